@@ -1,0 +1,67 @@
+"""`KVCache`: the decoder's keys and values, a frozen pytree of fixed size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of one attention, heads first: each [B,H,T,K]."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KVCache:
+    """What the decoder remembers of B rows; nothing grows, so nothing recompiles.
+
+    self_attention: one per layer, [B,H,S,K]: a buffer of S text positions, of which the first `length` count.
+    cross_attention: one per layer, [B/G,H,T,K], computed once per window; G adjacent rows (beams, samples) share one.
+    length [B]: the position at which each row writes next.
+    """
+
+    self_attention: tuple[KeysValues, ...]
+    cross_attention: tuple[KeysValues, ...]
+    length: jax.Array
+
+    @classmethod
+    def init(cls, cross_attention: tuple[KeysValues, ...], size: int) -> KVCache:
+        """An empty cache of `size` text positions for windows whose cross-attention is given."""
+        rows, heads, _, width = cross_attention[0].k.shape
+        empty = jnp.zeros((rows, heads, size, width), cross_attention[0].k.dtype)
+        return cls(
+            tuple(KeysValues(empty, empty) for _ in cross_attention), cross_attention, jnp.zeros(rows, jnp.int32)
+        )
+
+    def append(self, layer: int, new: KeysValues) -> KeysValues:
+        """What a layer may attend to: its buffer with `new` [B,H,n,K] written at each row's `length`.
+
+        A row without room for n positions overwrites its last ones: the caller stops it in time.
+        """
+        write = jax.vmap(lambda buffer, value, at: jax.lax.dynamic_update_slice(buffer, value, (0, at, 0)))
+        past = self.self_attention[layer]
+        return KeysValues(write(past.k, new.k, self.length), write(past.v, new.v, self.length))
+
+    def advance(self, written: list[KeysValues], n: jax.Array | int) -> KVCache:
+        """All layers have appended n positions (one number, or one for each row): the next ones go behind them."""
+        return replace(self, self_attention=tuple(written), length=self.length + n)
+
+    def reorder(self, rows: jax.Array) -> KVCache:
+        """Row i becomes what row `rows[i]` was: what a beam search does. Rows stay within their own window."""
+        return replace(
+            self, self_attention=jax.tree.map(lambda x: x[rows], self.self_attention), length=self.length[rows]
+        )
+
+    def repeat(self, group: int) -> KVCache:
+        """Every row `group` times, side by side; the cross-attention stays shared."""
+        return replace(
+            self,
+            self_attention=jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), self.self_attention),
+            length=jnp.repeat(self.length, group),
+        )

@@ -1,0 +1,139 @@
+"""The shape of a Whisper: `WhisperConfig`, and the table of the released sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """Everything that decides the shapes of a model; field names are those of Hugging Face's `config.json`.
+
+    `alignment_heads` are the (layer, head) pairs whose cross-attention follows the audio in time, None where unknown.
+    Raises ValueError for a shape that cannot be built.
+    """
+
+    d_model: int
+    encoder_layers: int
+    encoder_attention_heads: int
+    decoder_layers: int
+    decoder_attention_heads: int
+    vocab_size: int = 51865
+    num_mel_bins: int = 80
+    max_source_positions: int = 1500
+    max_target_positions: int = 448
+    encoder_ffn_dim: int = 0  # 0: four times d_model, as in the paper
+    decoder_ffn_dim: int = 0
+    dropout: float = 0.0
+    tie_word_embeddings: bool = True
+    alignment_heads: tuple[tuple[int, int], ...] | None = None
+
+    def __post_init__(self):
+        for name in ("encoder_ffn_dim", "decoder_ffn_dim"):
+            object.__setattr__(self, name, getattr(self, name) or 4 * self.d_model)
+        if self.alignment_heads is not None:
+            object.__setattr__(
+                self, "alignment_heads", tuple((int(layer), int(h)) for layer, h in self.alignment_heads)
+            )
+        self._validate()
+
+    def _validate(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{field.name}={value!r} must be a whole number of at least 1")
+        for side in ("encoder", "decoder"):
+            heads = getattr(self, f"{side}_attention_heads")
+            if self.d_model % heads:
+                raise ValueError(f"d_model={self.d_model} is not divisible by {side}_attention_heads={heads}")
+        if self.d_model % 2 or self.d_model < 4:
+            raise ValueError(f"d_model={self.d_model} must be even and at least 4: half of it are sines, half cosines")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        for layer, head in self.alignment_heads or ():
+            if not (0 <= layer < self.decoder_layers and 0 <= head < self.decoder_attention_heads):
+                raise ValueError(
+                    f"alignment head ({layer}, {head}) does not exist: the decoder has {self.decoder_layers} layers "
+                    f"of {self.decoder_attention_heads} heads"
+                )
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any], generation_config: dict[str, Any] | None = None) -> WhisperConfig:
+        """From the contents of `config.json`, and of `generation_config.json` for the alignment heads.
+
+        Raises ValueError where `config.json` is not a Whisper's or lacks a size.
+        """
+        if config.get("model_type", "whisper") != "whisper":
+            raise ValueError(f"model_type={config['model_type']!r} is not 'whisper'; give a Whisper checkpoint")
+        if config.get("activation_function", "gelu") != "gelu":
+            raise ValueError(
+                f"activation_function={config['activation_function']!r} is not supported; Whisper has 'gelu'"
+            )
+        required = ("d_model", "encoder_layers", "encoder_attention_heads", "decoder_layers", "decoder_attention_heads")
+        if missing := [name for name in (*required, "vocab_size") if config.get(name) is None]:
+            raise ValueError(f"config.json lacks {', '.join(missing)}; take it from the model's original repository")
+        known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
+        heads = (generation_config or {}).get("alignment_heads") or config.get("alignment_heads")
+        return cls(**{**known, "alignment_heads": heads and tuple(map(tuple, heads))})
+
+    def to_hf(self) -> dict[str, Any]:
+        """The model's part of a Hugging Face `config.json` (the tokens' ids belong to the tokenizer)."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "alignment_heads"}
+        return {
+            "model_type": "whisper",
+            "architectures": ["WhisperForConditionalGeneration"],
+            "activation_function": "gelu",
+            "is_encoder_decoder": True,
+            **own,
+        }
+
+
+def _size(d_model: int, layers: int, heads: int, **other: Any) -> WhisperConfig:
+    both = {"encoder_layers": layers, "decoder_layers": layers}
+    return WhisperConfig(
+        **{**both, "d_model": d_model, "encoder_attention_heads": heads, "decoder_attention_heads": heads, **other}
+    )
+
+
+_ENGLISH_ONLY = {"vocab_size": 51864}
+_V3 = {"vocab_size": 51866, "num_mel_bins": 128}
+
+# The one source of sizes. Paper, table 1; large-v3 brought 128 mels and Cantonese, turbo a decoder of four layers.
+# Distilled models (distil-whisper) differ in the number of decoder layers and are read from their own config.json.
+RELEASED: dict[str, WhisperConfig] = {
+    "tiny": _size(384, 4, 6),
+    "tiny.en": _size(384, 4, 6, **_ENGLISH_ONLY),
+    "base": _size(512, 6, 8),
+    "base.en": _size(512, 6, 8, **_ENGLISH_ONLY),
+    "small": _size(768, 12, 12),
+    "small.en": _size(768, 12, 12, **_ENGLISH_ONLY),
+    "medium": _size(1024, 24, 16),
+    "medium.en": _size(1024, 24, 16, **_ENGLISH_ONLY),
+    "large-v1": _size(1280, 32, 20),
+    "large-v2": _size(1280, 32, 20),
+    "large-v3": _size(1280, 32, 20, **_V3),
+    "large-v3-turbo": _size(1280, 32, 20, decoder_layers=4, **_V3),
+}
+ALIASES = {"large": "large-v3", "turbo": "large-v3-turbo"}
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The ids with a meaning of their own, as a checkpoint's vocabulary has them; ids up to `eot` are text.
+
+    Timestamps are the ids `timestamp_begin` to `timestamp_end`, both included, one per 20 ms. `sot_lm` and `no_speech`
+    are None where the vocabulary lacks them. `languages` are (code, id) pairs in the vocabulary's order.
+    """
+
+    eot: int
+    sot: int
+    transcribe: int
+    translate: int
+    sot_lm: int | None
+    sot_prev: int
+    no_speech: int | None
+    no_timestamps: int
+    timestamp_begin: int
+    timestamp_end: int
+    languages: tuple[tuple[str, int], ...] = ()

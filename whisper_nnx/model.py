@@ -1,0 +1,343 @@
+"""The network: audio encoder and text decoder as Flax NNX modules. Paper: Radford et al. 2022, section 2.2.
+
+Module names are those of Hugging Face's checkpoints, so that a path here is a path there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from whisper_nnx.cache import KeysValues, KVCache
+from whisper_nnx.config import ALIASES, RELEASED, WhisperConfig
+
+if TYPE_CHECKING:
+    from whisper_nnx.tokenizer import Tokenizer
+
+Dtype = Any
+
+
+class Constant(nnx.Variable):
+    """A stored array that is no parameter: the encoder's sinusoids."""
+
+
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """Positional embedding [length, width], sines then cosines, wavelengths from 2 pi to 10,000 * 2 pi (in float32)."""
+    scale = np.exp(-np.log(10_000) / (width // 2 - 1) * np.arange(width // 2)).astype(np.float32)
+    angle = np.arange(length, dtype=np.float32)[:, None] * scale
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+
+class _Layers:
+    """Makes the layers of one model with its dtypes; keeps their traps in one place."""
+
+    def __init__(self, rngs: nnx.Rngs, dtype: Dtype, param_dtype: Dtype):
+        # A float32 product is asked for as such: GPUs and TPUs would otherwise round its factors to 10 or 8 bits.
+        self.precision = jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+        self.dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        self.param_dtype, self.rngs = param_dtype, rngs
+        self.init = nnx.initializers.normal(0.02)
+
+    def linear(self, n_in: int, n_out: int, use_bias: bool = True) -> nnx.Linear:
+        common = {"use_bias": use_bias, "kernel_init": self.init, "precision": self.precision, "rngs": self.rngs}
+        return nnx.Linear(n_in, n_out, **common, **self.dtypes)
+
+    def conv(self, n_in: int, n_out: int, stride: int) -> nnx.Conv:
+        # padding=1, not "SAME": at stride 2 that would pad on the right alone and shift every frame by half a position.
+        common = {"padding": 1, "kernel_init": self.init, "precision": self.precision, "rngs": self.rngs}
+        return nnx.Conv(n_in, n_out, (3,), strides=stride, **common, **self.dtypes)
+
+    def norm(self, width: int) -> nnx.LayerNorm:
+        return nnx.LayerNorm(
+            width,
+            epsilon=1e-5,
+            use_fast_variance=False,
+            dtype=jnp.float32,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def embedding(self, n: int, width: int) -> nnx.Embed:
+        return nnx.Embed(n, width, embedding_init=self.init, rngs=self.rngs, **self.dtypes)
+
+
+def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """q [B,H,S,K], k and v [B,H,T,K], mask broadcastable to [B,H,S,T] (True: attend) -> [B,H,S,K].
+
+    The scores and their softmax are float32, whatever the inputs are.
+    """
+    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    q = q * q.shape[-1] ** -0.5
+    scores = jnp.einsum("bhsk,bhtk->bhst", q, k, precision=precision, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhst,bhtk->bhsk", weights, v, precision=precision)
+
+
+class MultiHeadAttention(nnx.Module):
+    """Queries come from one sequence, keys and values from another or the same. No bias on the keys."""
+
+    def __init__(self, width: int, heads: int, layers: _Layers):
+        self.heads = heads
+        self.q_proj = layers.linear(width, width)
+        self.k_proj = layers.linear(width, width, use_bias=False)
+        self.v_proj = layers.linear(width, width)
+        self.out_proj = layers.linear(width, width)
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        """[B,S,D] -> [B,H,S,K]."""
+        return x.reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
+
+    def keys_values(self, x: jax.Array) -> KeysValues:
+        """x [B,T,D] -> keys and values [B,H,T,K]."""
+        return KeysValues(self._split(self.k_proj(x)), self._split(self.v_proj(x)))
+
+    def __call__(self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None) -> jax.Array:
+        """x [B,S,D] attends to kv [B,H,T,K] where mask allows -> [B,S,D]."""
+        attended = dot_product_attention(self._split(self.q_proj(x)), kv.k, kv.v, mask)
+        return self.out_proj(attended.swapaxes(1, 2).reshape(x.shape))
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention and a two-layer perceptron, each behind a LayerNorm and beside a residual."""
+
+    def __init__(self, width: int, heads: int, ffn: int, dropout: float, layers: _Layers):
+        self.self_attn = MultiHeadAttention(width, heads, layers)
+        self.self_attn_layer_norm = layers.norm(width)
+        self.fc1 = layers.linear(width, ffn)
+        self.fc2 = layers.linear(ffn, width)
+        self.final_layer_norm = layers.norm(width)
+        self.dropout = nnx.Dropout(dropout)
+
+    def _perceptron(self, x: jax.Array, drop: Callable) -> jax.Array:
+        h = self.final_layer_norm(x).astype(x.dtype)
+        return x + drop(self.fc2(jax.nn.gelu(self.fc1(h), approximate=False)))
+
+    def __call__(self, x: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """x [B,T,D] -> [B,T,D]."""
+        drop = partial(self.dropout, deterministic=deterministic, rngs=rngs)
+        h = self.self_attn_layer_norm(x).astype(x.dtype)
+        x = x + drop(self.self_attn(h, self.self_attn.keys_values(h)))
+        return self._perceptron(x, drop)
+
+
+class DecoderLayer(EncoderLayer):
+    """An encoder layer whose self-attention is masked, with attention to the audio between its two halves."""
+
+    def __init__(self, width: int, heads: int, ffn: int, dropout: float, layers: _Layers):
+        super().__init__(width, heads, ffn, dropout, layers)
+        self.encoder_attn = MultiHeadAttention(width, heads, layers)
+        self.encoder_attn_layer_norm = layers.norm(width)
+
+    def __call__(  # type: ignore[override]
+        self,
+        x: jax.Array,
+        cross: KeysValues,
+        mask: jax.Array,
+        append: Callable[[KeysValues], KeysValues] = lambda new: new,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """x [B,S,D], cross [B/G,H,T,K], mask [B,1,S,S'] -> ([B,S,D], the S' keys and values attended to).
+
+        `append` puts the keys and values of x behind those of the past, if there is one.
+        """
+        drop = partial(self.dropout, deterministic=deterministic, rngs=rngs)
+        h = self.self_attn_layer_norm(x).astype(x.dtype)
+        kv = append(self.self_attn.keys_values(h))
+        x = x + drop(self.self_attn(h, kv, mask))
+        h = self.encoder_attn_layer_norm(x).astype(x.dtype)
+        # The G rows of a window are G more queries to the same keys: read once, not G times.
+        h = self.encoder_attn(h.reshape(cross.k.shape[0], -1, h.shape[-1]), cross).reshape(x.shape)
+        return self._perceptron(x + drop(h), drop), kv
+
+
+class AudioEncoder(nnx.Module):
+    """Two convolutions, of which the second halves the time, and a stack of self-attention layers."""
+
+    def __init__(self, config: WhisperConfig, layers: _Layers):
+        width = config.d_model
+        self.max_positions = config.max_source_positions
+        self.conv1 = layers.conv(config.num_mel_bins, width, stride=1)
+        self.conv2 = layers.conv(width, width, stride=2)
+        self.embed_positions = Constant(jnp.asarray(sinusoids(self.max_positions, width), layers.param_dtype))
+        shape = (width, config.encoder_attention_heads, config.encoder_ffn_dim, config.dropout)
+        self.layers = nnx.List(EncoderLayer(*shape, layers) for _ in range(config.encoder_layers))
+        self.layer_norm = layers.norm(width)
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(
+        self, input_features: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """input_features [B,M,T] (log-mel, T frames of 10 ms) -> [B,ceil(T/2),D] (positions of 20 ms).
+
+        Raises ValueError for another number of mels or more frames than the model has positions for.
+        """
+        mels = self.conv1.in_features
+        if input_features.ndim != 3 or input_features.shape[1] != mels:
+            raise ValueError(f"input_features has shape {input_features.shape}, expected [B,{mels},T]")
+        x = jnp.swapaxes(input_features, 1, 2).astype(self.conv1.dtype)
+        x = jax.nn.gelu(self.conv1(x), approximate=False)
+        x = jax.nn.gelu(self.conv2(x), approximate=False)
+        if x.shape[1] > self.max_positions:
+            raise ValueError(
+                f"input_features has {input_features.shape[2]} frames, the model takes at most {2 * self.max_positions}; "
+                "cut the audio into windows, as transcribe() does"
+            )
+        x = x + jax.lax.stop_gradient(self.embed_positions[...])[: x.shape[1]].astype(x.dtype)
+        x = self.dropout(x, deterministic=deterministic, rngs=rngs)
+        for layer in self.layers:
+            x = layer(x, deterministic, rngs)
+        return self.layer_norm(x).astype(x.dtype)
+
+
+class TextDecoder(nnx.Module):
+    """Token and learned position embeddings, masked self-attention, attention to the audio, logits over the vocabulary."""
+
+    def __init__(self, config: WhisperConfig, layers: _Layers):
+        width = config.d_model
+        self.dtype = layers.dtypes["dtype"]
+        self.embed_tokens = layers.embedding(config.vocab_size, width)
+        self.embed_positions = layers.embedding(config.max_target_positions, width)
+        shape = (width, config.decoder_attention_heads, config.decoder_ffn_dim, config.dropout)
+        self.layers = nnx.List(DecoderLayer(*shape, layers) for _ in range(config.decoder_layers))
+        self.layer_norm = layers.norm(width)
+        self.proj_out = None if config.tie_word_embeddings else layers.linear(width, config.vocab_size, use_bias=False)
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def cross_attention(self, encoder_output: jax.Array) -> tuple[KeysValues, ...]:
+        """encoder_output [B,T,D] -> each layer's keys and values [B,H,T,K], which serve a whole window."""
+        return tuple(layer.encoder_attn.keys_values(encoder_output) for layer in self.layers)
+
+    def _embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
+        """ids [B,S] and their positions [B,S] or [S] -> [B,S,D]. Rows are taken before they are cast: V is large."""
+        tokens, places = self.embed_tokens.embedding[...], self.embed_positions.embedding[...]
+        return tokens[ids].astype(self.dtype) + places[positions].astype(self.dtype)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden [...,D] -> [...,V], float32."""
+        tied = self.proj_out is None
+        table = self.embed_tokens.embedding[...] if tied else self.proj_out.kernel[...].T
+        precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
+        return jnp.einsum(
+            "...d,vd->...v", hidden, table.astype(hidden.dtype), precision=precision, preferred_element_type=jnp.float32
+        )
+
+    def __call__(
+        self, ids: jax.Array, encoder_output: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Teacher forcing: ids [B,S], encoder_output [B,T,D] -> logits [B,S,V] of each next token.
+
+        Raises ValueError for more ids than the model has positions for.
+        """
+        n = ids.shape[1]
+        if n > self.embed_positions.num_embeddings:
+            raise ValueError(
+                f"{n} decoder_input_ids, but the model has {self.embed_positions.num_embeddings} positions; shorten them"
+            )
+        x = self.dropout(self._embed(ids, jnp.arange(n)), deterministic=deterministic, rngs=rngs)
+        mask = jnp.tril(jnp.ones((n, n), bool))
+        encoder_output = encoder_output.astype(x.dtype)
+        for layer in self.layers:
+            cross = layer.encoder_attn.keys_values(encoder_output)
+            x, _ = layer(x, cross, mask, deterministic=deterministic, rngs=rngs)
+        return self.logits(self.layer_norm(x).astype(x.dtype))
+
+    def step(self, ids: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        """ids [B,n] follow what the cache remembers -> (hidden [B,n,D] for `logits`, the cache with n more positions)."""
+        new_positions = cache.length[:, None] + jnp.arange(ids.shape[1])
+        mask = jnp.arange(cache.self_attention[0].k.shape[2]) <= new_positions[:, None, :, None]
+        # A finished row may stand past the last position: whatever it then computes is not looked at.
+        x = self._embed(ids, jnp.minimum(new_positions, self.embed_positions.num_embeddings - 1))
+        written = []
+        for i, (layer, cross) in enumerate(zip(self.layers, cache.cross_attention, strict=True)):
+            x, kv = layer(x, cross, mask, partial(cache.append, i))
+            written.append(kv)
+        return self.layer_norm(x).astype(x.dtype), cache.advance(written, ids.shape[1])
+
+
+class Whisper(nnx.Module):
+    """Speech in, text logits out. `load_model` gives a trained one, `create_whisper` a random one.
+
+    `dtype` is that of the computation, `param_dtype` that of the parameters; LayerNorm, softmax and logits are float32.
+    `tokenizer` is the checkpoint's own, None for a model without one.
+    """
+
+    def __init__(
+        self,
+        config: WhisperConfig,
+        *,
+        rngs: nnx.Rngs | None = None,
+        dtype: Dtype = jnp.float32,
+        param_dtype: Dtype = jnp.float32,
+        tokenizer: Tokenizer | None = None,
+    ):
+        layers = _Layers(rngs or nnx.Rngs(0), dtype, param_dtype)
+        self.config = config
+        self.tokenizer = tokenizer
+        self.encoder = AudioEncoder(config, layers)
+        self.decoder = TextDecoder(config, layers)
+
+    def encode(self, input_features: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Log-mel input_features [B,M,T] -> encoder_output [B,ceil(T/2),D]."""
+        return self.encoder(input_features, deterministic, rngs)
+
+    def decode(
+        self,
+        decoder_input_ids: jax.Array,
+        encoder_output: jax.Array,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """decoder_input_ids [B,S], encoder_output [B,T,D] -> logits [B,S,V], float32."""
+        return self.decoder(decoder_input_ids, encoder_output, deterministic, rngs)
+
+    def __call__(
+        self,
+        input_features: jax.Array,
+        decoder_input_ids: jax.Array,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """input_features [B,M,T], decoder_input_ids [B,S] -> logits [B,S,V], float32.
+
+        `deterministic=False` applies `config.dropout` and then needs `rngs` (nnx.Rngs(dropout=...)).
+        """
+        encoder_output = self.encode(input_features, deterministic, rngs)
+        return self.decode(decoder_input_ids, encoder_output, deterministic, rngs)
+
+
+def create_whisper(
+    size: str | WhisperConfig,
+    *,
+    rngs: nnx.Rngs | None = None,
+    dtype: Dtype = jnp.float32,
+    param_dtype: Dtype = jnp.float32,
+    **changes: Any,
+) -> Whisper:
+    """A model with random weights: `size` is a released name ("tiny", "large-v3") or a config; `changes` alter its fields.
+
+    Raises ValueError for an unknown name or an impossible shape.
+    """
+    if isinstance(size, str):
+        name = ALIASES.get(size, size)
+        if name not in RELEASED:
+            raise ValueError(f"unknown size {size!r}; choose one of {', '.join([*RELEASED, *ALIASES])}")
+        size = RELEASED[name]
+    return Whisper(replace(size, **changes), rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+
+create_whisper_tiny = partial(create_whisper, "tiny")
+create_whisper_base = partial(create_whisper, "base")
+create_whisper_small = partial(create_whisper, "small")
+create_whisper_medium = partial(create_whisper, "medium")
+create_whisper_large = partial(create_whisper, "large-v3")
+create_whisper_turbo = partial(create_whisper, "large-v3-turbo")
