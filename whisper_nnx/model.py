@@ -40,32 +40,25 @@ class _Layers:
 
     def __init__(self, rngs: nnx.Rngs, dtype: Dtype, param_dtype: Dtype):
         # A float32 product is asked for as such: GPUs and TPUs would otherwise round its factors to 10 or 8 bits.
-        self.precision = jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
-        self.dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        self.param_dtype, self.rngs = param_dtype, rngs
-        self.init = nnx.initializers.normal(0.02)
+        precision = jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+        init = nnx.initializers.normal(0.02)
+        self.dtype, self.param_dtype = dtype, param_dtype
+        self.common: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        self.product: dict[str, Any] = {"dtype": dtype, "precision": precision, "kernel_init": init, **self.common}
+        self.embed: dict[str, Any] = {"dtype": dtype, "embedding_init": init, **self.common}
 
     def linear(self, n_in: int, n_out: int, use_bias: bool = True) -> nnx.Linear:
-        common = {"use_bias": use_bias, "kernel_init": self.init, "precision": self.precision, "rngs": self.rngs}
-        return nnx.Linear(n_in, n_out, **common, **self.dtypes)
+        return nnx.Linear(n_in, n_out, use_bias=use_bias, **self.product)
 
     def conv(self, n_in: int, n_out: int, stride: int) -> nnx.Conv:
         # padding=1, not "SAME": at stride 2 that would pad on the right alone and shift every frame by half a position.
-        common = {"padding": 1, "kernel_init": self.init, "precision": self.precision, "rngs": self.rngs}
-        return nnx.Conv(n_in, n_out, (3,), strides=stride, **common, **self.dtypes)
+        return nnx.Conv(n_in, n_out, (3,), strides=stride, padding=1, **self.product)
 
     def norm(self, width: int) -> nnx.LayerNorm:
-        return nnx.LayerNorm(
-            width,
-            epsilon=1e-5,
-            use_fast_variance=False,
-            dtype=jnp.float32,
-            param_dtype=self.param_dtype,
-            rngs=self.rngs,
-        )
+        return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, **self.common)
 
     def embedding(self, n: int, width: int) -> nnx.Embed:
-        return nnx.Embed(n, width, embedding_init=self.init, rngs=self.rngs, **self.dtypes)
+        return nnx.Embed(n, width, **self.embed)
 
 
 def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -189,8 +182,8 @@ class AudioEncoder(nnx.Module):
         x = jax.nn.gelu(self.conv2(x), approximate=False)
         if x.shape[1] > self.max_positions:
             raise ValueError(
-                f"input_features has {input_features.shape[2]} frames, the model takes at most {2 * self.max_positions}; "
-                "cut the audio into windows, as transcribe() does"
+                f"input_features has {input_features.shape[2]} frames, but the model takes at most "
+                f"{2 * self.max_positions}; cut the audio into windows, as transcribe() does"
             )
         x = x + jax.lax.stop_gradient(self.embed_positions[...])[: x.shape[1]].astype(x.dtype)
         x = self.dropout(x, deterministic=deterministic, rngs=rngs)
@@ -200,11 +193,11 @@ class AudioEncoder(nnx.Module):
 
 
 class TextDecoder(nnx.Module):
-    """Token and learned position embeddings, masked self-attention, attention to the audio, logits over the vocabulary."""
+    """Token and position embeddings, masked self-attention, attention to the audio, logits over the vocabulary."""
 
     def __init__(self, config: WhisperConfig, layers: _Layers):
         width = config.d_model
-        self.dtype = layers.dtypes["dtype"]
+        self.dtype = layers.dtype
         self.embed_tokens = layers.embedding(config.vocab_size, width)
         self.embed_positions = layers.embedding(config.max_target_positions, width)
         shape = (width, config.decoder_attention_heads, config.decoder_ffn_dim, config.dropout)
@@ -224,8 +217,7 @@ class TextDecoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [...,D] -> [...,V], float32."""
-        tied = self.proj_out is None
-        table = self.embed_tokens.embedding[...] if tied else self.proj_out.kernel[...].T
+        table = self.embed_tokens.embedding[...] if self.proj_out is None else self.proj_out.kernel[...].T
         precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
         return jnp.einsum(
             "...d,vd->...v", hidden, table.astype(hidden.dtype), precision=precision, preferred_element_type=jnp.float32
@@ -241,7 +233,7 @@ class TextDecoder(nnx.Module):
         n = ids.shape[1]
         if n > self.embed_positions.num_embeddings:
             raise ValueError(
-                f"{n} decoder_input_ids, but the model has {self.embed_positions.num_embeddings} positions; shorten them"
+                f"{n} decoder_input_ids, but the model takes at most {self.embed_positions.num_embeddings}; shorten them"
             )
         x = self.dropout(self._embed(ids, jnp.arange(n)), deterministic=deterministic, rngs=rngs)
         mask = jnp.tril(jnp.ones((n, n), bool))
@@ -252,7 +244,7 @@ class TextDecoder(nnx.Module):
         return self.logits(self.layer_norm(x).astype(x.dtype))
 
     def step(self, ids: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        """ids [B,n] follow what the cache remembers -> (hidden [B,n,D] for `logits`, the cache with n more positions)."""
+        """ids [B,n] follow what the cache remembers -> (hidden [B,n,D] for `logits`, the cache n positions longer)."""
         new_positions = cache.length[:, None] + jnp.arange(ids.shape[1])
         mask = jnp.arange(cache.self_attention[0].k.shape[2]) <= new_positions[:, None, :, None]
         # A finished row may stand past the last position: whatever it then computes is not looked at.
@@ -323,7 +315,7 @@ def create_whisper(
     param_dtype: Dtype = jnp.float32,
     **changes: Any,
 ) -> Whisper:
-    """A model with random weights: `size` is a released name ("tiny", "large-v3") or a config; `changes` alter its fields.
+    """A model with random weights; `size` is a released name ("tiny", "large-v3") or a config, `changes` alter it.
 
     Raises ValueError for an unknown name or an impossible shape.
     """
