@@ -1,0 +1,22 @@
+"""Which language is spoken: the token that follows `<|startoftranscript|>`. Paper, section 2.3."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from whisper_nnx.cache import KeysValues, KVCache
+from whisper_nnx.config import SpecialTokens
+from whisper_nnx.model import TextDecoder
+
+
+@partial(jax.jit, static_argnames="special")
+def language_probs(decoder: TextDecoder, cross: tuple[KeysValues, ...], special: SpecialTokens) -> jax.Array:
+    """Windows given by their cross-attention -> [B, number of languages], in the order of `special.languages`."""
+    cache = KVCache.init(cross, 1)
+    ids = jnp.full((cache.length.shape[0], 1), special.sot, jnp.int32)
+    hidden, _ = decoder.step(ids, cache)
+    logits = decoder.logits(hidden[:, 0])[:, jnp.array([token for _, token in special.languages])]
+    return jax.nn.softmax(logits, axis=-1)

@@ -1,0 +1,152 @@
+"""The jitted part of decoding: prefill, then one token a step for all rows until every row is done.
+
+All that may differ from call to call (prompt lengths, temperatures, languages, limits) is traced; only the strategy and
+the vocabulary's special ids are static. So one compilation serves all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from whisper_nnx.cache import KeysValues, KVCache
+from whisper_nnx.config import SpecialTokens
+from whisper_nnx.decoding.filters import TimestampHistory, suppress, timestamp_rules
+from whisper_nnx.decoding.strategies import (
+    Beam,
+    BeamState,
+    Candidates,
+    Sampling,
+    Sequences,
+    beam_candidates,
+    beam_step,
+    sample_step,
+)
+from whisper_nnx.model import TextDecoder
+
+PREFILL_CHUNK = 32  # ids fed at once; a prompt of any length is so many passes of one shape
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DecodingBatch:
+    """What B windows are to be decoded with.
+
+    initial_ids [B,P], initial_length [B]: prompt, start sequence and prefix, padded on the right to whole chunks.
+    sot_index [B]: where `<|startoftranscript|>` stands in them. limit [B]: tokens to sample at most, the end included.
+    temperature [B], seed [B] uint32: of the sampling. timestamps [B]: whether the timestamp rules apply; max_initial
+    [B]: the latest first timestamp, in steps; history [B]: what these rules know of a prefix.
+    suppressed [V], suppressed_first [V]: tokens never to sample, and not to sample at first.
+    """
+
+    initial_ids: Any
+    initial_length: Any
+    sot_index: Any
+    limit: Any
+    temperature: Any
+    seed: Any
+    timestamps: Any
+    max_initial: Any
+    history: TimestampHistory
+    suppressed: Any
+    suppressed_first: Any
+
+
+class Generated(NamedTuple):
+    """Candidates of each window, and no_speech_prob [B]: that token's probability after `<|startoftranscript|>`."""
+
+    candidates: Candidates
+    no_speech_prob: jax.Array
+
+
+def padded_positions(max_positions: int) -> int:
+    """The size of the buffers for a model with that many text positions: whole prefill chunks."""
+    return -(-max_positions // PREFILL_CHUNK) * PREFILL_CHUNK
+
+
+def prefill(
+    decoder: TextDecoder, cross: tuple[KeysValues, ...], batch: DecodingBatch
+) -> tuple[KVCache, jax.Array, jax.Array]:
+    """Feeds the initial ids -> (the cache after them, hidden [B,D] at the start of transcript, and at the last id)."""
+    rows = batch.initial_ids.shape[0]
+    cache = KVCache.init(cross, batch.initial_ids.shape[1])
+    nothing = jnp.zeros((rows, decoder.embed_tokens.features), cross[0].k.dtype)
+    wanted = jnp.stack([batch.sot_index, batch.initial_length - 1], axis=1)
+
+    def feed(carry: tuple[jax.Array, KVCache, jax.Array]) -> tuple[jax.Array, KVCache, jax.Array]:
+        start, cache, found = carry
+        ids = jax.lax.dynamic_slice_in_dim(batch.initial_ids, start, PREFILL_CHUNK, axis=1)
+        hidden, cache = decoder.step(ids, cache)
+        at = wanted - start
+        here = jnp.take_along_axis(hidden, jnp.clip(at, 0, PREFILL_CHUNK - 1)[..., None], axis=1)
+        found = jnp.where(((at >= 0) & (at < PREFILL_CHUNK))[..., None], here, found)
+        return start + PREFILL_CHUNK, cache, found
+
+    longest = batch.initial_length.max()
+    carry = (jnp.int32(0), cache, jnp.stack([nothing, nothing], axis=1))
+    _, cache, found = jax.lax.while_loop(lambda carry: carry[0] < longest, feed, carry)
+    # What the padding of the shorter rows left in the cache lies behind `length`: it is overwritten before it is seen.
+    cache = cache.advance(list(cache.self_attention), batch.initial_length - cache.length)
+    return cache, found[:, 0], found[:, 1]
+
+
+class _Loop(NamedTuple):
+    step: jax.Array
+    hidden: jax.Array
+    cache: KVCache
+    history: TimestampHistory
+    chosen: Sequences | BeamState
+
+    @property
+    def sequences(self) -> Sequences:
+        return self.chosen.beams if isinstance(self.chosen, BeamState) else self.chosen
+
+
+@partial(jax.jit, static_argnames=("strategy", "special"))
+def generate(
+    decoder: TextDecoder,
+    cross: tuple[KeysValues, ...],
+    batch: DecodingBatch,
+    strategy: Sampling | Beam,
+    special: SpecialTokens,
+) -> Generated:
+    """Decodes B windows, whose cross-attention is given, by one strategy."""
+    cache, at_sot, at_last = prefill(decoder, cross, batch)
+    group = strategy.group
+    row = (batch.temperature, batch.timestamps, batch.max_initial, batch.limit, batch.history)
+    temperature, timestamps, max_initial, limit, history = jax.tree.map(lambda x: jnp.repeat(x, group), row)
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), group))(batch.seed).reshape(-1)
+
+    def step(loop: _Loop) -> _Loop:
+        logits = decoder.logits(loop.hidden)
+        logits = suppress(logits, batch.suppressed | (batch.suppressed_first & (loop.step == 0)))
+        ruled = timestamp_rules(logits, loop.history, max_initial, special)
+        logits = jnp.where(timestamps[:, None], ruled, logits)
+
+        history, cache, chosen = loop.history, loop.cache, loop.chosen
+        if isinstance(chosen, BeamState):
+            assert isinstance(strategy, Beam)
+            token, source, chosen = beam_step(chosen, logits, loop.step, strategy, special.eot)
+            history, cache = jax.tree.map(lambda x: x[source], history), cache.reorder(source)
+        else:
+            token, chosen = sample_step(chosen, logits, loop.step, temperature, keys, special.eot)
+        hidden, cache = decoder.step(token[:, None], cache)
+        return _Loop(loop.step + 1, hidden[:, 0], cache, history.append(token, special), chosen)
+
+    sequences = Sequences.init(limit, batch.initial_ids.shape[1], special.eot)
+    chosen = BeamState.init(sequences, strategy) if isinstance(strategy, Beam) else sequences
+    loop = _Loop(jnp.int32(0), jnp.repeat(at_last, group, axis=0), cache.repeat(group), history, chosen)
+    loop = jax.lax.while_loop(lambda loop: ~loop.sequences.done.all(), step, loop)
+
+    if isinstance(strategy, Beam):
+        assert isinstance(loop.chosen, BeamState)
+        candidates = beam_candidates(loop.chosen, strategy)
+    else:
+        candidates = Candidates.of(loop.sequences, group)
+    probs = jax.nn.softmax(decoder.logits(at_sot), axis=-1)
+    no_speech = jnp.full(probs.shape[:1], jnp.nan) if special.no_speech is None else probs[:, special.no_speech]
+    return Generated(candidates, no_speech)

@@ -1,0 +1,153 @@
+"""`Recording`: a long recording as a chain of 30 s windows. It knows what was said and where to go on, and no JAX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from whisper_nnx.results import Segment, Transcript
+from whisper_nnx.segments import split_at_timestamps
+
+if TYPE_CHECKING:
+    from whisper_nnx.tokenizer import Tokenizer
+    from whisper_nnx.windows import DecodingResult
+
+FRAMES_PER_SECOND = 100
+
+
+@dataclass(frozen=True)
+class LongformOptions:
+    """How windows follow each other; meaning and names are openai-whisper's.
+
+    condition_on_previous_text: each window is told what the ones before it said. initial_prompt: text before the first
+    window; with carry_initial_prompt before every one. clip_timestamps: start,end,start,end,... in s (text or numbers)
+    of what to transcribe; a missing last end is that of the recording.
+    """
+
+    condition_on_previous_text: bool = True
+    initial_prompt: str | None = None
+    carry_initial_prompt: bool = False
+    clip_timestamps: str | Sequence[float] = "0"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a recording to decode: n_frames of 10 ms from start_frame on, and the ids of the previous text."""
+
+    start_frame: int
+    n_frames: int
+    prompt: tuple[int, ...]
+
+
+@dataclass
+class Recording:
+    """Asks for one window at a time (`next_window`) and is told what it said (`accept`).
+
+    content_frames: its length in frames of 10 ms. window_frames, positions: frames and encoder positions of a window.
+    context: the decoder's positions, of which previous text gets half.
+    """
+
+    tokenizer: Tokenizer
+    language: str
+    content_frames: int
+    options: LongformOptions
+    window_frames: int = 3000
+    positions: int = 1500
+    context: int = 448
+    seek: int = field(default=0, init=False)
+    segments: list[Segment] = field(default_factory=list, init=False)
+
+    def __post_init__(self):
+        self._clips = parse_clips(self.options.clip_timestamps, self.content_frames)
+        self._clip = 0
+        prompt = (self.options.initial_prompt or "").strip()
+        self._initial: list[int] = self.tokenizer.encode(" " + prompt) if prompt else []
+        self._history = list(self._initial)  # ids of all that was said so far
+        self._forgotten = 0  # how many of them are no longer told to the next window
+
+    def next_window(self) -> Window | None:
+        """What to decode next; None when all is done. The same until `accept` or `skip` is called."""
+        while self._clip < len(self._clips):
+            start, end = self._clips[self._clip]
+            self.seek = max(self.seek, start)
+            if self.seek < end:
+                return Window(self.seek, min(self.window_frames, end - self.seek), self._prompt())
+            self._clip += 1
+            if self._clip < len(self._clips):
+                self.seek = self._clips[self._clip][0]
+        return None
+
+    def _prompt(self) -> tuple[int, ...]:
+        """Half the context less one; a carried initial prompt comes first, the latest history gets what it leaves."""
+        room = self.context // 2 - 1
+        if not self.options.carry_initial_prompt:
+            return tuple(self._history[self._forgotten :][-room:])
+        initial = self._initial[-room:]
+        said = self._history[max(self._forgotten, len(self._initial)) :]
+        return (*initial, *said[max(0, len(said) - (room - len(initial))) :])
+
+    def skip(self, window: Window) -> None:
+        """Nobody speaks in the window."""
+        self.seek += window.n_frames
+
+    def accept(self, window: Window, result: DecodingResult) -> list[Segment]:
+        """What the window says -> its new segments; those without text or length stay in the list, emptied."""
+        offset_s = window.start_frame / FRAMES_PER_SECOND
+        step_frames = self.window_frames // self.positions
+        step_s = step_frames / FRAMES_PER_SECOND
+        duration_s = window.n_frames / FRAMES_PER_SECOND
+        pieces, advance = split_at_timestamps(result.tokens, self.tokenizer.special, step_s, duration_s)
+        self.seek += window.n_frames if advance is None else advance * step_frames
+
+        new: list[Segment] = []
+        for piece in pieces:
+            text = self.tokenizer.decode(self.tokenizer.text_tokens(piece.tokens))
+            heard = piece.start_s != piece.end_s and bool(text.strip())
+            new.append(
+                {
+                    "id": len(self.segments) + len(new),
+                    "seek": window.start_frame,
+                    "start": offset_s + piece.start_s,
+                    "end": offset_s + piece.end_s,
+                    "text": text if heard else "",
+                    "tokens": list(piece.tokens) if heard else [],
+                    "temperature": result.temperature,
+                    "avg_logprob": result.avg_logprob,
+                    "compression_ratio": result.compression_ratio,
+                    "no_speech_prob": result.no_speech_prob,
+                }
+            )
+        self.segments += new
+        self._history += [token for segment in new for token in segment["tokens"]]
+        if not self.options.condition_on_previous_text or result.temperature > 0.5:
+            # What was found at a high temperature misleads more than it helps.
+            self._forgotten = len(self._history)
+        return new
+
+    def transcript(self) -> Transcript:
+        """All that was accepted so far."""
+        text = self.tokenizer.decode(self._history[len(self._initial) :])
+        return {"text": text, "segments": self.segments, "language": self.language}
+
+
+def parse_clips(clips: str | Sequence[float], content_frames: int) -> list[tuple[int, int]]:
+    """start,end,... in s -> pairs of frames within the recording.
+
+    Raises ValueError for what is no number, negative, or ends before it starts. A clip that ends past the recording
+    ends with it (in the reference it never ends).
+    """
+    try:
+        times = [float(part) for part in (clips.split(",") if isinstance(clips, str) else clips) if part != ""]
+    except ValueError:
+        raise ValueError(f"clip_timestamps={clips!r} must be seconds: start,end,start,end,...") from None
+    if bad := [t for t in times if not (t >= 0 and math.isfinite(t))]:
+        raise ValueError(f"clip_timestamps has {bad[0]}; each must be 0 s or more")
+    for start, end in zip(times[::2], times[1::2], strict=False):
+        if end < start:
+            raise ValueError(f"clip_timestamps has a clip that ends before it starts: {start} to {end}; exchange them")
+    frames = [min(round(t * FRAMES_PER_SECOND), content_frames) for t in times] or [0]
+    if len(frames) % 2:
+        frames.append(content_frames)
+    return list(zip(frames[::2], frames[1::2], strict=True))

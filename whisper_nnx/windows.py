@@ -1,0 +1,292 @@
+"""Decoding of 30 s windows, from mel to text: between `decoding/`, which knows ids, and users, who have words."""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from whisper_nnx.cache import KeysValues
+from whisper_nnx.config import WhisperConfig
+from whisper_nnx.decoding.filters import NO_LIMIT, TimestampHistory
+from whisper_nnx.decoding.language import language_probs
+from whisper_nnx.decoding.loop import DecodingBatch, generate, padded_positions
+from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
+from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper
+from whisper_nnx.tokenizer import Tokenizer
+
+WINDOW_S = 30.0
+
+
+class EncodedWindows(NamedTuple):
+    """B windows after the encoder: features [B,T,D], and each decoder layer's cross-attention keys and values.
+
+    Everything that decodes or aligns a window works on this, so that it is encoded once.
+    """
+
+    features: jax.Array
+    cross: tuple[KeysValues, ...]
+
+    def take(self, rows: Sequence[int]) -> EncodedWindows:
+        """Some of the windows."""
+        if list(rows) == list(range(self.features.shape[0])):
+            return self
+        return jax.tree.map(lambda x: x[np.array(rows)], self)
+
+
+@dataclass(frozen=True)
+class DecodingResult:
+    """What a window says. avg_logprob is the mean over the tokens and the end of text, as openai-whisper takes it.
+
+    language_probs: by code, None unless the language was detected. token_logprobs: one for each of `tokens`, after the
+    filters. compression_ratio: of the text, by zlib; high where it repeats itself. audio_features [T,D].
+    """
+
+    audio_features: jax.Array
+    language: str
+    language_probs: dict[str, float] | None = None
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    avg_logprob: float = np.nan
+    no_speech_prob: float = np.nan
+    temperature: float = np.nan
+    compression_ratio: float = np.nan
+    token_logprobs: tuple[float, ...] = ()
+
+
+def decode(
+    model: Whisper, mel: Any, options: DecodingOptions | None = None, *, seed: int = 0, **changes: Any
+) -> DecodingResult | list[DecodingResult]:
+    """Decodes windows: mel [M,T] -> one result, [B,M,T] -> B of them; encoder output [T,D] or [B,T,D] serves as well.
+
+    `changes` are fields of DecodingOptions. Samples depend on `seed` and on the row's number, not on the other rows.
+    Raises ValueError for options or shapes that do not fit the model.
+    """
+    options = replace(options or DecodingOptions(), **changes)
+    mel = jnp.asarray(mel)
+    windows = mel if mel.ndim == 3 else mel[None]
+    seeds = [row_seed(seed, row) for row in range(windows.shape[0])]
+    results = decode_windows(model, encode_windows(model, windows), [options] * len(seeds), seeds)
+    return results if mel.ndim == 3 else results[0]
+
+
+def detect_language(model: Whisper, mel: Any) -> tuple[Any, Any]:
+    """mel [M,T] -> (id of the most probable language token, {code: probability}); [B,M,T] -> a list of each.
+
+    Raises ValueError for an English-only model.
+    """
+    mel = jnp.asarray(mel)
+    special = tokenizer_of(model).special
+    probs = detect_languages(model, encode_windows(model, mel if mel.ndim == 3 else mel[None]))
+    ids = dict(special.languages)
+    tokens = [ids[most_probable(row)] for row in probs]
+    return (tokens, probs) if mel.ndim == 3 else (tokens[0], probs[0])
+
+
+def tokenizer_of(model: Whisper) -> Tokenizer:
+    """The model's tokenizer; ValueError where it has none."""
+    if model.tokenizer is None:
+        raise ValueError("this model has no tokenizer; load a checkpoint that has one, or set model.tokenizer")
+    return model.tokenizer
+
+
+def row_seed(*numbers: int) -> int:
+    """A seed made of several numbers; any change of any of them gives an unrelated one."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@jax.jit
+def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> EncodedWindows:
+    features = encoder(mel)
+    return EncodedWindows(features, decoder.cross_attention(features))
+
+
+@jax.jit
+def _cross_attention(decoder: TextDecoder, features: jax.Array) -> EncodedWindows:
+    return EncodedWindows(features, decoder.cross_attention(features))
+
+
+def encode_windows(model: Whisper, windows: jax.Array) -> EncodedWindows:
+    """windows [B,M,T], or what the encoder made of them [B,T,D]."""
+    config = model.config
+    if windows.shape[-2:] == (config.max_source_positions, config.d_model):
+        return _cross_attention(model.decoder, windows.astype(model.decoder.dtype))
+    return _encode(model.encoder, model.decoder, windows)
+
+
+def detect_languages(model: Whisper, encoded: EncodedWindows) -> list[dict[str, float]]:
+    """The probability of each language, by code, for each window. ValueError for an English-only model."""
+    tokenizer = tokenizer_of(model)
+    if not tokenizer.is_multilingual or not tokenizer.special.languages:
+        raise ValueError("this model is English-only and cannot detect languages; use a multilingual checkpoint")
+    probs = np.asarray(language_probs(model.decoder, encoded.cross, tokenizer.special))
+    codes = [code for code, _ in tokenizer.special.languages]
+    return [dict(zip(codes, map(float, row), strict=True)) for row in probs]
+
+
+def most_probable(probs: dict[str, float]) -> str:
+    """The code with the highest probability."""
+    return max(probs, key=lambda code: probs[code])
+
+
+def decode_windows(
+    model: Whisper, encoded: EncodedWindows, options: Sequence[DecodingOptions], seeds: Sequence[int]
+) -> list[DecodingResult]:
+    """Decodes encoded windows, each with its own options and seed; rows that can share a batch do."""
+    tokenizer = tokenizer_of(model)
+    options, probs = _with_languages(model, encoded, options)
+    together: dict[Any, list[int]] = defaultdict(list)
+    for row, o in enumerate(options):
+        if o.task != "lang_id":
+            together[_strategy(o), o.suppress_tokens, o.suppress_blank].append(row)
+
+    results = {
+        row: DecodingResult(encoded.features[row], o.language or "en", probs.get(row)) for row, o in enumerate(options)
+    }
+    for (strategy, _, _), rows in together.items():
+        batch = _batch(model.config, tokenizer, [options[r] for r in rows], [seeds[r] for r in rows])
+        generated = generate(model.decoder, encoded.take(rows).cross, batch, strategy, tokenizer.special)
+        candidates, no_speech = jax.device_get(tuple(generated))
+        for i, row in enumerate(rows):
+            chosen = _best(tokenizer, options[row], jax.tree.map(lambda x, i=i: x[i], candidates))
+            results[row] = replace(results[row], no_speech_prob=float(no_speech[i]), **chosen)
+    return [results[row] for row in range(len(options))]
+
+
+def _with_languages(
+    model: Whisper, encoded: EncodedWindows, options: Sequence[DecodingOptions]
+) -> tuple[list[DecodingOptions], dict[int, dict[str, float]]]:
+    """The options with every language known, and the probabilities of those rows whose language was asked for."""
+    tokenizer = tokenizer_of(model)
+    for o in options:
+        if not tokenizer.is_multilingual and (o.task != "transcribe" or o.language not in (None, "en")):
+            raise ValueError(
+                f"this model is English-only: it cannot do task={o.task!r}, language={o.language!r}; "
+                "use a multilingual checkpoint"
+            )
+    unknown = [r for r, o in enumerate(options) if o.language is None or o.task == "lang_id"]
+    if not tokenizer.is_multilingual or not unknown:
+        return [replace(o, language=o.language or "en") for o in options], {}
+    probs = dict(zip(unknown, detect_languages(model, encoded.take(unknown)), strict=True))
+    return [replace(o, language=most_probable(probs[r])) if r in probs else o for r, o in enumerate(options)], probs
+
+
+def _strategy(options: DecodingOptions) -> Sampling | Beam:
+    if options.beam_size is not None:
+        return Beam(options.beam_size, options.max_candidates)
+    return Sampling(options.best_of or 1)
+
+
+def _batch(
+    config: WhisperConfig, tokenizer: Tokenizer, options: Sequence[DecodingOptions], seeds: Sequence[int]
+) -> DecodingBatch:
+    special, n_ctx = tokenizer.special, config.max_target_positions
+    initial, prefixes = zip(*(initial_ids(o, tokenizer, n_ctx) for o in options), strict=True)
+    padded = np.full((len(options), padded_positions(n_ctx)), special.eot, np.int32)
+    for row, ids in zip(padded, initial, strict=True):
+        row[: len(ids)] = ids
+
+    def limit(o: DecodingOptions, ids: Sequence[int]) -> int:
+        return min(o.sample_len or n_ctx // 2, n_ctx - len(ids) + 1)  # the last token sampled is not fed any more
+
+    def max_initial(o: DecodingOptions) -> int:
+        steps_per_s = config.max_source_positions / WINDOW_S
+        return NO_LIMIT if o.max_initial_timestamp is None else round(o.max_initial_timestamp * steps_per_s)
+
+    suppressed, suppressed_first = _suppressed(tokenizer, config.vocab_size, options[0])
+    return DecodingBatch(
+        initial_ids=padded,
+        initial_length=np.array([len(ids) for ids in initial], np.int32),
+        sot_index=np.array([ids.index(special.sot) for ids in initial], np.int32),
+        limit=np.array([limit(o, ids) for o, ids in zip(options, initial, strict=True)], np.int32),
+        temperature=np.array([o.temperature for o in options], np.float32),
+        seed=np.array(seeds, np.uint32),
+        timestamps=np.array([not o.without_timestamps for o in options]),
+        max_initial=np.array([max_initial(o) for o in options], np.int32),
+        history=TimestampHistory.of(prefixes, special),
+        suppressed=suppressed,
+        suppressed_first=suppressed_first,
+    )
+
+
+def initial_ids(options: DecodingOptions, tokenizer: Tokenizer, n_ctx: int) -> tuple[list[int], list[int]]:
+    """(the ids before the first sampled one, those of them that are the transcript's own beginning).
+
+    Previous text takes up to half the context and yields to the prefix, both losing what is furthest back. The prefix
+    leaves room for sample_len tokens within half the context, if that was given.
+    """
+    special, half = tokenizer.special, n_ctx // 2
+    start = list(tokenizer.sot_sequence(options.language, options.task, not options.without_timestamps))
+    prefix = _ids(options.prefix, tokenizer)
+    if prefix:
+        room = half - options.sample_len if options.sample_len and options.sample_len < half else half - 1
+        prefix = prefix[-room:]
+        if not options.without_timestamps and not tokenizer.is_timestamp(prefix[0]):
+            prefix = [special.timestamp_begin, *prefix]
+    room = min(half - 1, n_ctx - 2 - len(start) - len(prefix))
+    prompt = _ids(options.prompt, tokenizer)[-room:] if room > 0 else []
+    return [*([special.sot_prev, *prompt] if prompt else []), *start, *prefix], prefix
+
+
+def _ids(text: str | tuple[int, ...] | None, tokenizer: Tokenizer) -> list[int]:
+    if isinstance(text, str):
+        return tokenizer.encode(" " + text.strip()) if text.strip() else []
+    for token in text or ():
+        if not 0 <= token < tokenizer.vocab_size:
+            raise ValueError(f"token {token} in a prompt or prefix is outside the vocabulary of {tokenizer.vocab_size}")
+    return list(text or ())
+
+
+def _suppressed(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Masks [V] of what is never sampled, and of what is not sampled first."""
+    special, ids = tokenizer.special, options.suppress_tokens or ()
+    if bad := [i for i in ids if not -1 <= int(i) < vocab_size]:
+        raise ValueError(f"suppress_tokens names {bad[0]}, outside of the vocabulary of {vocab_size} tokens; drop it")
+    never = np.ones(vocab_size, bool)
+    known = np.asarray(tokenizer.known_ids)[:vocab_size]
+    never[: len(known)] = ~known  # a padded vocabulary has rows without a token
+    never[[int(i) for i in ids if int(i) >= 0]] = True
+    if -1 in ids:
+        never[list(tokenizer.non_speech_tokens)] = True
+    tasks = (special.transcribe, special.translate, special.sot, special.sot_prev, special.sot_lm, special.no_speech)
+    never[[i for i in tasks if i is not None]] = True
+    first = np.zeros(vocab_size, bool)
+    if options.suppress_blank:
+        first[[*tokenizer.blank_tokens, special.eot]] = True
+    return never, first
+
+
+def _best(tokenizer: Tokenizer, options: DecodingOptions, candidates: Candidates) -> dict[str, Any]:
+    """The best of one window's candidates [K,...], as fields of its DecodingResult."""
+    lengths, totals = candidates.length.tolist(), candidates.total.tolist()
+
+    def score(k: int) -> float:
+        alpha, n = options.length_penalty, lengths[k]
+        # max: for a sequence without a token the reference divides by zero
+        return totals[k] / (max(n, 1) if alpha is None else ((5 + n) / 6) ** alpha)
+
+    best = max((k for k in range(len(lengths)) if candidates.valid[k]), key=score, default=0)
+    n = lengths[best]
+    tokens = tuple(candidates.tokens[best, :n].tolist())
+    text = tokenizer.decode(tokens).strip()
+    return {
+        "tokens": tokens,
+        "text": text,
+        "avg_logprob": totals[best] / (n + 1),
+        "temperature": options.temperature,
+        "compression_ratio": compression_ratio(text),
+        "token_logprobs": tuple(candidates.logprobs[best, :n].tolist()),
+    }
+
+
+def compression_ratio(text: str) -> float:
+    """Length of the text in UTF-8 over that of its zlib compression: above 2.4 it is usually a loop."""
+    raw = text.encode("utf-8")
+    return len(raw) / len(zlib.compress(raw))
