@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from whisper_nnx.hallucination import find_hallucination, last_end_s, leading_silence_s
 from whisper_nnx.results import Segment, Transcript
-from whisper_nnx.segments import split_at_timestamps
+from whisper_nnx.segments import ends_in_single_timestamp, split_at_timestamps
+from whisper_nnx.words import APPENDED, PREPENDED, WordTiming, add_words
 
 if TYPE_CHECKING:
     from whisper_nnx.tokenizer import Tokenizer
@@ -23,13 +25,26 @@ class LongformOptions:
 
     condition_on_previous_text: each window is told what the ones before it said. initial_prompt: text before the first
     window; with carry_initial_prompt before every one. clip_timestamps: start,end,start,end,... in s (text or numbers)
-    of what to transcribe; a missing last end is that of the recording.
+    of what to transcribe; a missing last end is that of the recording. word_timestamps: segments have words, and the
+    next window begins after the last one; prepend_punctuations and append_punctuations join the word behind or before
+    them. hallucination_silence_threshold: silences longer than that, in s, are skipped beside what looks invented.
     """
 
     condition_on_previous_text: bool = True
     initial_prompt: str | None = None
     carry_initial_prompt: bool = False
     clip_timestamps: str | Sequence[float] = "0"
+    word_timestamps: bool = False
+    prepend_punctuations: str = PREPENDED
+    append_punctuations: str = APPENDED
+    hallucination_silence_threshold: float | None = None
+
+    def __post_init__(self):
+        if self.hallucination_silence_threshold is not None and not self.word_timestamps:
+            raise ValueError(
+                f"hallucination_silence_threshold={self.hallucination_silence_threshold} goes by word times; "
+                "set word_timestamps=True as well"
+            )
 
 
 @dataclass(frozen=True)
@@ -42,8 +57,27 @@ class Window:
 
 
 @dataclass
+class Draft:
+    """Segments of a window that are not yet added; texts: the text ids of each; seek: where to go on after them."""
+
+    segments: list[Segment]
+    texts: list[list[int]]
+    seek: int
+    single_ending: bool
+
+    @property
+    def temperature(self) -> float:
+        return self.segments[0]["temperature"]
+
+    @property
+    def text_tokens(self) -> list[int]:
+        """The text ids of the whole window."""
+        return [token for text in self.texts for token in text]
+
+
+@dataclass
 class Recording:
-    """Asks for one window at a time (`next_window`) and is told what it said (`accept`).
+    """Asks for one window at a time (`next_window`) and is told what it said (`draft`, then `accept`).
 
     content_frames: its length in frames of 10 ms. window_frames, positions: frames and encoder positions of a window.
     context: the decoder's positions, of which previous text gets half.
@@ -66,6 +100,7 @@ class Recording:
         self._initial: list[int] = self.tokenizer.encode(" " + prompt) if prompt else []
         self._history = list(self._initial)  # ids of all that was said so far
         self._forgotten = 0  # how many of them are no longer told to the next window
+        self._last_speech_s = 0.0
 
     def next_window(self) -> Window | None:
         """What to decode next; None when all is done. The same until `accept` or `skip` is called."""
@@ -92,39 +127,85 @@ class Recording:
         """Nobody speaks in the window."""
         self.seek += window.n_frames
 
-    def accept(self, window: Window, result: DecodingResult) -> list[Segment]:
-        """What the window says -> its new segments; those without text or length stay in the list, emptied."""
+    def draft(self, window: Window, result: DecodingResult) -> Draft:
+        """The segments that a window's tokens make, which `accept` then adds."""
         offset_s = window.start_frame / FRAMES_PER_SECOND
         step_frames = self.window_frames // self.positions
-        step_s = step_frames / FRAMES_PER_SECOND
-        duration_s = window.n_frames / FRAMES_PER_SECOND
-        pieces, advance = split_at_timestamps(result.tokens, self.tokenizer.special, step_s, duration_s)
-        self.seek += window.n_frames if advance is None else advance * step_frames
+        special, step_s = self.tokenizer.special, step_frames / FRAMES_PER_SECOND
+        pieces, advance = split_at_timestamps(result.tokens, special, step_s, window.n_frames / FRAMES_PER_SECOND)
+        texts = [self.tokenizer.text_tokens(piece.tokens) for piece in pieces]
+        segments: list[Segment] = [
+            {
+                "id": 0,
+                "seek": window.start_frame,
+                "start": offset_s + piece.start_s,
+                "end": offset_s + piece.end_s,
+                "text": self.tokenizer.decode(text),
+                "tokens": list(piece.tokens),
+                "temperature": result.temperature,
+                "avg_logprob": result.avg_logprob,
+                "compression_ratio": result.compression_ratio,
+                "no_speech_prob": result.no_speech_prob,
+            }
+            for piece, text in zip(pieces, texts, strict=True)
+        ]
+        seek = window.start_frame + (window.n_frames if advance is None else advance * step_frames)
+        return Draft(segments, texts, seek, ends_in_single_timestamp(result.tokens, special))
 
-        new: list[Segment] = []
-        for piece in pieces:
-            text = self.tokenizer.decode(self.tokenizer.text_tokens(piece.tokens))
-            heard = piece.start_s != piece.end_s and bool(text.strip())
-            new.append(
-                {
-                    "id": len(self.segments) + len(new),
-                    "seek": window.start_frame,
-                    "start": offset_s + piece.start_s,
-                    "end": offset_s + piece.end_s,
-                    "text": text if heard else "",
-                    "tokens": list(piece.tokens) if heard else [],
-                    "temperature": result.temperature,
-                    "avg_logprob": result.avg_logprob,
-                    "compression_ratio": result.compression_ratio,
-                    "no_speech_prob": result.no_speech_prob,
-                }
-            )
-        self.segments += new
-        self._history += [token for segment in new for token in segment["tokens"]]
-        if not self.options.condition_on_previous_text or result.temperature > 0.5:
+    def accept(self, window: Window, draft: Draft, words: list[WordTiming] | None = None) -> list[Segment]:
+        """Adds what the window says, with its words where they were timed -> the new segments.
+
+        Segments without text or length stay in the list, emptied, as in the reference.
+        """
+        segments, self.seek = draft.segments, draft.seek
+        if words is not None:
+            offset_s = window.start_frame / FRAMES_PER_SECOND
+            marks = (self.options.prepend_punctuations, self.options.append_punctuations)
+            add_words(segments, words, draft.texts, offset_s, self._last_speech_s, *marks)
+            segments = self._correct_seek(window, draft)
+            if segments is None:
+                return []
+            if (end_s := last_end_s(segments)) is not None:
+                self._last_speech_s = end_s
+
+        for number, segment in enumerate(segments, start=len(self.segments)):
+            segment["id"] = number
+            if segment["start"] == segment["end"] or not segment["text"].strip():
+                segment.update({"text": "", "tokens": []})
+                if words is not None:
+                    segment["words"] = []
+        self.segments += segments
+        self._history += [token for segment in segments for token in segment["tokens"]]
+        if not self.options.condition_on_previous_text or draft.temperature > 0.5:
             # What was found at a high temperature misleads more than it helps.
             self._forgotten = len(self._history)
-        return new
+        return segments
+
+    def _correct_seek(self, window: Window, draft: Draft) -> list[Segment] | None:
+        """Sets `seek` by the words -> the segments to keep; None if the window is to be begun later, without any."""
+        segments, threshold_s = draft.segments, self.options.hallucination_silence_threshold
+        start, offset_s = window.start_frame, window.start_frame / FRAMES_PER_SECOND
+        end_s = last_end_s(segments)
+        if not draft.single_ending and end_s is not None and end_s > offset_s:
+            self.seek = round(end_s * FRAMES_PER_SECOND)
+            rest_s = (start + self.window_frames) / FRAMES_PER_SECOND - end_s
+            # Where the last word ends at the very begin, the same window would come again and again.
+            if self.seek == start or (threshold_s is not None and rest_s <= threshold_s):
+                self.seek = start + window.n_frames
+        if threshold_s is None:
+            return segments
+
+        if (silence_s := leading_silence_s(segments, offset_s, threshold_s)) is not None:
+            self.seek = start + round(silence_s * FRAMES_PER_SECOND)
+            return None
+        last_speech_s = self._last_speech_s
+        at = find_hallucination(segments, start, window.n_frames, self.window_frames, last_speech_s, threshold_s)
+        if at is None:
+            return segments
+        self.seek = round(max(offset_s + 1, segments[at]["start"]) * FRAMES_PER_SECOND)
+        if self.content_frames / FRAMES_PER_SECOND - segments[at]["end"] < threshold_s:
+            self.seek = self.content_frames
+        return segments[:at]
 
     def transcript(self) -> Transcript:
         """All that was accepted so far."""

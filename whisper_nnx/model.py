@@ -5,7 +5,7 @@ Module names are those of Hugging Face's checkpoints, so that a path here is a p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from whisper_nnx.tokenizer import Tokenizer
 
 Dtype = Any
+Append = Callable[[KeysValues], KeysValues]
+Drop = Callable[[jax.Array], jax.Array]
 
 
 class Constant(nnx.Variable):
@@ -39,8 +41,7 @@ class _Layers:
     """Makes the layers of one model with its dtypes; keeps their traps in one place."""
 
     def __init__(self, rngs: nnx.Rngs, dtype: Dtype, param_dtype: Dtype):
-        # A float32 product is asked for as such: GPUs and TPUs would otherwise round its factors to 10 or 8 bits.
-        precision = jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+        precision = precision_of(dtype)
         init = nnx.initializers.normal(0.02)
         self.dtype, self.param_dtype = dtype, param_dtype
         self.common: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
@@ -61,18 +62,27 @@ class _Layers:
         return nnx.Embed(n, width, **self.embed)
 
 
+def precision_of(dtype: Dtype) -> jax.lax.Precision | None:
+    """A float32 product is asked for as such: GPUs and TPUs would otherwise round its factors to 10 or 8 bits."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """q [B,H,S,K], k [B,H,T,K] -> [B,H,S,T], float32, before the softmax."""
+    q = q * q.shape[-1] ** -0.5
+    return jnp.einsum("bhsk,bhtk->bhst", q, k, precision=precision_of(q.dtype), preferred_element_type=jnp.float32)
+
+
 def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """q [B,H,S,K], k and v [B,H,T,K], mask broadcastable to [B,H,S,T] (True: attend) -> [B,H,S,K].
 
     The scores and their softmax are float32, whatever the inputs are.
     """
-    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    q = q * q.shape[-1] ** -0.5
-    scores = jnp.einsum("bhsk,bhtk->bhst", q, k, precision=precision, preferred_element_type=jnp.float32)
+    scores = attention_scores(q, k)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhst,bhtk->bhsk", weights, v, precision=precision)
+    return jnp.einsum("bhst,bhtk->bhsk", weights, v, precision=precision_of(v.dtype))
 
 
 class MultiHeadAttention(nnx.Module):
@@ -93,6 +103,11 @@ class MultiHeadAttention(nnx.Module):
         """x [B,T,D] -> keys and values [B,H,T,K]."""
         return KeysValues(self._split(self.k_proj(x)), self._split(self.v_proj(x)))
 
+    def scores(self, x: jax.Array, k: jax.Array, heads: Sequence[int]) -> jax.Array:
+        """How x [B,S,D] would attend to k [B,H,T,K] in some of the heads: [B,len(heads),S,T], before the softmax."""
+        chosen = jnp.array(heads)
+        return attention_scores(self._split(self.q_proj(x))[:, chosen], k[:, chosen])
+
     def __call__(self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None) -> jax.Array:
         """x [B,S,D] attends to kv [B,H,T,K] where mask allows -> [B,S,D]."""
         attended = dot_product_attention(self._split(self.q_proj(x)), kv.k, kv.v, mask)
@@ -110,7 +125,8 @@ class EncoderLayer(nnx.Module):
         self.final_layer_norm = layers.norm(width)
         self.dropout = nnx.Dropout(dropout)
 
-    def _perceptron(self, x: jax.Array, drop: Callable) -> jax.Array:
+    def feed_forward(self, x: jax.Array, drop: Drop = lambda x: x) -> jax.Array:
+        """x [B,T,D] -> [B,T,D], position by position."""
         h = self.final_layer_norm(x).astype(x.dtype)
         return x + drop(self.fc2(jax.nn.gelu(self.fc1(h), approximate=False)))
 
@@ -119,7 +135,7 @@ class EncoderLayer(nnx.Module):
         drop = partial(self.dropout, deterministic=deterministic, rngs=rngs)
         h = self.self_attn_layer_norm(x).astype(x.dtype)
         x = x + drop(self.self_attn(h, self.self_attn.keys_values(h)))
-        return self._perceptron(x, drop)
+        return self.feed_forward(x, drop)
 
 
 class DecoderLayer(EncoderLayer):
@@ -130,27 +146,42 @@ class DecoderLayer(EncoderLayer):
         self.encoder_attn = MultiHeadAttention(width, heads, layers)
         self.encoder_attn_layer_norm = layers.norm(width)
 
+    def attend_to_text(
+        self, x: jax.Array, mask: jax.Array, append: Append = lambda new: new, drop: Drop = lambda x: x
+    ) -> tuple[jax.Array, KeysValues]:
+        """x [B,S,D], mask [B,1,S,S'] -> ([B,S,D], the S' keys and values attended to).
+
+        `append` puts the keys and values of x behind those of the past, if there is one.
+        """
+        h = self.self_attn_layer_norm(x).astype(x.dtype)
+        kv = append(self.self_attn.keys_values(h))
+        return x + drop(self.self_attn(h, kv, mask)), kv
+
+    def attend_to_audio(self, x: jax.Array, cross: KeysValues, drop: Drop = lambda x: x) -> jax.Array:
+        """x [B,S,D], cross [B/G,H,T,K] -> [B,S,D]."""
+        h = self.encoder_attn_layer_norm(x).astype(x.dtype)
+        # The G rows of a window are G more queries to the same keys: read once, not G times.
+        h = self.encoder_attn(h.reshape(cross.k.shape[0], -1, h.shape[-1]), cross).reshape(x.shape)
+        return x + drop(h)
+
+    def audio_scores(self, x: jax.Array, cross: KeysValues, heads: Sequence[int]) -> jax.Array:
+        """How x [B,S,D] attends to the audio, before the softmax, in some of the heads: [B,len(heads),S,T], float32."""
+        h = self.encoder_attn_layer_norm(x).astype(x.dtype)
+        return self.encoder_attn.scores(h, cross.k, heads)
+
     def __call__(  # type: ignore[override]
         self,
         x: jax.Array,
         cross: KeysValues,
         mask: jax.Array,
-        append: Callable[[KeysValues], KeysValues] = lambda new: new,
+        append: Append = lambda new: new,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[jax.Array, KeysValues]:
-        """x [B,S,D], cross [B/G,H,T,K], mask [B,1,S,S'] -> ([B,S,D], the S' keys and values attended to).
-
-        `append` puts the keys and values of x behind those of the past, if there is one.
-        """
+        """All three parts: x [B,S,D], cross [B/G,H,T,K], mask [B,1,S,S'] -> as `attend_to_text`."""
         drop = partial(self.dropout, deterministic=deterministic, rngs=rngs)
-        h = self.self_attn_layer_norm(x).astype(x.dtype)
-        kv = append(self.self_attn.keys_values(h))
-        x = x + drop(self.self_attn(h, kv, mask))
-        h = self.encoder_attn_layer_norm(x).astype(x.dtype)
-        # The G rows of a window are G more queries to the same keys: read once, not G times.
-        h = self.encoder_attn(h.reshape(cross.k.shape[0], -1, h.shape[-1]), cross).reshape(x.shape)
-        return self._perceptron(x + drop(h), drop), kv
+        x, kv = self.attend_to_text(x, mask, append, drop)
+        return self.feed_forward(self.attend_to_audio(x, cross, drop), drop), kv
 
 
 class AudioEncoder(nnx.Module):
@@ -218,10 +249,8 @@ class TextDecoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [...,D] -> [...,V], float32."""
         table = self.embed_tokens.embedding[...] if self.proj_out is None else self.proj_out.kernel[...].T
-        precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
-        return jnp.einsum(
-            "...d,vd->...v", hidden, table.astype(hidden.dtype), precision=precision, preferred_element_type=jnp.float32
-        )
+        table, precision = table.astype(hidden.dtype), precision_of(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, table, precision=precision, preferred_element_type=jnp.float32)
 
     def __call__(
         self, ids: jax.Array, encoder_output: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None
@@ -233,7 +262,7 @@ class TextDecoder(nnx.Module):
         n = ids.shape[1]
         if n > self.embed_positions.num_embeddings:
             raise ValueError(
-                f"{n} decoder_input_ids, but the model takes at most {self.embed_positions.num_embeddings}; shorten them"
+                f"{n} decoder_input_ids, but the model has {self.embed_positions.num_embeddings} positions; cut them"
             )
         x = self.dropout(self._embed(ids, jnp.arange(n)), deterministic=deterministic, rngs=rngs)
         mask = jnp.tril(jnp.ones((n, n), bool))
@@ -242,6 +271,19 @@ class TextDecoder(nnx.Module):
             cross = layer.encoder_attn.keys_values(encoder_output)
             x, _ = layer(x, cross, mask, deterministic=deterministic, rngs=rngs)
         return self.logits(self.layer_norm(x).astype(x.dtype))
+
+    def alignment_scores(
+        self, ids: jax.Array, cross: tuple[KeysValues, ...], heads: Sequence[tuple[int, int]]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Teacher forcing: ids [B,S] -> (hidden [B,S,D] for `logits`, audio scores [B,A,S,T] of (layer, head) pairs)."""
+        x, mask = self._embed(ids, jnp.arange(ids.shape[1])), jnp.tril(jnp.ones((ids.shape[1],) * 2, bool))
+        scores = []
+        for i, (layer, kv) in enumerate(zip(self.layers, cross, strict=True)):
+            x, _ = layer.attend_to_text(x, mask)
+            if wanted := [head for at, head in heads if at == i]:
+                scores.append(layer.audio_scores(x, kv, wanted))
+            x = layer.feed_forward(layer.attend_to_audio(x, kv))
+        return self.layer_norm(x).astype(x.dtype), jnp.concatenate(scores, axis=1)
 
     def step(self, ids: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """ids [B,n] follow what the cache remembers -> (hidden [B,n,D] for `logits`, the cache n positions longer)."""

@@ -18,8 +18,9 @@ from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.fallback import FallbackOptions, decode_with_fallback
 from whisper_nnx.features import RecordingMel
 from whisper_nnx.languages import LANGUAGES, to_language_code
-from whisper_nnx.longform import FRAMES_PER_SECOND, LongformOptions, Recording
+from whisper_nnx.longform import FRAMES_PER_SECOND, Draft, LongformOptions, Recording, Window
 from whisper_nnx.results import Segment, Transcript
+from whisper_nnx.timing import align_tokens
 from whisper_nnx.windows import (
     EncodedWindows,
     detect_languages,
@@ -28,6 +29,7 @@ from whisper_nnx.windows import (
     row_seed,
     tokenizer_of,
 )
+from whisper_nnx.words import APPENDED, PREPENDED, WordTiming, words_from_tokens
 from whisper_nnx.writers import format_timestamp
 
 if TYPE_CHECKING:
@@ -72,6 +74,10 @@ def iter_segments(
     initial_prompt: str | None = None,
     carry_initial_prompt: bool = False,
     clip_timestamps: str | Sequence[float] = "0",
+    word_timestamps: bool = False,
+    prepend_punctuations: str = PREPENDED,
+    append_punctuations: str = APPENDED,
+    hallucination_silence_threshold: float | None = None,
     beam_size: int | None = None,
     patience: float | None = None,
     best_of: int | None = None,
@@ -82,8 +88,8 @@ def iter_segments(
 
     temperature: one, or several to try in turn when a threshold is failed: compression_ratio_threshold (the text
     repeats itself), logprob_threshold (it is improbable), unless no_speech_threshold says that nobody speaks. beam_size
-    and patience hold for temperature 0, best_of for those above. condition_on_previous_text, initial_prompt,
-    carry_initial_prompt, clip_timestamps: see LongformOptions. decode_options: language, task and the other fields of
+    and patience hold for temperature 0, best_of for those above. condition_on_previous_text to
+    hallucination_silence_threshold: see LongformOptions. decode_options: language, task and the other fields of
     DecodingOptions. seed: of the sampling; the same seed gives the same samples.
 
     Raises ValueError for options that cannot be met, AudioError (a ValueError) or OSError for unreadable audio.
@@ -101,7 +107,16 @@ def iter_segments(
         logprob_threshold,
         no_speech_threshold,
     )
-    longform = LongformOptions(condition_on_previous_text, initial_prompt, carry_initial_prompt, clip_timestamps)
+    longform = LongformOptions(
+        condition_on_previous_text,
+        initial_prompt,
+        carry_initial_prompt,
+        clip_timestamps,
+        word_timestamps,
+        prepend_punctuations,
+        append_punctuations,
+        hallucination_silence_threshold,
+    )
     if decode_options.get("language") is not None:
         decode_options["language"] = to_language_code(decode_options["language"])
     decoding = DecodingOptions(**decode_options)
@@ -109,6 +124,8 @@ def iter_segments(
         raise ValueError(
             "task='lang_id' is for windows; for a recording leave language=None and read result['language']"
         )
+    if word_timestamps and decoding.task == "translate":
+        warnings.warn("word times of a translation may not be reliable", stacklevel=2)
     live = _open(model, load_audio(audio, sampling_rate), decoding, longform, verbose)
     return SegmentStream(model, live, fallback, seed, verbose, progress)
 
@@ -171,7 +188,23 @@ def _step(model: Whisper, live: _Live, fallback: FallbackOptions, seed: int) -> 
     if fallback.is_silence(result):
         live.recording.skip(window)
         return []
-    return live.recording.accept(window, result)
+    draft = live.recording.draft(window, result)
+    words = _align(model, live, window, draft) if live.recording.options.word_timestamps else None
+    return live.recording.accept(window, draft, words)
+
+
+def _align(model: Whisper, live: _Live, window: Window, draft: Draft) -> list[WordTiming]:
+    """The words of a window, on the encoder output that it was decoded from."""
+    if not draft.text_tokens:
+        return []
+    tokenizer, config, recording = tokenizer_of(model), model.config, live.recording
+    start = tokenizer.sot_sequence(recording.language, live.options.task, timestamps=False)
+    positions = max(1, window.n_frames * config.max_source_positions // recording.window_frames)
+    cross = live.encoded[window.start_frame, window.n_frames].cross
+    ((begins_s, probs),) = align_tokens(
+        model.decoder, cross, config, start, [draft.text_tokens], tokenizer.special.eot, [positions]
+    )
+    return words_from_tokens(tokenizer, draft.text_tokens, begins_s, probs, recording.language)
 
 
 class SegmentStream(Iterator[Segment]):

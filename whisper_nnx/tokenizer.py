@@ -1,0 +1,396 @@
+"""Text <-> token ids. Everything, the ids of special tokens included, is read from the checkpoint's own files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import string
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whisper_nnx.config import SpecialTokens
+from whisper_nnx.languages import LANGUAGES, to_language_code
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tiktoken
+
+FILE_NAMES = (
+    *("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "normalizer.json"),
+)
+_GENERATION_CONFIG = "generation_config.json"
+_SPECIAL_NAMES = {  # where there are two, older files have the second
+    "eot": ("<|endoftext|>",),
+    "sot": ("<|startoftranscript|>",),
+    "transcribe": ("<|transcribe|>",),
+    "translate": ("<|translate|>",),
+    "sot_lm": ("<|startoflm|>",),
+    "sot_prev": ("<|startofprev|>",),
+    "no_speech": ("<|nospeech|>", "<|nocaptions|>"),
+    "no_timestamps": ("<|notimestamps|>",),
+}
+_OPTIONAL = {"sot_lm", "no_speech"}
+_LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
+_TIMESTAMP = re.compile(r"<\|(\d+\.\d\d)\|>")
+_MARKUP = re.compile(r"<\|.*\|>")
+_TIMESTAMPS = 1501  # 0 to 30 s in steps of 20 ms, for files from before they listed the timestamps
+_ENGLISH_EOT, _ENGLISH_VOCAB_SIZE = 50256, 51864  # the released .en vocabulary, which has language tokens all the same
+
+# How GPT-2 cuts text before it merges bytes (as tiktoken writes it), and the characters that stand for bytes in its
+# files: the visible ones for themselves.
+_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
+_BYTE_OF = {byte: byte for byte in _VISIBLE} | {256 + n: byte for n, byte in enumerate(_HIDDEN)}
+
+# Marks of what is not speech (music, speakers' names, sounds), as openai-whisper suppresses them.
+_MARKS = [
+    *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
+    *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split(),  # noqa: SIM905
+]
+_NOTES = "♩♪♫♬♭♮♯"
+_UNSPACED = {"zh", "ja", "th", "lo", "my", "yue"}  # languages written without spaces between words
+
+
+class Tokenizer:
+    """Text <-> ids of one checkpoint; equal, with equal hash, where the files and `vocab_size` are.
+
+    files: the tokenizer's files by name; tokenizer.json counts where it is among them, else vocab.json, merges.txt and
+    added_tokens.json. generation_config.json, if given, tells whether the model is multilingual. vocab_size: the
+    model's, which may have ids without a token; default: up to the last token.
+    Raises FileNotFoundError where files are missing, ValueError where they are damaged or not this model's.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], vocab_size: int | None = None):
+        self.files = {name: files[name] for name in FILE_NAMES if name in files}
+        self._vocabulary = vocabulary = _read(files)
+        self.special = special = _special_tokens(vocabulary, vocab_size)
+
+        times = range(special.timestamp_begin, special.timestamp_end + 1)
+        named = {i: f"<|{step * 0.02:.2f}|>" for step, i in enumerate(times)}
+        named |= {i: text for text, (i, _) in vocabulary.added.items()}
+        pieces = vocabulary.text | {i: text.encode() for i, text in named.items()}
+        self.vocab_size = vocab_size or max(pieces) + 1
+        self._bytes = {i: piece for i, piece in pieces.items() if i < self.vocab_size}
+
+        functional = {*times, *_functional_ids(special)}
+        ordinary = {text: i for text, (i, is_special) in vocabulary.added.items() if not is_special}
+        self._words = {text: i for text, i in ordinary.items() if i in self._bytes and i not in functional}
+        self._text = vocabulary.text.keys() | self._words.values()
+        self.is_multilingual = _is_multilingual(files, special, self.vocab_size)
+
+        digest = hashlib.blake2b(f"{self.vocab_size} {self.is_multilingual}".encode(), digest_size=16)
+        for name, data in self.files.items():
+            digest.update(f" {name} {len(data)} ".encode())
+            digest.update(data)
+        self._digest = digest.digest()
+
+    @classmethod
+    def from_folder(cls, path: str | Path, vocab_size: int | None = None) -> Tokenizer:
+        """From the files in a checkpoint's folder."""
+        folder = Path(path)
+        present = [name for name in (*FILE_NAMES, _GENERATION_CONFIG) if (folder / name).is_file()]
+        try:
+            return cls({name: (folder / name).read_bytes() for name in present}, vocab_size)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{folder}: {error}") from error
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], vocab_size: int | None = None) -> Tokenizer:
+        """From the contents of the files, by name."""
+        return cls(files, vocab_size)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Tokenizer) and self._digest == other._digest)
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, languages={len(self.languages)})"
+
+    @cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        import tiktoken
+
+        return tiktoken.Encoding("whisper", pat_str=_PATTERN, mergeable_ranks=self._vocabulary.ranks, special_tokens={})
+
+    @cached_property
+    def _added_word(self) -> re.Pattern[str] | None:
+        longest_first = sorted(self._words, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of text; in it, special tokens' names are text as well, and words that a fine-tune added are one id each.
+
+        Bytes for which a small vocabulary has no token are left out, as in transformers.
+        """
+        if self._added_word is None:
+            return self._encode_bytes(text)
+        parts = self._added_word.split(text)  # at odd indices: the added words
+        ids = [[self._words[part]] if i % 2 else self._encode_bytes(part) for i, part in enumerate(parts)]
+        return [i for part in ids for i in part]
+
+    def _encode_bytes(self, text: str) -> list[int]:
+        ranks, ids = self._encoding.encode_ordinary(text), self._vocabulary.ids
+        return ranks if ids is None else [i for i in map(ids.__getitem__, ranks) if i is not None]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids without the timestamps, special tokens by their names; broken UTF-8 becomes U+FFFD.
+
+        Raises ValueError for an id that has no token.
+        """
+        return self.decode_with_timestamps(i for i in ids if not self.is_timestamp(i))
+
+    def decode_with_timestamps(self, ids: Iterable[int]) -> str:
+        """As `decode`, with timestamps as <|1.08|> (s)."""
+        return _text(b"".join(self._pieces(ids)))
+
+    def _pieces(self, ids: Iterable[int]) -> list[bytes]:
+        try:
+            return [self._bytes[i] for i in ids]
+        except KeyError as error:
+            raise ValueError(f"id {error.args[0]} has no token; use the tokenizer of the model that gave it") from None
+
+    def is_timestamp(self, token: int) -> bool:
+        """Whether an id is a timestamp; what a fine-tune added behind the timestamps is none."""
+        return self.special.timestamp_begin <= token <= self.special.timestamp_end
+
+    def text_tokens(self, ids: Iterable[int]) -> list[int]:
+        """Those of ids that are text: neither timestamps nor other special tokens."""
+        return [i for i in ids if i in self._text]
+
+    @cached_property
+    def known_ids(self) -> np.ndarray:
+        """bool [V]: which ids have a token; the others must never be sampled."""
+        import numpy as np
+
+        known = np.zeros(self.vocab_size, bool)
+        known[list(self._bytes)] = True
+        return known
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that have a token, in the tokens' order."""
+        return tuple(code for code, _ in self.special.languages)
+
+    def language_token(self, language: str) -> int:
+        """The id for a language's code or English name; ValueError where Whisper or this checkpoint lacks it."""
+        ids = dict(self.special.languages)
+        code = language if language in ids else to_language_code(language)
+        if code not in ids:
+            some = f"{len(ids)} languages" if len(ids) > 9 else ", ".join(ids) or "no language"
+            raise ValueError(f"language {language!r} is not in this checkpoint, which has {some}; use another one")
+        return ids[code]
+
+    def sot_sequence(
+        self, language: str | None = None, task: str | None = None, timestamps: bool = True
+    ) -> tuple[int, ...]:
+        """The ids that a transcript starts with: sot; language (default en) and task (default transcribe), but for an
+        English-only model; no_timestamps, if there are to be none. ValueError for what the checkpoint cannot do.
+        """
+        special = self.special
+        tasks = {"transcribe": special.transcribe, "translate": special.translate}
+        if task is not None and task not in tasks:
+            raise ValueError(f"task {task!r} is unknown; choose 'transcribe' or 'translate'")
+        start: tuple[int, ...] = (special.sot,)
+        if self.is_multilingual:
+            start += (self.language_token(language or "en"), tasks[task or "transcribe"])
+        elif task == "translate" or to_language_code(language or "en") != "en":
+            asked = f"language={language!r}, task={task!r}"
+            raise ValueError(f"{asked}: this checkpoint only transcribes English; use a multilingual one")
+        return start if timestamps else (*start, special.no_timestamps)
+
+    @cached_property
+    def blank_tokens(self) -> tuple[int, ...]:
+        """The ids of a lone space, with which no transcript should begin."""
+        return tuple(self.encode(" "))
+
+    @cached_property
+    def non_speech_tokens(self) -> tuple[int, ...]:
+        """Ids that write down what is not speech, such as ♪ or [, in ascending order; openai-whisper's set.
+
+        A mark counts only where it is a single token. Of a note, the first token counts also if it is but the first two
+        of its three bytes: other symbols begin with these, letters and punctuation do not.
+        """
+        texts = [" -", " '", *(space + mark for mark in _MARKS for space in ("", " "))]
+        encoded = [self.encode(text) for text in texts]
+        found = {ids[0] for ids in encoded if len(ids) == 1}
+        for note in _NOTES:
+            firsts = self.encode(note)[:1] + self.encode(" " + note)[:1]
+            found.update(i for i in firsts if self._bytes[i].lstrip().startswith(note.encode()[:2]))
+        return tuple(sorted(found))
+
+    def split_to_word_tokens(self, ids: Sequence[int], language: str | None) -> tuple[list[str], list[list[int]]]:
+        """(words, the ids of each): at spaces, or at characters for a language that is written without spaces."""
+        split = self.split_tokens_on_unicode if language in _UNSPACED else self.split_tokens_on_spaces
+        return split(ids)
+
+    def split_tokens_on_unicode(self, ids: Sequence[int]) -> tuple[list[str], list[list[int]]]:
+        """(pieces of text, the ids of each), the shortest that cut no character in two.
+
+        The pieces join to the whole text, broken UTF-8 included (where openai-whisper loses tokens or fails).
+        """
+        pieces = self._pieces(ids)
+        raw, start, end = b"".join(pieces), 0, 0
+        words: list[str] = []
+        tokens: list[list[int]] = [[]]
+        for token, piece in zip(ids, pieces, strict=True):
+            end += len(piece)
+            tokens[-1].append(token)
+            # A character that is cut in two becomes two or more U+FFFD. None reaches further than 3 bytes ahead.
+            word, ahead = _text(raw[start:end]), _text(raw[end : end + 3])
+            if word + ahead == _text(raw[start : end + 3]):
+                words.append(word)
+                tokens.append([])
+                start = end
+        return words, tokens[:-1]
+
+    def split_tokens_on_spaces(self, ids: Sequence[int]) -> tuple[list[str], list[list[int]]]:
+        """(words, the ids of each); a word begins with a space, with punctuation or with a special token."""
+        words: list[str] = []
+        tokens: list[list[int]] = []
+        for piece, piece_ids in zip(*self.split_tokens_on_unicode(ids), strict=True):
+            mark = piece.strip() in string.punctuation
+            if not words or mark or piece.startswith(" ") or piece_ids[0] not in self._text:
+                words.append(piece)
+                tokens.append(piece_ids)
+            else:
+                words[-1] += piece
+                tokens[-1] += piece_ids
+        return words, tokens
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """What the files say, whichever they are."""
+
+    ranks: dict[bytes, int]  # the 256 bytes, then what is merged, by precedence: tiktoken's input
+    ids: list[int | None] | None  # rank -> id, None: no token; None for the whole: they are equal
+    text: dict[int, bytes]  # id -> bytes of ordinary tokens
+    added: dict[str, tuple[int, bool]]  # text of the others -> (id, whether special)
+
+
+def _read(files: Mapping[str, bytes]) -> _Vocabulary:
+    if "tokenizer.json" in files:
+        with _reading("tokenizer.json"):
+            content = json.loads(files["tokenizer.json"])
+            vocab, merges = content["model"]["vocab"], content["model"]["merges"]
+            added = {token["content"]: (token["id"], token["special"]) for token in content["added_tokens"]}
+            return _vocabulary(vocab, [m.split(" ") if isinstance(m, str) else m for m in merges], added)
+    if missing := {"vocab.json", "merges.txt"} - files.keys():
+        raise FileNotFoundError(
+            f"no tokenizer: {' and '.join(sorted(missing))} missing, and no tokenizer.json; "
+            "take them from the checkpoint's original repository"
+        )
+    with _reading("tokenizer_config.json"):
+        listed = json.loads(files.get("tokenizer_config.json", b"{}")).get("added_tokens_decoder", {})
+        added = {token["content"]: (int(i), token.get("special", True)) for i, token in listed.items()}
+    with _reading("added_tokens.json"):
+        for text, i in json.loads(files.get("added_tokens.json", b"{}")).items():
+            added[text] = (i, added[text][1] if text in added else bool(_MARKUP.fullmatch(text)))
+    with _reading("merges.txt"):
+        lines = files["merges.txt"].decode().splitlines()
+        merges = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
+    with _reading("vocab.json with merges.txt"):
+        return _vocabulary(json.loads(files["vocab.json"]), merges, added)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{name} is damaged or no Whisper's ({type(error).__name__}: {error}); "
+            "take it from the checkpoint's original repository"
+        ) from error
+
+
+def _vocabulary(
+    vocab: dict[str, int], merges: Sequence[Sequence[str]], added: dict[str, tuple[int, bool]]
+) -> _Vocabulary:
+    """vocab and merges are in GPT-2's characters for bytes. Raises KeyError, ValueError where they do not fit."""
+    characters = sorted(map(chr, _BYTE_OF), key=lambda c: vocab.get(c, len(vocab)))
+    merged = [first + second for first, second in merges]
+    ids = [*map(vocab.get, characters), *(vocab[token] for token in merged)]
+    tokens = [token.translate(_BYTE_OF).encode("latin-1") for token in (*characters, *merged)]
+    ranks: dict[bytes, int] = {}
+    for rank, token in enumerate(tokens):
+        ranks.setdefault(token, rank)
+
+    text = {i: token for i, token in zip(ids, tokens, strict=True) if i is not None}
+    for name in vocab.keys() - added.keys() - set(characters) - set(merged):
+        if _MARKUP.fullmatch(name):
+            added[name] = (vocab[name], True)
+        else:  # no merge leads to it, so it can be decoded only; the released vocabularies have an empty one
+            text[vocab[name]] = name.translate(_BYTE_OF).encode("latin-1")
+    return _Vocabulary(ranks, None if ids == list(range(len(ids))) else ids, text, added)
+
+
+def _special_tokens(vocabulary: _Vocabulary, vocab_size: int | None) -> SpecialTokens:
+    ids = {text: i for text, (i, _) in vocabulary.added.items()}
+    found: dict[str, Any] = {
+        field: next((ids[name] for name in names if name in ids), None) for field, names in _SPECIAL_NAMES.items()
+    }
+    if missing := [_SPECIAL_NAMES[field][0] for field, i in found.items() if i is None and field not in _OPTIONAL]:
+        raise ValueError(
+            f"the tokenizer's files name no {', '.join(missing)}, so they are no Whisper's; "
+            "take them from the checkpoint's original repository"
+        )
+    # A code that Whisper does not know is a language if it stands where the languages do.
+    place = range(found["sot"], min(found["transcribe"], found["translate"]))
+    codes = {match[1]: i for text, i in ids.items() if (match := _LANGUAGE.fullmatch(text))}
+    languages = sorted((i, code) for code, i in codes.items() if code in LANGUAGES or i in place)
+    times = _timestamps(ids, {*ids.values(), *vocabulary.text}, found["no_timestamps"], vocab_size)
+    special = SpecialTokens(
+        **found,
+        timestamp_begin=times.start,
+        timestamp_end=times.stop - 1,
+        languages=tuple((code, i) for i, code in languages),
+    )
+    last = max({*vocabulary.text, *_functional_ids(special), *times})
+    if vocab_size is not None and last >= vocab_size:
+        raise ValueError(
+            f"the tokenizer has ids up to {last}, the model only vocab_size={vocab_size}; "
+            "take both from the same checkpoint"
+        )
+    return special
+
+
+def _timestamps(ids: Mapping[str, int], taken: Iterable[int], no_timestamps: int, vocab_size: int | None) -> range:
+    times = sorted((float(match[1]), i) for text, i in ids.items() if (match := _TIMESTAMP.fullmatch(text)))
+    if not times:  # they follow <|notimestamps|>, up to what a fine-tune may have put there instead
+        begin = no_timestamps + 1
+        limits = [begin + _TIMESTAMPS, *(i for i in taken if i >= begin)]
+        return range(begin, min(limits if vocab_size is None else [*limits, max(begin, vocab_size)]))
+    listed = [i for _, i in times]
+    if times[0][0] != 0 or listed != list(range(listed[0], listed[0] + len(listed))):
+        raise ValueError(
+            f"the ids of the timestamps, {times[0][0]:.2f} to {times[-1][0]:.2f} s, do not follow one another from "
+            "<|0.00|> on; take the tokenizer's files from the checkpoint's original repository"
+        )
+    return range(listed[0], listed[-1] + 1)
+
+
+def _functional_ids(special: SpecialTokens) -> set[int]:
+    """All special tokens but the timestamps."""
+    named = {getattr(special, field) for field in _SPECIAL_NAMES} - {None}
+    return named | {i for _, i in special.languages}
+
+
+def _is_multilingual(files: Mapping[str, bytes], special: SpecialTokens, vocab_size: int) -> bool:
+    with _reading(_GENERATION_CONFIG):
+        told = json.loads(files.get(_GENERATION_CONFIG, b"{}")).get("is_multilingual")
+    english = special.eot == _ENGLISH_EOT or vocab_size == _ENGLISH_VOCAB_SIZE
+    return bool(special.languages) and not english if told is None else bool(told)
