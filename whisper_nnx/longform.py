@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 
 from whisper_nnx.hallucination import find_hallucination, last_end_s, leading_silence_s
 from whisper_nnx.results import Segment, Transcript
-from whisper_nnx.segments import ends_in_single_timestamp, split_at_timestamps
+from whisper_nnx.segments import FRAMES_PER_SECOND, ends_in_single_timestamp, split_at_timestamps
 from whisper_nnx.words import APPENDED, PREPENDED, WordTiming, add_words
 
 if TYPE_CHECKING:
     from whisper_nnx.tokenizer import Tokenizer
     from whisper_nnx.windows import DecodingResult
-
-FRAMES_PER_SECOND = 100
 
 
 @dataclass(frozen=True)
@@ -162,9 +160,10 @@ class Recording:
             offset_s = window.start_frame / FRAMES_PER_SECOND
             marks = (self.options.prepend_punctuations, self.options.append_punctuations)
             add_words(segments, words, draft.texts, offset_s, self._last_speech_s, *marks)
-            segments = self._correct_seek(window, draft)
-            if segments is None:
+            kept = self._correct_seek(window, draft)
+            if kept is None:
                 return []
+            segments = kept
             if (end_s := last_end_s(segments)) is not None:
                 self._last_speech_s = end_s
 

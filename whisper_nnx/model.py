@@ -275,7 +275,7 @@ class TextDecoder(nnx.Module):
     def alignment_scores(
         self, ids: jax.Array, cross: tuple[KeysValues, ...], heads: Sequence[tuple[int, int]]
     ) -> tuple[jax.Array, jax.Array]:
-        """Teacher forcing: ids [B,S] -> (hidden [B,S,D] for `logits`, audio scores [B,A,S,T] of (layer, head) pairs)."""
+        """Teacher forcing: ids [B,S] -> (hidden [B,S,D] for `logits`, audio scores [B,A,S,T] of A (layer, head)s)."""
         x, mask = self._embed(ids, jnp.arange(ids.shape[1])), jnp.tril(jnp.ones((ids.shape[1],) * 2, bool))
         scores = []
         for i, (layer, kv) in enumerate(zip(self.layers, cross, strict=True)):

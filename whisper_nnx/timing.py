@@ -15,6 +15,7 @@ import numpy as np
 
 from whisper_nnx.cache import KeysValues
 from whisper_nnx.config import WhisperConfig
+from whisper_nnx.features import CHUNK_LENGTH_S
 from whisper_nnx.model import TextDecoder
 
 BUCKETS = (64, 128, 256)  # text positions; longer texts take all that the model has
@@ -164,7 +165,7 @@ def align_tokens(
     texts: Sequence[Sequence[int]],
     eot: int,
     positions: Sequence[int],
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[tuple[list[float], list[float]]]:
     """For each window's text tokens [N]: begins [N+1] in s, the last being the end, and probabilities [N].
 
     start: the start sequence, with `<|notimestamps|>`. positions: of each window's sound. Texts that exceed the context
@@ -183,6 +184,6 @@ def align_tokens(
     begin, probability = jax.device_get(
         token_times(decoder, cross, ids, length, first, count, alignment_heads(config), eot)
     )
-    per_s = config.max_source_positions / 30.0
-    rows = zip(texts, begin / per_s, probability.astype(np.float64), strict=True)
+    per_s = config.max_source_positions / CHUNK_LENGTH_S
+    rows = zip(texts, (begin / per_s).tolist(), probability.tolist(), strict=True)
     return [(begins_s[: len(text) + 1], probs[: len(text)]) for text, begins_s, probs in rows]

@@ -18,8 +18,9 @@ from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.fallback import FallbackOptions, decode_with_fallback
 from whisper_nnx.features import RecordingMel
 from whisper_nnx.languages import LANGUAGES, to_language_code
-from whisper_nnx.longform import FRAMES_PER_SECOND, Draft, LongformOptions, Recording, Window
+from whisper_nnx.longform import Draft, LongformOptions, Recording, Window
 from whisper_nnx.results import Segment, Transcript
+from whisper_nnx.segments import FRAMES_PER_SECOND
 from whisper_nnx.timing import align_tokens
 from whisper_nnx.windows import (
     EncodedWindows,

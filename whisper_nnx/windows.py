@@ -19,10 +19,9 @@ from whisper_nnx.decoding.language import language_probs
 from whisper_nnx.decoding.loop import DecodingBatch, generate, padded_positions
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
+from whisper_nnx.features import CHUNK_LENGTH_S
 from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper
 from whisper_nnx.tokenizer import Tokenizer
-
-WINDOW_S = 30.0
 
 
 class EncodedWindows(NamedTuple):
@@ -197,7 +196,7 @@ def _batch(
         return min(o.sample_len or n_ctx // 2, n_ctx - len(ids) + 1)  # the last token sampled is not fed any more
 
     def max_initial(o: DecodingOptions) -> int:
-        steps_per_s = config.max_source_positions / WINDOW_S
+        steps_per_s = config.max_source_positions / CHUNK_LENGTH_S
         return NO_LIMIT if o.max_initial_timestamp is None else round(o.max_initial_timestamp * steps_per_s)
 
     suppressed, suppressed_first = _suppressed(tokenizer, config.vocab_size, options[0])

@@ -40,7 +40,7 @@ def words_from_tokens(
     words, groups = tokenizer.split_to_word_tokens([*tokens, tokenizer.special.eot], language)
     ends = list(itertools.accumulate(len(group) for group in groups[:-1]))
     return [
-        WordTiming(word, list(group), float(begins_s[a]), float(begins_s[b]), float(sum(probs[a:b]) / (b - a)))
+        WordTiming(word, list(group), begins_s[a], begins_s[b], sum(probs[a:b]) / (b - a))
         for word, group, a, b in zip(words, groups, [0, *ends], ends, strict=False)
     ]
 

@@ -1,0 +1,117 @@
+"""Decoding of windows equals openai-whisper's, token for token, in float32.
+
+avg_logprob is allowed 1e-3, as is every probability: sums over some thirty tokens of float32 log-probabilities that two
+implementations round differently were seen to differ by up to 1e-5.
+"""
+
+import numpy as np
+import pytest
+import torch
+import whisper
+
+from whisper_nnx import DecodingOptions, decode, detect_language
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")
+
+OPTIONS = {
+    "greedy": {"language": "en"},
+    "greedy, language detected": {},
+    "beam 5": {"language": "en", "beam_size": 5},
+    "beam 5, patience 2": {"language": "en", "beam_size": 5, "patience": 2.0},
+    "beam 3, patience below 1": {"language": "en", "beam_size": 3, "patience": 0.5},
+    "beam 5, length penalty": {"language": "en", "beam_size": 5, "length_penalty": 0.6},
+    "translate": {"language": "de", "task": "translate"},
+    "without timestamps": {"language": "fr", "without_timestamps": True},
+    "prompt": {"language": "en", "prompt": "one two three four"},
+    "prompt of ids beyond half the context": {"language": "en", "prompt": list(range(1000, 1300))},
+    "prefix": {"language": "en", "prefix": "one two", "without_timestamps": True},
+    "prefix shortened by sample_len": {
+        "language": "en",
+        "prefix": "one two three four five six",
+        "sample_len": 220,
+        "without_timestamps": True,
+    },
+    "suppressed tokens": {"language": "en", "suppress_tokens": "-1,530,732"},
+    "no limits at the start": {"language": "en", "max_initial_timestamp": None, "suppress_blank": False},
+    "few tokens, beams unfinished": {"language": "en", "sample_len": 7, "beam_size": 4},
+}
+
+
+@pytest.fixture(scope="session")
+def windows(recordings) -> torch.Tensor:
+    """The first 30 s of every recording [B,M,T], as the reference's own transcribe() would cut them."""
+    mels = [whisper.log_mel_spectrogram(audio, padding=480_000)[:, :3000] for audio in recordings.values()]
+    return torch.stack(mels)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_batch_decodes_to_the_tokens_of_openai_whisper(name, windows, model, reference):
+    options = OPTIONS[name]
+    ours = decode(model, windows.numpy(), DecodingOptions(**options))
+    for window, result in zip(windows, ours, strict=True):
+        expected = whisper.decode(reference, window, whisper.DecodingOptions(fp16=False, **options))
+        assert list(result.tokens) == expected.tokens
+        assert result.text == expected.text
+        assert result.language == expected.language
+        assert result.avg_logprob == pytest.approx(expected.avg_logprob, abs=1e-3)
+        assert result.no_speech_prob == pytest.approx(expected.no_speech_prob, abs=1e-3)
+        assert result.compression_ratio == expected.compression_ratio
+
+
+def test_detected_languages_equal_those_of_openai_whisper(windows, model, reference):
+    ids, probs = detect_language(model, windows.numpy())
+    expected_ids, expected = whisper.detect_language(reference, windows)
+    assert ids == expected_ids.tolist()
+    for ours, theirs in zip(probs, expected, strict=True):
+        assert list(ours) == list(theirs)
+        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), atol=1e-4)
+
+
+def test_the_suppressed_tokens_are_those_that_the_checkpoint_lists(model, digits):
+    import json
+
+    listed = json.loads((digits / "generation_config.json").read_text())["suppress_tokens"]
+    special = model.tokenizer.special
+    tasks = (special.transcribe, special.translate, special.sot, special.sot_prev, special.sot_lm, special.no_speech)
+    assert sorted({*model.tokenizer.non_speech_tokens, *tasks}) == sorted(listed)
+
+
+def test_two_hundred_greedy_tokens_at_tinys_shape_equal_both_references(tmp_path, digits, recordings):
+    """Random weights, large enough for the tokens to vary; the end of text is suppressed, so that none stops early."""
+    from transformers import GenerationConfig, WhisperForConditionalGeneration
+
+    from benchmarks.systems import openai_from_hf
+    from whisper_nnx import Tokenizer, create_whisper_tiny, load_model, save_pretrained
+
+    random = create_whisper_tiny()
+    random.tokenizer = Tokenizer.from_folder(digits)
+    for module in (random.decoder.embed_tokens, random.decoder.embed_positions):
+        module.embedding[...] = module.embedding[...] * 5
+    save_pretrained(random, tmp_path / "tiny")
+    ours, openai = load_model(str(tmp_path / "tiny")), openai_from_hf(tmp_path / "tiny")
+    transformers = WhisperForConditionalGeneration.from_pretrained(tmp_path / "tiny").eval()
+    mel = whisper.log_mel_spectrogram(recordings["en_one_speaker_30s"], padding=480_000)[:, :3000]
+
+    special = ours.tokenizer.special
+    options = {"language": "en", "sample_len": 200, "suppress_tokens": f"-1,{special.eot}", "without_timestamps": True}
+    result = decode(ours, mel.numpy(), DecodingOptions(**options))
+    expected = whisper.decode(openai, mel, whisper.DecodingOptions(fp16=False, **options))
+    assert len(result.tokens) == 200
+    assert len(set(result.tokens)) > 20
+    assert list(result.tokens) == expected.tokens
+
+    start = ours.tokenizer.sot_sequence("en", "transcribe", timestamps=False)
+    suppressed = [*expected_suppressed(ours), special.eot]
+    config = GenerationConfig(max_new_tokens=200, suppress_tokens=suppressed, pad_token_id=special.eot, eos_token_id=-1)
+    config.begin_suppress_tokens = [*ours.tokenizer.blank_tokens, special.eot]
+    transformers.generation_config = config
+    generated = super(type(transformers), transformers).generate(
+        mel[None], decoder_input_ids=torch.tensor([start]), generation_config=config
+    )
+    assert generated[0, len(start) :].tolist() == list(result.tokens)
+
+
+def expected_suppressed(model) -> list[int]:
+    special = model.tokenizer.special
+    tasks = (special.transcribe, special.translate, special.sot, special.sot_prev, special.sot_lm, special.no_speech)
+    return [*model.tokenizer.non_speech_tokens, *tasks]

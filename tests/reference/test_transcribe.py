@@ -1,0 +1,75 @@
+"""Transcripts of whole recordings equal openai-whisper's: tokens and segment times the same, probabilities to 1e-3."""
+
+import pytest
+
+from whisper_nnx import transcribe
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*digital silence"),
+    pytest.mark.filterwarnings("ignore:.*translation"),
+]
+
+EVERYWHERE = {
+    "greedy": {},
+    "beam 5": {"beam_size": 5, "language": "en"},
+    "words": {"word_timestamps": True},
+}
+ON_SOME = {
+    "beam 5, patience 2": {"beam_size": 5, "patience": 2.0},
+    "beam 5, words": {"beam_size": 5, "word_timestamps": True, "language": "en"},
+    "translate": {"task": "translate", "language": "de"},
+    "clips": {"clip_timestamps": "2,9,12,20.5"},
+    "a clip without an end": {"clip_timestamps": [11.0]},
+    "carried prompt": {"initial_prompt": "one two three", "carry_initial_prompt": True},
+    "prompt, no history": {"initial_prompt": "one two three", "condition_on_previous_text": False},
+    "without timestamps": {"without_timestamps": True},
+    "no thresholds": {"no_speech_threshold": None, "logprob_threshold": None, "compression_ratio_threshold": None},
+    "strict silence": {"no_speech_threshold": 0.1, "logprob_threshold": -0.2},
+    "hallucinations": {"word_timestamps": True, "hallucination_silence_threshold": 1.0},
+}
+SOME = ("en_mixed_75s", "de_40s", "en_short_3s", "silence_12s", "noise_only_30s")
+WITHIN = {"start": 1e-6, "end": 1e-6, "avg_logprob": 1e-3, "no_speech_prob": 1e-3, "compression_ratio": 1e-9}
+
+
+def compare(model, reference, audio, **options):
+    expected = reference.transcribe(audio, fp16=False, temperature=0.0, **options)
+    ours = transcribe(model, audio, temperature=0.0, **options)
+    assert ours["language"] == expected["language"]
+    assert ours["text"] == expected["text"]
+    assert len(ours["segments"]) == len(expected["segments"])
+    for segment, wanted in zip(ours["segments"], expected["segments"], strict=True):
+        assert segment["tokens"] == wanted["tokens"]
+        assert {key: segment[key] for key in ("id", "seek", "text", "temperature")} == {
+            key: wanted[key] for key in ("id", "seek", "text", "temperature")
+        }
+        for key, tolerance in WITHIN.items():
+            assert segment[key] == pytest.approx(wanted[key], abs=tolerance), key
+        # The reference gives emptied segments a list of words even where none were asked for.
+        words = wanted["words"] if options.get("word_timestamps") else []
+        assert [word["word"] for word in segment.get("words", [])] == [word["word"] for word in words]
+        for word, other in zip(segment.get("words", []), words, strict=True):
+            assert word["start"] == pytest.approx(other["start"], abs=0.0201)
+            assert word["end"] == pytest.approx(other["end"], abs=0.0201)
+            assert word["probability"] == pytest.approx(other["probability"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_every_recording_is_transcribed_as_by_openai_whisper(name, recordings, model, reference):
+    for audio in recordings.values():
+        compare(model, reference, audio, **EVERYWHERE[name])
+
+
+@pytest.mark.parametrize("name", ON_SOME)
+def test_options_mean_what_they_mean_in_openai_whisper(name, recordings, model, reference):
+    for recording in SOME:
+        compare(model, reference, recordings[recording], **ON_SOME[name])
+
+
+def test_fallback_keeps_what_passes_at_temperature_zero(recordings, model, reference):
+    """Samples differ from run to run in the reference; the windows that need none are equal."""
+    audio = recordings["en_short_3s"]
+    expected = reference.transcribe(audio, fp16=False, temperature=(0.0, 0.4), logprob_threshold=-5.0)
+    ours = transcribe(model, audio, temperature=(0.0, 0.4), logprob_threshold=-5.0)
+    assert [s["tokens"] for s in ours["segments"]] == [s["tokens"] for s in expected["segments"]]
+    assert {s["temperature"] for s in ours["segments"]} == {0.0}

@@ -1,0 +1,137 @@
+"""A Whisper of a few thousand random parameters with a vocabulary made by hand: decodes in milliseconds."""
+
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from whisper_nnx.config import SpecialTokens, WhisperConfig
+from whisper_nnx.model import Whisper, sinusoids
+from whisper_nnx.tokenizer import Tokenizer
+
+LANGUAGES = ("en", "de", "es", "fr")
+MERGES = ("Ġ t", "h e", "Ġt he", "o n", "on e", "Ġ one", "Ġt w", "Ġtw o", "Ġ a", "Ġa n", "Ġan d", "e r", "Ġ (", "Ġ -")
+TIMESTAMPS = 51  # a window of one second
+PADDING = 5  # rows of the vocabulary matrix without a token
+
+
+def _byte_letters() -> list[str]:
+    """The letter that stands for each byte in `vocab.json`: printable ones for themselves, others moved to U+0100 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)]
+
+
+def small_tokenizer_files(*, languages: Sequence[str] = LANGUAGES, added: Sequence[str] = ()) -> dict[str, bytes]:
+    """Files of a vocabulary in Whisper's order: bytes, merges, end, start, languages, tasks, timestamps, `added`."""
+    text = [*_byte_letters(), *(merge.replace(" ", "") for merge in MERGES), "<|endoftext|>"]
+    names = [
+        "startoftranscript",
+        *languages,
+        "translate",
+        "transcribe",
+        "startoflm",
+        "startofprev",
+        "nospeech",
+        "notimestamps",
+        *(f"{step * 0.02:.2f}" for step in range(TIMESTAMPS)),
+    ]
+    special = [*(f"<|{name}|>" for name in names), *added]
+    return {
+        "vocab.json": json.dumps({token: i for i, token in enumerate(text)}).encode(),
+        "merges.txt": "\n".join(["#version: 0.2", *MERGES, ""]).encode(),
+        "added_tokens.json": json.dumps({token: i for i, token in enumerate(special, len(text))}).encode(),
+    }
+
+
+def small_tokenizer(**changes: Any) -> Tokenizer:
+    return Tokenizer.from_files(small_tokenizer_files(**changes))
+
+
+def small_config(**changes: Any) -> WhisperConfig:
+    sizes: dict[str, Any] = {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "vocab_size": len(_byte_letters()) + len(MERGES) + 8 + len(LANGUAGES) + TIMESTAMPS + PADDING,
+        "num_mel_bins": 8,
+        "max_source_positions": TIMESTAMPS - 1,
+        "max_target_positions": 48,
+    }
+    return WhisperConfig(**{**sizes, **changes})
+
+
+def small_model(
+    *,
+    seed: int = 1,
+    tokenizer: Tokenizer | None = None,
+    spread: float = 2.0,
+    end_bias: float = 6.0,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    **changes: Any,
+) -> Whisper:
+    """Random weights of such a spread that what it says varies and, with `end_bias` on the end's logit, may end."""
+    tokenizer = tokenizer or small_tokenizer()
+    config = small_config(**changes)
+    make = partial(Whisper, config, dtype=dtype, param_dtype=param_dtype, tokenizer=tokenizer)
+    model = nnx.eval_shape(make)  # filled by numpy: nothing has to be compiled
+    random = np.random.default_rng(seed)
+
+    def fill(variable: nnx.Variable, value: np.ndarray) -> None:
+        variable.set_value(jnp.asarray(np.broadcast_to(value, variable.shape).astype(variable.dtype)))
+
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        if path[-1] == "embedding":
+            fill(variable, random.normal(0, 0.7, variable.shape))
+        elif path[-1] == "kernel":
+            fill(variable, random.normal(0, spread / math.prod(variable.shape[:-1]) ** 0.5, variable.shape))
+        elif path[-1] in ("scale", "bias"):
+            fill(variable, np.float32(path[-1] == "scale"))
+    fill(model.encoder.embed_positions, sinusoids(config.max_source_positions, config.d_model))
+    end = np.asarray(model.decoder.embed_tokens.embedding[tokenizer.special.eot], np.float32)
+    fill(model.decoder.layer_norm.bias, end * end_bias / (end @ end))
+    return model
+
+
+def small_mel(rows: int = 4, *, seed: int = 0, config: WhisperConfig | None = None) -> jax.Array:
+    """Log-mel noise [B,M,T] that fills the model's window."""
+    config = config or small_config()
+    shape = (rows, config.num_mel_bins, 2 * config.max_source_positions)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def timestamp_oracle(
+    logits: np.ndarray, history: Sequence[int], max_initial: int | None, special: SpecialTokens
+) -> np.ndarray:
+    """One row's logits [V] after the rules on timestamps, told one by one: the independent second opinion."""
+    vocabulary = range(len(logits))
+    times = {token for token in vocabulary if special.timestamp_begin <= token <= special.timestamp_end}
+    text = {token for token in vocabulary if token < special.eot or token > special.timestamp_end}
+    allowed = set(vocabulary) - {special.no_timestamps}
+    said = [token for token in history if token in times]
+    if not history:
+        latest = special.timestamp_end if max_initial is None else special.timestamp_begin + max_initial
+        allowed &= {time for time in times if time <= latest}
+    elif history[-1] in times and len(history) > 1 and history[-2] not in times:
+        allowed -= text | {time for time in times if time < said[-1]}  # after an end: its start, or the end of text
+    else:
+        if history[-1] in times:
+            allowed -= times  # after a start: something that is said
+        allowed -= {time for time in times if said and time <= said[-1]}
+
+    likelihood = {token: math.exp(float(logits[token])) for token in allowed}
+    time_likelihood = math.fsum(likelihood[token] for token in allowed & times)
+    if time_likelihood > max((likelihood[token] for token in allowed - times), default=0.0):
+        allowed &= times
+    return np.where([token in allowed for token in vocabulary], logits, -np.inf)

@@ -1,0 +1,449 @@
+"""Decoding of windows against a plain-Python decoder that asks the network anew for every token."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from tests.small import small_config, small_mel, small_model, small_tokenizer, timestamp_oracle
+from whisper_nnx import windows
+from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.decoding.strategies import Beam, Sampling
+from whisper_nnx.model import Whisper
+from whisper_nnx.windows import decode, decode_windows, detect_language, encode_windows, initial_ids
+
+ROWS, CONTEXT = 4, small_config().max_target_positions
+TOKENIZER = small_tokenizer()
+SPECIAL = TOKENIZER.special
+TASK_TOKENS = {
+    SPECIAL.transcribe, SPECIAL.translate, SPECIAL.sot, SPECIAL.sot_prev, SPECIAL.sot_lm, SPECIAL.no_speech,
+}  # fmt: skip
+PROMPT = tuple(range(100, 140))
+GERMAN = DecodingOptions(language="de")
+
+teacher_forced = jax.jit(Whisper.decode)
+encode = jax.jit(Whisper.encode)
+
+
+@pytest.fixture(scope="module")
+def model() -> Whisper:
+    return small_model(decoder_layers=1)
+
+
+@pytest.fixture(scope="module")
+def mel() -> jax.Array:
+    return small_mel(ROWS)
+
+
+@pytest.fixture(scope="module")
+def encoded(model, mel):
+    return encode_windows(model, mel)
+
+
+class PlainDecoder:
+    """One window, one sequence at a time, no cache; `start`: ids before the first sampled one, `said`: of a prefix."""
+
+    def __init__(self, model: Whisper, mel: jax.Array, options: DecodingOptions, start: Sequence[int], said=()):
+        self.model, self.options, self.start, self.said = model, options, list(start), list(said)
+        self.audio = jnp.repeat(encode(model, jnp.broadcast_to(mel, (ROWS, *mel.shape)))[:1], ROWS, axis=0)
+        self.limit = min(options.sample_len or CONTEXT // 2, CONTEXT - len(start) + 1)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Those of each position of ids [S,V], from the network without a cache."""
+        padded = np.zeros((ROWS, CONTEXT), np.int32)
+        padded[0, : len(ids)] = ids
+        return np.asarray(teacher_forced(self.model, padded, self.audio)[0, : len(ids)])
+
+    def logprobs(self, sampled: Sequence[int]) -> np.ndarray:
+        """Of the token after `sampled`, behind all filters [V]."""
+        logits = self.logits([*self.start, *sampled])[-1].copy()
+        never = {*TASK_TOKENS, *range(TOKENIZER.known_ids.sum(), len(logits))}
+        for i in self.options.suppress_tokens:
+            never |= set(TOKENIZER.non_speech_tokens) if i == -1 else {i}
+        if self.options.suppress_blank and not sampled:
+            never |= {*TOKENIZER.encode(" "), SPECIAL.eot}
+        logits[list(never)] = -np.inf
+        if not self.options.without_timestamps:
+            seconds = self.options.max_initial_timestamp
+            steps = None if seconds is None else round(seconds / 0.02)
+            logits = timestamp_oracle(logits, [*self.said, *sampled], steps, SPECIAL)
+        logits = logits.astype(np.float64)
+        return logits - np.log(np.exp(logits).sum())
+
+    def greedy(self) -> tuple[tuple[int, ...], float]:
+        """(tokens, sum of the log-probabilities with that of the end)."""
+        tokens, total = (), 0.0
+        while len(tokens) < self.limit:
+            logprobs = self.logprobs(tokens)
+            best = int(np.argmax(logprobs))
+            total += logprobs[best]
+            if best == SPECIAL.eot:
+                break
+            tokens += (best,)
+        return tokens, total
+
+    def beam(self) -> tuple[tuple[int, ...], float]:
+        """As greedy; a full list of ended sequences, or the limit, ends the search."""
+        size, wanted, alpha = self.options.beam_size, self.options.max_candidates, self.options.length_penalty
+        going, ended = {(): 0.0}, {}
+        for _ in range(self.limit):
+            longer = {}
+            for tokens, total in going.items():
+                logprobs = self.logprobs(tokens)
+                for token in np.argsort(-logprobs)[: size + 1]:
+                    if logprobs[token] > -np.inf:
+                        longer[(*tokens, int(token))] = total + logprobs[token]
+            going = {}
+            for tokens in sorted(longer, key=longer.get, reverse=True):
+                if tokens[-1] != SPECIAL.eot:
+                    going[tokens] = longer[tokens]
+                elif len(ended) < wanted:
+                    ended[tokens[:-1]] = longer[tokens]
+                if len(going) == size:
+                    break
+            if len(ended) == wanted:
+                break
+        while len(ended) < size and going:
+            best = max(going, key=going.get)
+            ended[best] = going.pop(best)
+
+        def score(tokens):
+            return ended[tokens] / (len(tokens) if alpha is None else ((5 + len(tokens)) / 6) ** alpha)
+
+        best = max(ended, key=score)
+        return best, ended[best]
+
+
+def start_of(language="de", task=SPECIAL.transcribe) -> list[int]:
+    return [SPECIAL.sot, dict(SPECIAL.languages)[language], task]
+
+
+def agree(result, expected: tuple[Sequence[int], float]) -> None:
+    tokens, total = expected
+    assert result.tokens == tuple(tokens)
+    np.testing.assert_allclose(result.avg_logprob, total / (len(tokens) + 1), atol=1e-4)
+
+
+def same(a, b) -> None:
+    """Equal results; the last digits of float32 depend on the shape of the batch."""
+    assert (a.tokens, a.text, a.language, a.temperature) == (b.tokens, b.text, b.language, b.temperature)
+    numbers = [(r.avg_logprob, r.no_speech_prob, *r.token_logprobs) for r in (a, b)]
+    np.testing.assert_allclose(*numbers, atol=1e-4)
+
+
+# Greedy.
+
+
+def test_greedy_tokens_equal_those_of_the_plain_decoder(model, mel):
+    results = decode(model, mel, GERMAN)
+    for result, window in zip(results, mel, strict=True):
+        agree(result, PlainDecoder(model, window, GERMAN, start_of()).greedy())
+    lengths = [len(result.tokens) for result in results]
+    assert min(lengths) < CONTEXT // 2 == max(lengths)  # some end, some reach the limit
+
+
+MIXED = [
+    (DecodingOptions(language="fr", prompt=PROMPT[:2]), [SPECIAL.sot_prev, *PROMPT[:2], *start_of("fr")], ()),
+    (
+        DecodingOptions(language="en", task="translate", sample_len=7, prompt=PROMPT),
+        [SPECIAL.sot_prev, *PROMPT[-23:], *start_of("en", SPECIAL.translate)],
+        (),
+    ),
+    (
+        DecodingOptions(language="es", without_timestamps=True, prefix=PROMPT[:3]),
+        [*start_of("es"), SPECIAL.no_timestamps, *PROMPT[:3]],
+        PROMPT[:3],
+    ),
+    (
+        DecodingOptions(language="de", max_initial_timestamp=0.2, prompt=PROMPT[:9]),
+        [SPECIAL.sot_prev, *PROMPT[:9], *start_of("de")],
+        (),
+    ),
+]
+
+
+def test_rows_with_options_of_their_own_equal_the_plain_decoder(model, mel, encoded):
+    results = decode_windows(model, encoded, [options for options, _, _ in MIXED], range(ROWS))
+    for result, window, (options, start, said) in zip(results, mel, MIXED, strict=True):
+        plain = PlainDecoder(model, window, options, start, said)
+        agree(result, plain.greedy())
+        at_sot = plain.logits(start)[start.index(SPECIAL.sot)]
+        np.testing.assert_allclose(result.no_speech_prob, jax.nn.softmax(at_sot)[SPECIAL.no_speech], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [{}, {"temperature": 0.7}, {"temperature": 1.3}, {"temperature": 0.2}],
+        [{"temperature": 0.7, "best_of": 3}] * ROWS,
+        [{"beam_size": 3}] * ROWS,
+    ],
+    ids=["greedy_and_sampled", "best_of", "beam"],
+)
+def test_a_row_of_a_batch_equals_the_row_alone(model, encoded, changes):
+    options = [replace(o, **change) for (o, _, _), change in zip(MIXED, changes, strict=True)]
+    seeds = [11, 12, 13, 14]
+    together = decode_windows(model, encoded, options, seeds)
+    for row in range(ROWS):
+        (alone,) = decode_windows(model, encoded.take([row]), [options[row]], [seeds[row]])
+        same(alone, together[row])
+
+
+def test_rows_of_different_strategies_are_decoded_each_by_its_own(model, mel, encoded):
+    """In one call, though not in one batch."""
+    strategies = [{"beam_size": 3}, {}, {"beam_size": 3}, {}]
+    results = decode_windows(model, encoded, [replace(GERMAN, **s) for s in strategies], range(ROWS))
+    beams, greedy = decode(model, mel, GERMAN, beam_size=3), decode(model, mel, GERMAN)
+    for row, result in enumerate(results):
+        same(result, (beams if strategies[row] else greedy)[row])
+
+
+# Beam search.
+
+
+def test_beam_of_one_equals_greedy(model, mel):
+    for beam, greedy in zip(decode(model, mel, GERMAN, beam_size=1), decode(model, mel, GERMAN), strict=True):
+        same(beam, greedy)
+
+
+@pytest.mark.parametrize("patience", [0.5, 1.0, 2.0])
+def test_beam_search_equals_that_of_the_plain_decoder(model, mel, patience):
+    options = replace(GERMAN, beam_size=3, patience=patience)
+    results = decode(model, mel, options)
+    for result, window in zip(results, mel, strict=True):
+        agree(result, PlainDecoder(model, window, options, start_of()).beam())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_the_length_penalty_ranks_what_a_beam_search_found(model, mel, alpha):
+    options = replace(GERMAN, beam_size=3, length_penalty=alpha)
+    for result, window in zip(decode(model, mel, options), mel, strict=True):
+        agree(result, PlainDecoder(model, window, options, start_of()).beam())
+
+
+def test_a_beam_search_with_a_single_first_choice_survives(model, mel):
+    """max_initial_timestamp=0 leaves one token for three beams."""
+    options = replace(GERMAN, beam_size=3, max_initial_timestamp=0.0, sample_len=5)
+    for result, window in zip(decode(model, mel, options), mel, strict=True):
+        agree(result, PlainDecoder(model, window, options, start_of()).beam())
+
+
+# Sampling.
+
+
+def goodness_of_fit(draws: Sequence[int], probs: np.ndarray) -> float:
+    """p of a chi-square test; rare tokens count together."""
+    often = probs * len(draws) >= 5
+    seen = np.bincount(draws, minlength=len(probs))
+    observed = [*seen[often], seen[~often].sum()]
+    expected = [*probs[often] * len(draws), probs[~often].sum() * len(draws)]
+    assert often.sum() > 3
+    return stats.chisquare(observed, expected, sum_check=False).pvalue
+
+
+def test_two_thousand_samples_are_distributed_as_the_softmax(model, mel, encoded):
+    options = replace(GERMAN, temperature=0.7, without_timestamps=True, sample_len=2)
+    plain = PlainDecoder(model, mel[0], options, [*start_of(), SPECIAL.no_timestamps])
+    results = decode(model, jnp.repeat(encoded.features[:1], 2000, axis=0), options, seed=5)
+
+    def expected(sampled):
+        logits = plain.logprobs(sampled) / 0.7
+        return np.exp(logits) / np.exp(logits).sum()
+
+    first = [result.tokens[0] for result in results]
+    assert goodness_of_fit(first, expected(())) > 0.01
+    common = int(np.bincount(first).argmax())
+    second = [(*result.tokens, SPECIAL.eot)[1] for result in results if result.tokens[0] == common]
+    assert len(second) > 300
+    assert goodness_of_fit(second, expected((common,))) > 0.01
+
+
+def test_samples_follow_the_seed_and_differ_between_rows(model, mel):
+    def sample(seed):
+        return [r.tokens for r in decode(model, jnp.repeat(mel[:1], ROWS, axis=0), GERMAN, temperature=1.0, seed=seed)]
+
+    assert sample(0) == sample(0)
+    assert len({*sample(0), *sample(1)}) == 2 * ROWS
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.7}, {"temperature": 0.7, "best_of": 3}, {"beam_size": 3}])
+def test_log_probabilities_are_those_behind_the_filters_whatever_the_temperature(model, mel, changes):
+    options = replace(GERMAN, **changes)
+    for result, window in zip(decode(model, mel, options), mel, strict=True):
+        plain, tokens = PlainDecoder(model, window, options, start_of()), result.tokens
+        expected = [plain.logprobs(tokens[:n])[token] for n, token in enumerate(tokens)]
+        np.testing.assert_allclose(result.token_logprobs, expected, atol=1e-3)
+        end = plain.logprobs(tokens)[SPECIAL.eot] if len(tokens) < plain.limit else 0.0
+        np.testing.assert_allclose(sum(expected) + end, result.avg_logprob * (len(tokens) + 1), atol=1e-3)
+        assert result.temperature == options.temperature
+
+
+def test_best_of_keeps_the_most_probable_of_its_samples(model, mel, monkeypatch):
+    seen = []
+
+    def generate(*args, wrapped=windows.generate):
+        seen.append(wrapped(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(windows, "generate", generate)
+    results = decode(model, mel, GERMAN, temperature=0.7, best_of=3)
+    lengths, totals = np.asarray(seen[0].candidates.length), np.asarray(seen[0].candidates.total)
+    best = (totals / lengths).argmax(axis=1)
+    assert lengths.shape == (ROWS, 3)
+    assert len(np.unique(totals)) == 3 * ROWS
+    for row, result in enumerate(results):
+        assert result.avg_logprob == pytest.approx(totals[row, best[row]] / (lengths[row, best[row]] + 1))
+
+
+# Limits, prompts and prefixes.
+
+
+def endless(**changes) -> DecodingOptions:
+    return replace(GERMAN, suppress_tokens=(-1, SPECIAL.eot), without_timestamps=True, **changes)
+
+
+@pytest.mark.parametrize(
+    ("sample_len", "prompt", "expected"),
+    [
+        (None, None, CONTEXT // 2),
+        (1, None, 1),
+        (5, None, 5),
+        (1000, None, CONTEXT - 4 + 1),
+        (1000, PROMPT, CONTEXT - 4 - 24 + 1),
+        (None, PROMPT, CONTEXT - 4 - 24 + 1),
+    ],
+)
+def test_so_many_tokens_are_sampled_and_the_context_is_full_at_most(model, mel, sample_len, prompt, expected):
+    options = endless(sample_len=sample_len, prompt=prompt)
+    results = decode(model, mel, options)
+    assert [len(result.tokens) for result in results] == [expected] * ROWS
+    before = [SPECIAL.sot_prev, *PROMPT[-23:]] if prompt else []
+    plain = PlainDecoder(model, mel[0], options, [*before, *start_of(), SPECIAL.no_timestamps])
+    agree(results[0], plain.greedy())
+
+
+texts = st.lists(st.integers(0, 255), max_size=60).map(tuple)
+
+
+@settings(deadline=None)
+@given(texts, texts, st.one_of(st.none(), st.integers(1, 60)), st.booleans(), st.integers(16, 60))
+def test_initial_ids_leave_room_to_sample_and_lose_what_is_furthest_back(prompt, prefix, sample_len, times, context):
+    options = replace(
+        GERMAN, prompt=prompt, prefix=prefix, sample_len=sample_len, without_timestamps=not times
+    )
+    ids, said = initial_ids(options, TOKENIZER, context)
+    assert len(ids) < context
+    start = ids.index(SPECIAL.sot)
+    expected = start_of() if times else [*start_of(), SPECIAL.no_timestamps]
+    assert ids[start:] == [*expected, *said]
+    if said and times:
+        assert said[0] == SPECIAL.timestamp_begin
+        said = said[1:]
+    assert said == list(prefix[len(prefix) - len(said) :])
+    assert bool(said) == bool(prefix)
+    if start:
+        assert ids[0] == SPECIAL.sot_prev
+        assert start <= context // 2
+        assert ids[1:start] == list(prompt[-(start - 1) :])
+    if sample_len and sample_len < context // 2:
+        assert len(said) <= context // 2 - sample_len
+
+
+def test_a_prompt_beyond_half_the_context_loses_its_beginning():
+    ids, _ = initial_ids(replace(GERMAN, prompt=PROMPT), TOKENIZER, CONTEXT)
+    assert ids == [SPECIAL.sot_prev, *PROMPT[-(CONTEXT // 2 - 1) :], *start_of()]
+
+
+def test_a_text_prompt_is_what_its_ids_are():
+    ids, _ = initial_ids(replace(GERMAN, prompt="  one and two "), TOKENIZER, CONTEXT)
+    assert ids == [SPECIAL.sot_prev, *TOKENIZER.encode(" one and two"), *start_of()]
+    for nothing in ("", "  ", ()):
+        assert initial_ids(replace(GERMAN, prompt=nothing), TOKENIZER, CONTEXT) == (start_of(), [])
+
+
+def test_a_prefix_begins_with_a_timestamp_unless_there_are_none():
+    words = TOKENIZER.encode(" one")
+    begin = SPECIAL.timestamp_begin
+    assert initial_ids(replace(GERMAN, prefix="one"), TOKENIZER, CONTEXT)[1] == [begin, *words]
+    assert initial_ids(replace(GERMAN, prefix=(begin + 3, *words)), TOKENIZER, CONTEXT)[1] == [begin + 3, *words]
+    without = replace(GERMAN, prefix="one", without_timestamps=True)
+    assert initial_ids(without, TOKENIZER, CONTEXT)[1] == words
+
+
+def test_the_timestamp_rules_know_the_prefix(model, mel):
+    options = replace(GERMAN, prefix="one")
+    said = [SPECIAL.timestamp_begin, *TOKENIZER.encode(" one")]
+    for result, window in zip(decode(model, mel, options), mel, strict=True):
+        agree(result, PlainDecoder(model, window, options, [*start_of(), *said], said).greedy())
+
+
+def test_an_english_only_start_names_no_language_and_no_task():
+    english = small_tokenizer(languages=())
+    assert initial_ids(DecodingOptions(), english, CONTEXT) == ([english.special.sot], [])
+
+
+# What is never sampled, and the first timestamp.
+
+
+@pytest.fixture(scope="module")
+def eager_model(model) -> Whisper:
+    """It would like nothing better than to say the tokens of tasks."""
+    eager = small_model(decoder_layers=1)
+    wanted = eager.decoder.embed_tokens.embedding[np.array(sorted(TASK_TOKENS))].sum(axis=0)
+    eager.decoder.layer_norm.bias[...] = 2 * wanted
+    return eager
+
+
+@pytest.mark.parametrize("suppress", [None, "", (), [], "5"])
+def test_task_tokens_are_never_sampled_even_if_nothing_is_suppressed(eager_model, mel, suppress):
+    plain = PlainDecoder(eager_model, mel[0], GERMAN, start_of())
+    assert plain.logits(start_of())[-1].argmax() in TASK_TOKENS
+    for result in decode(eager_model, mel, GERMAN, suppress_tokens=suppress, without_timestamps=True):
+        assert result.tokens
+        assert not TASK_TOKENS & {*result.tokens}
+
+
+def test_ids_without_a_token_are_never_sampled(model, mel):
+    eager = small_model(decoder_layers=1)
+    eager.decoder.layer_norm.bias[...] = 2 * eager.decoder.embed_tokens.embedding[-5:].sum(axis=0)
+    for result in decode(eager, mel, GERMAN, suppress_tokens=None, without_timestamps=True):
+        assert max(result.tokens) <= SPECIAL.timestamp_end < eager.config.vocab_size - 5
+
+
+def test_suppressed_tokens_are_not_sampled_and_the_callers_list_stays_as_it_was(model, mel):
+    usual = {token for result in decode(model, mel, GERMAN, without_timestamps=True) for token in result.tokens}
+    suppress = [-1, *sorted(usual - {SPECIAL.eot})]
+    before = list(suppress)
+    for result in decode(model, mel, GERMAN, without_timestamps=True, suppress_tokens=suppress):
+        assert not usual & {*result.tokens}
+        assert not {*TOKENIZER.non_speech_tokens} & {*result.tokens}
+    assert suppress == before
+
+
+def test_a_transcript_begins_with_neither_a_space_nor_its_end_unless_it_may(model, mel):
+    eager = small_model(decoder_layers=1, end_bias=60.0)
+    options = replace(GERMAN, without_timestamps=True)
+    assert all(result.tokens == () for result in decode(eager, mel, options, suppress_blank=False))
+    for result in decode(eager, mel, options):
+        assert len(result.tokens) == 1
+        assert result.text.strip() or result.tokens[0] not in TOKENIZER.encode(" ")
+
+
+def test_max_initial_timestamp_zero_means_that_speech_starts_at_zero(model, mel):
+    free = [result.tokens[0] for result in decode(model, mel, GERMAN, max_initial_timestamp=None)]
+    assert max(free) > SPECIAL.timestamp_begin
+    for result in decode(model, mel, GERMAN, max_initial_timestamp=0.0):
+        assert result.tokens[0] == SPECIAL.timestamp_begin
+
+
+@pytest.mark.parametrize("limit_s", [0.04, 0.5, 1.0, 1e9, None])
+def test_max_initial_timestamp_is_in_seconds(model, mel, limit_s):
+    options = replace(GERMAN, max_initial_timestamp=limit_s, sample_len=3)
+    for result, window in zip(decode(model, mel, options), mel, strict=True):
+        agree(result, PlainDecoder(model, window, options, start_of()).greedy())
