@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from whisper_nnx.config import SpecialTokens, WhisperConfig
+from whisper_nnx.config import WhisperConfig
 from whisper_nnx.model import Whisper, sinusoids
 from whisper_nnx.tokenizer import Tokenizer
 
@@ -22,7 +22,7 @@ PADDING = 5  # rows of the vocabulary matrix without a token
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte in `vocab.json`: printable ones for themselves, others moved to U+0100 on."""
+    """The letter that stands for each byte in `vocab.json`: printable ones for themselves, others from U+0100 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)]
@@ -51,7 +51,7 @@ def small_tokenizer_files(*, languages: Sequence[str] = LANGUAGES, added: Sequen
 
 
 def small_tokenizer(**changes: Any) -> Tokenizer:
-    return Tokenizer.from_files(small_tokenizer_files(**changes))
+    return Tokenizer.from_files(small_tokenizer_files(**changes), small_config().vocab_size)
 
 
 def small_config(**changes: Any) -> WhisperConfig:
@@ -109,29 +109,3 @@ def small_mel(rows: int = 4, *, seed: int = 0, config: WhisperConfig | None = No
     config = config or small_config()
     shape = (rows, config.num_mel_bins, 2 * config.max_source_positions)
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def timestamp_oracle(
-    logits: np.ndarray, history: Sequence[int], max_initial: int | None, special: SpecialTokens
-) -> np.ndarray:
-    """One row's logits [V] after the rules on timestamps, told one by one: the independent second opinion."""
-    vocabulary = range(len(logits))
-    times = {token for token in vocabulary if special.timestamp_begin <= token <= special.timestamp_end}
-    text = {token for token in vocabulary if token < special.eot or token > special.timestamp_end}
-    allowed = set(vocabulary) - {special.no_timestamps}
-    said = [token for token in history if token in times]
-    if not history:
-        latest = special.timestamp_end if max_initial is None else special.timestamp_begin + max_initial
-        allowed &= {time for time in times if time <= latest}
-    elif history[-1] in times and len(history) > 1 and history[-2] not in times:
-        allowed -= text | {time for time in times if time < said[-1]}  # after an end: its start, or the end of text
-    else:
-        if history[-1] in times:
-            allowed -= times  # after a start: something that is said
-        allowed -= {time for time in times if said and time <= said[-1]}
-
-    likelihood = {token: math.exp(float(logits[token])) for token in allowed}
-    time_likelihood = math.fsum(likelihood[token] for token in allowed & times)
-    if time_likelihood > max((likelihood[token] for token in allowed - times), default=0.0):
-        allowed &= times
-    return np.where([token in allowed for token in vocabulary], logits, -np.inf)

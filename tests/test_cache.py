@@ -64,9 +64,7 @@ def test_reorder_takes_rows_from_other_rows_but_not_their_audio(cache):
     rows = jnp.array([2, 0, 0])
     moved = cache.reorder(rows)
     assert moved.length.tolist() == [3, 0, 0]
-    for before, after in zip(
-        jax.tree.leaves(cache.self_attention), jax.tree.leaves(moved.self_attention), strict=True
-    ):
+    for before, after in zip(jax.tree.leaves(cache.self_attention), jax.tree.leaves(moved.self_attention), strict=True):
         np.testing.assert_array_equal(after, before[rows])
     assert moved.cross_attention is cache.cross_attention
 

@@ -50,7 +50,10 @@ def test_the_timestamp_zero_alone_says_nothing_about_the_end():
 
 
 def test_after_a_given_prefix_the_first_segment_starts_with_the_window():
-    assert split(1, 110, 112, 2, 120) == ([(0.0, 10 * STEP_S, [1, 110]), (12 * STEP_S, 20 * STEP_S, [112, 2, 120])], None)
+    assert split(1, 110, 112, 2, 120) == (
+        [(0.0, 10 * STEP_S, [1, 110]), (12 * STEP_S, 20 * STEP_S, [112, 2, 120])],
+        None,
+    )
 
 
 def test_an_added_token_is_no_timestamp():

@@ -19,7 +19,7 @@ ON_SOME = {
     "beam 5, patience 2": {"beam_size": 5, "patience": 2.0},
     "beam 5, words": {"beam_size": 5, "word_timestamps": True, "language": "en"},
     "translate": {"task": "translate", "language": "de"},
-    "clips": {"clip_timestamps": "2,9,12,20.5"},
+    "clips": {"clip_timestamps": "0.5,1.5,2,2.75"},  # past a recording's end the reference would never stop
     "a clip without an end": {"clip_timestamps": [11.0]},
     "carried prompt": {"initial_prompt": "one two three", "carry_initial_prompt": True},
     "prompt, no history": {"initial_prompt": "one two three", "condition_on_previous_text": False},

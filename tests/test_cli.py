@@ -1,0 +1,361 @@
+"""The command line: what it hands on, what it refuses, and how it says so. The model behind it is faked here."""
+
+import importlib
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import weight_loader
+from whisper_nnx.cli import main
+
+RESULT = {"text": " hello", "segments": [{"id": 0, "start": 0.0, "end": 1.0, "text": " hello"}], "language": "en"}
+transcribe_module = importlib.import_module("whisper_nnx.transcribe")
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What the command asked of the loader and of `transcribe`, which both do nothing."""
+    made: list[tuple[str, dict[str, Any]]] = []
+
+    def load_model(name: str, **options: Any) -> str:
+        made.append((name, options))
+        return "the model"
+
+    def transcribe(model: str, audio: str, **options: Any) -> dict[str, Any]:
+        made.append((audio, options))
+        return RESULT
+
+    monkeypatch.setattr(weight_loader, "load_model", load_model, raising=False)
+    monkeypatch.setattr(transcribe_module, "transcribe", transcribe)
+    return made
+
+
+@pytest.fixture
+def run(calls: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    for name in ("PJRT_NPROC", "TF_CPP_MIN_LOG_LEVEL"):  # the command sets them; this puts them back
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    def run_command(*arguments: str) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            return main(["--output_dir", str(tmp_path), "--compilation_cache", "False", *arguments])
+
+    return run_command
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException, file: str = "bad.wav") -> None:
+    def transcribe(model: str, audio: str, **options: Any) -> dict[str, Any]:
+        if audio == file:
+            raise error
+        return RESULT
+
+    monkeypatch.setattr(transcribe_module, "transcribe", transcribe)
+
+
+def refusal(run: Run, capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    """The one line of a usage error."""
+    with pytest.raises(SystemExit) as exit_status:
+        run(*arguments)
+    assert exit_status.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_every_file_is_transcribed_and_written_in_every_format(run: Run, tmp_path: Path) -> None:
+    assert run("a.wav", "b/c.mp3") == 0
+    formats = ("json", "srt", "tsv", "txt", "vtt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{f}" for name in "ac" for f in formats]
+
+
+def test_standard_input_is_written_to_stdin(run: Run, tmp_path: Path, calls: list) -> None:
+    assert run("-f", "txt", "-") == 0
+    assert (tmp_path / "stdin.txt").read_text(encoding="utf-8") == "hello\n"
+    assert calls[-1][0] == "-"
+
+
+def test_hyphens_and_underscores_are_the_same_in_names_of_options_only(run: Run, calls: list) -> None:
+    arguments = ("--beam-size=7", "--best-of", "3", "--initial-prompt=a-b --beam-size", "--", "--odd-name.wav")
+    assert run("--clip_timestamps", "0,1", *arguments) == 0
+    audio, options = calls[-1]
+    assert (audio, options["beam_size"], options["best_of"]) == ("--odd-name.wav", 7, 3)
+    assert options["initial_prompt"] == "a-b --beam-size"
+
+
+def test_a_value_that_looks_like_an_unknown_option_is_left_alone(run: Run, calls: list) -> None:
+    assert run("a.wav", "--initial_prompt", "--so-called=x y") == 0
+    assert calls[-1][1]["initial_prompt"] == "--so-called=x y"
+
+
+def test_beginnings_of_options_are_understood(run: Run, calls: list) -> None:
+    assert run("a.wav", "--lang", "de", "--word-time", "true") == 0
+    assert (calls[-1][1]["language"], calls[-1][1]["word_timestamps"]) == ("de", True)
+
+
+@pytest.mark.parametrize("language", ["de", "DE", "German", "german"])
+def test_languages_go_by_code_and_name_in_any_case(run: Run, calls: list, language: str) -> None:
+    assert run("a.wav", "--language", language) == 0
+    assert calls[-1][1]["language"] == "de"
+
+
+def test_none_switches_off(run: Run, calls: list) -> None:
+    names = ("beam_size", "best_of", "language", "verbose", "logprob_threshold", "suppress_tokens")
+    assert run("a.wav", *(word for name in names for word in (f"--{name}", "None"))) == 0
+    assert [calls[-1][1][name] for name in names] == [None] * len(names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "temperatures"),
+    [
+        ([], (0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0)),  # numpy's steps
+        (["--temperature", "0.5"], (0.5, 0.7, 0.8999999999999999)),
+        (["--temperature_increment_on_fallback", "None"], (0.0,)),
+        (["--temperature", "1.5"], (1.5,)),
+    ],
+)
+def test_temperatures_rise_by_the_increment(run: Run, calls: list, arguments: list[str], temperatures: tuple) -> None:
+    assert run("a.wav", *arguments) == 0
+    assert calls[-1][1]["temperature"] == temperatures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dtype", "warning"),
+    [
+        ([], "float32", ""),
+        (["--fp16", "False"], "float32", ""),
+        (["--fp16", "True"], "float32", "warning: float16 is slow on the CPU; using float32"),
+        (["--dtype", "float16"], "float16", ""),
+        (["--dtype", "float16", "--fp16", "True"], "float16", ""),
+        (["--dtype", "bfloat16"], "bfloat16", ""),
+    ],
+)
+def test_numbers_on_the_cpu(
+    run: Run, calls: list, capsys: pytest.CaptureFixture, arguments: list[str], dtype: str, warning: str
+) -> None:
+    assert run("a.wav", "--device", "cpu", *arguments) == 0
+    assert calls[0] == ("turbo", {"dtype": dtype, "cache_dir": None, "revision": None, "token": None})
+    assert warning in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fp16", "dtype"), [("True", "float32"), ("True", "bfloat16"), ("False", "float16")])
+def test_contradicting_numbers_are_refused(run: Run, capsys: pytest.CaptureFixture, fp16: str, dtype: str) -> None:
+    line = refusal(run, capsys, "a.wav", "--fp16", fp16, "--dtype", dtype)
+    assert f"--fp16 {fp16} contradicts --dtype {dtype}; drop one of the two" in line
+
+
+def test_where_the_model_comes_from_reaches_the_loader(run: Run, calls: list) -> None:
+    assert run("a.wav", "--model", "me/mine", "--model_dir", "x", "--revision", "v2", "--token", "t") == 0
+    assert calls[0] == ("me/mine", {"dtype": "float32", "cache_dir": "x", "revision": "v2", "token": "t"})
+
+
+def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:
+    assert run("a.wav", "--threads", "3") == 0
+    assert os.environ["PJRT_NPROC"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--language", "klingon"], "language 'klingon' is unknown to Whisper"),
+        (["--verbose", "maybe"], "'maybe' is neither True nor False"),
+        (["--beam_size", "x"], "argument --beam_size: invalid int value: 'x'"),
+        (["--beam_size", "0"], "beam_size=0 must be a whole number of at least 1"),
+        (["--temperature", "-1"], "temperature=-1.0 must be 0 or more"),
+        (["--temperature_increment_on_fallback", "0"], "must be above 0, or None"),
+        (["--length_penalty", "2"], "length_penalty=2.0 must lie between 0 and 1"),
+        (["--suppress_tokens", "a,b"], "suppress_tokens"),
+        (["--clip_timestamps", "5,2"], "ends before it starts"),
+        (["--hallucination_silence_threshold", "1"], "word_timestamps=True"),
+        (["--highlight_words", "True"], "--highlight_words requires --word_timestamps True"),
+        (["--max_line_width", "40"], "--max_line_width requires --word_timestamps True"),
+        (["--max_line_width", "-4"], "'-4' is no whole number of 0 or more"),
+        (["--device", "abacus"], "'abacus' is no device"),
+        (["b/a.mp3"], "a.wav and b/a.mp3 would all be written to a.*; rename them, or run once for each"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_wrong_usage_is_refused_in_one_line_before_work_begins(
+    run: Run, calls: list, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    line = refusal(run, capsys, "a.wav", *arguments)
+    assert line.startswith("whisper-nnx: error: ")
+    assert message in line
+    assert not calls
+
+
+def test_a_missing_device_is_refused_with_those_that_are_there(run: Run, capsys: pytest.CaptureFixture) -> None:
+    assert run("a.wav", "--device", "cpu:99") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("whisper-nnx: error: there is no device cpu:99, but cpu:0")
+
+
+def test_an_output_folder_that_cannot_be_used_is_refused_before_work_begins(
+    run: Run, calls: list, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    assert run("a.wav", "-o", str(tmp_path / "file")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("whisper-nnx: error: cannot write to output folder")
+    assert not calls
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line(
+    run: Run, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_model(name: str, **options: Any) -> None:
+        raise FileNotFoundError(f"{name} does not exist")
+
+    monkeypatch.setattr(weight_loader, "load_model", load_model)
+    assert run("a.wav", "--model", "./nowhere") == 1
+    assert capsys.readouterr().err == "whisper-nnx: error: ./nowhere does not exist\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("bad.wav is empty; give a recording"), "bad.wav is empty; give a recording"),
+        (ValueError("not\nspeech"), "bad.wav: not speech"),
+        (FileNotFoundError(2, "No such file or directory", "bad.wav"), "bad.wav: No such file or directory"),
+        (
+            KeyError("start"),
+            "bad.wav: KeyError: 'start' (unexpected: --traceback shows where it happened)",
+        ),
+    ],
+)
+def test_a_file_that_fails_is_one_line_and_the_others_are_done(
+    run: Run,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: Exception,
+    message: str,
+) -> None:
+    fails(monkeypatch, error)
+    assert run("a.wav", "bad.wav", "c.wav", "-f", "txt") == 1
+    assert capsys.readouterr().err == f"whisper-nnx: {message}\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "c.txt"]
+
+
+def test_traceback_shows_where_an_error_happened(
+    run: Run, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails(monkeypatch, KeyError("start"))
+    assert run("bad.wav", "--traceback") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback (most recent call last):")
+    assert printed.endswith("whisper-nnx: bad.wav: KeyError: 'start'\n")
+
+
+def test_interruption_ends_the_command_without_a_traceback(
+    run: Run, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails(monkeypatch, KeyboardInterrupt())
+    assert run("bad.wav", "c.wav") == 130
+    assert capsys.readouterr().err == "whisper-nnx: interrupted\n"
+
+
+def test_warnings_are_shown_as_one_line_and_only_while_the_command_runs(
+    run: Run, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def transcribe(model: str, audio: str, **options: Any) -> dict[str, Any]:
+        warnings.warn("quiet\nplease", stacklevel=1)
+        return RESULT
+
+    monkeypatch.setattr(transcribe_module, "transcribe", transcribe)
+    before = warnings.showwarning
+    assert run("a.wav") == 0
+    assert capsys.readouterr().err == "whisper-nnx: warning: quiet please\n"
+    assert warnings.showwarning is before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warning"),
+    [
+        (["--max_line_count", "2"], "--max_line_count has no effect without --max_line_width"),
+        (
+            ["--max_line_count", "2", "--max_line_width", "9", "--max_words_per_line", "2"],
+            "--max_words_per_line has no effect with the other two limits",
+        ),
+    ],
+)
+def test_subtitle_options_without_effect_are_pointed_out(
+    run: Run, capsys: pytest.CaptureFixture, arguments: list[str], warning: str
+) -> None:
+    assert run("a.wav", "--word_timestamps", "True", *arguments) == 0
+    assert capsys.readouterr().err == f"whisper-nnx: warning: {warning}\n"
+
+
+def test_version_names_ours_and_that_of_jax(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        main(["--version"])
+    assert exit_status.value.code == 0
+    assert capsys.readouterr().out.startswith("whisper-nnx 0.")
+
+
+def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, where nothing is imported yet."""
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=100, env=environment, **options
+    )
+
+
+def test_help_imports_neither_jax_nor_numpy() -> None:
+    code = """
+import sys
+from whisper_nnx.cli import main
+try:
+    main(["--help"])
+finally:
+    print({"jax", "numpy", "av", "huggingface_hub"} & sys.modules.keys())
+"""
+    shown = python("-c", code).stdout
+    assert shown.startswith("usage: whisper-nnx [options] audio [audio ...]")
+    assert shown.endswith("set()\n")
+
+
+def test_the_module_is_the_same_command_under_its_own_name() -> None:
+    done = python("-m", "whisper_nnx.transcribe", "--help")
+    assert done.stdout.startswith("usage: python -m whisper_nnx.transcribe [options]")
+    assert done.stderr == ""
+
+
+def test_a_reader_that_leaves_ends_the_command_without_a_traceback() -> None:
+    code = """
+import os, sys, types
+reading, writing = os.pipe()
+os.close(reading)
+os.dup2(writing, 1)
+def transcribe(model, audio, **options):
+    print("a segment")
+import whisper_nnx.transcribe
+sys.modules["whisper_nnx.transcribe"].transcribe = transcribe
+import weight_loader
+weight_loader.load_model = lambda *args, **options: None
+from whisper_nnx.cli import main
+sys.exit(main(["a.wav", "--compilation_cache", "False"]))
+"""
+    done = python("-c", code)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_real_recording_becomes_subtitles(digits: Path, shared: Path, tmp_path: Path) -> None:
+    arguments = ("--model", str(digits), "--output_dir", str(tmp_path / "out"), "--language", "en", "--beam-size=None")
+    cache = ("--compilation_cache", str(tmp_path / "cache"))
+    files = (str(shared / "audio" / "en_short_3s.flac"), str(tmp_path / "missing.wav"))
+    done = python("-m", "whisper_nnx.transcribe", *arguments, *cache, *files)
+    assert done.returncode == 1
+    assert done.stderr == f"whisper-nnx: {files[1]}: No such file or directory; check the path\n"
+    written = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "out").iterdir()}
+    assert sorted(written) == [f"en_short_3s.{format}" for format in ("json", "srt", "tsv", "txt", "vtt")]
+    assert all(line in done.stdout for line in written["en_short_3s.txt"].splitlines())
+    assert list((tmp_path / "cache").glob("*_threads/*-cache"))

@@ -1,0 +1,75 @@
+"""`DecodingOptions`: what it takes, and what it refuses with the value and the way out."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+
+from whisper_nnx.decoding.options import DecodingOptions
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"task": "sing"}, "'sing'.*transcribe, translate"),
+        ({"temperature": -0.1}, "temperature=-0.1"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"sample_len": 0}, "sample_len=0"),
+        ({"sample_len": -3}, "sample_len=-3"),
+        ({"sample_len": 2.5}, "sample_len=2.5"),
+        ({"sample_len": "many"}, "sample_len='many'"),
+        ({"sample_len": float("inf")}, "sample_len=inf"),
+        ({"beam_size": 0}, "beam_size=0"),
+        ({"beam_size": True}, "beam_size=True"),
+        ({"best_of": 0, "temperature": 0.5}, "best_of=0"),
+        ({"best_of": 5}, "best_of=5.*temperature"),
+        ({"best_of": 5, "beam_size": 3}, "beam_size=3 and best_of=5"),
+        ({"beam_size": 3, "temperature": 0.2}, "beam_size=3.*0.2"),
+        ({"patience": 2.0}, "patience=2.0.*beam_size"),
+        ({"beam_size": 2, "patience": 0.1}, "patience=0.1.*beam_size=2"),
+        ({"beam_size": 2, "patience": -1.0}, "patience=-1.0"),
+        ({"length_penalty": 1.5}, "length_penalty=1.5"),
+        ({"length_penalty": -0.5}, "length_penalty=-0.5"),
+        ({"length_penalty": float("nan")}, "length_penalty=nan"),
+        ({"suppress_tokens": "a,b"}, "'a,b'"),
+        ({"suppress_tokens": "1;2"}, "'1;2'"),
+        ({"max_initial_timestamp": -1.0}, "max_initial_timestamp=-1.0"),
+        ({"max_initial_timestamp": float("nan")}, "max_initial_timestamp=nan"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line_with_its_value(changes, told):
+    with pytest.raises(ValueError, match=told) as error:
+        DecodingOptions(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_options_are_frozen_and_hashable_whatever_they_were_given():
+    ids = [1, 2]
+    options = DecodingOptions(prompt=ids, prefix=np.array(ids), suppress_tokens=ids)
+    assert (options.prompt, options.prefix, options.suppress_tokens) == ((1, 2),) * 3
+    assert hash(options) == hash(replace(options))
+    assert ids == [1, 2]
+    with pytest.raises(FrozenInstanceError):
+        options.temperature = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("-1", (-1,)), ("1,2", (1, 2)), (" 1, 2 ,", (1, 2)), ("", ()), (None, ()), ((), ()), ([3], (3,)), ({4}, (4,))],
+)
+def test_tokens_to_suppress_may_be_text_a_list_or_nothing(given, meant):
+    assert DecodingOptions(suppress_tokens=given).suppress_tokens == meant
+
+
+@pytest.mark.parametrize(("patience", "expected"), [(None, 5), (1.0, 5), (2.0, 10), (0.5, 2), (1.5, 8)])
+def test_patience_multiplies_how_many_sequences_must_end(patience, expected):
+    """Halves go to the even number, as in the reference."""
+    assert DecodingOptions(beam_size=5, patience=patience).max_candidates == expected
+
+
+def test_a_whole_number_may_come_as_a_float():
+    options = DecodingOptions(beam_size=3.0, sample_len=5.0)
+    assert (options.beam_size, options.sample_len) == (3, 5)
+    assert isinstance(options.beam_size, int)
+    assert isinstance(options.sample_len, int)

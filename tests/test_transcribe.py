@@ -1,0 +1,145 @@
+"""Whole recordings through the driver, on the trained checkpoint."""
+
+import io
+
+import jax
+import numpy as np
+import pytest
+
+from whisper_nnx import create_whisper_tiny, iter_segments, load_audio, load_model, transcribe
+
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    return load_model(str(digits))
+
+
+@pytest.fixture(scope="module")
+def short(shared):
+    return shared / "audio" / "en_short_3s.flac"
+
+
+@pytest.fixture
+def compilations():
+    """Grows by one name for each program that XLA compiles during the test."""
+    seen: list[str] = []
+
+    def listen(event: str, _: float, **more: object) -> None:
+        if event == COMPILATION:
+            seen.append(str(more.get("fun_name", event)))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_segments_come_one_by_one_and_are_those_of_the_transcript(model, shared):
+    audio = load_audio(shared / "audio" / "de_40s.flac")
+    stream = iter_segments(model, audio, temperature=0.0)
+    assert stream.language == "de"
+    first = next(stream)
+    assert 0 < len(stream.transcript["segments"]) < 20
+    assert [first, *stream] == transcribe(model, audio, temperature=0.0)["segments"] == stream.transcript["segments"]
+
+
+def test_a_path_its_bytes_a_file_and_its_samples_say_the_same(model, short):
+    samples = load_audio(short)
+    texts = {
+        transcribe(model, source, temperature=0.0)["text"]
+        for source in (short, str(short), short.read_bytes(), io.BytesIO(short.read_bytes()), samples)
+    }
+    assert texts == {" Six zero nine."}
+    slow = transcribe(model, np.repeat(samples, 2), sampling_rate=32_000, temperature=0.0)
+    assert slow["text"] == " Six zero nine."
+
+
+def test_progress_ends_at_the_recordings_end(model, shared):
+    calls: list[tuple[float, float]] = []
+    audio = load_audio(shared / "audio" / "de_40s.flac")
+    transcribe(model, audio, temperature=0.0, progress=lambda done, total: calls.append((done, total)))
+    assert calls == sorted(calls)
+    assert calls[-1][0] == calls[-1][1] == len(audio) // 160 / 100
+
+
+def test_verbose_prints_segments_with_times(model, short, capsys):
+    transcribe(model, short, temperature=0.0, verbose=True)
+    printed = capsys.readouterr().out
+    assert "Detected language: English" in printed
+    assert "[00:00.000 --> 00:01.680]  Six zero nine." in printed
+
+
+def test_verbose_false_shows_a_bar_on_stderr(model, short, capsys):
+    transcribe(model, short, temperature=0.0, verbose=False, language="en")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "frames" in captured.err
+
+
+def test_nothing_compiles_after_the_first_recording(model, shared, compilations):
+    """Other lengths, languages, tasks, prompts, prefixes, clips and temperatures share the same programs."""
+    audio = load_audio(shared / "audio" / "en_one_speaker_30s.flac")
+    ladder = {"temperature": (0.0, 0.5), "logprob_threshold": 0.0, "no_speech_threshold": None, "best_of": 2}
+    transcribe(model, audio[:200_000], **ladder)
+    assert compilations
+    compilations.clear()
+    transcribe(model, audio, language="de", task="translate", initial_prompt="one two three " * 40, **ladder)
+    transcribe(model, audio[:33_333], prefix="One", clip_timestamps=[0.5, 1.5], **ladder)
+    transcribe(model, audio[:99_999], without_timestamps=True, sample_len=9, **{**ladder, "temperature": (0.0, 0.9)})
+    transcribe(model, audio[5_000:], suppress_tokens="-1,530", seed=7, max_initial_timestamp=None, **ladder)
+    assert compilations == []
+
+
+def test_a_seed_gives_the_same_samples_and_another_seed_others(model, short):
+    def tokens(seed: int) -> list[int]:
+        result = transcribe(model, short, temperature=1.0, seed=seed, logprob_threshold=None)
+        return [token for segment in result["segments"] for token in segment["tokens"]]
+
+    assert tokens(1) == tokens(1)
+    assert len({tuple(tokens(seed)) for seed in range(5)}) > 1
+
+
+def test_a_failed_threshold_climbs_the_ladder(model, short):
+    climbed = transcribe(model, short, temperature=(0.0, 0.3), logprob_threshold=0.0, no_speech_threshold=None)
+    assert {segment["temperature"] for segment in climbed["segments"]} == {0.3}
+
+
+def test_words_lie_within_their_segments_and_make_up_their_text(model, shared):
+    result = transcribe(model, shared / "audio" / "en_mixed_75s.flac", temperature=0.0, word_timestamps=True)
+    timed = [segment for segment in result["segments"] if segment["text"]]
+    assert timed
+    for segment in timed:
+        words = segment["words"]
+        assert "".join(word["word"] for word in words) == segment["text"]
+        assert segment["start"] <= words[0]["start"]
+        assert words[-1]["end"] <= segment["end"]
+        assert all(0 <= word["probability"] <= 1 and word["start"] <= word["end"] for word in words)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"language": "klingon"}, "klingon"),
+        ({"temperature": -0.5}, "temperature=-0.5"),
+        ({"temperature": ()}, "temperature"),
+        ({"beam_size": 0}, "beam_size=0"),
+        ({"patience": 2.0}, "patience=2.0"),
+        ({"length_penalty": 2.0}, "length_penalty=2.0"),
+        ({"clip_timestamps": "9,3"}, "9.0 to 3.0"),
+        ({"clip_timestamps": "a,b"}, "a,b"),
+        ({"suppress_tokens": "99999999"}, "99999999"),
+        ({"hallucination_silence_threshold": 1.0}, "word_timestamps=True"),
+        ({"task": "lang_id"}, "lang_id"),
+        ({"prompt": "one"}, "initial_prompt"),
+        ({"fp16": False}, "dtype"),
+    ],
+)
+def test_options_that_cannot_be_met_are_refused_with_their_value(model, short, options, says):
+    with pytest.raises(ValueError, match=says):
+        transcribe(model, short, **options)
+
+
+def test_a_model_without_a_tokenizer_says_so(short):
+    with pytest.raises(ValueError, match="no tokenizer"):
+        transcribe(create_whisper_tiny(encoder_layers=1, decoder_layers=1), short)
