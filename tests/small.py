@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from whisper_nnx.config import WhisperConfig
@@ -19,6 +20,15 @@ LANGUAGES = ("en", "de", "es", "fr")
 MERGES = ("Ġ t", "h e", "Ġt he", "o n", "on e", "Ġ one", "Ġt w", "Ġtw o", "Ġ a", "Ġa n", "Ġan d", "e r", "Ġ (", "Ġ -")
 TIMESTAMPS = 51  # a window of one second
 PADDING = 5  # rows of the vocabulary matrix without a token
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation() -> Iterator[None]:
+    """For modules that import it: here programs take longer to compile than to run."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _byte_letters() -> list[str]:

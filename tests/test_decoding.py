@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from tests.oracle import ROWS, PlainDecoder
-from tests.small import small_config, small_mel, small_model, small_tokenizer
+from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer  # noqa: F401
 from whisper_nnx import windows
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model import Whisper
@@ -98,6 +98,21 @@ def test_rows_with_options_of_their_own_equal_the_plain_decoder(model, mel, enco
         np.testing.assert_allclose(result.no_speech_prob, jax.nn.softmax(at_sot)[SPECIAL.no_speech], rtol=1e-3)
 
 
+def take(encoded, rows):
+    """Some of the windows."""
+    return jax.tree.map(lambda x: x[np.array(rows)], encoded)
+
+
+def test_an_idle_row_changes_nothing_and_says_nothing(model, encoded):
+    options = [o for o, _, _ in MIXED]
+    busy = decode_windows(model, encoded, options, range(ROWS))
+    some = decode_windows(model, encoded, [options[0], None, options[2], None], range(ROWS))
+    assert some[1] is None
+    assert some[3] is None
+    same(some[0], busy[0])
+    same(some[2], busy[2])
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -112,13 +127,13 @@ def test_a_row_of_a_batch_equals_the_row_alone(model, encoded, changes):
     seeds = [11, 12, 13, 14]
     together = decode_windows(model, encoded, options, seeds)
     for row in range(ROWS):
-        (alone,) = decode_windows(model, encoded.take([row]), [options[row]], [seeds[row]])
+        (alone,) = decode_windows(model, take(encoded, [row]), [options[row]], [seeds[row]])
         same(alone, together[row])
 
 
 def test_rows_of_different_strategies_are_decoded_each_by_its_own(model, mel, encoded):
     """In one call, though not in one batch."""
-    beam, greedy = decode_windows(model, encoded.take([1, 2]), [replace(GERMAN, beam_size=3), GERMAN], [0, 0])
+    beam, greedy = decode_windows(model, take(encoded, [1, 2]), [replace(GERMAN, beam_size=3), GERMAN], [0, 0])
     same(beam, decode(model, mel, GERMAN, beam_size=3)[1])
     same(greedy, decode(model, mel, GERMAN)[2])
 

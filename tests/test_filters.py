@@ -15,7 +15,7 @@ SPECIAL = SpecialTokens(
     eot=4, sot=5, transcribe=6, translate=7, sot_lm=None, sot_prev=8, no_speech=9, no_timestamps=10,
     timestamp_begin=11, timestamp_end=17,
 )  # fmt: skip
-V, ROWS = 20, 8  # 18 and 19 are tokens that a fine-tune added behind the timestamps
+V, ROWS = 20, 4  # 18 and 19 are tokens that a fine-tune added behind the timestamps
 
 rules = jax.jit(timestamp_rules, static_argnames="special")
 append = jax.jit(TimestampHistory.append, static_argnames="special")
@@ -32,7 +32,7 @@ def ruled(histories, logits, limits) -> np.ndarray:
     return np.asarray(rules(jnp.asarray(logits, jnp.float32), TimestampHistory.of(histories, SPECIAL), limits, SPECIAL))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=150)
 @given(st.lists(row, min_size=ROWS, max_size=ROWS))
 def test_timestamp_rules_equal_those_told_row_by_row(rows):
     histories, logits, limits = zip(*rows, strict=True)

@@ -12,11 +12,11 @@ from flax import nnx
 
 import whisper_nnx
 from tests.oracle import params_of, plain_whisper
-from tests.small import small_config, small_mel
+from tests.small import quick_compilation, small_config, small_mel  # noqa: F401
 from tests.small import small_model as _small_model
 from whisper_nnx.cache import KVCache
 from whisper_nnx.config import ALIASES, RELEASED
-from whisper_nnx.model import Constant, Whisper, create_whisper
+from whisper_nnx.model import Constant, Whisper, create_whisper, dot_product_attention
 
 S, SIZE = 12, 48
 small_model = partial(_small_model, spread=0.8)  # calm: rounding does not grow from layer to layer
@@ -253,7 +253,7 @@ def test_layer_norm_takes_its_statistics_in_float32(dtype, offset, spread):
 def test_attention_scores_beyond_half_precision_do_not_overflow():
     q = jnp.full((1, 1, 2, 4), 300.0, jnp.float16)
     k = jnp.stack([jnp.full(4, 300.0), jnp.full(4, -300.0)])[None, None].astype(jnp.float16)
-    attended = whisper_nnx.model.dot_product_attention(q, k, jnp.eye(2, 4, dtype=jnp.float16)[None, None])
+    attended = dot_product_attention(q, k, jnp.eye(2, 4, dtype=jnp.float16)[None, None])
     np.testing.assert_array_equal(attended[0, 0], [[1, 0, 0, 0]] * 2)
 
 

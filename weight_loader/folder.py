@@ -35,24 +35,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> WhisperConfig:
-    """From `config.json`, with the alignment heads of `generation_config.json` where that is there.
-
-    Heads that the decoder does not have are left out with a warning: distilled models often keep their teacher's file.
-    """
+    """From `config.json`, with the alignment heads of `generation_config.json` where that is there."""
     config, generation_file = read_json(folder / "config.json"), folder / "generation_config.json"
     generation = read_json(generation_file) if generation_file.exists() else {}
     try:
-        without_heads = WhisperConfig.from_hf({**config, "alignment_heads": None})
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    try:
         return WhisperConfig.from_hf(config, generation)
     except (TypeError, ValueError) as error:
-        warnings.warn(
-            f"{generation_file}: {error}; its alignment_heads are ignored, correct them for good word timing",
-            stacklevel=2,
-        )
-        return without_heads
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
 
 
 def read_tokenizer(folder: Path, config: WhisperConfig) -> Tokenizer | None:

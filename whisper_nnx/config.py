@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import warnings
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 
@@ -62,7 +63,8 @@ class WhisperConfig:
     def from_hf(cls, config: dict[str, Any], generation_config: dict[str, Any] | None = None) -> WhisperConfig:
         """From the contents of `config.json`, and of `generation_config.json` for the alignment heads.
 
-        Raises ValueError where `config.json` is not a Whisper's or lacks a size.
+        Heads that the decoder does not have are ignored with a warning: distilled models often keep their teacher's
+        file. Raises ValueError where `config.json` is not a Whisper's or lacks a size.
         """
         if config.get("model_type", "whisper") != "whisper":
             raise ValueError(f"model_type={config['model_type']!r} is not 'whisper'; give a Whisper checkpoint")
@@ -74,8 +76,14 @@ class WhisperConfig:
         if missing := [name for name in (*required, "vocab_size") if config.get(name) is None]:
             raise ValueError(f"config.json lacks {', '.join(missing)}; take it from the model's original repository")
         known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
+        made = cls(**{**known, "alignment_heads": None})
         heads = (generation_config or {}).get("alignment_heads") or config.get("alignment_heads")
-        return cls(**{**known, "alignment_heads": heads and tuple(map(tuple, heads))})
+        try:
+            return replace(made, alignment_heads=heads and tuple(map(tuple, heads)))
+        except (TypeError, ValueError) as error:
+            fix = "correct generation_config.json for good word times"
+            warnings.warn(f"alignment_heads are ignored ({error}); {fix}", stacklevel=2)
+            return made
 
     def to_hf(self) -> dict[str, Any]:
         """The model's part of a Hugging Face `config.json` (the tokens' ids belong to the tokenizer)."""

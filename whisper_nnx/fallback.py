@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.model import Whisper
-from whisper_nnx.windows import DecodingResult, EncodedWindows, decode_windows, row_seed
+from whisper_nnx.windows import DecodingResult
 
 
 @dataclass(frozen=True)
@@ -53,29 +51,3 @@ class FallbackOptions:
         if self.no_speech_threshold is None or not result.no_speech_prob > self.no_speech_threshold:
             return False
         return self.logprob_threshold is None or not result.avg_logprob > self.logprob_threshold
-
-
-def decode_with_fallback(
-    model: Whisper,
-    encoded: EncodedWindows,
-    options: Sequence[DecodingOptions],
-    fallback: FallbackOptions,
-    seeds: Sequence[int],
-) -> list[DecodingResult]:
-    """Encoded windows, each with its own options and seed -> for each the first result that passes, else its last.
-
-    Only the windows that failed are decoded again.
-    """
-    results: list[DecodingResult | None] = [None] * len(options)
-    pending = list(range(len(options)))
-    for attempt, temperature in enumerate(fallback.temperatures):
-        tries = [fallback.options_at(temperature, options[row]) for row in pending]
-        attempt_seeds = [row_seed(seeds[row], attempt) for row in pending]
-        for row, result in zip(
-            pending, decode_windows(model, encoded.take(pending), tries, attempt_seeds), strict=True
-        ):
-            results[row] = result
-        pending = [row for row in pending if (r := results[row]) is not None and fallback.needs_another_try(r)]
-        if not pending:
-            break
-    return [result for result in results if result is not None]

@@ -20,6 +20,7 @@ HOP_LENGTH = 160
 CHUNK_LENGTH_S = 30
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
 N_FRAMES = CHUNK_LENGTH_S * FRAMES_PER_SECOND
+POSITIONS_PER_SECOND = FRAMES_PER_SECOND // 2  # after the encoder, and of timestamps
 
 _FLOOR = 1e-10  # of the power; also of silence, -10 after the logarithm
 _RANGE = 8.0  # in powers of ten: what is quieter than the loudest by more is raised to that

@@ -147,7 +147,8 @@ class Recording:
             }
             for piece, text in zip(pieces, texts, strict=True)
         ]
-        seek = window.start_frame + (window.n_frames if advance is None else advance * step_frames)
+        # Timestamps that no rule orders (without_timestamps) may lead nowhere: the same window would come for ever.
+        seek = window.start_frame + (advance * step_frames if advance else window.n_frames)
         return Draft(segments, texts, seek, ends_in_single_timestamp(result.tokens, special))
 
     def accept(self, window: Window, draft: Draft, words: list[WordTiming] | None = None) -> list[Segment]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from whisper_nnx.cache import KeysValues
 from whisper_nnx.config import WhisperConfig
-from whisper_nnx.features import CHUNK_LENGTH_S
+from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.model import TextDecoder
 
 BUCKETS = (64, 128, 256)  # text positions; longer texts take all that the model has
@@ -161,17 +161,17 @@ def align_tokens(
     decoder: TextDecoder,
     cross: tuple[KeysValues, ...],
     config: WhisperConfig,
-    start: Sequence[int],
+    starts: Sequence[Sequence[int]],
     texts: Sequence[Sequence[int]],
     eot: int,
     positions: Sequence[int],
 ) -> list[tuple[list[float], list[float]]]:
     """For each window's text tokens [N]: begins [N+1] in s, the last being the end, and probabilities [N].
 
-    start: the start sequence, with `<|notimestamps|>`. positions: of each window's sound. Texts that exceed the context
-    raise ValueError.
+    starts: their start sequences, with `<|notimestamps|>`. positions: of each window's sound. Texts that exceed the
+    context raise ValueError.
     """
-    sequences = [[*start, *text, eot] for text in texts]
+    sequences = [[*start, *text, eot] for start, text in zip(starts, texts, strict=True)]
     longest = max(map(len, sequences))
     if longest > config.max_target_positions:
         raise ValueError(f"a text of {longest} tokens exceeds the context of {config.max_target_positions}; split it")
@@ -179,11 +179,10 @@ def align_tokens(
     for row, sequence in zip(ids, sequences, strict=True):
         row[: len(sequence)] = sequence
     length = np.array([len(sequence) for sequence in sequences], np.int32)
-    first = np.full(len(texts), len(start) - 1, np.int32)
+    first = np.array([len(start) - 1 for start in starts], np.int32)
     count = np.array(positions, np.int32)
     begin, probability = jax.device_get(
         token_times(decoder, cross, ids, length, first, count, alignment_heads(config), eot)
     )
-    per_s = config.max_source_positions / CHUNK_LENGTH_S
-    rows = zip(texts, (begin / per_s).tolist(), probability.tolist(), strict=True)
+    rows = zip(texts, (begin / POSITIONS_PER_SECOND).tolist(), probability.tolist(), strict=True)
     return [(begins_s[: len(text) + 1], probs[: len(text)]) for text, begins_s, probs in rows]

@@ -1,36 +1,29 @@
-"""The driver of long recordings: takes the next window of each, decodes them as one batch, hands the results back.
-
-`python -m whisper_nnx.transcribe` is the command line.
-"""
+"""`transcribe`: recordings of any length to text. `python -m whisper_nnx.transcribe` is the command line."""
 
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if __name__ == "__main__":  # before all else: the command sets XLA up before JAX is imported, and --help needs neither
+    from whisper_nnx.cli import main
+
+    sys.exit(main())
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, overload
 
 from whisper_nnx.audio import load_audio
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.fallback import FallbackOptions, decode_with_fallback
-from whisper_nnx.features import RecordingMel
+from whisper_nnx.driver import Batch, Live, open_recording
+from whisper_nnx.fallback import FallbackOptions
 from whisper_nnx.languages import LANGUAGES, to_language_code
-from whisper_nnx.longform import Draft, LongformOptions, Recording, Window
+from whisper_nnx.longform import LongformOptions
 from whisper_nnx.results import Segment, Transcript
 from whisper_nnx.segments import FRAMES_PER_SECOND
-from whisper_nnx.timing import align_tokens
-from whisper_nnx.windows import (
-    EncodedWindows,
-    detect_languages,
-    encode_windows,
-    most_probable,
-    row_seed,
-    tokenizer_of,
-)
-from whisper_nnx.words import APPENDED, PREPENDED, WordTiming, words_from_tokens
+from whisper_nnx.windows import tokenizer_of
 from whisper_nnx.writers import format_timestamp
 
 if TYPE_CHECKING:
@@ -39,173 +32,129 @@ if TYPE_CHECKING:
 Progress = Callable[[float, float], None]
 
 
+@dataclass(frozen=True)
+class TranscribeOptions:
+    """What may be asked of a recording: how windows follow each other, when they are tried again, how each is decoded.
+
+    All fields of the three kinds are keyword arguments of `transcribe`. `temperature`, one or several to try in turn,
+    beam_size, patience and best_of are those of the ladder.
+    """
+
+    longform: LongformOptions
+    fallback: FallbackOptions
+    decoding: DecodingOptions
+    seed: int = 0
+    sampling_rate: int | None = None
+
+    @classmethod
+    def of(cls, *, seed: int = 0, sampling_rate: int | None = None, **options: Any) -> TranscribeOptions:
+        """Sorts keyword arguments. TypeError for an unknown one, ValueError for what cannot be met."""
+        for name, instead in {"prompt": "initial_prompt", "fp16": "load_model(..., dtype=jnp.float16)"}.items():
+            if name in options:
+                raise ValueError(f"{name}={options[name]!r} is no option of a whole recording; use {instead}")
+        if "temperature" in options:
+            given = options.pop("temperature")
+            options["temperatures"] = (given,) if isinstance(given, int | float) else tuple(map(float, given))
+        if options.get("language") is not None:
+            options["language"] = to_language_code(options["language"])
+
+        kinds: dict[Any, dict[str, Any]] = {LongformOptions: {}, FallbackOptions: {}, DecodingOptions: {}}
+        for name, value in options.items():
+            kind = next((kind for kind in kinds if name in kind.__dataclass_fields__), None)
+            if kind is None:
+                known = [name for kind in kinds for name in kind.__dataclass_fields__]
+                near = "".join(f"; do you mean {n}?" for n in difflib.get_close_matches(name, known, 1))
+                raise TypeError(f"transcribe() has no option {name!r}{near}")
+            kinds[kind][name] = value
+        longform, fallback, decoding = (kind(**values) for kind, values in kinds.items())
+        made = cls(longform, fallback, decoding, seed, sampling_rate)
+        if made.decoding.task == "lang_id":
+            raise ValueError("task='lang_id' is for windows; of a recording leave language=None and read the result's")
+        if made.longform.word_timestamps and made.decoding.task == "translate":
+            warnings.warn("word times of a translation may not be reliable", stacklevel=3)
+        return made
+
+    def open(self, model: Whisper, audio: Any) -> Live:
+        """Reads a recording, and makes it ready to be decoded."""
+        decoding = self.decoding
+        if not tokenizer_of(model).is_multilingual and decoding.language not in (None, "en"):
+            asked = f"language={decoding.language!r}"
+            warnings.warn(f"this model is English-only, but {asked} was asked for; using English", stacklevel=4)
+            decoding = replace(decoding, language="en")
+        waveform = load_audio(audio, self.sampling_rate)
+        return open_recording(model, waveform, decoding, self.longform, self.seed)
+
+
+@overload
+def transcribe(
+    model: Whisper, audio: list[Any] | tuple[Any, ...], *, batch_size: int = ..., **options: Any
+) -> list[Transcript | Exception]: ...
+@overload
+def transcribe(model: Whisper, audio: Any, *, batch_size: int = ..., **options: Any) -> Transcript: ...
 def transcribe(
     model: Whisper,
     audio: Any,
     *,
+    batch_size: int = 1,
     verbose: bool | None = None,
     progress: Progress | None = None,
     **options: Any,
-) -> Transcript:
-    """Transcribes a recording of any length; options and result are openai-whisper's.
+) -> Transcript | list[Transcript | Exception]:
+    """Transcribes a recording of any length, or a list of them; options and result are openai-whisper's.
 
-    audio: a path, bytes, a file object, "-" (standard input), or samples (with `sampling_rate`, by default 16,000 Hz).
+    audio: a path, bytes, a file object, "-" (standard input), or samples (with `sampling_rate`, by default 16,000 Hz);
+      or a list of these, of which `batch_size` are decoded together: the transcripts, in the same order, are those that
+      each would have alone, and one that cannot be read is an exception in its place.
     verbose: True prints the segments as they come, False shows a progress bar, None is silent.
-    progress: called after each window with the seconds that are done and those of the whole.
-    options: those of `iter_segments`.
-    """
-    stream = iter_segments(model, audio, verbose=verbose, progress=progress, **options)
-    for _ in stream:
-        pass
-    return stream.transcript
+    progress: called after each window with the seconds that are done and those of the whole (of all opened so far).
 
-
-def iter_segments(
-    model: Whisper,
-    audio: Any,
-    *,
-    verbose: bool | None = None,
-    progress: Progress | None = None,
-    sampling_rate: int | None = None,
-    temperature: float | Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
-    compression_ratio_threshold: float | None = 2.4,
-    logprob_threshold: float | None = -1.0,
-    no_speech_threshold: float | None = 0.6,
-    condition_on_previous_text: bool = True,
-    initial_prompt: str | None = None,
-    carry_initial_prompt: bool = False,
-    clip_timestamps: str | Sequence[float] = "0",
-    word_timestamps: bool = False,
-    prepend_punctuations: str = PREPENDED,
-    append_punctuations: str = APPENDED,
-    hallucination_silence_threshold: float | None = None,
-    beam_size: int | None = None,
-    patience: float | None = None,
-    best_of: int | None = None,
-    seed: int = 0,
-    **decode_options: Any,
-) -> SegmentStream:
-    """As `transcribe`, but the segments come one by one, as soon as their window is decoded.
-
-    temperature: one, or several to try in turn when a threshold is failed: compression_ratio_threshold (the text
-    repeats itself), logprob_threshold (it is improbable), unless no_speech_threshold says that nobody speaks. beam_size
-    and patience hold for temperature 0, best_of for those above. condition_on_previous_text to
-    hallucination_silence_threshold: see LongformOptions. decode_options: language, task and the other fields of
-    DecodingOptions. seed: of the sampling; the same seed gives the same samples.
+    Further options, by what they decide:
+    - the next try of a window: temperature (one, or several to try in turn when a threshold is failed), beam_size and
+      patience (for temperature 0), best_of (above 0), compression_ratio_threshold, logprob_threshold,
+      no_speech_threshold: see FallbackOptions;
+    - the next window: condition_on_previous_text, initial_prompt, carry_initial_prompt, clip_timestamps,
+      word_timestamps, prepend_punctuations, append_punctuations, hallucination_silence_threshold: see LongformOptions;
+    - each window: language, task, length_penalty, prefix, suppress_tokens, suppress_blank, without_timestamps,
+      max_initial_timestamp, sample_len: see DecodingOptions;
+    - seed: the same one gives the same samples.
 
     Raises ValueError for options that cannot be met, AudioError (a ValueError) or OSError for unreadable audio.
     """
-    for name, instead in {"prompt": "initial_prompt", "fp16": "load_model(..., dtype=jnp.float16)"}.items():
-        if name in decode_options:
-            raise ValueError(f"{name}={decode_options[name]!r} is no option of a whole recording; use {instead}")
-    temperatures = (temperature,) if isinstance(temperature, int | float) else tuple(map(float, temperature))
-    fallback = FallbackOptions(
-        temperatures,
-        beam_size,
-        patience,
-        best_of,
-        compression_ratio_threshold,
-        logprob_threshold,
-        no_speech_threshold,
-    )
-    longform = LongformOptions(
-        condition_on_previous_text,
-        initial_prompt,
-        carry_initial_prompt,
-        clip_timestamps,
-        word_timestamps,
-        prepend_punctuations,
-        append_punctuations,
-        hallucination_silence_threshold,
-    )
-    if decode_options.get("language") is not None:
-        decode_options["language"] = to_language_code(decode_options["language"])
-    decoding = DecodingOptions(**decode_options)
-    if decoding.task == "lang_id":
-        raise ValueError(
-            "task='lang_id' is for windows; for a recording leave language=None and read result['language']"
-        )
-    if word_timestamps and decoding.task == "translate":
-        warnings.warn("word times of a translation may not be reliable", stacklevel=2)
-    live = _open(model, load_audio(audio, sampling_rate), decoding, longform, verbose)
-    return SegmentStream(model, live, fallback, seed, verbose, progress)
+    chosen = TranscribeOptions.of(**options)
+    if not isinstance(audio, list | tuple):
+        stream = SegmentStream(model, audio, chosen, verbose, progress)
+        for _ in stream:
+            pass
+        return stream.transcript
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    results: list[Transcript | Exception | None] = [None] * len(audio)
+    numbers: dict[int, int] = {}  # of the recordings under way, by id()
+
+    def opened() -> Iterator[Live]:
+        for number, source in enumerate(audio):
+            try:
+                live = chosen.open(model, source)
+            except (ValueError, OSError) as error:
+                results[number] = error
+                continue
+            numbers[id(live)] = number
+            yield live
+
+    with _Report(verbose, progress) as report:
+        for live, segments in Batch(model, chosen.fallback, batch_size).run(opened()):
+            if segments is None:
+                results[numbers[id(live)]] = live.recording.transcript()
+            else:
+                report.window(live, segments)
+    return [result for result in results if result is not None]
 
 
-@dataclass
-class _Live:
-    """A recording under way, with its sound and the options of its windows."""
-
-    recording: Recording
-    mel: RecordingMel
-    options: DecodingOptions
-    encoded: dict[tuple[int, int], EncodedWindows] = field(default_factory=dict)  # the latest window
-
-
-def _open(
-    model: Whisper, waveform: np.ndarray, options: DecodingOptions, longform: LongformOptions, verbose: bool | None
-) -> _Live:
-    """Makes a recording ready to be stepped: its language is known."""
-    config, tokenizer = model.config, tokenizer_of(model)
-    frames = 2 * config.max_source_positions
-    mel = RecordingMel(waveform, config.num_mel_bins, frames)
-    encoded: dict[tuple[int, int], EncodedWindows] = {}
-    language = options.language
-    if not tokenizer.is_multilingual:
-        if language not in (None, "en"):
-            warnings.warn(
-                f"this model is English-only, but language={language!r} was asked for; using English", stacklevel=4
-            )
-        language = "en"
-    elif language is None:
-        if verbose:
-            print("Detecting language using up to the first 30 seconds. Use `--language` to specify the language")
-        encoded[0, frames] = encode_windows(model, mel.window(0, frames)[None])
-        language = most_probable(detect_languages(model, encoded[0, frames])[0])
-        if verbose is not None:
-            print(f"Detected language: {LANGUAGES.get(language, language).title()}")
-    recording = Recording(
-        tokenizer,
-        language,
-        mel.content_frames,
-        longform,
-        frames,
-        config.max_source_positions,
-        config.max_target_positions,
-    )
-    return _Live(recording, mel, replace(options, language=language), encoded)
-
-
-def _step(model: Whisper, live: _Live, fallback: FallbackOptions, seed: int) -> list[Segment] | None:
-    """Decodes the next window -> its new segments, or None when there is none left."""
-    window = live.recording.next_window()
-    if window is None:
-        return None
-    place = (window.start_frame, window.n_frames)
-    if place not in live.encoded:
-        live.encoded = {place: encode_windows(model, live.mel.window(*place)[None])}
-    options = replace(live.options, prompt=window.prompt)
-    seeds = [row_seed(seed, window.start_frame)]
-    (result,) = decode_with_fallback(model, live.encoded[place], [options], fallback, seeds)
-    if fallback.is_silence(result):
-        live.recording.skip(window)
-        return []
-    draft = live.recording.draft(window, result)
-    words = _align(model, live, window, draft) if live.recording.options.word_timestamps else None
-    return live.recording.accept(window, draft, words)
-
-
-def _align(model: Whisper, live: _Live, window: Window, draft: Draft) -> list[WordTiming]:
-    """The words of a window, on the encoder output that it was decoded from."""
-    if not draft.text_tokens:
-        return []
-    tokenizer, config, recording = tokenizer_of(model), model.config, live.recording
-    start = tokenizer.sot_sequence(recording.language, live.options.task, timestamps=False)
-    positions = max(1, window.n_frames * config.max_source_positions // recording.window_frames)
-    cross = live.encoded[window.start_frame, window.n_frames].cross
-    ((begins_s, probs),) = align_tokens(
-        model.decoder, cross, config, start, [draft.text_tokens], tokenizer.special.eot, [positions]
-    )
-    return words_from_tokens(tokenizer, draft.text_tokens, begins_s, probs, recording.language)
+def iter_segments(
+    model: Whisper, audio: Any, *, verbose: bool | None = None, progress: Progress | None = None, **options: Any
+) -> SegmentStream:
+    """As `transcribe` of one recording, but its segments come one by one, as soon as their window is decoded."""
+    return SegmentStream(model, audio, TranscribeOptions.of(**options), verbose, progress)
 
 
 class SegmentStream(Iterator[Segment]):
@@ -217,16 +166,20 @@ class SegmentStream(Iterator[Segment]):
     def __init__(
         self,
         model: Whisper,
-        live: _Live,
-        fallback: FallbackOptions,
-        seed: int,
-        verbose: bool | None,
-        progress: Progress | None,
+        audio: Any,
+        options: TranscribeOptions,
+        verbose: bool | None = None,
+        progress: Progress | None = None,
     ):
-        self.language = live.recording.language
-        self.duration_s = live.recording.content_frames / FRAMES_PER_SECOND
-        self._live = live
-        self._segments = self._run(model, fallback, seed, verbose, progress)
+        detect = options.decoding.language is None and tokenizer_of(model).is_multilingual
+        if verbose and detect:
+            print("Detecting language using up to the first 30 seconds. Use `--language` to specify the language")
+        self._live = options.open(model, audio)
+        self.language = self._live.recording.language
+        self.duration_s = self._live.recording.content_frames / FRAMES_PER_SECOND
+        if verbose is not None and detect:
+            print(f"Detected language: {LANGUAGES.get(self.language, self.language).title()}")
+        self._segments = self._run(Batch(model, options.fallback), _Report(verbose, progress))
 
     @property
     def transcript(self) -> Transcript:
@@ -235,31 +188,39 @@ class SegmentStream(Iterator[Segment]):
     def __next__(self) -> Segment:
         return next(self._segments)
 
-    def _run(
-        self,
-        model: Whisper,
-        fallback: FallbackOptions,
-        seed: int,
-        verbose: bool | None,
-        progress: Progress | None,
-    ) -> Iterator[Segment]:
+    def _run(self, batch: Batch, report: _Report) -> Iterator[Segment]:
+        with report:
+            for live, segments in batch.run(iter([self._live])):
+                if segments is not None:
+                    report.window(live, segments)
+                    yield from segments
+
+
+class _Report:
+    """Tells how far the recordings are: prints segments, moves a bar, calls back."""
+
+    def __init__(self, verbose: bool | None, progress: Progress | None):
         from tqdm import tqdm
 
-        recording = self._live.recording
-        with tqdm(total=recording.content_frames, unit="frames", disable=verbose is not False) as bar:
-            while (segments := _step(model, self._live, fallback, seed)) is not None:
-                done = min(recording.seek, recording.content_frames)
-                bar.update(max(0, done - bar.n))
-                if progress is not None:
-                    progress(done / FRAMES_PER_SECOND, self.duration_s)
-                for segment in segments:
-                    if verbose and segment["text"]:
-                        start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
-                        print(f"[{start} --> {end}] {segment['text']}", flush=True)
-                    yield segment
+        self._verbose, self._progress = verbose, progress
+        self._frames: dict[int, tuple[int, int]] = {}  # done and whole, by recording
+        self._bar = tqdm(total=0, unit="frames", disable=verbose is not False)
 
+    def __enter__(self) -> _Report:
+        return self
 
-if __name__ == "__main__":
-    from whisper_nnx.cli import main
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
 
-    sys.exit(main())
+    def window(self, live: Live, segments: list[Segment]) -> None:
+        recording = live.recording
+        self._frames[id(live)] = (min(recording.seek, recording.content_frames), recording.content_frames)
+        done, whole = map(sum, zip(*self._frames.values(), strict=True))
+        self._bar.total = whole
+        self._bar.update(max(0, done - self._bar.n))
+        if self._progress is not None:
+            self._progress(done / FRAMES_PER_SECOND, whole / FRAMES_PER_SECOND)
+        for segment in segments if self._verbose else []:
+            if segment["text"]:
+                start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
+                print(f"[{start} --> {end}] {segment['text']}", flush=True)

@@ -19,7 +19,8 @@ from whisper_nnx.decoding.language import language_probs
 from whisper_nnx.decoding.loop import DecodingBatch, generate, padded_positions
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
-from whisper_nnx.features import CHUNK_LENGTH_S
+from whisper_nnx.features import POSITIONS_PER_SECOND
+from whisper_nnx.languages import to_language_code
 from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper
 from whisper_nnx.tokenizer import Tokenizer
 
@@ -32,12 +33,6 @@ class EncodedWindows(NamedTuple):
 
     features: jax.Array
     cross: tuple[KeysValues, ...]
-
-    def take(self, rows: Sequence[int]) -> EncodedWindows:
-        """Some of the windows."""
-        if list(rows) == list(range(self.features.shape[0])):
-            return self
-        return jax.tree.map(lambda x: x[np.array(rows)], self)
 
 
 @dataclass(frozen=True)
@@ -71,8 +66,11 @@ def decode(
     options = replace(options or DecodingOptions(), **changes)
     mel = jnp.asarray(mel)
     windows = mel if mel.ndim == 3 else mel[None]
+    if windows.ndim != 3 or not windows.shape[0]:
+        raise ValueError(f"mel has shape {mel.shape}, expected [M,T], or [B,M,T] with at least one window")
     seeds = [row_seed(seed, row) for row in range(windows.shape[0])]
-    results = decode_windows(model, encode_windows(model, windows), [options] * len(seeds), seeds)
+    decoded = decode_windows(model, encode_windows(model, windows), [options] * len(seeds), seeds)
+    results = [result for result in decoded if result is not None]
     return results if mel.ndim == 3 else results[0]
 
 
@@ -97,7 +95,9 @@ def tokenizer_of(model: Whisper) -> Tokenizer:
 
 
 def row_seed(*numbers: int) -> int:
-    """A seed made of several numbers; any change of any of them gives an unrelated one."""
+    """A seed made of several numbers; any change of any of them gives an unrelated one. ValueError below 0."""
+    if min(numbers) < 0:
+        raise ValueError(f"seed={min(numbers)} must be 0 or more")
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -136,45 +136,55 @@ def most_probable(probs: dict[str, float]) -> str:
 
 
 def decode_windows(
-    model: Whisper, encoded: EncodedWindows, options: Sequence[DecodingOptions], seeds: Sequence[int]
-) -> list[DecodingResult]:
-    """Decodes encoded windows, each with its own options and seed; rows that can share a batch do."""
+    model: Whisper, encoded: EncodedWindows, options: Sequence[DecodingOptions | None], seeds: Sequence[int]
+) -> list[DecodingResult | None]:
+    """Decodes encoded windows, each with its own options and seed; a row without options stands idle.
+
+    Rows that need different programs (beams, samples, other suppressed tokens) are decoded one program after the other,
+    each with the rest idle, so that only the number of rows decides what is compiled.
+    """
     tokenizer = tokenizer_of(model)
     options, probs = _with_languages(model, encoded, options)
     together: dict[Any, list[int]] = defaultdict(list)
+    results: list[DecodingResult | None] = [None] * len(options)
     for row, o in enumerate(options):
-        if o.task != "lang_id":
-            together[_strategy(o), o.suppress_tokens, o.suppress_blank].append(row)
-
-    results = {
-        row: DecodingResult(encoded.features[row], o.language or "en", probs.get(row)) for row, o in enumerate(options)
-    }
+        if o is not None:
+            results[row] = DecodingResult(encoded.features[row], o.language or "en", probs.get(row))
+            if o.task != "lang_id":
+                together[_strategy(o), o.suppress_tokens, o.suppress_blank].append(row)
     for (strategy, _, _), rows in together.items():
-        batch = _batch(model.config, tokenizer, [options[r] for r in rows], [seeds[r] for r in rows])
-        generated = generate(model.decoder, encoded.take(rows).cross, batch, strategy, tokenizer.special)
+        batch = _batch(model.config, tokenizer, [o if r in rows else None for r, o in enumerate(options)], seeds)
+        generated = generate(model.decoder, encoded.cross, batch, strategy, tokenizer.special)
         candidates, no_speech = jax.device_get(tuple(generated))
-        for i, row in enumerate(rows):
-            chosen = _best(tokenizer, options[row], jax.tree.map(lambda x, i=i: x[i], candidates))
-            results[row] = replace(results[row], no_speech_prob=float(no_speech[i]), **chosen)
-    return [results[row] for row in range(len(options))]
+        for row in rows:
+            known, o = results[row], options[row]
+            assert known is not None
+            assert o is not None
+            chosen = _best(tokenizer, o, jax.tree.map(lambda x, row=row: x[row], candidates))
+            results[row] = replace(known, no_speech_prob=float(no_speech[row]), **chosen)
+    return results
 
 
 def _with_languages(
-    model: Whisper, encoded: EncodedWindows, options: Sequence[DecodingOptions]
-) -> tuple[list[DecodingOptions], dict[int, dict[str, float]]]:
+    model: Whisper, encoded: EncodedWindows, options: Sequence[DecodingOptions | None]
+) -> tuple[list[DecodingOptions | None], dict[int, dict[str, float]]]:
     """The options with every language known, and the probabilities of those rows whose language was asked for."""
     tokenizer = tokenizer_of(model)
+    options = [replace(o, language=to_language_code(o.language)) if o and o.language else o for o in options]
     for o in options:
-        if not tokenizer.is_multilingual and (o.task != "transcribe" or o.language not in (None, "en")):
+        if o and not tokenizer.is_multilingual and (o.task != "transcribe" or o.language not in (None, "en")):
             raise ValueError(
                 f"this model is English-only: it cannot do task={o.task!r}, language={o.language!r}; "
                 "use a multilingual checkpoint"
             )
-    unknown = [r for r, o in enumerate(options) if o.language is None or o.task == "lang_id"]
+    unknown = [r for r, o in enumerate(options) if o and (o.language is None or o.task == "lang_id")]
     if not tokenizer.is_multilingual or not unknown:
-        return [replace(o, language=o.language or "en") for o in options], {}
-    probs = dict(zip(unknown, detect_languages(model, encoded.take(unknown)), strict=True))
-    return [replace(o, language=most_probable(probs[r])) if r in probs else o for r, o in enumerate(options)], probs
+        return [o and replace(o, language=o.language or "en") for o in options], {}
+    detected = detect_languages(model, encoded)
+    probs = {row: detected[row] for row in unknown}
+    return [
+        o and (replace(o, language=most_probable(probs[r])) if r in probs else o) for r, o in enumerate(options)
+    ], probs
 
 
 def _strategy(options: DecodingOptions) -> Sampling | Beam:
@@ -184,39 +194,49 @@ def _strategy(options: DecodingOptions) -> Sampling | Beam:
 
 
 def _batch(
-    config: WhisperConfig, tokenizer: Tokenizer, options: Sequence[DecodingOptions], seeds: Sequence[int]
+    config: WhisperConfig, tokenizer: Tokenizer, options: Sequence[DecodingOptions | None], seeds: Sequence[int]
 ) -> DecodingBatch:
+    """The rows of one program; idle ones, without options, may sample nothing."""
     special, n_ctx = tokenizer.special, config.max_target_positions
-    initial, prefixes = zip(*(initial_ids(o, tokenizer, n_ctx) for o in options), strict=True)
+    first = next(o for o in options if o is not None)
+    suppressed, suppressed_first = _suppressed(tokenizer, config.vocab_size, first)
+    initial = [initial_ids(o, tokenizer, n_ctx) if o else InitialIds([special.sot], 0, []) for o in options]
     padded = np.full((len(options), padded_positions(n_ctx)), special.eot, np.int32)
-    for row, ids in zip(padded, initial, strict=True):
+    for row, (ids, _, _) in zip(padded, initial, strict=True):
         row[: len(ids)] = ids
 
-    def limit(o: DecodingOptions, ids: Sequence[int]) -> int:
-        return min(o.sample_len or n_ctx // 2, n_ctx - len(ids) + 1)  # the last token sampled is not fed any more
+    def limit(o: DecodingOptions | None, ids: Sequence[int]) -> int:
+        return min(o.sample_len or n_ctx // 2, n_ctx - len(ids) + 1) if o else 0  # the last one sampled is not fed
 
     def max_initial(o: DecodingOptions) -> int:
-        steps_per_s = config.max_source_positions / CHUNK_LENGTH_S
-        return NO_LIMIT if o.max_initial_timestamp is None else round(o.max_initial_timestamp * steps_per_s)
+        s = o.max_initial_timestamp
+        return NO_LIMIT if s is None else round(min(s * POSITIONS_PER_SECOND, NO_LIMIT))
 
-    suppressed, suppressed_first = _suppressed(tokenizer, config.vocab_size, options[0])
     return DecodingBatch(
         initial_ids=padded,
-        initial_length=np.array([len(ids) for ids in initial], np.int32),
-        sot_index=np.array([ids.index(special.sot) for ids in initial], np.int32),
-        limit=np.array([limit(o, ids) for o, ids in zip(options, initial, strict=True)], np.int32),
-        temperature=np.array([o.temperature for o in options], np.float32),
+        initial_length=np.array([len(i.ids) for i in initial], np.int32),
+        sot_index=np.array([i.sot_index for i in initial], np.int32),
+        limit=np.array([limit(o, i.ids) for o, i in zip(options, initial, strict=True)], np.int32),
+        temperature=np.array([(o or first).temperature for o in options], np.float32),
         seed=np.array(seeds, np.uint32),
-        timestamps=np.array([not o.without_timestamps for o in options]),
-        max_initial=np.array([max_initial(o) for o in options], np.int32),
-        history=TimestampHistory.of(prefixes, special),
+        timestamps=np.array([not (o or first).without_timestamps for o in options]),
+        max_initial=np.array([max_initial(o or first) for o in options], np.int32),
+        history=TimestampHistory.of([i.prefix for i in initial], special),
         suppressed=suppressed,
         suppressed_first=suppressed_first,
     )
 
 
-def initial_ids(options: DecodingOptions, tokenizer: Tokenizer, n_ctx: int) -> tuple[list[int], list[int]]:
-    """(the ids before the first sampled one, those of them that are the transcript's own beginning).
+class InitialIds(NamedTuple):
+    """The ids before the first sampled one; where the start sequence begins; those that are the transcript's own."""
+
+    ids: list[int]
+    sot_index: int
+    prefix: list[int]
+
+
+def initial_ids(options: DecodingOptions, tokenizer: Tokenizer, n_ctx: int) -> InitialIds:
+    """What a window is told before it is decoded.
 
     Previous text takes up to half the context and yields to the prefix, both losing what is furthest back. The prefix
     leaves room for sample_len tokens within half the context, if that was given.
@@ -231,7 +251,8 @@ def initial_ids(options: DecodingOptions, tokenizer: Tokenizer, n_ctx: int) -> t
             prefix = [special.timestamp_begin, *prefix]
     room = min(half - 1, n_ctx - 2 - len(start) - len(prefix))
     prompt = _ids(options.prompt, tokenizer)[-room:] if room > 0 else []
-    return [*([special.sot_prev, *prompt] if prompt else []), *start, *prefix], prefix
+    previous = [special.sot_prev, *prompt] if prompt else []
+    return InitialIds([*previous, *start, *prefix], len(previous), prefix)
 
 
 def _ids(text: str | tuple[int, ...] | None, tokenizer: Tokenizer) -> list[int]:
@@ -256,6 +277,8 @@ def _suppressed(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions)
         never[list(tokenizer.non_speech_tokens)] = True
     tasks = (special.transcribe, special.translate, special.sot, special.sot_prev, special.sot_lm, special.no_speech)
     never[[i for i in tasks if i is not None]] = True
+    if never.all():
+        raise ValueError(f"suppress_tokens leaves none of the {vocab_size} tokens to sample; drop some")
     first = np.zeros(vocab_size, bool)
     if options.suppress_blank:
         first[[*tokenizer.blank_tokens, special.eot]] = True

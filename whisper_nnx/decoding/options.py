@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -56,10 +57,13 @@ class DecodingOptions:
             raise ValueError(f"task={self.task!r} is not one of {', '.join(TASKS)}")
         for name in ("sample_len", "best_of", "beam_size"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
+            if value is None:
+                continue
+            if isinstance(value, bool | str) or not math.isfinite(value) or value != int(value) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1, or None")
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature={self.temperature} must be 0 or more")
+            object.__setattr__(self, name, int(value))
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature={self.temperature} must be 0 or more, and finite")
         if self.beam_size is not None and self.best_of is not None:
             raise ValueError(f"beam_size={self.beam_size} and best_of={self.best_of} exclude each other; drop one")
         if self.beam_size is not None and self.temperature > 0:

@@ -1,0 +1,150 @@
+"""Recordings that share a batch: who is decoded when, and that company changes nothing."""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.small import small_mel, small_model
+from whisper_nnx import driver, load_model, transcribe
+from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.driver import Batch, Live
+from whisper_nnx.fallback import FallbackOptions
+from whisper_nnx.longform import LongformOptions, Recording
+from whisper_nnx.windows import DecodingResult
+
+LADDER = FallbackOptions(temperatures=(0.0, 0.4, 0.8))
+
+
+class Decoder:
+    """Stands in for the decoding of windows: that of recording n passes at its `passes[n]`-th try."""
+
+    def __init__(self, model, passes: list[int], windows: int, monkeypatch: pytest.MonkeyPatch):
+        self.model, self.passes = model, passes
+        self.calls: list[list[tuple[int, int, float, int] | None]] = []  # recording, window, temperature, seed
+        monkeypatch.setattr(driver, "encode_windows", lambda model, mel: SimpleNamespace(cross=()))
+        monkeypatch.setattr(driver, "_put", lambda encoded, one, row: encoded)
+        monkeypatch.setattr(driver.jax.tree, "map", lambda f, *trees: trees[0])
+        monkeypatch.setattr(driver, "decode_windows", self.decode_windows)
+        frames = small_mel().shape[-1]
+        mel = SimpleNamespace(window=lambda start, n: jnp.zeros((1, 1)))
+        self.lives = [
+            Live(
+                Recording(model.tokenizer, "de", windows * frames, LongformOptions(initial_prompt="one " * n), frames),
+                mel,
+                DecodingOptions(language="de"),
+                seed=7,
+            )
+            for n in range(1, len(passes) + 1)
+        ]
+        self.tries: dict[tuple[int, int], int] = {}
+
+    def decode_windows(self, model, encoded, options, seeds):
+        rows, results = [], []
+        for o, seed, row in zip(options, seeds, self.batch._rows, strict=True):
+            if o is None:
+                rows.append(None)
+                results.append(None)
+                continue
+            n = next(i for i, live in enumerate(self.lives) if live is row.live)
+            key = (n, row.window.start_frame)
+            self.tries[key] = self.tries.get(key, 0) + 1
+            logprob = -0.5 if self.tries[key] >= self.passes[n] else -2.0
+            rows.append((n, row.window.start_frame, o.temperature, seed))
+            results.append(DecodingResult(None, "de", avg_logprob=logprob, temperature=o.temperature, tokens=(1, 2)))
+        self.calls.append(rows)
+        return results
+
+    def run(self, size: int) -> list[int]:
+        """Runs all recordings -> their numbers, in the order in which they were done."""
+        self.batch = Batch(self.model, LADDER, size)
+        done = [live for live, segments in self.batch.run(iter(self.lives)) if segments is None]
+        return [next(i for i, live in enumerate(self.lives) if live is one) for one in done]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+def test_only_rows_that_failed_are_tried_again_beside_the_first_tries_of_others(model, monkeypatch):
+    decoder = Decoder(model, [1, 3, 1], 2, monkeypatch)
+    assert sorted(decoder.run(size=2)) == [0, 1, 2]
+    tried = [(n, start, temperature) for call in decoder.calls for n, start, temperature, _ in filter(None, call)]
+    assert len(tried) == len(set(tried)) == 2 + 2 * 3 + 2
+    first_row = [call[0] and (call[0][0], call[0][2]) for call in decoder.calls]
+    second_row = [call[1] and (call[1][0], call[1][2]) for call in decoder.calls]
+    assert second_row[:3] == [(1, 0.0), (1, 0.4), (1, 0.8)]
+    assert {temperature for _, temperature in filter(None, first_row[:3])} == {0.0}
+
+
+def test_the_last_try_stands_even_if_it_fails(model, monkeypatch):
+    decoder = Decoder(model, [9], 1, monkeypatch)
+    decoder.run(size=1)
+    assert [call[0][2] for call in decoder.calls] == [0.0, 0.4, 0.8]
+    assert decoder.lives[0].recording.segments[0]["temperature"] == 0.8
+
+
+def test_seeds_differ_from_try_to_try_and_not_by_company(model, monkeypatch):
+    crowded = Decoder(model, [3, 2, 3], 2, monkeypatch)
+    crowded.run(size=3)
+    alone = Decoder(model, [3], 2, monkeypatch)
+    alone.run(size=1)
+    seeds = [call[0][3] for call in alone.calls]
+    assert len(set(seeds)) == len(seeds) == 6
+    assert seeds == [row[3] for call in crowded.calls for row in filter(None, call) if row[0] == 0]
+
+
+def test_a_free_row_goes_to_the_next_recording_at_the_next_step(model, monkeypatch):
+    decoder = Decoder(model, [1, 1, 1, 1], 1, monkeypatch)
+    assert decoder.run(size=2) == [0, 1, 2, 3]
+    assert [[row and row[0] for row in call] for call in decoder.calls] == [[0, 1], [2, 3]]
+
+
+def test_a_recording_without_sound_is_done_at_once(model, monkeypatch):
+    decoder = Decoder(model, [1, 1], 0, monkeypatch)
+    assert decoder.run(size=2) == [0, 1]
+    assert decoder.calls == []
+
+
+@pytest.fixture(scope="module")
+def digits_model(digits):
+    return load_model(str(digits))
+
+
+@pytest.mark.filterwarnings("ignore:.*digital silence")
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (3, {"word_timestamps": True, "temperature": (0.0, 0.6), "logprob_threshold": -0.5, "best_of": 2}),
+        (2, {"beam_size": 3, "temperature": 0.0}),
+    ],
+)
+def test_a_transcript_is_the_same_in_any_company(size, options, digits_model, shared):
+    """Mixed languages and lengths, some rows climbing the ladder; one of the files is not there."""
+    names = ["en_short_3s", "de_40s", "silence_12s", "en_quick_20s"]
+    files = [shared / "audio" / f"{name}.flac" for name in names]
+    files.insert(2, shared / "audio" / "missing.flac")
+    together = transcribe(digits_model, files, batch_size=size, **options)
+    assert isinstance(together.pop(2), FileNotFoundError)
+    del files[2]
+    for file, result in zip(files, together, strict=True):
+        alone = transcribe(digits_model, file, **options)
+        assert result["text"] == alone["text"]
+        assert result["language"] == alone["language"]
+        assert len(result["segments"]) == len(alone["segments"])
+        for segment, other in zip(result["segments"], alone["segments"], strict=True):
+            assert segment["tokens"] == other["tokens"]
+            assert segment["temperature"] == other["temperature"]
+            assert times(segment) == times(other)
+            np.testing.assert_allclose(segment["avg_logprob"], other["avg_logprob"], atol=1e-4)
+
+
+def times(segment) -> list[tuple[str, float, float]]:
+    return [(word["word"], word["start"], word["end"]) for word in segment.get("words", [])]
+
+
+def test_a_batch_of_no_rows_is_refused(digits_model):
+    with pytest.raises(ValueError, match="batch_size=0"):
+        transcribe(digits_model, [], batch_size=0)

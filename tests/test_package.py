@@ -1,0 +1,42 @@
+"""The package as a whole: light to import, complete, and free of surprises under `python -m`."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+import whisper_nnx
+
+
+def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = {"jax", "flax", "numpy", "av", "huggingface_hub", "tiktoken", "tqdm", "torch", "transformers"}
+    loaded = python("import sys, whisper_nnx, weight_loader; print(*sys.modules)").stdout.split()
+    assert not heavy & set(loaded)
+
+
+def test_every_public_name_can_be_had_and_is_listed():
+    for name in whisper_nnx.__all__:
+        assert getattr(whisper_nnx, name) is not None
+        assert name in dir(whisper_nnx)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = whisper_nnx.nonsense
+
+
+def test_transcribe_is_the_function_even_after_its_module_was_imported():
+    import whisper_nnx.transcribe
+
+    assert isinstance(whisper_nnx.transcribe, types.FunctionType)
+    assert isinstance(sys.modules["whisper_nnx.transcribe"], types.ModuleType)
+
+
+@pytest.mark.parametrize("module", ["whisper_nnx.transcribe"])
+def test_running_a_module_gives_no_warning(module):
+    done = subprocess.run([sys.executable, "-W", "error", "-m", module, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "--word_timestamps" in done.stdout
