@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from whisper_nnx.audio import SAMPLE_RATE, AudioError, load_audio
+from whisper_nnx.audio import SAMPLE_RATE, AudioError, load_audio, pad_or_trim
 
 STEP = 2.0**-15
 
@@ -294,3 +294,10 @@ def test_random_damage_ends_in_samples_or_in_an_audio_error(mp3, wav):
                 warnings.simplefilter("ignore")
                 with contextlib.suppress(AudioError):
                     assert load_audio(data.tobytes()).dtype == np.float32
+
+
+def test_pad_or_trim_appends_silence_or_cuts_the_end():
+    waveform = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(pad_or_trim(waveform, 2), waveform[:, :2])
+    np.testing.assert_array_equal(pad_or_trim(waveform, 5), [[1, 2, 3, 0, 0], [4, 5, 6, 0, 0]])
+    assert pad_or_trim(waveform[0]).shape == (480_000,)

@@ -34,7 +34,7 @@ def test_transcribe_is_the_function_even_after_its_module_was_imported():
     assert isinstance(sys.modules["whisper_nnx.transcribe"], types.ModuleType)
 
 
-@pytest.mark.parametrize("module", ["whisper_nnx.transcribe"])
+@pytest.mark.parametrize("module", ["whisper_nnx.transcribe", "whisper_nnx"])
 def test_running_a_module_gives_no_warning(module):
     done = subprocess.run([sys.executable, "-W", "error", "-m", module, "--help"], capture_output=True, text=True)
     assert done.returncode == 0

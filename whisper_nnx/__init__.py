@@ -12,7 +12,7 @@ _EXPORTS = {
     "whisper_nnx.results": ["Segment", "Transcript"],
     "whisper_nnx.languages": ["LANGUAGES"],
     "whisper_nnx.tokenizer": ["Tokenizer"],
-    "whisper_nnx.audio": ["load_audio"],
+    "whisper_nnx.audio": ["load_audio", "pad_or_trim"],
     "whisper_nnx.features": ["log_mel_spectrogram"],
     "whisper_nnx.cache": ["KVCache"],
     "whisper_nnx.model": [

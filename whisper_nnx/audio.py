@@ -62,6 +62,12 @@ def load_audio(source: Any, sampling_rate: int | None = None, stream: int | None
     return samples
 
 
+def pad_or_trim(waveform: Any, n_samples: int = 30 * SAMPLE_RATE) -> np.ndarray:
+    """waveform [..., N] -> [..., n_samples]: silence is appended, or the end cut off. 30 s is what a model takes."""
+    waveform = np.asarray(waveform)[..., :n_samples]
+    return np.pad(waveform, [*[(0, 0)] * (waveform.ndim - 1), (0, n_samples - waveform.shape[-1])])
+
+
 def _from_array(array: np.ndarray, sampling_rate: int | None) -> np.ndarray:
     """[N], [N, channels] or [channels, N] at sampling_rate -> [N] at 16 kHz."""
     sampling_rate = SAMPLE_RATE if sampling_rate is None else sampling_rate

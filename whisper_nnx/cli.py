@@ -149,7 +149,9 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
 def build_parser() -> argparse.ArgumentParser:
     spec = getattr(sys.modules["__main__"], "__spec__", None)  # there is one after `python -m`
     parser = _Parser(
-        prog=f"python -m {spec.name}" if spec and spec.name.startswith("whisper_nnx.") else NAME,
+        prog=f"python -m {spec.name.removesuffix('.__main__')}"
+        if spec and spec.name.startswith("whisper_nnx.")
+        else NAME,
         usage="%(prog)s [options] audio [audio ...]",
         description="Turn speech into text and subtitles.",
         epilog="Option names may be written with hyphens too: --beam-size 5.",

@@ -343,7 +343,8 @@ class Whisper(nnx.Module):
     ) -> jax.Array:
         """input_features [B,M,T], decoder_input_ids [B,S] -> logits [B,S,V], float32.
 
-        `deterministic=False` applies `config.dropout` and then needs `rngs` (nnx.Rngs(dropout=...)).
+        `deterministic=False` applies `config.dropout` and then needs `rngs` (nnx.Rngs(dropout=...), made inside of a
+        function that is jitted or differentiated, since flax does not let its counter cross that border).
         """
         encoder_output = self.encode(input_features, deterministic, rngs)
         return self.decode(decoder_input_ids, encoder_output, deterministic, rngs)
@@ -366,6 +367,8 @@ def create_whisper(
         if name not in RELEASED:
             raise ValueError(f"unknown size {size!r}; choose one of {', '.join([*RELEASED, *ALIASES])}")
         size = RELEASED[name]
+    if "d_model" in changes:  # the perceptrons are four times as wide again
+        changes = {"encoder_ffn_dim": 0, "decoder_ffn_dim": 0, **changes}
     return Whisper(replace(size, **changes), rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
 

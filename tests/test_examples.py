@@ -1,0 +1,100 @@
+"""Every script in `examples/`, run as a user would run it, and what it claims to show."""
+
+import json
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a script with these arguments -> what it printed. In this process: the scripts share compiled programs."""
+
+    def run(name: str, *args: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def recording(shared: Path) -> Path:
+    """Three words in three seconds."""
+    return shared / "audio" / "en_short_3s.flac"
+
+
+@pytest.fixture(scope="module")
+def spoken(recording: Path) -> list[dict]:
+    """The words of the recording, with the times at which they are spoken."""
+    return json.loads(recording.with_suffix(".words.json").read_text())["words"]
+
+
+def test_every_example_is_tested_and_listed():
+    names = {path.name for path in EXAMPLES.glob("*.py")}
+    assert names == set(re.findall(r"run\(\"(\w+\.py)\"", Path(__file__).read_text()))
+    assert names == set(re.findall(r"examples/(\w+\.py)", (EXAMPLES / "README.md").read_text()))
+
+
+def test_created_models_have_the_parameters_of_the_released_ones(run: Run):
+    assert re.search(r"tiny +37,184,640 parameters +149 MB", run("create_models.py", "tiny"))
+
+
+def test_vmap_encodes_a_window_as_a_batch_does(run: Run):
+    printed = run("encode_batch.py", "--batch", 1)
+    assert "features (1, 1500, 384), float32" in printed
+    [difference] = re.findall(r"differ by (\S+)", printed)
+    assert float(difference) < 1e-3  # float32 through four layers, summed in another order
+
+
+def test_half_precision_takes_half_the_bytes_and_chooses_the_same_tokens(run: Run, digits: Path, recording: Path):
+    printed = run("half_precision.py", digits, recording)
+    row = r"(\w+) +([\d.]+) MB .* by ([\d.]+) on.*, ([\d.]+) at most.* (\d+) of (\d+)"
+    (_, full, *same, _, _), *halves = re.findall(row, printed)
+    assert [float(x) for x in same] == [0, 0]
+    assert [name for name, *_ in halves] == ["bfloat16", "float16"]
+    for _, megabytes, mean, largest, agreeing, positions in halves:
+        assert float(megabytes) == pytest.approx(float(full) / 2, abs=0.1)
+        assert 0 < float(mean) < 0.1
+        assert float(largest) < 1
+        assert agreeing == positions
+
+
+def test_a_stream_says_what_the_transcript_says(run: Run, digits: Path, recording: Path, spoken: list[dict]):
+    printed = run("transcribe_file.py", digits, recording)
+    text = " ".join(word["word"] for word in spoken).capitalize() + "."
+    assert printed.startswith(f"en: {text}\n")
+    assert printed.endswith(f"all of it: {text}\n")
+    assert len(re.findall(r"probability", printed)) == len(spoken)
+
+
+def test_the_gradient_of_a_word_is_strongest_where_it_is_spoken(
+    run: Run, digits: Path, recording: Path, spoken: list[dict], tmp_path: Path
+):
+    printed = run("word_saliency.py", digits, recording, "--out", tmp_path / "saliency.png")
+    found = re.findall(r"(\w+) +strongest at +([\d.]+) s", printed)
+    assert [text.lower() for text, _ in found] == [word["word"] for word in spoken]
+    for (_, strongest_s), word in zip(found, spoken, strict=True):
+        assert word["start"] <= float(strongest_s) <= word["end"]
+    assert (tmp_path / "saliency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_word_that_is_not_heard_is_refused_with_those_that_are(
+    run: Run, digits: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        run("word_saliency.py", digits, recording, "--words", "seven")
+    assert "'Six zero nine.'" in capsys.readouterr().err
+
+
+def test_training_lowers_the_loss(run: Run):
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", run("finetune_step.py"))]
+    assert len(losses) == 20
+    assert losses[-1] < 0.8 * losses[0]

@@ -1,0 +1,7 @@
+"""`python -m whisper_nnx` is the command line."""
+
+import sys
+
+from whisper_nnx.cli import main
+
+sys.exit(main())
