@@ -122,7 +122,8 @@ class _Sum(NamedTuple):
 def first_positions(cost: jax.Array, n: jax.Array, m: jax.Array) -> jax.Array:
     """Dynamic time warping over cost [N,M], of which [n,m] counts -> [N]: where the cheapest path enters each row.
 
-    A scan over the anti-diagonals, each held as a vector over the rows. On ties the path advances in time.
+    A scan over the anti-diagonals, each held as a vector over the rows. Where the other two steps tie, the path goes
+    right, even if that costs more: so does the reference's.
     """
     rows, columns = cost.shape
     row = jnp.arange(rows + 1)  # row and column 0 stand before the matrix
