@@ -4,14 +4,16 @@ avg_logprob is allowed 1e-3, as is every probability: sums over some thirty toke
 implementations round differently were seen to differ by up to 1e-5.
 """
 
-import numpy as np
 import pytest
 import torch
 import whisper
 
 from whisper_nnx import DecodingOptions, decode, detect_language
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning"),  # numpy.argsort of a torch tensor
+]
 
 OPTIONS = {
     "greedy": {"language": "en"},
@@ -63,30 +65,27 @@ def test_detected_languages_equal_those_of_openai_whisper(windows, model, refere
     expected_ids, expected = whisper.detect_language(reference, windows)
     assert ids == expected_ids.tolist()
     for ours, theirs in zip(probs, expected, strict=True):
-        assert list(ours) == list(theirs)
-        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), atol=1e-4)
+        assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 def test_the_suppressed_tokens_are_those_that_the_checkpoint_lists(model, digits):
     import json
 
     listed = json.loads((digits / "generation_config.json").read_text())["suppress_tokens"]
-    special = model.tokenizer.special
-    tasks = (special.transcribe, special.translate, special.sot, special.sot_prev, special.sot_lm, special.no_speech)
-    assert sorted({*model.tokenizer.non_speech_tokens, *tasks}) == sorted(listed)
+    assert sorted(expected_suppressed(model)) == sorted(listed)
 
 
 def test_two_hundred_greedy_tokens_at_tinys_shape_equal_both_references(tmp_path, digits, recordings):
-    """Random weights, large enough for the tokens to vary; the end of text is suppressed, so that none stops early."""
-    from transformers import GenerationConfig, WhisperForConditionalGeneration
+    """Random weights, with positions so large that the tokens vary; the end of text is suppressed."""
+    from transformers import WhisperForConditionalGeneration
 
     from benchmarks.systems import openai_from_hf
     from whisper_nnx import Tokenizer, create_whisper_tiny, load_model, save_pretrained
 
     random = create_whisper_tiny()
     random.tokenizer = Tokenizer.from_folder(digits)
-    for module in (random.decoder.embed_tokens, random.decoder.embed_positions):
-        module.embedding[...] = module.embedding[...] * 5
+    positions = random.decoder.embed_positions.embedding
+    positions[...] = positions[...] * 20
     save_pretrained(random, tmp_path / "tiny")
     ours, openai = load_model(str(tmp_path / "tiny")), openai_from_hf(tmp_path / "tiny")
     transformers = WhisperForConditionalGeneration.from_pretrained(tmp_path / "tiny").eval()
@@ -97,21 +96,20 @@ def test_two_hundred_greedy_tokens_at_tinys_shape_equal_both_references(tmp_path
     result = decode(ours, mel.numpy(), DecodingOptions(**options))
     expected = whisper.decode(openai, mel, whisper.DecodingOptions(fp16=False, **options))
     assert len(result.tokens) == 200
-    assert len(set(result.tokens)) > 20
+    assert len(set(result.tokens)) > 100
     assert list(result.tokens) == expected.tokens
 
     start = ours.tokenizer.sot_sequence("en", "transcribe", timestamps=False)
-    suppressed = [*expected_suppressed(ours), special.eot]
-    config = GenerationConfig(max_new_tokens=200, suppress_tokens=suppressed, pad_token_id=special.eot, eos_token_id=-1)
-    config.begin_suppress_tokens = [*ours.tokenizer.blank_tokens, special.eot]
-    transformers.generation_config = config
-    generated = super(type(transformers), transformers).generate(
-        mel[None], decoder_input_ids=torch.tensor([start]), generation_config=config
-    )
-    assert generated[0, len(start) :].tolist() == list(result.tokens)
+    fed = torch.tensor([[*start, *result.tokens[:-1]]])
+    with torch.no_grad():  # greedy, step by step, by teacher forcing: each token must be the best after those before it
+        logits = transformers(mel[None], decoder_input_ids=fed).logits[0, len(start) - 1 :]
+    logits[:, [*expected_suppressed(ours), special.eot]] = -torch.inf
+    logits[0, list(ours.tokenizer.blank_tokens)] = -torch.inf
+    assert logits.argmax(dim=-1).tolist() == list(result.tokens)
 
 
 def expected_suppressed(model) -> list[int]:
+    """What the default of suppress_tokens, -1, stands for."""
     special = model.tokenizer.special
     tasks = (special.transcribe, special.translate, special.sot, special.sot_prev, special.sot_lm, special.no_speech)
     return [*model.tokenizer.non_speech_tokens, *tasks]

@@ -8,6 +8,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:.*digital silence"),
     pytest.mark.filterwarnings("ignore:.*translation"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning"),  # numpy.argsort of a torch tensor
 ]
 
 EVERYWHERE = {
