@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from tests.small import small_mel, small_model
-from whisper_nnx import driver, load_model, transcribe
+from whisper_nnx import driver, load_audio, load_model, transcribe
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.driver import Batch, Live
 from whisper_nnx.fallback import FallbackOptions
 from whisper_nnx.longform import LongformOptions, Recording
-from whisper_nnx.windows import DecodingResult
+from whisper_nnx.windows import DecodingResult, EncodedWindows
 
 LADDER = FallbackOptions(temperatures=(0.0, 0.4, 0.8))
 
@@ -23,18 +23,16 @@ class Decoder:
     def __init__(self, model, passes: list[int], windows: int, monkeypatch: pytest.MonkeyPatch):
         self.model, self.passes = model, passes
         self.calls: list[list[tuple[int, int, float, int] | None]] = []  # recording, window, temperature, seed
-        monkeypatch.setattr(driver, "encode_windows", lambda model, mel: SimpleNamespace(cross=()))
-        monkeypatch.setattr(driver, "_put", lambda encoded, one, row: encoded)
-        monkeypatch.setattr(driver.jax.tree, "map", lambda f, *trees: trees[0])
+        monkeypatch.setattr(driver, "encode_windows", lambda model, mel: EncodedWindows(mel, ()))
         monkeypatch.setattr(driver, "decode_windows", self.decode_windows)
         frames = small_mel().shape[-1]
-        mel = SimpleNamespace(window=lambda start, n: jnp.zeros((1, 1)))
         self.lives = [
             Live(
                 Recording(model.tokenizer, "de", windows * frames, LongformOptions(initial_prompt="one " * n), frames),
-                mel,
+                SimpleNamespace(window=lambda start, n, i=n: jnp.array([i, start], jnp.float32)),
                 DecodingOptions(language="de"),
                 seed=7,
+                number=n - 1,
             )
             for n in range(1, len(passes) + 1)
         ]
@@ -47,8 +45,9 @@ class Decoder:
                 rows.append(None)
                 results.append(None)
                 continue
-            n = next(i for i, live in enumerate(self.lives) if live is row.live)
+            n = row.live.number
             key = (n, row.window.start_frame)
+            assert encoded.features[len(rows), 1] == row.window.start_frame  # each window lies in its own row
             self.tries[key] = self.tries.get(key, 0) + 1
             logprob = -0.5 if self.tries[key] >= self.passes[n] else -2.0
             rows.append((n, row.window.start_frame, o.temperature, seed))
@@ -60,7 +59,7 @@ class Decoder:
         """Runs all recordings -> their numbers, in the order in which they were done."""
         self.batch = Batch(self.model, LADDER, size)
         done = [live for live, segments in self.batch.run(iter(self.lives)) if segments is None]
-        return [next(i for i, live in enumerate(self.lives) if live is one) for one in done]
+        return [live.number for live in done]
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +142,20 @@ def test_a_transcript_is_the_same_in_any_company(size, options, digits_model, sh
 
 def times(segment) -> list[tuple[str, float, float]]:
     return [(word["word"], word["start"], word["end"]) for word in segment.get("words", [])]
+
+
+def test_progress_of_a_list_grows_to_the_sum_of_all_recordings(digits_model, shared):
+    audio = load_audio(shared / "audio" / "en_short_3s.flac")
+    calls: list[tuple[float, float]] = []
+    pieces = [audio[: 16_000 + 160 * n] for n in range(6)]
+    transcribe(digits_model, pieces, language="en", temperature=0.0, progress=lambda *at: calls.append(at))
+    assert calls == sorted(calls)
+    assert calls[-1] == (6.15, 6.15)
+
+
+def test_options_that_cannot_be_met_are_no_result_of_a_list(digits_model):
+    with pytest.raises(ValueError, match="clip_timestamps='x'"):
+        transcribe(digits_model, ["a.wav", "b.wav"], clip_timestamps="x")
 
 
 def test_a_batch_of_no_rows_is_refused(digits_model):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -315,7 +316,7 @@ def _temperatures(first: float, increment: float | None) -> tuple[float, ...]:
     """The ladder of temperatures up to 1, in the reference's very numbers."""
     import numpy as np
 
-    steps = [] if increment is None else np.arange(first, 1.0 + 1e-6, increment).tolist()
+    steps = [] if increment is None or not math.isfinite(first) else np.arange(first, 1.0 + 1e-6, increment).tolist()
     return tuple(steps) or (first,)
 
 
@@ -343,13 +344,13 @@ def _check_options(parser: argparse.ArgumentParser, options: dict[str, Any]) -> 
     """Refuses what `transcribe` would refuse, before a large model is loaded."""
     from whisper_nnx.decoding.options import DecodingOptions
     from whisper_nnx.fallback import FallbackOptions
-    from whisper_nnx.longform import LongformOptions, parse_clips
+    from whisper_nnx.longform import LongformOptions
 
     def given(options_type: type) -> dict[str, Any]:
         return {field.name: options[field.name] for field in fields(options_type) if field.name in options}
 
     try:
-        parse_clips(LongformOptions(**given(LongformOptions)).clip_timestamps, content_frames=0)
+        LongformOptions(**given(LongformOptions))
         FallbackOptions(options["temperature"], **given(FallbackOptions))
         window_options = given(DecodingOptions)
         for name in ("temperature", "beam_size", "patience", "best_of"):  # FallbackOptions' business

@@ -42,6 +42,7 @@ class Live:
     mel: RecordingMel
     options: DecodingOptions
     seed: int
+    number: int = 0  # among the recordings of one call
     first_window: EncodedWindows | None = None  # its first 30 s, where its language was detected from them
 
     def encode(self, model: Whisper, window: Window) -> EncodedWindows:
@@ -52,7 +53,12 @@ class Live:
 
 
 def open_recording(
-    model: Whisper, waveform: np.ndarray, options: DecodingOptions, longform: LongformOptions, seed: int
+    model: Whisper,
+    waveform: np.ndarray,
+    options: DecodingOptions,
+    longform: LongformOptions,
+    seed: int,
+    number: int = 0,
 ) -> Live:
     """Makes samples [N] ready to be stepped; detects the language from the first 30 s unless it is given."""
     config, tokenizer = model.config, tokenizer_of(model)
@@ -71,7 +77,7 @@ def open_recording(
         config.max_source_positions,
         config.max_target_positions,
     )
-    return Live(recording, mel, replace(options, language=recording.language), seed, first_window)
+    return Live(recording, mel, replace(options, language=recording.language), seed, number, first_window)
 
 
 @dataclass

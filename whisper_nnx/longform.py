@@ -38,10 +38,13 @@ class LongformOptions:
     hallucination_silence_threshold: float | None = None
 
     def __post_init__(self):
-        if self.hallucination_silence_threshold is not None and not self.word_timestamps:
+        parse_clips(self.clip_timestamps, content_frames=0)  # what cannot be done is said before work begins
+        threshold_s = self.hallucination_silence_threshold
+        if threshold_s is not None and not threshold_s >= 0:
+            raise ValueError(f"hallucination_silence_threshold={threshold_s} must be 0 s or more, or None")
+        if threshold_s is not None and not self.word_timestamps:
             raise ValueError(
-                f"hallucination_silence_threshold={self.hallucination_silence_threshold} goes by word times; "
-                "set word_timestamps=True as well"
+                f"hallucination_silence_threshold={threshold_s} goes by word times; set word_timestamps=True as well"
             )
 
 
@@ -221,7 +224,7 @@ def parse_clips(clips: str | Sequence[float], content_frames: int) -> list[tuple
     """
     try:
         times = [float(part) for part in (clips.split(",") if isinstance(clips, str) else clips) if part != ""]
-    except ValueError:
+    except (TypeError, ValueError):
         raise ValueError(f"clip_timestamps={clips!r} must be seconds: start,end,start,end,...") from None
     if bad := [t for t in times if not (t >= 0 and math.isfinite(t))]:
         raise ValueError(f"clip_timestamps has {bad[0]}; each must be 0 s or more")

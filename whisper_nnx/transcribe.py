@@ -27,6 +27,8 @@ from whisper_nnx.windows import tokenizer_of
 from whisper_nnx.writers import format_timestamp
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from whisper_nnx.model import Whisper
 
 Progress = Callable[[float, float], None]
@@ -74,15 +76,14 @@ class TranscribeOptions:
             warnings.warn("word times of a translation may not be reliable", stacklevel=3)
         return made
 
-    def open(self, model: Whisper, audio: Any) -> Live:
-        """Reads a recording, and makes it ready to be decoded."""
+    def open(self, model: Whisper, samples: np.ndarray, number: int = 0) -> Live:
+        """Makes samples [N] ready to be decoded; `number` tells the recordings of one call apart."""
         decoding = self.decoding
         if not tokenizer_of(model).is_multilingual and decoding.language not in (None, "en"):
             asked = f"language={decoding.language!r}"
             warnings.warn(f"this model is English-only, but {asked} was asked for; using English", stacklevel=4)
             decoding = replace(decoding, language="en")
-        waveform = load_audio(audio, self.sampling_rate)
-        return open_recording(model, waveform, decoding, self.longform, self.seed)
+        return open_recording(model, samples, decoding, self.longform, self.seed, number)
 
 
 @overload
@@ -129,22 +130,20 @@ def transcribe(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     results: list[Transcript | Exception | None] = [None] * len(audio)
-    numbers: dict[int, int] = {}  # of the recordings under way, by id()
 
     def opened() -> Iterator[Live]:
         for number, source in enumerate(audio):
             try:
-                live = chosen.open(model, source)
+                samples = load_audio(source, chosen.sampling_rate)
             except (ValueError, OSError) as error:
                 results[number] = error
-                continue
-            numbers[id(live)] = number
-            yield live
+            else:
+                yield chosen.open(model, samples, number)
 
     with _Report(verbose, progress) as report:
         for live, segments in Batch(model, chosen.fallback, batch_size).run(opened()):
             if segments is None:
-                results[numbers[id(live)]] = live.recording.transcript()
+                results[live.number] = live.recording.transcript()
             else:
                 report.window(live, segments)
     return [result for result in results if result is not None]
@@ -174,7 +173,7 @@ class SegmentStream(Iterator[Segment]):
         detect = options.decoding.language is None and tokenizer_of(model).is_multilingual
         if verbose and detect:
             print("Detecting language using up to the first 30 seconds. Use `--language` to specify the language")
-        self._live = options.open(model, audio)
+        self._live = options.open(model, load_audio(audio, options.sampling_rate))
         self.language = self._live.recording.language
         self.duration_s = self._live.recording.content_frames / FRAMES_PER_SECOND
         if verbose is not None and detect:
@@ -214,7 +213,7 @@ class _Report:
 
     def window(self, live: Live, segments: list[Segment]) -> None:
         recording = live.recording
-        self._frames[id(live)] = (min(recording.seek, recording.content_frames), recording.content_frames)
+        self._frames[live.number] = (min(recording.seek, recording.content_frames), recording.content_frames)
         done, whole = map(sum, zip(*self._frames.values(), strict=True))
         self._bar.total = whole
         self._bar.update(max(0, done - self._bar.n))

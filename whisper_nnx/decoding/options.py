@@ -74,6 +74,8 @@ class DecodingOptions:
             raise ValueError(f"best_of={self.best_of} needs a temperature above 0: at 0 all samples are the same")
         if self.patience is not None and self.beam_size is None:
             raise ValueError(f"patience={self.patience} belongs to beam search; give beam_size too")
+        if self.patience is not None and not (self.patience > 0 and math.isfinite(self.patience)):
+            raise ValueError(f"patience={self.patience} must be above 0, and finite")
         if self.beam_size is not None and self.max_candidates < 1:
             raise ValueError(f"patience={self.patience} with beam_size={self.beam_size} keeps no candidate; raise it")
         if self.length_penalty is not None and not 0 <= self.length_penalty <= 1:
