@@ -1,8 +1,10 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 
@@ -27,3 +29,17 @@ def shared() -> Path:
 def digits(shared: Path) -> Path:
     """A small trained Whisper as a Hugging Face folder (and, in openai.pt, as openai-whisper's)."""
     return shared / "checkpoints" / "digits"
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """Grows by a name for each program that XLA compiles during the test."""
+    seen: list[str] = []
+
+    def listen(event: str, _: float, **details: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(str(details.get("fun_name", event)))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)

@@ -8,8 +8,6 @@ import pytest
 
 from whisper_nnx import create_whisper_tiny, iter_segments, load_audio, load_model, transcribe
 
-COMPILATION = "/jax/core/compile/backend_compile_duration"
-
 
 @pytest.fixture(scope="module")
 def model(digits):
@@ -19,20 +17,6 @@ def model(digits):
 @pytest.fixture(scope="module")
 def short(shared):
     return shared / "audio" / "en_short_3s.flac"
-
-
-@pytest.fixture
-def compilations():
-    """Grows by one name for each program that XLA compiles during the test."""
-    seen: list[str] = []
-
-    def listen(event: str, _: float, **more: object) -> None:
-        if event == COMPILATION:
-            seen.append(str(more.get("fun_name", event)))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_segments_come_one_by_one_and_are_those_of_the_transcript(model, shared):

@@ -1,7 +1,6 @@
 """Around the decoding of windows: what it starts with, languages, what is compiled when, and what cannot be done."""
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
@@ -205,19 +204,6 @@ def test_compression_ratio_is_that_of_zlib_over_utf_8():
 
 
 # Compilation.
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    seen: list[str] = []
-
-    def listen(event: str, duration_s: float, **details: str) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(details.get("fun_name", event))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_a_new_shape_is_compiled_and_counted(model, compilations):

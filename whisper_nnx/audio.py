@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import av
 
 SAMPLE_RATE = 16_000
+FRAMES_PER_SECOND = 100  # of the mel spectrogram
 _SHORT_S = 0.1
 _OPEN_HINTS = {
     FileNotFoundError: "check the path",

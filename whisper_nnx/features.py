@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx.audio import SAMPLE_RATE
+from whisper_nnx.audio import FRAMES_PER_SECOND, SAMPLE_RATE
 
 N_FFT = 400
-HOP_LENGTH = 160
+HOP_LENGTH = SAMPLE_RATE // FRAMES_PER_SECOND
 CHUNK_LENGTH_S = 30
-FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
 N_FRAMES = CHUNK_LENGTH_S * FRAMES_PER_SECOND
 POSITIONS_PER_SECOND = FRAMES_PER_SECOND // 2  # after the encoder, and of timestamps
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from whisper_nnx.audio import FRAMES_PER_SECOND
 from whisper_nnx.results import Segment, Word
-from whisper_nnx.segments import FRAMES_PER_SECOND
 from whisper_nnx.words import APPENDED, PREPENDED
 
 

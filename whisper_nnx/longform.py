@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from whisper_nnx.audio import FRAMES_PER_SECOND
 from whisper_nnx.hallucination import find_hallucination, last_end_s, leading_silence_s
 from whisper_nnx.results import Segment, Transcript
-from whisper_nnx.segments import FRAMES_PER_SECOND, ends_in_single_timestamp, split_at_timestamps
+from whisper_nnx.segments import ends_in_single_timestamp, split_at_timestamps
 from whisper_nnx.words import APPENDED, PREPENDED, WordTiming, add_words
 
 if TYPE_CHECKING:

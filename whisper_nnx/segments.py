@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from whisper_nnx.config import SpecialTokens
 
-FRAMES_PER_SECOND = 100  # of the mel spectrogram
-
 
 @dataclass(frozen=True)
 class TimedTokens:

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
-from whisper_nnx.audio import load_audio
+from whisper_nnx.audio import FRAMES_PER_SECOND, load_audio
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.driver import Batch, Live, open_recording
 from whisper_nnx.fallback import FallbackOptions
 from whisper_nnx.languages import LANGUAGES, to_language_code
 from whisper_nnx.longform import LongformOptions
 from whisper_nnx.results import Segment, Transcript
-from whisper_nnx.segments import FRAMES_PER_SECOND
 from whisper_nnx.windows import tokenizer_of
 from whisper_nnx.writers import format_timestamp
 

@@ -25,6 +25,9 @@ ON_SOME = {
     "carried prompt": {"initial_prompt": "one two three", "carry_initial_prompt": True},
     "prompt, no history": {"initial_prompt": "one two three", "condition_on_previous_text": False},
     "without timestamps": {"without_timestamps": True},
+    "prefix": {"prefix": "One two", "without_timestamps": True, "language": "en"},
+    "length penalty": {"beam_size": 3, "length_penalty": 0.6, "language": "en"},
+    "suppressed tokens": {"suppress_tokens": "-1,530,732", "language": "en"},
     "no thresholds": {"no_speech_threshold": None, "logprob_threshold": None, "compression_ratio_threshold": None},
     "strict silence": {"no_speech_threshold": 0.1, "logprob_threshold": -0.2},
     "hallucinations": {"word_timestamps": True, "hallucination_silence_threshold": 1.0},
@@ -39,6 +42,7 @@ def compare(model, reference, audio, **options):
     assert ours["language"] == expected["language"]
     assert ours["text"] == expected["text"]
     assert len(ours["segments"]) == len(expected["segments"])
+    shifted, timed = [], 0
     for segment, wanted in zip(ours["segments"], expected["segments"], strict=True):
         assert segment["tokens"] == wanted["tokens"]
         assert {key: segment[key] for key in ("id", "seek", "text", "temperature")} == {
@@ -53,6 +57,10 @@ def compare(model, reference, audio, **options):
             assert word["start"] == pytest.approx(other["start"], abs=0.0201)
             assert word["end"] == pytest.approx(other["end"], abs=0.0201)
             assert word["probability"] == pytest.approx(other["probability"], abs=1e-3)
+            timed += 1
+            if any(abs(word[key] - other[key]) > 0.001 for key in ("start", "end")):
+                shifted.append(word["word"])
+    assert len(shifted) <= 0.02 * timed, shifted  # single steps of 20 ms, where two paths cost almost the same
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
@@ -65,12 +73,3 @@ def test_every_recording_is_transcribed_as_by_openai_whisper(name, recordings, m
 def test_options_mean_what_they_mean_in_openai_whisper(name, recordings, model, reference):
     for recording in SOME:
         compare(model, reference, recordings[recording], **ON_SOME[name])
-
-
-def test_fallback_keeps_what_passes_at_temperature_zero(recordings, model, reference):
-    """Samples differ from run to run in the reference; the windows that need none are equal."""
-    audio = recordings["en_short_3s"]
-    expected = reference.transcribe(audio, fp16=False, temperature=(0.0, 0.4), logprob_threshold=-5.0)
-    ours = transcribe(model, audio, temperature=(0.0, 0.4), logprob_threshold=-5.0)
-    assert [s["tokens"] for s in ours["segments"]] == [s["tokens"] for s in expected["segments"]]
-    assert {s["temperature"] for s in ours["segments"]} == {0.0}
