@@ -365,7 +365,7 @@ def _report(error: Exception, subject: str, with_traceback: bool) -> None:
     if with_traceback:
         traceback.print_exception(error)
     message = _one_line(error)
-    if not isinstance(error, ValueError | OSError | NotImplementedError):
+    if not isinstance(error, ValueError | OSError):
         hint = "" if with_traceback else " (unexpected: --traceback shows where it happened)"
         message = f"{type(error).__name__}: {message}{hint}"
     if not message.startswith((f"{subject}:", f"{subject} ")):
