@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,8 +23,10 @@ class Decoder:
 
     def __init__(self, model, passes: list[int], windows: int, monkeypatch: pytest.MonkeyPatch):
         self.model, self.passes = model, passes
+        self.rows_in_memory: int | None = None
+        self.encoded: list[int] = []  # numbers of the recordings whose windows were encoded, in order
         self.calls: list[list[tuple[int, int, float, int] | None]] = []  # recording, window, temperature, seed
-        monkeypatch.setattr(driver, "encode_windows", lambda model, mel: EncodedWindows(mel, ()))
+        monkeypatch.setattr(driver, "encode_windows", self.encode_windows)
         monkeypatch.setattr(driver, "decode_windows", self.decode_windows)
         frames = small_mel().shape[-1]
         self.lives = [
@@ -31,6 +34,7 @@ class Decoder:
                 Recording(model.tokenizer, "de", windows * frames, LongformOptions(initial_prompt="one " * n), frames),
                 SimpleNamespace(window=lambda start, n, i=n: jnp.array([i, start], jnp.float32)),
                 DecodingOptions(language="de"),
+                LADDER,
                 seed=7,
                 number=n - 1,
             )
@@ -38,7 +42,13 @@ class Decoder:
         ]
         self.tries: dict[tuple[int, int], int] = {}
 
-    def decode_windows(self, model, encoded, options, seeds):
+    def encode_windows(self, model, mel):
+        self.encoded.append(int(mel[0, 0]) - 1)
+        return EncodedWindows(mel, ())
+
+    def decode_windows(self, model, encoded, options, seeds, meanwhile=None):
+        if self.rows_in_memory is not None and len(options) > self.rows_in_memory:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
         rows, results = [], []
         for o, seed, row in zip(options, seeds, self.batch._rows, strict=True):
             if o is None:
@@ -53,13 +63,18 @@ class Decoder:
             rows.append((n, row.window.start_frame, o.temperature, seed))
             results.append(DecodingResult(None, "de", avg_logprob=logprob, temperature=o.temperature, tokens=(1, 2)))
         self.calls.append(rows)
+        if meanwhile is not None:
+            meanwhile()
         return results
 
     def run(self, size: int) -> list[int]:
         """Runs all recordings -> their numbers, in the order in which they were done."""
-        self.batch = Batch(self.model, LADDER, size)
+        self.batch = Batch(self.model, size)
         done = [live for live, segments in self.batch.run(iter(self.lives)) if segments is None]
         return [live.number for live in done]
+
+    def segments(self) -> list:
+        return [live.recording.segments for live in self.lives]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +114,50 @@ def test_a_free_row_goes_to_the_next_recording_at_the_next_step(model, monkeypat
     decoder = Decoder(model, [1, 1, 1, 1], 1, monkeypatch)
     assert decoder.run(size=2) == [0, 1, 2, 3]
     assert [[row and row[0] for row in call] for call in decoder.calls] == [[0, 1], [2, 3]]
+
+
+def test_first_windows_of_the_next_recordings_are_encoded_while_others_decode(model, monkeypatch):
+    decoder = Decoder(model, [1] * 7, 2, monkeypatch)
+    seen_at_call: list[list[int]] = []
+    decode_windows = decoder.decode_windows
+    monkeypatch.setattr(
+        driver, "decode_windows", lambda *a, **k: (seen_at_call.append(list(decoder.encoded)), decode_windows(*a, **k))[1]
+    )
+    assert decoder.run(size=2) == [0, 1, 2, 3, 4, 5, 6]
+    assert seen_at_call[0] == [0, 1]
+    assert seen_at_call[1] == [0, 1, 2, 3, 0, 1]  # 2 and 3 are ready; 0 and 1, under way, go on first
+    assert sorted(decoder.encoded) == sorted([*range(7)] * 2)
+
+
+@pytest.mark.parametrize("fits", [1, 3])
+def test_without_enough_memory_half_the_rows_do_the_same_work(model, monkeypatch, fits):
+    roomy = Decoder(model, [1, 3, 2, 1, 1], 2, monkeypatch)
+    roomy.run(size=8)
+    tight = Decoder(model, [1, 3, 2, 1, 1], 2, monkeypatch)
+    tight.rows_in_memory = fits
+    with pytest.warns(UserWarning, match="out of memory") as told:
+        assert sorted(tight.run(size=8)) == [0, 1, 2, 3, 4]
+    assert str(told[0].message) == "out of memory with batch_size=8: going on with 4"
+    assert {len(call) for call in tight.calls} == {1 if fits == 1 else 2}
+    assert tight.segments() == roomy.segments()
+
+
+def test_one_row_that_does_not_fit_is_an_error(model, monkeypatch):
+    decoder = Decoder(model, [1], 1, monkeypatch)
+    decoder.rows_in_memory = 0
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        decoder.run(size=1)
+
+
+def test_an_error_that_is_not_of_memory_is_told(model, monkeypatch):
+    decoder = Decoder(model, [1, 1], 1, monkeypatch)
+
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a defect")
+
+    monkeypatch.setattr(driver, "decode_windows", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a defect"):
+        decoder.run(size=2)
 
 
 def test_a_recording_without_sound_is_done_at_once(model, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from whisper_nnx import create_whisper_tiny, iter_segments, load_audio, load_model, transcribe
+from whisper_nnx.colors import colored
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,15 @@ def test_verbose_prints_segments_with_times(model, short, capsys):
     printed = capsys.readouterr().out
     assert "Detected language: English" in printed
     assert "[00:00.000 --> 00:01.680]  Six zero nine." in printed
+
+
+def test_print_colors_shows_each_word_in_the_colour_of_its_probability(model, short, capsys):
+    options = {"temperature": 0.0, "verbose": True, "language": "en", "print_colors": True}
+    result = transcribe(model, short, word_timestamps=True, **options)
+    words = [colored(w["word"], w["probability"]) for segment in result["segments"] for w in segment["words"]]
+    assert capsys.readouterr().out.rstrip("\n").endswith(f"] {''.join(words)}")
+    [segment] = transcribe(model, short, **options)["segments"]
+    assert colored(" Six zero nine.", np.exp(segment["avg_logprob"])) in capsys.readouterr().out
 
 
 def test_verbose_false_shows_a_bar_on_stderr(model, short, capsys):

@@ -5,9 +5,10 @@ Rows do not depend on each other, so that a transcript is the same in any compan
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.fallback import FallbackOptions
 from whisper_nnx.features import RecordingMel
-from whisper_nnx.longform import Draft, LongformOptions, Recording, Window
+from whisper_nnx.longform import Draft, Recording, Window
 from whisper_nnx.model import Whisper
 from whisper_nnx.results import Segment
 from whisper_nnx.timing import align_tokens
@@ -31,53 +32,33 @@ from whisper_nnx.windows import (
     row_seed,
     tokenizer_of,
 )
-from whisper_nnx.words import WordTiming, words_from_tokens
+from whisper_nnx.words import words_from_tokens
+
+AHEAD = 4  # windows that are prepared while others decode; each holds its keys and values in memory
+
+Place = tuple[int, int]  # a window's first frame, and how many
+Heads = tuple[tuple[int, int], ...]
+Timed = tuple[list[float], list[float]]  # begin of each text token and of what follows, probability of each
 
 
 @dataclass
 class Live:
-    """A recording under way, with its sound and the options of its windows."""
+    """A chain of windows under way: a recording or a piece of one, with its sound and what is asked of its windows."""
 
     recording: Recording
     mel: RecordingMel
     options: DecodingOptions
-    seed: int
-    number: int = 0  # among the recordings of one call
-    first_window: EncodedWindows | None = None  # its first 30 s, where its language was detected from them
+    fallback: FallbackOptions = field(default_factory=FallbackOptions)
+    seed: int = 0
+    number: int = 0  # of the recording among those of one call
+    heads: Heads = ()  # that time words and tokens
+    allowed_languages: tuple[str, ...] = ()  # to choose from for each window; all where there are none
+    encoded: dict[Place, EncodedWindows] = field(default_factory=dict)  # known already, from detecting its language
 
     def encode(self, model: Whisper, window: Window) -> EncodedWindows:
-        first, self.first_window = self.first_window, None
-        if first is not None and (window.start_frame, window.n_frames) == (0, self.recording.window_frames):
-            return first
-        return encode_windows(model, self.mel.window(window.start_frame, window.n_frames)[None])
-
-
-def open_recording(
-    model: Whisper,
-    waveform: np.ndarray,
-    options: DecodingOptions,
-    longform: LongformOptions,
-    seed: int,
-    number: int = 0,
-) -> Live:
-    """Makes samples [N] ready to be stepped; detects the language from the first 30 s unless it is given."""
-    config, tokenizer = model.config, tokenizer_of(model)
-    frames = 2 * config.max_source_positions
-    mel = RecordingMel(waveform, config.num_mel_bins, frames)
-    language, first_window = options.language, None
-    if language is None and tokenizer.is_multilingual:
-        first_window = encode_windows(model, mel.window(0, frames)[None])
-        language = most_probable(detect_languages(model, first_window)[0])
-    recording = Recording(
-        tokenizer,
-        language or "en",
-        mel.content_frames,
-        longform,
-        frames,
-        config.max_source_positions,
-        config.max_target_positions,
-    )
-    return Live(recording, mel, replace(options, language=recording.language), seed, number, first_window)
+        known, self.encoded = self.encoded, {}
+        place = window.start_frame, window.n_frames
+        return known[place] if place in known else encode_windows(model, self.mel.window(*place)[None])
 
 
 @dataclass
@@ -86,42 +67,88 @@ class _Row:
 
     live: Live
     window: Window
+    language: str
     attempt: int = 0
 
 
 class Batch:
     """`size` rows; each gets the next window of any recording as soon as it is free."""
 
-    def __init__(self, model: Whisper, fallback: FallbackOptions, size: int = 1):
+    def __init__(self, model: Whisper, size: int = 1):
         self._model = model
-        self._fallback = fallback
         self._rows: list[_Row | None] = [None] * size
         self._encoded: EncodedWindows | None = None
+        self._waiting: deque[Live] = deque()  # begun, and between two windows
+        self._prepared: deque[tuple[_Row, EncodedWindows]] = deque()
+        self._finished: deque[Live] = deque()
 
     def run(self, recordings: Iterator[Live]) -> Iterator[tuple[Live, list[Segment] | None]]:
         """(a recording, the segments of its next window), as they come; (it, None) when it is done.
 
         `recordings` are opened as rows become free. Only rows that failed a threshold are tried again, beside the
-        others' first tries.
+        others' first tries. Where memory does not suffice, half the rows do the work; an iterator that raised for want
+        of memory is asked again.
         """
-        waiting: deque[Live] = deque()
+        self._recordings = recordings
         while True:
-            for row in (row for row, busy in enumerate(self._rows) if busy is None):
-                while (live := waiting.popleft() if waiting else next(recordings, None)) is not None:
-                    window = live.recording.next_window()
-                    if window is not None:
-                        self._place(row, live, window)
-                        break
-                    yield live, None
-            if not any(self._rows):
+            accepted: list[tuple[Live, list[Segment]]] = []
+            try:
+                self._fill()
+                if any(self._rows):
+                    accepted = self._step()
+            except jax.errors.JaxRuntimeError as error:
+                self._halve(error)
+            yield from accepted
+            while self._finished:
+                yield self._finished.popleft(), None
+            if not (any(self._rows) or self._waiting or self._prepared):
                 return
-            for live, segments in self._step():
-                waiting.append(live)
-                yield live, segments
 
-    def _place(self, row: int, live: Live, window: Window) -> None:
-        self._rows[row] = _Row(live, window)
-        encoded = live.encode(self._model, window)
+    def _fill(self) -> None:
+        """Free rows get windows: first of those recordings that are under way, then of new ones."""
+        for i, busy in enumerate(self._rows):
+            if busy is not None:
+                continue
+            ready = None
+            while self._waiting and ready is None:
+                ready = self._ready(self._waiting.popleft())
+            if ready is None:
+                ready = self._prepared.popleft() if self._prepared else self._begin()
+            if ready is None:
+                return
+            self._rows[i], encoded = ready
+            self._put(i, encoded)
+
+    def _begin(self) -> tuple[_Row, EncodedWindows] | None:
+        """The first window of a recording that is not under way yet."""
+        for live in self._recordings:
+            if (ready := self._ready(live)) is not None:
+                return ready
+        return None
+
+    def _ready(self, live: Live) -> tuple[_Row, EncodedWindows] | None:
+        """The next window of a recording, encoded; None if it is done."""
+        window = live.recording.next_window()
+        if window is None:
+            self._finished.append(live)
+            return None
+        try:
+            encoded = live.encode(self._model, window)
+            language = live.recording.language
+            if live.recording.options.multilingual:
+                [probs] = detect_languages(self._model, encoded)
+                language = choose_language(probs, live.allowed_languages)
+        except jax.errors.JaxRuntimeError:
+            self._waiting.appendleft(live)
+            raise
+        return _Row(live, window, language), encoded
+
+    def _prepare(self) -> None:
+        """Encodes what comes next while the device is busy with the rows: nothing here waits for it."""
+        while len(self._prepared) < min(AHEAD, len(self._rows)) and (ready := self._begin()) is not None:
+            self._prepared.append(ready)
+
+    def _put(self, row: int, encoded: EncodedWindows) -> None:
         if len(self._rows) == 1:
             self._encoded = encoded
             return
@@ -129,75 +156,99 @@ class Batch:
             self._encoded = jax.tree.map(lambda x: jnp.zeros((len(self._rows), *x.shape[1:]), x.dtype), encoded)
         self._encoded = _put(self._encoded, encoded, np.int32(row))
 
+    def _halve(self, error: Exception) -> None:
+        """Fewer rows after the device ran out of memory; the windows under way are begun again, with the same end."""
+        size = len(self._rows)
+        if "RESOURCE_EXHAUSTED" not in str(error) or (size == 1 and not self._prepared):
+            raise error
+        half = max(1, size // 2)
+        warnings.warn(f"out of memory with batch_size={size}: going on with {half}", stacklevel=2)
+        under_way = [row for row in [*self._rows, *(row for row, _ in self._prepared)] if row]
+        self._waiting.extendleft(row.live for row in reversed(under_way))
+        self._rows, self._encoded = [None] * half, None
+        self._prepared.clear()
+
     def _step(self) -> list[tuple[Live, list[Segment]]]:
-        """Decodes all rows once -> what was said in those that are done, which are then free."""
+        """Decodes all rows once -> what was said in those that are done, which are then free.
+
+        Nothing changes before all that may fail is done.
+        """
         assert self._encoded is not None
         options = [self._options(row) if row else None for row in self._rows]
         seeds = [row_seed(row.live.seed, row.window.start_frame, row.attempt) if row else 0 for row in self._rows]
-        results = decode_windows(self._model, self._encoded, options, seeds)
+        results = decode_windows(self._model, self._encoded, options, seeds, meanwhile=self._prepare)
 
         done: list[tuple[int, _Row, DecodingResult]] = []
+        again: list[_Row] = []
         for i, (row, result) in enumerate(zip(self._rows, results, strict=True)):
             if row is None or result is None:
                 continue
-            if row.attempt + 1 < len(self._fallback.temperatures) and self._fallback.needs_another_try(result):
-                row.attempt += 1
+            fallback = row.live.fallback
+            if row.attempt + 1 < len(fallback.temperatures) and fallback.needs_another_try(result):
+                again.append(row)
             else:
                 done.append((i, row, result))
-                self._rows[i] = None
-        return self._accept(done)
+        drafts = {
+            i: row.live.recording.draft(row.window, result)
+            for i, row, result in done
+            if not row.live.fallback.is_silence(result)
+        }
+        times = self._align({i: (row, drafts[i]) for i, row, _ in done if i in drafts})
+        for row in again:
+            row.attempt += 1
+        return [(row.live, self._accept(i, row, drafts.get(i), times.get(i))) for i, row, _ in done]
 
     def _options(self, row: _Row) -> DecodingOptions:
-        temperature = self._fallback.temperatures[row.attempt]
-        return self._fallback.options_at(temperature, replace(row.live.options, prompt=row.window.prompt))
+        temperature = row.live.fallback.temperatures[row.attempt]
+        options = replace(row.live.options, prompt=row.window.prompt, language=row.language)
+        return row.live.fallback.options_at(temperature, options)
 
-    def _accept(self, done: Sequence[tuple[int, _Row, DecodingResult]]) -> list[tuple[Live, list[Segment]]]:
-        """Hands the results back to their recordings, with word times where these are wanted."""
-        drafts: dict[int, Draft] = {}
-        for i, row, result in done:
-            if not self._fallback.is_silence(result):
-                drafts[i] = row.live.recording.draft(row.window, result)
-        timed = {
-            i: (row, drafts[i]) for i, row, _ in done if i in drafts and row.live.recording.options.word_timestamps
-        }
-        words = self._align(timed)
-        accepted: list[tuple[Live, list[Segment]]] = []
-        for i, row, _ in done:
-            recording, segments = row.live.recording, []
-            if i in drafts:
-                segments = recording.accept(row.window, drafts[i], words.get(i))
-            else:
-                recording.skip(row.window)
-            accepted.append((row.live, segments))
-        return accepted
+    def _accept(self, i: int, row: _Row, draft: Draft | None, timed: Timed | None) -> list[Segment]:
+        """Hands a result back to its recording, and frees the row."""
+        recording, options = row.live.recording, row.live.recording.options
+        self._rows[i] = None
+        self._waiting.append(row.live)
+        if draft is None:
+            recording.skip(row.window)
+            return []
+        begins_s, probs = timed or ([0.0], [])
+        words = None
+        if options.word_timestamps:
+            words = words_from_tokens(recording.tokenizer, draft.text_tokens, begins_s, probs, row.language)
+        return recording.accept(row.window, draft, words, begins_s if options.token_timestamps else None)
 
-    def _align(self, timed: dict[int, tuple[_Row, Draft]]) -> dict[int, list[WordTiming]]:
-        """The words of some rows, on the encoder output that they were decoded from."""
-        spoken = {i: (row, draft) for i, (row, draft) in timed.items() if draft.text_tokens}
-        words: dict[int, list[WordTiming]] = {i: [] for i in timed}
-        if not spoken:
-            return words
+    def _align(self, drafts: dict[int, tuple[_Row, Draft]]) -> dict[int, Timed]:
+        """Times of the text tokens of those rows that want any, on the encoder output that they were decoded from."""
+        wanted = {i: x for i, x in drafts.items() if x[0].live.recording.options.timed and x[1].text_tokens}
+        times: dict[int, Timed] = {}
+        for heads in {row.live.heads for row, _ in wanted.values()}:
+            times |= self._align_rows({i: x for i, x in wanted.items() if x[0].live.heads == heads}, heads)
+        return times
+
+    def _align_rows(self, spoken: dict[int, tuple[_Row, Draft]], heads: Heads) -> dict[int, Timed]:
         assert self._encoded is not None
         config, tokenizer = self._model.config, tokenizer_of(self._model)
-        any_row = next(iter(spoken.values()))
+        any_row = next(iter(spoken.values()))  # the others are aligned with its text, for nothing
         starts, texts, positions = [], [], []
         for i in range(len(self._rows)):
             row, draft = spoken.get(i, any_row)
-            language, task = row.live.recording.language, row.live.options.task
-            starts.append(tokenizer.sot_sequence(language, task, timestamps=False))
+            starts.append(tokenizer.sot_sequence(row.language, row.live.options.task, timestamps=False))
             texts.append(draft.text_tokens)
-            positions.append(
-                max(1, row.window.n_frames * config.max_source_positions // row.live.recording.window_frames)
-            )
+            frames = row.live.recording.window_frames
+            positions.append(max(1, row.window.n_frames * config.max_source_positions // frames))
+        cross = self._encoded.cross
         aligned = align_tokens(
-            self._model.decoder, self._encoded.cross, config, starts, texts, tokenizer.special.eot, positions
+            self._model.decoder, cross, config, starts, texts, tokenizer.special.eot, positions, heads=heads
         )
-        for i, (row, draft) in spoken.items():
-            words[i] = words_from_tokens(tokenizer, draft.text_tokens, *aligned[i], row.live.recording.language)
-        return words
+        return {i: aligned[i] for i in spoken}
 
 
 @partial(jax.jit, donate_argnums=0)
 def _put(encoded: EncodedWindows, one: EncodedWindows, row: jax.Array) -> EncodedWindows:
     """Replaces one of the windows, in place."""
     return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=0), encoded, one)
+
+
+def choose_language(probs: Mapping[str, float], allowed: Sequence[str] = ()) -> str:
+    """The most probable of the allowed languages, or of all."""
+    return most_probable({code: probs[code] for code in allowed or probs})

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.windows import DecodingResult
+from whisper_nnx.decoding.options import DecodingOptions, whole_number
+
+if TYPE_CHECKING:
+    from whisper_nnx.windows import DecodingResult
 
 
 @dataclass(frozen=True)
 class FallbackOptions:
     """temperatures to try in turn, and what makes a try fail; None switches a threshold off. Paper, section 4.5.
 
-    beam_size and patience hold for temperature 0, best_of for those above.
+    beam_size and patience hold for temperature 0, best_of for those above; n_best for those that have so many
+    candidates, the others give as many as they have. A try that looped (see DecodingOptions.max_repeats) has failed.
     """
 
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -22,26 +26,36 @@ class FallbackOptions:
     compression_ratio_threshold: float | None = 2.4
     logprob_threshold: float | None = -1.0
     no_speech_threshold: float | None = 0.6
+    n_best: int = 1
 
     def __post_init__(self):
         if not self.temperatures:
             raise ValueError("temperature=() names no temperature; give at least one, for example 0.0")
+        whole_number("n_best", self.n_best, 1)
         for temperature in self.temperatures:
             self.options_at(temperature, DecodingOptions())  # what cannot be done is said before work begins
+        if self.n_best > max(map(self._candidates, self.temperatures)):
+            raise ValueError(
+                f"n_best={self.n_best} needs beam_size (temperature 0) or best_of (above) of at least {self.n_best}, "
+                f"got {self.beam_size} and {self.best_of} for temperature={self.temperatures}"
+            )
+
+    def _candidates(self, temperature: float) -> int:
+        return (self.best_of if temperature > 0 else self.beam_size) or 1
 
     def options_at(self, temperature: float, options: DecodingOptions) -> DecodingOptions:
+        common: dict[str, Any] = {"temperature": temperature, "n_best": min(self.n_best, self._candidates(temperature))}
         if temperature > 0:
-            return replace(options, temperature=temperature, best_of=self.best_of)
-        return replace(options, temperature=temperature, beam_size=self.beam_size, patience=self.patience)
+            return replace(options, **common, best_of=self.best_of)
+        return replace(options, **common, beam_size=self.beam_size, patience=self.patience)
 
     def is_improbable(self, result: DecodingResult) -> bool:
         return self.logprob_threshold is not None and result.avg_logprob < self.logprob_threshold
 
     def needs_another_try(self, result: DecodingResult) -> bool:
         """It repeats itself or is improbable, unless it is improbable because nobody speaks."""
-        repeats = (
-            self.compression_ratio_threshold is not None and result.compression_ratio > self.compression_ratio_threshold
-        )
+        threshold = self.compression_ratio_threshold
+        repeats = result.looped or (threshold is not None and result.compression_ratio > threshold)
         silent = self.no_speech_threshold is not None and result.no_speech_prob > self.no_speech_threshold
         improbable = self.is_improbable(result)
         return (repeats or improbable) and not (silent and improbable)

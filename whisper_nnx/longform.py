@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from whisper_nnx.audio import FRAMES_PER_SECOND
 from whisper_nnx.hallucination import find_hallucination, last_end_s, leading_silence_s
-from whisper_nnx.results import Segment, Transcript
+from whisper_nnx.results import Candidate, Segment, Transcript, WindowAlternatives
 from whisper_nnx.segments import ends_in_single_timestamp, split_at_timestamps
-from whisper_nnx.words import APPENDED, PREPENDED, WordTiming, add_words
+from whisper_nnx.words import APPENDED, PREPENDED, WordTiming, add_words, token_details
 
 if TYPE_CHECKING:
     from whisper_nnx.tokenizer import Tokenizer
@@ -27,6 +28,12 @@ class LongformOptions:
     of what to transcribe; a missing last end is that of the recording. word_timestamps: segments have words, and the
     next window begins after the last one; prepend_punctuations and append_punctuations join the word behind or before
     them. hallucination_silence_threshold: silences longer than that, in s, are skipped beside what looks invented.
+
+    hotwords: text told to every window, before all else. max_context: tokens of previous text to tell at most (in the
+    reference only bounded by the room). offset_s, duration_s: the one clip to transcribe. independent_clips: each clip
+    is a recording of its own, without previous text from the others. multilingual: the language of each window is
+    detected, and its segments tell it. token_timestamps: segments have token_details. alignment_heads: (layer, head)
+    pairs that time words and tokens, or in how many top layers all do; None leaves it to the checkpoint.
     """
 
     condition_on_previous_text: bool = True
@@ -37,9 +44,24 @@ class LongformOptions:
     prepend_punctuations: str = PREPENDED
     append_punctuations: str = APPENDED
     hallucination_silence_threshold: float | None = None
+    hotwords: str | None = None
+    max_context: int | None = None
+    offset_s: float = 0.0
+    duration_s: float | None = None
+    independent_clips: bool = False
+    multilingual: bool = False
+    token_timestamps: bool = False
+    alignment_heads: int | tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self):
-        parse_clips(self.clip_timestamps, content_frames=0)  # what cannot be done is said before work begins
+        """What cannot be done is said before work begins."""
+        self._validate_clips()
+        if self.max_context is not None and not self.max_context >= 0:
+            raise ValueError(f"max_context={self.max_context} must be 0 tokens or more, or None for no limit")
+        if self.alignment_heads is not None and not self.timed:
+            raise ValueError(
+                f"alignment_heads={self.alignment_heads} time words or tokens; set word_timestamps=True as well"
+            )
         threshold_s = self.hallucination_silence_threshold
         if threshold_s is not None and not threshold_s >= 0:
             raise ValueError(f"hallucination_silence_threshold={threshold_s} must be 0 s or more, or None")
@@ -47,6 +69,31 @@ class LongformOptions:
             raise ValueError(
                 f"hallucination_silence_threshold={threshold_s} goes by word times; set word_timestamps=True as well"
             )
+
+    def _validate_clips(self):
+        parse_clips(self.clip_timestamps, content_frames=0)
+        if not (self.offset_s >= 0 and math.isfinite(self.offset_s)):
+            raise ValueError(f"offset_s={self.offset_s} must be 0 s or more")
+        if self.duration_s is not None and not (self.duration_s > 0 and math.isfinite(self.duration_s)):
+            raise ValueError(f"duration_s={self.duration_s} must be above 0 s, or None for all")
+        one_clip = bool(self.offset_s) or self.duration_s is not None
+        if one_clip and self.clip_timestamps != "0":
+            raise ValueError(
+                f"offset_s={self.offset_s}, duration_s={self.duration_s} and clip_timestamps={self.clip_timestamps!r} "
+                "all say what to transcribe; drop one or the other"
+            )
+
+    @property
+    def timed(self) -> bool:
+        """Words or tokens get times."""
+        return self.word_timestamps or self.token_timestamps
+
+    def clips(self, content_frames: int) -> list[tuple[int, int]]:
+        """First and last frame (exclusive) of each clip of a recording."""
+        if not self.offset_s and self.duration_s is None:
+            return parse_clips(self.clip_timestamps, content_frames)
+        end = [] if self.duration_s is None else [self.offset_s + self.duration_s]
+        return parse_clips([self.offset_s, *end], content_frames)
 
 
 @dataclass(frozen=True)
@@ -60,12 +107,17 @@ class Window:
 
 @dataclass
 class Draft:
-    """Segments of a window that are not yet added; texts: the text ids of each; seek: where to go on after them."""
+    """Segments of a window that are not yet added. seek: where to go on after them.
+
+    texts, logprobs: the text ids of each segment, and the log-probability of each of its tokens.
+    """
 
     segments: list[Segment]
     texts: list[list[int]]
+    logprobs: list[tuple[float, ...]]
     seek: int
     single_ending: bool
+    alternatives: WindowAlternatives | None = None
 
     @property
     def temperature(self) -> float:
@@ -82,7 +134,8 @@ class Recording:
     """Asks for one window at a time (`next_window`) and is told what it said (`draft`, then `accept`).
 
     content_frames: its length in frames of 10 ms. window_frames, positions: frames and encoder positions of a window.
-    context: the decoder's positions, of which previous text gets half.
+    context: the decoder's positions. prompt_room: tokens of previous text to tell at most; by default half the context
+    less one. piece: the only clip, beyond which nothing is said to be; by default all clips of the options.
     """
 
     tokenizer: Tokenizer
@@ -92,17 +145,31 @@ class Recording:
     window_frames: int = 3000
     positions: int = 1500
     context: int = 448
+    prompt_room: int | None = None
+    piece: tuple[int, int] | None = None
     seek: int = field(default=0, init=False)
     segments: list[Segment] = field(default_factory=list, init=False)
+    alternatives: list[WindowAlternatives] = field(default_factory=list, init=False)
 
     def __post_init__(self):
-        self._clips = parse_clips(self.options.clip_timestamps, self.content_frames)
+        self._clips = [self.piece] if self.piece else self.options.clips(self.content_frames)
         self._clip = 0
-        prompt = (self.options.initial_prompt or "").strip()
-        self._initial: list[int] = self.tokenizer.encode(" " + prompt) if prompt else []
+        self._hotwords = self._ids(self.options.hotwords)
+        self._initial = self._ids(self.options.initial_prompt)
         self._history = list(self._initial)  # ids of all that was said so far
         self._forgotten = 0  # how many of them are no longer told to the next window
         self._last_speech_s = 0.0
+
+    def _ids(self, text: str | None) -> list[int]:
+        return self.tokenizer.encode(" " + text.strip()) if text and text.strip() else []
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Frames that are done, and all."""
+        if self.piece:
+            start, end = self.piece
+            return max(0, min(self.seek, end) - start), end - start
+        return min(self.seek, self.content_frames), self.content_frames
 
     def next_window(self) -> Window | None:
         """What to decode next; None when all is done. The same until `accept` or `skip` is called."""
@@ -117,13 +184,23 @@ class Recording:
         return None
 
     def _prompt(self) -> tuple[int, ...]:
-        """Half the context less one; a carried initial prompt comes first, the latest history gets what it leaves."""
-        room = self.context // 2 - 1
-        if not self.options.carry_initial_prompt:
-            return tuple(self._history[self._forgotten :][-room:])
-        initial = self._initial[-room:]
-        said = self._history[max(self._forgotten, len(self._initial)) :]
-        return (*initial, *said[max(0, len(said) - (room - len(initial))) :])
+        """Hotwords, the carried initial prompt, history, in this order; where room is short the last yields first.
+
+        Hotwords lose their end, the others what is furthest back. An initial prompt that is not carried is history.
+        """
+        room = self.context // 2 - 1 if self.prompt_room is None else self.prompt_room
+        hotwords = self._hotwords[:room]
+        room -= len(hotwords)
+        carried = len(self._initial) if self.options.carry_initial_prompt else 0
+        initial = _last(self._initial[:carried], room)
+        room -= len(initial)
+        if self.options.max_context is not None:
+            room = min(room, self.options.max_context)
+        return (*hotwords, *initial, *_last(self._history[max(self._forgotten, carried) :], room))
+
+    @property
+    def _step_frames(self) -> int:
+        return self.window_frames // self.positions
 
     def skip(self, window: Window) -> None:
         """Nobody speaks in the window."""
@@ -132,16 +209,18 @@ class Recording:
     def draft(self, window: Window, result: DecodingResult) -> Draft:
         """The segments that a window's tokens make, which `accept` then adds."""
         offset_s = window.start_frame / FRAMES_PER_SECOND
-        step_frames = self.window_frames // self.positions
-        special, step_s = self.tokenizer.special, step_frames / FRAMES_PER_SECOND
+        special, step_s = self.tokenizer.special, self._step_frames / FRAMES_PER_SECOND
         pieces, advance = split_at_timestamps(result.tokens, special, step_s, window.n_frames / FRAMES_PER_SECOND)
         texts = [self.tokenizer.text_tokens(piece.tokens) for piece in pieces]
+        ends = [0, *itertools.accumulate(len(piece.tokens) for piece in pieces)]
+        logprobs = [tuple(result.token_logprobs[a:b]) for a, b in itertools.pairwise(ends)]
+        last_s = self.piece[1] / FRAMES_PER_SECOND if self.piece else math.inf
         segments: list[Segment] = [
             {
                 "id": 0,
                 "seek": window.start_frame,
-                "start": offset_s + piece.start_s,
-                "end": offset_s + piece.end_s,
+                "start": min(offset_s + piece.start_s, last_s),
+                "end": min(offset_s + piece.end_s, last_s),
                 "text": self.tokenizer.decode(text),
                 "tokens": list(piece.tokens),
                 "temperature": result.temperature,
@@ -151,16 +230,37 @@ class Recording:
             }
             for piece, text in zip(pieces, texts, strict=True)
         ]
+        for segment in segments:
+            if self.options.multilingual:
+                segment["language"] = result.language
+            if special.sot_lm in segment["tokens"]:  # sampled with tinydiarize alone
+                segment["speaker_turn"] = True
         # Timestamps that no rule orders (without_timestamps) may lead nowhere: the same window would come for ever.
-        seek = window.start_frame + (advance * step_frames if advance else window.n_frames)
-        return Draft(segments, texts, seek, ends_in_single_timestamp(result.tokens, special))
+        seek = window.start_frame + (advance * self._step_frames if advance else window.n_frames)
+        alternatives: WindowAlternatives | None = None
+        if result.alternatives:
+            said = [{"text": a.text, "tokens": list(a.tokens), "avg_logprob": a.avg_logprob} for a in result.alternatives]
+            alternatives = {"seek": window.start_frame, "candidates": cast(list[Candidate], said)}
+        single_ending = ends_in_single_timestamp(result.tokens, special)
+        return Draft(segments, texts, logprobs, seek, single_ending, alternatives)
 
-    def accept(self, window: Window, draft: Draft, words: list[WordTiming] | None = None) -> list[Segment]:
-        """Adds what the window says, with its words where they were timed -> the new segments.
+    def accept(
+        self,
+        window: Window,
+        draft: Draft,
+        words: list[WordTiming] | None = None,
+        begins_s: Sequence[float] | None = None,
+    ) -> list[Segment]:
+        """Adds what the window says -> the new segments.
 
-        Segments without text or length stay in the list, emptied, as in the reference.
+        words: where they were timed; begins_s: where tokens were, of each text token in the window and of what follows
+        the last. Segments without text or length stay in the list, emptied, as in the reference.
         """
         segments, self.seek = draft.segments, draft.seek
+        if draft.alternatives is not None:
+            self.alternatives.append(draft.alternatives)
+        if begins_s is not None:
+            self._add_token_details(window, draft, begins_s)
         if words is not None:
             offset_s = window.start_frame / FRAMES_PER_SECOND
             marks = (self.options.prepend_punctuations, self.options.append_punctuations)
@@ -176,8 +276,9 @@ class Recording:
             segment["id"] = number
             if segment["start"] == segment["end"] or not segment["text"].strip():
                 segment.update({"text": "", "tokens": []})
-                if words is not None:
-                    segment["words"] = []
+                for listed in ("words", "token_details"):
+                    if listed in segment:
+                        segment[listed] = []  # type: ignore[literal-required]
         self.segments += segments
         self._history += [token for segment in segments for token in segment["tokens"]]
         if not self.options.condition_on_previous_text or draft.temperature > 0.5:
@@ -211,10 +312,28 @@ class Recording:
             self.seek = self.content_frames
         return segments[:at]
 
+    def _add_token_details(self, window: Window, draft: Draft, begins_s: Sequence[float]) -> None:
+        offset_s, step_s = window.start_frame / FRAMES_PER_SECOND, self._step_frames / FRAMES_PER_SECOND
+        first = 0
+        for segment, text, logprobs in zip(draft.segments, draft.texts, draft.logprobs, strict=True):
+            own = begins_s[first : first + len(text) + 1]
+            segment["token_details"] = token_details(
+                self.tokenizer, segment["tokens"], logprobs, own, offset_s, step_s
+            )
+            first += len(text)
+
     def transcript(self) -> Transcript:
         """All that was accepted so far."""
-        text = self.tokenizer.decode(self._history[len(self._initial) :])
-        return {"text": text, "segments": self.segments, "language": self.language}
+        said = self._history[len(self._initial) :]
+        text = self.tokenizer.decode(token for token in said if token != self.tokenizer.special.sot_lm)
+        transcript: Transcript = {"text": text, "segments": self.segments, "language": self.language}
+        if self.alternatives:
+            transcript["alternatives"] = self.alternatives
+        return transcript
+
+
+def _last(ids: list[int], n: int) -> list[int]:
+    return ids[max(0, len(ids) - n) :]
 
 
 def parse_clips(clips: str | Sequence[float], content_frames: int) -> list[tuple[int, int]]:

@@ -9,80 +9,27 @@ if __name__ == "__main__":  # before all else: the command sets XLA up before JA
 
     sys.exit(main())
 
-import difflib
+import math
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from whisper_nnx.audio import FRAMES_PER_SECOND, load_audio
-from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.driver import Batch, Live, open_recording
-from whisper_nnx.fallback import FallbackOptions
-from whisper_nnx.languages import LANGUAGES, to_language_code
-from whisper_nnx.longform import LongformOptions
+from whisper_nnx.audio import FRAMES_PER_SECOND
+from whisper_nnx.colors import colored
+from whisper_nnx.driver import Batch, Live
+from whisper_nnx.languages import LANGUAGES
+from whisper_nnx.opening import Opened, open_recording
+from whisper_nnx.options import TranscribeOptions
 from whisper_nnx.results import Segment, Transcript
+from whisper_nnx.subtitles import spoken_text
 from whisper_nnx.windows import tokenizer_of
 from whisper_nnx.writers import format_timestamp
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from whisper_nnx.model import Whisper
 
 Progress = Callable[[float, float], None]
-
-
-@dataclass(frozen=True)
-class TranscribeOptions:
-    """What may be asked of a recording: how windows follow each other, when they are tried again, how each is decoded.
-
-    All fields of the three kinds are keyword arguments of `transcribe`. `temperature`, one or several to try in turn,
-    beam_size, patience and best_of are those of the ladder.
-    """
-
-    longform: LongformOptions
-    fallback: FallbackOptions
-    decoding: DecodingOptions
-    seed: int = 0
-    sampling_rate: int | None = None
-
-    @classmethod
-    def of(cls, *, seed: int = 0, sampling_rate: int | None = None, **options: Any) -> TranscribeOptions:
-        """Sorts keyword arguments. TypeError for an unknown one, ValueError for what cannot be met."""
-        for name, instead in {"prompt": "initial_prompt", "fp16": "load_model(..., dtype=jnp.float16)"}.items():
-            if name in options:
-                raise ValueError(f"{name}={options[name]!r} is no option of a whole recording; use {instead}")
-        if "temperature" in options:
-            given = options.pop("temperature")
-            options["temperatures"] = (given,) if isinstance(given, int | float) else tuple(map(float, given))
-        if options.get("language") is not None:
-            options["language"] = to_language_code(options["language"])
-
-        kinds: dict[Any, dict[str, Any]] = {LongformOptions: {}, FallbackOptions: {}, DecodingOptions: {}}
-        for name, value in options.items():
-            kind = next((kind for kind in kinds if name in kind.__dataclass_fields__), None)
-            if kind is None:
-                known = [name for kind in kinds for name in kind.__dataclass_fields__]
-                near = "".join(f"; do you mean {n}?" for n in difflib.get_close_matches(name, known, 1))
-                raise TypeError(f"transcribe() has no option {name!r}{near}")
-            kinds[kind][name] = value
-        longform, fallback, decoding = (kind(**values) for kind, values in kinds.items())
-        made = cls(longform, fallback, decoding, seed, sampling_rate)
-        if made.decoding.task == "lang_id":
-            raise ValueError("task='lang_id' is for windows; of a recording leave language=None and read the result's")
-        if made.longform.word_timestamps and made.decoding.task == "translate":
-            warnings.warn("word times of a translation may not be reliable", stacklevel=3)
-        return made
-
-    def open(self, model: Whisper, samples: np.ndarray, number: int = 0) -> Live:
-        """Makes samples [N] ready to be decoded; `number` tells the recordings of one call apart."""
-        decoding = self.decoding
-        if not tokenizer_of(model).is_multilingual and decoding.language not in (None, "en"):
-            asked = f"language={decoding.language!r}"
-            warnings.warn(f"this model is English-only, but {asked} was asked for; using English", stacklevel=4)
-            decoding = replace(decoding, language="en")
-        return open_recording(model, samples, decoding, self.longform, self.seed, number)
 
 
 @overload
@@ -91,68 +38,78 @@ def transcribe(
 ) -> list[Transcript | Exception]: ...
 @overload
 def transcribe(model: Whisper, audio: Any, *, batch_size: int = ..., **options: Any) -> Transcript: ...
-def transcribe(
+def transcribe(model: Whisper, audio: Any, **options: Any) -> Transcript | list[Transcript | Exception]:
+    """Transcribes a recording of any length, or a list of them; options and result are openai-whisper's.
+
+    audio: a path, bytes, a file object, "-" (standard input), or samples (with `sampling_rate`, by default 16,000 Hz);
+      or a mapping {"audio": one of these, option: value, ...} with options of its own. Of a list of these the
+      transcripts, in the same order, are those that each would have alone, and what cannot be read is an exception in
+      its place.
+    batch_size: how many windows are decoded together, each of another recording. The windows of one recording follow
+      each other, unless vad_filter or independent_clips cut it into pieces, which are recordings of their own.
+    verbose: True prints the segments as they come, False shows a progress bar, None is silent.
+    print_colors: of what is printed, the less probable is redder.
+    progress: called after each window with the seconds that are done and those of the whole (of all opened so far).
+
+    Further options, by what they decide:
+    - the next try of a window: temperature (one, or several to try in turn when a threshold is failed), beam_size and
+      patience (for temperature 0), best_of (above 0), n_best, compression_ratio_threshold, logprob_threshold,
+      no_speech_threshold: see FallbackOptions;
+    - the next window: condition_on_previous_text, initial_prompt, carry_initial_prompt, hotwords, max_context,
+      clip_timestamps, offset_s, duration_s, independent_clips, multilingual, word_timestamps, token_timestamps,
+      alignment_heads, prepend_punctuations, append_punctuations, hallucination_silence_threshold: see LongformOptions;
+    - each window: language, task, length_penalty, prefix, suppress_tokens, suppress_regex, suppress_blank,
+      without_timestamps, max_initial_timestamp, sample_len, max_new_tokens, repetition_penalty, no_repeat_ngram_size,
+      max_repeats, tinydiarize: see DecodingOptions;
+    - the recording: vad_filter, vad_parameters, language_detection_segments, language_detection_threshold,
+      allowed_languages, diarize, and seed: the same one gives the same samples. See TranscribeOptions.
+
+    Raises ValueError for options that cannot be met, AudioError (a ValueError) or OSError for unreadable audio.
+    """
+    if not isinstance(audio, list | tuple):
+        stream = iter_segments(model, audio, **options)
+        for _ in stream:
+            pass
+        return stream.transcript
+    results: dict[int, Transcript | Exception] = dict(iter_transcripts(model, audio, **options))
+    return [results[number] for number in range(len(audio))]
+
+
+def iter_transcripts(
+    model: Whisper,
+    audio: Sequence[Any],
+    *,
+    batch_size: int = 1,
+    verbose: bool | None = None,
+    print_colors: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Iterator[tuple[int, Transcript | Exception]]:
+    """As `transcribe` of a list, but each comes, with its place in the list, as soon as it is done."""
+    sources = [_source(one, options) for one in audio]
+    return _run_all(model, _Recordings(model, sources), _checked(batch_size), _Report(verbose, print_colors, progress))
+
+
+def iter_segments(
     model: Whisper,
     audio: Any,
     *,
     batch_size: int = 1,
     verbose: bool | None = None,
+    print_colors: bool = False,
     progress: Progress | None = None,
     **options: Any,
-) -> Transcript | list[Transcript | Exception]:
-    """Transcribes a recording of any length, or a list of them; options and result are openai-whisper's.
-
-    audio: a path, bytes, a file object, "-" (standard input), or samples (with `sampling_rate`, by default 16,000 Hz);
-      or a list of these, of which `batch_size` are decoded together: the transcripts, in the same order, are those that
-      each would have alone, and one that cannot be read is an exception in its place.
-    verbose: True prints the segments as they come, False shows a progress bar, None is silent.
-    progress: called after each window with the seconds that are done and those of the whole (of all opened so far).
-
-    Further options, by what they decide:
-    - the next try of a window: temperature (one, or several to try in turn when a threshold is failed), beam_size and
-      patience (for temperature 0), best_of (above 0), compression_ratio_threshold, logprob_threshold,
-      no_speech_threshold: see FallbackOptions;
-    - the next window: condition_on_previous_text, initial_prompt, carry_initial_prompt, clip_timestamps,
-      word_timestamps, prepend_punctuations, append_punctuations, hallucination_silence_threshold: see LongformOptions;
-    - each window: language, task, length_penalty, prefix, suppress_tokens, suppress_blank, without_timestamps,
-      max_initial_timestamp, sample_len: see DecodingOptions;
-    - seed: the same one gives the same samples.
-
-    Raises ValueError for options that cannot be met, AudioError (a ValueError) or OSError for unreadable audio.
-    """
-    chosen = TranscribeOptions.of(**options)
-    if not isinstance(audio, list | tuple):
-        stream = SegmentStream(model, audio, chosen, verbose, progress)
-        for _ in stream:
-            pass
-        return stream.transcript
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
-    results: list[Transcript | Exception | None] = [None] * len(audio)
-
-    def opened() -> Iterator[Live]:
-        for number, source in enumerate(audio):
-            try:
-                samples = load_audio(source, chosen.sampling_rate)
-            except (ValueError, OSError) as error:
-                results[number] = error
-            else:
-                yield chosen.open(model, samples, number)
-
-    with _Report(verbose, progress) as report:
-        for live, segments in Batch(model, chosen.fallback, batch_size).run(opened()):
-            if segments is None:
-                results[live.number] = live.recording.transcript()
-            else:
-                report.window(live, segments)
-    return [result for result in results if result is not None]
-
-
-def iter_segments(
-    model: Whisper, audio: Any, *, verbose: bool | None = None, progress: Progress | None = None, **options: Any
 ) -> SegmentStream:
-    """As `transcribe` of one recording, but its segments come one by one, as soon as their window is decoded."""
-    return SegmentStream(model, audio, TranscribeOptions.of(**options), verbose, progress)
+    """As `transcribe` of one recording, but its segments come one by one, as soon as they are known."""
+    source, chosen = _source(audio, options)
+    if _checked(batch_size) > 1 and not (chosen.vad_filter or chosen.longform.independent_clips):
+        warnings.warn(
+            f"batch_size={batch_size} has no effect on one recording, whose windows follow each other; "
+            "vad_filter=True makes each stretch of speech a recording of its own, independent_clips=True each clip",
+            stacklevel=2,
+        )
+        batch_size = 1
+    return SegmentStream(model, source, chosen, batch_size, _Report(verbose, print_colors, progress))
 
 
 class SegmentStream(Iterator[Segment]):
@@ -161,47 +118,105 @@ class SegmentStream(Iterator[Segment]):
     After the last one `transcript` is the whole; before, what there is so far.
     """
 
-    def __init__(
-        self,
-        model: Whisper,
-        audio: Any,
-        options: TranscribeOptions,
-        verbose: bool | None = None,
-        progress: Progress | None = None,
-    ):
+    def __init__(self, model: Whisper, source: Any, options: TranscribeOptions, batch_size: int, report: _Report):
         detect = options.decoding.language is None and tokenizer_of(model).is_multilingual
-        if verbose and detect:
+        if report.verbose and detect and options.language_detection_segments == 1 and not options.vad_filter:
             print("Detecting language using up to the first 30 seconds. Use `--language` to specify the language")
-        self._live = options.open(model, load_audio(audio, options.sampling_rate))
-        self.language = self._live.recording.language
-        self.duration_s = self._live.recording.content_frames / FRAMES_PER_SECOND
-        if verbose is not None and detect:
+        self._opened = open_recording(model, source, options)
+        self.language, self.duration_s = self._opened.language, self._opened.duration_s
+        if report.verbose is not None and detect:
             print(f"Detected language: {LANGUAGES.get(self.language, self.language).title()}")
-        self._segments = self._run(Batch(model, options.fallback), _Report(verbose, progress))
+        self._segments = self._run(Batch(model, batch_size), report)
 
     @property
     def transcript(self) -> Transcript:
-        return self._live.recording.transcript()
+        return self._opened.transcript()
 
     def __next__(self) -> Segment:
         return next(self._segments)
 
     def _run(self, batch: Batch, report: _Report) -> Iterator[Segment]:
         with report:
-            for live, segments in batch.run(iter([self._live])):
-                if segments is not None:
-                    report.window(live, segments)
-                    yield from segments
+            for live, window in batch.run(iter(self._opened.lives)):
+                segments = self._opened.add(live, window)
+                report.window(self._opened, segments)
+                yield from segments
+
+
+def _source(audio: Any, options: Mapping[str, Any]) -> tuple[Any, TranscribeOptions]:
+    """A recording and its options, of which a mapping has some of its own; "array" is what Hugging Face calls it."""
+    if not isinstance(audio, Mapping):
+        return audio, TranscribeOptions.of(**options)
+    own = dict(audio)
+    if "array" in own:
+        own["audio"] = own.pop("array")
+        own.pop("path", None)
+    if "audio" not in own:
+        raise ValueError(f"a recording given with {', '.join(map(repr, own)) or 'nothing'} lacks 'audio'; add it")
+    return own.pop("audio"), TranscribeOptions.of(**{**options, **own})
+
+
+def _checked(batch_size: int) -> int:
+    if isinstance(batch_size, bool) or batch_size != int(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be a whole number of at least 1")
+    return int(batch_size)
+
+
+class _Recordings(Iterator[Live]):
+    """Opens recordings one after the other, as their chains of windows are asked for.
+
+    `unread` are the exceptions of those that could not be opened, `opened` the others. Where opening one raises for
+    want of memory, the next call tries it again.
+    """
+
+    def __init__(self, model: Whisper, sources: Sequence[tuple[Any, TranscribeOptions]]):
+        self._model, self._sources = model, sources
+        self._lives: deque[Live] = deque()
+        self._next = 0
+        self.opened: dict[int, Opened] = {}
+        self.unread: dict[int, Exception] = {}
+
+    def __next__(self) -> Live:
+        while not self._lives:
+            if self._next == len(self._sources):
+                raise StopIteration
+            try:
+                opened = open_recording(self._model, *self._sources[self._next], number=self._next)
+                self.opened[self._next] = opened
+                self._lives.extend(opened.lives)
+            except (ValueError, OSError) as error:
+                self.unread[self._next] = error
+            self._next += 1
+        return self._lives.popleft()
+
+    def ended(self) -> Iterator[tuple[int, Transcript | Exception]]:
+        """Those that are done, each told once."""
+        for number in [number for number, opened in self.opened.items() if opened.done]:
+            yield number, self.opened.pop(number).transcript()
+        while self.unread:
+            yield self.unread.popitem()
+
+
+def _run_all(
+    model: Whisper, recordings: _Recordings, batch_size: int, report: _Report
+) -> Iterator[tuple[int, Transcript | Exception]]:
+    with report:
+        for live, window in Batch(model, batch_size).run(recordings):
+            opened = recordings.opened[live.number]
+            report.window(opened, opened.add(live, window))
+            yield from recordings.ended()
+        yield from recordings.ended()
 
 
 class _Report:
     """Tells how far the recordings are: prints segments, moves a bar, calls back."""
 
-    def __init__(self, verbose: bool | None, progress: Progress | None):
+    def __init__(self, verbose: bool | None, print_colors: bool, progress: Progress | None):
         from tqdm import tqdm
 
-        self._verbose, self._progress = verbose, progress
+        self.verbose, self._colors, self._progress = verbose, print_colors, progress
         self._frames: dict[int, tuple[int, int]] = {}  # done and whole, by recording
+        self._done = 0
         self._bar = tqdm(total=0, unit="frames", disable=verbose is not False)
 
     def __enter__(self) -> _Report:
@@ -210,15 +225,24 @@ class _Report:
     def __exit__(self, *_: Any) -> None:
         self._bar.close()
 
-    def window(self, live: Live, segments: list[Segment]) -> None:
-        recording = live.recording
-        self._frames[live.number] = (min(recording.seek, recording.content_frames), recording.content_frames)
+    def window(self, opened: Opened, segments: list[Segment]) -> None:
+        self._frames[opened.number] = opened.progress
         done, whole = map(sum, zip(*self._frames.values(), strict=True))
-        self._bar.total = whole
-        self._bar.update(max(0, done - self._bar.n))
-        if self._progress is not None:
-            self._progress(done / FRAMES_PER_SECOND, whole / FRAMES_PER_SECOND)
-        for segment in segments if self._verbose else []:
+        if done != self._done:
+            self._bar.total = whole
+            self._bar.update(max(0, done - self._bar.n))
+            if self._progress is not None:
+                self._progress(done / FRAMES_PER_SECOND, whole / FRAMES_PER_SECOND)
+        self._done = done
+        for segment in segments if self.verbose else []:
             if segment["text"]:
                 start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
-                print(f"[{start} --> {end}] {segment['text']}", flush=True)
+                print(f"[{start} --> {end}] {self._shown(segment)}", flush=True)
+
+    def _shown(self, segment: Segment) -> str:
+        text = segment["text"]
+        if not self._colors:
+            return text[: len(text) - len(text.lstrip())] + spoken_text(segment)
+        words = [(word["word"], word["probability"]) for word in segment.get("words", [])]
+        words = words or [(text, math.exp(segment["avg_logprob"]))]
+        return spoken_text({**segment, "text": "".join(colored(*word) for word in words)})

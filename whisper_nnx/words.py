@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from whisper_nnx.results import Segment, Word
+from whisper_nnx.results import Segment, TokenDetails, Word
 
 if TYPE_CHECKING:
     from whisper_nnx.tokenizer import Tokenizer
@@ -43,6 +43,32 @@ def words_from_tokens(
         WordTiming(word, list(group), begins_s[a], begins_s[b], sum(probs[a:b]) / (b - a))
         for word, group, a, b in zip(words, groups, [0, *ends], ends, strict=False)
     ]
+
+
+def token_details(
+    tokenizer: Tokenizer,
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+    begins_s: Sequence[float],
+    offset_s: float,
+    step_s: float,
+) -> list[TokenDetails]:
+    """Text, log-probability and times of each of a segment's tokens [N].
+
+    begins_s: of each of its text tokens, and of what follows them, in s from the window's begin, which is at offset_s.
+    """
+    special, details, at = tokenizer.special, list[TokenDetails](), 0
+    for token, logprob in zip(tokens, logprobs, strict=True):
+        if special.timestamp_begin <= token <= special.timestamp_end:
+            start_s = end_s = (token - special.timestamp_begin) * step_s
+        else:
+            is_text = len(tokenizer.text_tokens([token]))
+            start_s, end_s = begins_s[at], begins_s[at + is_text]
+            at += is_text
+        start, end = round(offset_s + start_s, 2), round(offset_s + end_s, 2)
+        text = tokenizer.decode_with_timestamps([token])
+        details.append({"id": token, "text": text, "logprob": logprob, "start": start, "end": end})
+    return details
 
 
 def merge_punctuations(words: list[WordTiming], prepended: str = PREPENDED, appended: str = APPENDED) -> None:

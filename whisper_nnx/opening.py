@@ -1,0 +1,194 @@
+"""From audio and options to recordings ready to be stepped: their language, and the pieces that they are cut into."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from whisper_nnx.audio import FRAMES_PER_SECOND, load_audio
+from whisper_nnx.driver import Live, Place, choose_language
+from whisper_nnx.features import RecordingMel
+from whisper_nnx.longform import Recording
+from whisper_nnx.model import Whisper
+from whisper_nnx.options import TranscribeOptions
+from whisper_nnx.results import Segment, Transcript
+from whisper_nnx.timing import alignment_heads
+from whisper_nnx.vad import pack_spans, speech_spans
+from whisper_nnx.windows import EncodedWindows, detect_languages, encode_windows, initial_ids, tokenizer_of
+
+
+class Opened:
+    """A recording of one call: `lives` are its chains of windows, one for the whole or one for each piece.
+
+    What their windows say comes back by `add`; `segments` and `transcript` are in the order of the pieces.
+    """
+
+    def __init__(self, number: int, language: str, duration_s: float, lives: list[Live], channels: np.ndarray | None):
+        self.number, self.language, self.duration_s, self.lives = number, language, duration_s, lives
+        self.segments: list[Segment] = []
+        self._channels = channels
+        self._held: list[list[Segment]] = [[] for _ in lives]  # those of pieces that have one unfinished before them
+        self._finished = [False for _ in lives]
+        self._current = 0  # the first piece that is not done
+
+    @property
+    def done(self) -> bool:
+        return self._current == len(self.lives)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Frames that are done, and all."""
+        parts = [live.recording.progress for live in self.lives]
+        return sum(done for done, _ in parts), sum(whole for _, whole in parts)
+
+    def add(self, live: Live, segments: list[Segment] | None) -> list[Segment]:
+        """Takes the segments of a window, or None when its chain is done -> those whose turn it is now, numbered."""
+        piece = next(i for i, other in enumerate(self.lives) if other is live)
+        self._held[piece] += segments or []
+        self._finished[piece] |= segments is None
+        ready: list[Segment] = []
+        while not self.done:
+            ready += self._held[self._current]
+            self._held[self._current] = []
+            if not self._finished[self._current]:
+                break
+            self._current += 1
+        for segment in ready:
+            segment["id"] = len(self.segments)
+            self.segments.append(segment)
+        if self._channels is not None:
+            self._tell_speakers(self._channels, ready)
+        return ready
+
+    def _tell_speakers(self, channels: np.ndarray, segments: list[Segment]) -> None:
+        from whisper_nnx.diarize import speakers
+
+        spans = [(segment["start"], segment["end"]) for segment in segments]
+        for segment, speaker in zip(segments, speakers(channels, spans), strict=True):
+            segment["speaker"] = speaker
+
+    def transcript(self) -> Transcript:
+        """What there is so far."""
+        parts = [live.recording.transcript() for live in self.lives]
+        text = "".join(part["text"] for part in parts)
+        whole: Transcript = {"text": text, "segments": self.segments, "language": self.language}
+        alternatives = [window for part in parts for window in part.get("alternatives", [])]
+        if alternatives:
+            whole["alternatives"] = alternatives
+        return whole
+
+
+def open_recording(model: Whisper, source: Any, options: TranscribeOptions, number: int = 0) -> Opened:
+    """Reads audio, finds its speech and its language, where these are wanted; `number`: among those of one call.
+
+    Raises AudioError or OSError for what cannot be read, ValueError for options that the model cannot meet.
+    """
+    channels = None
+    if options.diarize:
+        from whisper_nnx.diarize import load_stereo
+
+        samples, channels = load_stereo(source, options.sampling_rate)
+    else:
+        samples = load_audio(source, options.sampling_rate)
+    config = model.config
+    frames = 2 * config.max_source_positions
+    mel = RecordingMel(samples, config.num_mel_bins, frames)
+    pieces = _pieces(samples, mel.content_frames, options)
+    options = _fit_model(model, options)
+    language, encoded = options.decoding.language, dict[Place, EncodedWindows]()
+    if language is None:
+        language, encoded = _detect_language(model, mel, pieces if options.vad_filter else None, options)
+
+    decoding = replace(options.decoding, language=language)
+    initial = initial_ids(decoding, tokenizer_of(model), config.max_target_positions)
+    room = min(config.max_target_positions // 2 - 1, config.max_target_positions - 2 - len(initial.ids))
+    heads = alignment_heads(config, options.longform.alignment_heads) if options.longform.timed else ()
+    lives = [
+        Live(
+            Recording(
+                tokenizer_of(model),
+                language,
+                mel.content_frames,
+                options.longform,
+                frames,
+                config.max_source_positions,
+                config.max_target_positions,
+                max(0, room),
+                piece,
+            ),
+            mel,
+            decoding,
+            options.fallback,
+            options.seed,
+            number,
+            heads,
+            tuple(options.allowed_languages or ()),
+        )
+        for piece in (pieces if pieces is not None else [None])
+    ]
+    if lives:
+        lives[0].encoded = encoded
+    return Opened(number, language, mel.content_frames / FRAMES_PER_SECOND, lives, channels)
+
+
+def _fit_model(model: Whisper, options: TranscribeOptions) -> TranscribeOptions:
+    """What an English-only model makes of the options; ValueError for languages that the model does not know."""
+    tokenizer = tokenizer_of(model)
+    if tokenizer.is_multilingual:
+        known = dict(tokenizer.special.languages)
+        if unknown := [code for code in options.allowed_languages or () if code not in known]:
+            raise ValueError(f"allowed_languages: this model does not know {unknown[0]!r}; drop it")
+        return options
+    if options.longform.multilingual or options.allowed_languages or options.language_detection_segments > 1:
+        raise ValueError("this model is English-only and cannot detect languages; use a multilingual checkpoint")
+    asked = options.decoding.language
+    if asked not in (None, "en"):
+        warnings.warn(f"this model is English-only, but language={asked!r} was asked for; using English", stacklevel=5)
+    return replace(options, decoding=replace(options.decoding, language="en"))
+
+
+def _pieces(samples: np.ndarray, content_frames: int, options: TranscribeOptions) -> list[Place] | None:
+    """First and last frame of each stretch that becomes a recording of its own; None: the whole is one."""
+    if options.longform.independent_clips:
+        return [clip for clip in options.longform.clips(content_frames) if clip[0] < clip[1]]
+    if not options.vad_filter:
+        return None
+    spans = speech_spans(samples, options.vad_parameters)
+    pieces: list[Place] = []
+    for start, end in options.longform.clips(content_frames):
+        start_s, end_s = start / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND
+        inside = [(max(a, start_s), min(b, end_s)) for a, b in spans if a < end_s and b > start_s]
+        for a, b in pack_spans(inside):
+            piece = round(a * FRAMES_PER_SECOND), min(round(b * FRAMES_PER_SECOND), content_frames)
+            if piece[0] < piece[1]:
+                pieces.append(piece)
+    return pieces
+
+
+def _detect_language(
+    model: Whisper, mel: RecordingMel, pieces: list[Place] | None, options: TranscribeOptions
+) -> tuple[str, dict[Place, EncodedWindows]]:
+    """The code, and the first window that was encoded for it: the first 30 s of the recording or of its first piece.
+
+    Of several windows the first that is surer than the threshold decides; else all of them, by the sum of their
+    probabilities.
+    """
+    frames = 2 * model.config.max_source_positions
+    most, surely = options.language_detection_segments, options.language_detection_threshold
+    stretches = pieces or [(0, max(mel.content_frames, frames))]
+    places = [(at, min(frames, end - at)) for start, end in stretches for at in range(start, end, frames)]
+    totals: dict[str, float] = {}
+    first: dict[Place, EncodedWindows] = {}
+    allowed = tuple(options.allowed_languages or ())
+    for place in places[:most]:
+        encoded = encode_windows(model, mel.window(*place)[None])
+        first = first or {place: encoded}
+        [probs] = detect_languages(model, encoded)
+        best = choose_language(probs, allowed)
+        if most > 1 and probs[best] >= (0.5 if surely is None else surely):
+            return best, first
+        totals = {code: totals.get(code, 0.0) + p for code, p in probs.items()}
+    return choose_language(totals, allowed), first

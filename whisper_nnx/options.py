@@ -1,0 +1,113 @@
+"""`TranscribeOptions`: all that may be asked of a recording, from keyword arguments. No jax."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.fallback import FallbackOptions
+from whisper_nnx.languages import to_language_code
+from whisper_nnx.longform import LongformOptions
+from whisper_nnx.vad import VadOptions
+
+# What is called otherwise here, and how.
+_INSTEAD = {"prompt": "initial_prompt", "fp16": "load_model(..., dtype=jnp.float16)"}
+
+
+@dataclass(frozen=True)
+class TranscribeOptions:
+    """How windows follow each other, when they are tried again, how each is decoded; and how a recording is opened.
+
+    All fields of LongformOptions, FallbackOptions and DecodingOptions are keyword arguments of `of`; `temperature`, one
+    or several to try in turn, beam_size, patience and best_of are those of the ladder.
+
+    seed: the same one gives the same samples. sampling_rate: of an array, in Hz.
+    vad_filter: only speech is transcribed; it is cut into pieces, each a recording of its own, that can be decoded
+    together. vad_parameters: fields of VadOptions.
+    language_detection_segments: 30 s windows to detect the language from, unless one of them is surer than
+    language_detection_threshold; their probabilities are added up. allowed_languages: codes or names to choose from.
+    diarize: tell by the louder channel of a stereo recording who speaks.
+    """
+
+    longform: LongformOptions
+    fallback: FallbackOptions
+    decoding: DecodingOptions
+    seed: int = 0
+    sampling_rate: int | None = None
+    vad_filter: bool = False
+    vad_parameters: VadOptions | Mapping[str, Any] | None = None
+    language_detection_segments: int = 1
+    language_detection_threshold: float | None = None
+    allowed_languages: Sequence[str] | str | None = None
+    diarize: bool = False
+
+    @classmethod
+    def of(cls, **options: Any) -> TranscribeOptions:
+        """Sorts keyword arguments. TypeError for an unknown one, ValueError for what cannot be met."""
+        for name, instead in _INSTEAD.items():
+            if name in options:
+                raise ValueError(f"{name}={options[name]!r} is no option of a whole recording; use {instead}")
+        if "temperature" in options:
+            given = options.pop("temperature")
+            options["temperatures"] = (given,) if isinstance(given, int | float) else tuple(map(float, given))
+        if options.get("language") is not None:
+            options["language"] = to_language_code(options["language"])
+
+        kinds: dict[Any, dict[str, Any]] = {LongformOptions: {}, FallbackOptions: {}, DecodingOptions: {}, cls: {}}
+        names = {f.name: kind for kind in reversed(kinds) for f in fields(kind)}
+        for kind in ("longform", "fallback", "decoding"):
+            del names[kind]
+        for name, value in options.items():
+            if name not in names:
+                near = "".join(f"; do you mean {n}?" for n in difflib.get_close_matches(name, names, 1))
+                raise TypeError(f"transcribe() has no option {name!r}{near}")
+            kinds[names[name]][name] = value
+        own = kinds.pop(cls)
+        return cls(*(kind(**values) for kind, values in kinds.items()), **own)
+
+    def __post_init__(self):
+        decoding, longform = self.decoding, self.longform
+        object.__setattr__(self, "allowed_languages", self._languages())
+        object.__setattr__(self, "vad_parameters", self._vad())
+        if decoding.task == "lang_id":
+            raise ValueError("task='lang_id' is for windows; of a recording leave language=None and read the result's")
+        if longform.multilingual and decoding.language is not None:
+            raise ValueError(f"multilingual=True detects each window's language; drop language={decoding.language!r}")
+        if self.allowed_languages and decoding.language is not None:
+            raise ValueError(
+                f"allowed_languages={self.allowed_languages} is for detection; drop it, or language={decoding.language!r}"
+            )
+        self._validate_detection()
+        if longform.independent_clips and self.vad_filter:
+            raise ValueError("vad_filter=True makes each stretch of speech a recording; drop independent_clips=True")
+        if longform.word_timestamps and decoding.task == "translate":
+            warnings.warn("word times of a translation may not be reliable", stacklevel=5)
+
+    def _languages(self) -> tuple[str, ...]:
+        given = self.allowed_languages or ()
+        names = given.split(",") if isinstance(given, str) else given
+        return tuple(to_language_code(name.strip()) for name in names)
+
+    def _vad(self) -> VadOptions:
+        if self.vad_parameters is not None and not self.vad_filter:
+            raise ValueError(f"vad_parameters={self.vad_parameters} need vad_filter=True")
+        return VadOptions.of(self.vad_parameters)
+
+    def _validate_detection(self):
+        segments, threshold = self.language_detection_segments, self.language_detection_threshold
+        if isinstance(segments, bool) or segments != int(segments) or segments < 1:
+            raise ValueError(f"language_detection_segments={segments} must be a whole number of at least 1")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"language_detection_threshold={threshold} must be a probability, from 0 to 1")
+        if threshold is not None and segments == 1:
+            raise ValueError(
+                f"language_detection_threshold={threshold} chooses between windows; set language_detection_segments too"
+            )
+        if segments > 1 and self.decoding.language is not None:
+            raise ValueError(
+                f"language_detection_segments={segments} is for detection; drop it, or language={self.decoding.language!r}"
+            )
