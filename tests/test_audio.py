@@ -103,6 +103,18 @@ def test_channels_without_a_rule_for_mixing_are_averaged(tmp_path):
     np.testing.assert_allclose(samples, nine.mean(axis=1) * STEP, atol=STEP)
 
 
+def test_nine_channels_that_lie_one_after_the_other_are_averaged_too(tmp_path):
+    nine = np.stack([tone(0.5, hz=100 * c) for c in range(1, 10)])
+    with av.open(str(tmp_path / "nine.nut"), "w") as container:
+        stream = container.add_stream("pcm_s16le_planar", rate=SAMPLE_RATE, layout="9 channels")
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(nine.T).reshape(1, -1), "flt", "9 channels")
+        frame.sample_rate = SAMPLE_RATE
+        for planar in av.AudioResampler("s16p", "9 channels", SAMPLE_RATE).resample(frame):
+            container.mux(stream.encode(planar))
+        container.mux(stream.encode(None))
+    np.testing.assert_allclose(load_audio(tmp_path / "nine.nut"), nine.mean(axis=0), atol=2 * STEP)
+
+
 def test_a_stream_is_chosen_by_its_index_or_by_its_channels(tmp_path):
     low, high = tone(1.0, hz=200)[None], np.repeat(tone(1.0, hz=2000)[None], 2, axis=0)
     path = encode(tmp_path / "two.mkv", low, high, codec="pcm_s16le")

@@ -8,7 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from whisper_nnx import load_model, transcribe
+from tests.small import quick_compilation  # noqa: F401
+from whisper_nnx import load_audio, load_model, transcribe
 from whisper_nnx.cli import main
 
 pytestmark = pytest.mark.filterwarnings("default")  # the command shows warnings as lines
@@ -96,6 +97,25 @@ def test_odd_but_usable_sound_is_transcribed_with_one_warning(digits, speech, tm
         assert (tmp_path / "out" / f"{name}.txt").exists()
 
 
+def test_an_unreadable_file_in_a_batch_costs_one_line_too(digits, speech, tmp_path, capsys):
+    other = write_wav(tmp_path / "tone.wav", (3000 * np.sin(np.arange(16_000) / 5)).astype(np.int16)[:, None])
+    missing = tmp_path / "missing.wav"
+    code, lines = run(digits, tmp_path, speech, missing, other, "--batch_size", "2", capsys=capsys)
+    assert (code, lines) == (1, [f"whisper-nnx: {missing}: No such file or directory; check the path"])
+    assert (tmp_path / "out" / "en_short_3s.txt").read_text() == "Six zero nine.\n"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["en_short_3s.txt", "tone.txt"]
+
+
+def test_speakers_are_told_apart_in_stereo_and_refused_in_mono(digits, speech, tmp_path, capsys):
+    samples = (32767 * load_audio(speech)).astype(np.int16)
+    stereo = write_wav(tmp_path / "stereo.wav", np.stack([samples // 10, samples], axis=1))
+    code, lines = run(digits, tmp_path, stereo, speech, "--diarize", "True", capsys=capsys)
+    assert code == 1
+    (line,) = lines
+    assert line.startswith(f"whisper-nnx: {speech}: the recording has 1 channel, but diarize compares 2")
+    assert (tmp_path / "out" / "stereo.txt").read_text() == "(speaker 1) Six zero nine.\n"
+
+
 def test_seven_channels_at_8_khz_are_mixed(digits, tmp_path, capsys):
     samples = np.random.default_rng(0).integers(-3000, 3000, (8_000, 7))
     code, lines = run(digits, tmp_path, write_wav(tmp_path / "seven.wav", samples, 8_000), capsys=capsys)
@@ -120,6 +140,11 @@ def test_a_sample_that_is_no_number_is_named(digits):
         (["--temperature", "-1"], "temperature"),
         (["--max_words_per_line", "3"], "word_timestamps"),
         (["--device", "tpu"], "tpu"),
+        (["--output_format", "docx"], "docx"),
+        (["--max_len", "20"], "token_timestamps"),
+        (["--vad_speech_pad_ms", "100"], "vad_filter"),
+        (["--alignment_heads", "9,9,9", "--word_timestamps", "True"], "9,9,9"),
+        (["--alignment_heads", "2"], "word_timestamps"),
     ],
 )
 def test_an_option_that_cannot_be_met_is_one_line(arguments, says, digits, speech, tmp_path, capsys):

@@ -2,10 +2,8 @@
 
 import importlib
 import os
-import subprocess
-import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +31,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         made.append((audio, options))
         return RESULT
 
+    def iter_transcripts(model: str, audio: list[str], **options: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+        made.append((audio, options))
+        yield from ((number, RESULT) for number in range(len(audio)))
+
     monkeypatch.setattr(weight_loader, "load_model", load_model, raising=False)
     monkeypatch.setattr(transcribe_module, "transcribe", transcribe)
+    monkeypatch.setattr(transcribe_module, "iter_transcripts", iter_transcripts)
     return made
 
 
@@ -113,6 +116,83 @@ def test_none_switches_off(run: Run, calls: list) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        (["--max_new_tokens", "9", "--max_repeats", "3"], {"max_new_tokens": 9, "max_repeats": 3}),
+        (
+            ["--repetition_penalty", "1.1", "--no_repeat_ngram_size", "3"],
+            {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3},
+        ),
+        (
+            ["--suppress_regex", "[0-9]", "--without_timestamps", "True"],
+            {"suppress_regex": "[0-9]", "without_timestamps": True},
+        ),
+        (
+            ["--n_best", "2", "--diarize", "True", "--tinydiarize", "True"],
+            {"n_best": 2, "diarize": True, "tinydiarize": True},
+        ),
+        (["--hotwords", "Flax, NNX", "--max_context", "0"], {"hotwords": "Flax, NNX", "max_context": 0}),
+        (["--offset_s", "1.5", "--duration_s", "3"], {"offset_s": 1.5, "duration_s": 3.0}),
+        (["--independent_clips", "True", "--batch_size", "4"], {"independent_clips": True, "batch_size": 4}),
+        (["--token_timestamps", "True", "--multilingual", "True"], {"token_timestamps": True, "multilingual": True}),
+        (
+            ["--language_detection_segments", "4", "--language_detection_threshold", "0.7"],
+            {"language_detection_segments": 4, "language_detection_threshold": 0.7},
+        ),
+        (["--allowed_languages", "de, French"], {"allowed_languages": ["de", "fr"]}),
+        (["--print_colors", "True"], {"print_colors": True}),
+        (["--token_timestamps", "True", "--alignment_heads", "2"], {"token_timestamps": True, "alignment_heads": 2}),
+        (
+            ["--vad_filter", "True", "--vad_threshold", "0.3", "--vad-speech-pad-ms", "100"],
+            {"vad_filter": True, "vad_parameters": {"threshold": 0.3, "speech_pad_ms": 100}},
+        ),
+    ],
+)
+def test_options_of_our_own_are_handed_on_where_they_are_set(
+    run: Run, calls: list, arguments: list[str], given: dict[str, Any]
+) -> None:
+    assert run("a.wav") == 0
+    assert run("a.wav", *arguments) == 0
+    without, options = (options for audio, options in calls if audio == "a.wav")
+    assert options == {**without, **given}
+
+
+def test_several_formats_are_written(run: Run, tmp_path: Path) -> None:
+    assert run("a.wav", "--output_format", "lrc,csv") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.lrc"]
+
+
+def test_files_of_a_batch_are_written_as_soon_as_each_is_done(
+    run: Run, calls: list, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def iter_transcripts(model: str, audio: list[str], **options: Any) -> Iterator[tuple[int, Any]]:
+        assert (audio, options["batch_size"]) == (["a.wav", "b.wav", "c.wav"], 2)
+        yield 2, RESULT
+        assert [path.name for path in tmp_path.iterdir()] == ["c.txt"]
+        yield 0, FileNotFoundError(2, "No such file or directory", "a.wav")
+        yield 1, RESULT
+
+    monkeypatch.setattr(transcribe_module, "iter_transcripts", iter_transcripts)
+    assert run("a.wav", "b.wav", "c.wav", "--batch_size", "2", "-f", "txt") == 1
+    assert capsys.readouterr().err == "whisper-nnx: a.wav: No such file or directory\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.txt", "c.txt"]
+
+
+def test_what_ends_a_batch_is_one_line_and_what_was_done_stays(
+    run: Run, calls: list, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def iter_transcripts(model: str, audio: list[str], **options: Any) -> Iterator[tuple[int, Any]]:
+        yield 0, RESULT
+        raise KeyError("start")
+
+    monkeypatch.setattr(transcribe_module, "iter_transcripts", iter_transcripts)
+    assert run("a.wav", "b.wav", "--batch_size", "2", "-f", "txt") == 1
+    message = "whisper-nnx: error: KeyError: 'start' (unexpected: --traceback shows where it happened)\n"
+    assert capsys.readouterr().err == message
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "temperatures"),
     [
         ([], (0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0)),  # numpy's steps
@@ -178,8 +258,31 @@ def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:
         (["--max_line_width", "40"], "--max_line_width requires --word_timestamps True"),
         (["--max_line_width", "-4"], "'-4' is no whole number of 0 or more"),
         (["--device", "abacus"], "'abacus' is no device"),
-        (["b/a.mp3"], "a.wav and b/a.mp3 would all be written to a.*; rename them, or run once for each"),
+        (["b/a.mp3"], "a.wav and b/a.mp3 would all be written to a.txt; rename them, or run once for each"),
         (["--unknown"], "unrecognized arguments: --unknown"),
+        (["--output_format", "srt,doc"], "format='doc' is unknown; choose txt, vtt"),
+        (["--output_format", "srt,json_full"], "--output_format json_full requires --token_timestamps True"),
+        (["--max_len", "9"], "--max_len requires --token_timestamps True"),
+        (["--max_len", "9", "--split_on_word", "True"], "--max_len requires --word_timestamps True"),
+        (["--split_on_word", "True", "--word_timestamps", "True"], "give max_len too"),
+        (
+            ["--max_len", "9", "--token_timestamps", "True", "--word_timestamps", "True", "--max_line_width", "9"],
+            "max_len=9 and max_line_width=9 cut cues by different rules; drop one of them",
+        ),
+        (["--batch_size", "0"], "'0' must be at least 1"),
+        (["--vad_threshold", "0.3"], "vad_filter=True"),
+        (["--vad_filter", "True", "--vad_threshold", "3"], "threshold=3.0 must be a probability"),
+        (["--allowed_languages", "de,klingon"], "language 'klingon' is unknown to Whisper"),
+        (["--allowed_languages", "de,fr", "--language", "de"], "allowed_languages"),
+        (["--multilingual", "True", "--language", "de"], "multilingual=True detects each window's language"),
+        (["--language_detection_threshold", "0.7"], "set language_detection_segments too"),
+        (["--print_colors", "True", "--verbose", "False"], "--print_colors colours what --verbose True prints"),
+        (["--offset_s", "-1"], "offset_s=-1.0 must be 0 s or more"),
+        (["--duration_s", "5", "--clip_timestamps", "1,2"], "drop one or the other"),
+        (["--suppress_regex", "("], "is no regular expression"),
+        (["--repetition_penalty", "0"], "repetition_penalty=0.0 must be above 0"),
+        (["--max_repeats", "1"], "max_repeats=1"),
+        (["--n_best", "9"], "n_best=9"),
     ],
 )
 def test_wrong_usage_is_refused_in_one_line_before_work_begins(
@@ -291,71 +394,3 @@ def test_subtitle_options_without_effect_are_pointed_out(
 ) -> None:
     assert run("a.wav", "--word_timestamps", "True", *arguments) == 0
     assert capsys.readouterr().err == f"whisper-nnx: warning: {warning}\n"
-
-
-def test_version_names_ours_and_that_of_jax(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as exit_status:
-        main(["--version"])
-    assert exit_status.value.code == 0
-    assert capsys.readouterr().out.startswith("whisper-nnx 0.")
-
-
-def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, where nothing is imported yet."""
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=100, env=environment, **options
-    )
-
-
-def test_help_imports_neither_jax_nor_numpy() -> None:
-    code = """
-import sys
-from whisper_nnx.cli import main
-try:
-    main(["--help"])
-finally:
-    print({"jax", "numpy", "av", "huggingface_hub"} & sys.modules.keys())
-"""
-    shown = python("-c", code).stdout
-    assert shown.startswith("usage: whisper-nnx [options] audio [audio ...]")
-    assert shown.endswith("set()\n")
-
-
-def test_the_module_is_the_same_command_under_its_own_name() -> None:
-    done = python("-m", "whisper_nnx.transcribe", "--help")
-    assert done.stdout.startswith("usage: python -m whisper_nnx.transcribe [options]")
-    assert done.stderr == ""
-
-
-def test_a_reader_that_leaves_ends_the_command_without_a_traceback() -> None:
-    code = """
-import os, sys, types
-reading, writing = os.pipe()
-os.close(reading)
-os.dup2(writing, 1)
-def transcribe(model, audio, **options):
-    print("a segment")
-import whisper_nnx.transcribe
-sys.modules["whisper_nnx.transcribe"].transcribe = transcribe
-import weight_loader
-weight_loader.load_model = lambda *args, **options: None
-from whisper_nnx.cli import main
-sys.exit(main(["a.wav", "--compilation_cache", "False"]))
-"""
-    done = python("-c", code)
-    assert (done.returncode, done.stderr) == (141, "")
-
-
-def test_a_real_recording_becomes_subtitles(digits: Path, shared: Path, tmp_path: Path) -> None:
-    arguments = ("--model", str(digits), "--output_dir", str(tmp_path / "out"), "--language", "en", "--beam-size=None")
-    cache = ("--compilation_cache", str(tmp_path / "cache"))
-    files = (str(shared / "audio" / "en_short_3s.flac"), str(tmp_path / "missing.wav"))
-    done = python("-m", "whisper_nnx.transcribe", *arguments, *cache, *files)
-    assert done.returncode == 1
-    assert done.stderr == f"whisper-nnx: {files[1]}: No such file or directory; check the path\n"
-    written = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "out").iterdir()}
-    assert sorted(written) == [f"en_short_3s.{format}" for format in ("json", "srt", "tsv", "txt", "vtt")]
-    assert all(line in done.stdout for line in written["en_short_3s.txt"].splitlines())
-    assert list((tmp_path / "cache").glob("*_threads/*-cache"))

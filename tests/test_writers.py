@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from whisper_nnx.writers import WRITERS, format_timestamp, get_writer, make_output_folder, output_name, subtitle_cues
+from whisper_nnx.subtitles import SubtitleOptions, spoken_text, subtitle_cues
+from whisper_nnx.writers import (
+    OPENAI_FORMATS,
+    WRITERS,
+    format_timestamp,
+    get_writer,
+    make_output_folder,
+    output_files,
+    output_name,
+)
 
 RESULT = {
     "text": " Erste Zeile. Zweite --> Zeile.",
@@ -48,6 +57,8 @@ WORDS = {
             "1\n00:00:00,000 --> 00:00:01,500\nErste Zeile.\n\n2\n00:00:01,500 --> 01:01:01,000\nZweite\t-> Zeile.\n\n",
         ),
         ("tsv", "start\tend\ttext\n0\t1500\tErste Zeile.\n1500\t3661000\tZweite --> Zeile.\n"),
+        ("csv", 'start,end,text\n0,1500,"Erste Zeile."\n1500,3661000,"Zweite\t--> Zeile."\n'),
+        ("lrc", "[00:00.00]Erste Zeile.\n[00:01.50]Zweite\t--> Zeile.\n"),
     ],
 )
 def test_a_result_is_written_in_each_format(format: str, expected: str) -> None:
@@ -89,16 +100,121 @@ def test_each_highlighted_word_has_a_cue_and_so_has_a_gap() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["max_line_width", "max_line_count", "max_words_per_line"])
+def test_max_len_cuts_between_words_and_leaves_long_ones_alone() -> None:
+    cues = subtitle_cues(WORDS, max_len=7, split_on_word=True)
+    assert list(cues) == [(0.0, 1.0, "one two"), (5.0, 6.0, "three")]
+    cues = subtitle_cues(WORDS, max_len=2, split_on_word=True)
+    assert [text for _, _, text in cues] == ["one", "two", "three"]
+
+
+def test_max_len_cuts_between_tokens_but_not_within_characters() -> None:
+    texts = ["<|0.00|>", " on", "e", " \ufffd", "\ufffd", "\ufffd", "x", "<|3.00|>"]
+    details = [
+        {"id": i, "text": text, "logprob": -0.1, "start": i / 2, "end": (i + 1) / 2} for i, text in enumerate(texts)
+    ]
+    result = {"segments": [{"start": 0.0, "end": 4.0, "text": " one é大x", "token_details": details}]}
+    assert list(subtitle_cues(result, max_len=2)) == [
+        (0.5, 1.0, "on"),
+        (1.0, 1.5, "e"),
+        (1.5, 3.0, "é大"),
+        (3.0, 3.5, "x"),
+    ]
+    assert list(subtitle_cues(result, max_len=100)) == [(0.5, 3.5, "one é大x")]
+
+
+def test_max_len_says_what_the_result_lacks() -> None:
+    with pytest.raises(ValueError, match="transcribe with word_timestamps=True"):
+        list(subtitle_cues(RESULT, max_len=7, split_on_word=True))
+    with pytest.raises(ValueError, match=r"transcribe with token_timestamps=True, or .* set split_on_word=True"):
+        list(subtitle_cues(WORDS, max_len=7))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_len": 9, "max_line_width": 40}, "max_len=9 and max_line_width=40 cut cues by different rules; drop one"),
+        ({"max_len": 9, "max_words_per_line": 2}, "max_len=9 and max_words_per_line=2"),
+        ({"split_on_word": True}, "split_on_word=True says where max_len cuts; give max_len too"),
+        ({"max_len": 9, "highlight_words": True}, "needs whole words; set split_on_word=True"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SubtitleOptions(**options)
+
+
+SPEAKERS = {
+    "segments": [
+        {**WORDS["segments"][0], "speaker": "0"},
+        {
+            "start": 6.0,
+            "end": 7.0,
+            "text": " four",
+            "words": [{"word": " four", "start": 6.0, "end": 7.0}],
+            "speaker": "?",
+        },
+    ]
+}
+
+
+def test_who_speaks_stands_before_each_text() -> None:
+    assert [spoken_text(segment) for segment in SPEAKERS["segments"]] == [
+        "(speaker 0) one two three",
+        "(speaker ?) four",
+    ]
+    assert WRITERS["txt"](SPEAKERS) == "(speaker 0) one two three\n(speaker ?) four\n"
+    assert "<v Speaker0>one two three\n" in WRITERS["vtt"](SPEAKERS)
+    assert '0,6000,"0","one two three"\n6000,7000,"?","four"\n' in WRITERS["csv"](SPEAKERS)
+    cues = [text for _, _, text in subtitle_cues(SPEAKERS, max_words_per_line=2)]
+    assert cues == ["(speaker 0) one two", "(speaker 0) three", "(speaker ?) four"]
+
+
+def test_another_speaker_begins_another_cue() -> None:
+    lines = {"max_line_width": 100, "max_line_count": 100}
+    cues = [text for _, _, text in subtitle_cues(SPEAKERS, **lines)]
+    assert cues == ["(speaker 0) one two", "(speaker 0) three", "(speaker ?) four"]
+    turn = {"segments": [{**segment, "speaker": None} for segment in SPEAKERS["segments"]]}
+    assert [text for _, _, text in subtitle_cues(turn, **lines)] == ["one two", "three four"]
+    turn["segments"][0]["speaker_turn"] = True
+    assert [text for _, _, text in subtitle_cues(turn, **lines)] == ["one two", "three [SPEAKER_TURN]", "four"]
+
+
+def test_karaoke_counts_hundredths_of_seconds_and_silence_too() -> None:
+    (event,) = [line for line in WRITERS["ass"](WORDS).splitlines() if line.startswith("Dialogue")]
+    karaoke = r"{\k50}one {\k50}two{\k400} {\k100}three"
+    assert event == f"Dialogue: 0,0:00:00.00,0:00:06.00,Default,,0,0,0,,{karaoke}"
+
+
+def test_words_of_lyrics_have_times_if_they_are_to_be_highlighted() -> None:
+    timed = "[00:00.00]<00:00.00>one <00:00.50>two <00:05.00>three\n"
+    assert WRITERS["lrc"](WORDS, highlight_words=True) == timed
+
+
+def test_full_json_tells_the_probability_of_each_token() -> None:
+    token = {"id": 7, "text": " one", "logprob": -0.5, "start": 0.0, "end": 0.5}
+    result = {**WORDS, "segments": [{**WORDS["segments"][0], "tokens": [7], "token_details": [token]}]}
+    (segment,) = json.loads(WRITERS["json_full"](result))["segments"]
+    assert segment["token_details"] == [{**token, "probability": pytest.approx(0.60653, abs=1e-5)}]
+    with pytest.raises(ValueError, match=r"json_full .* transcribe with token_timestamps=True"):
+        WRITERS["json_full"]({"segments": [{"text": " one", "tokens": [7]}]})
+
+
+@pytest.mark.parametrize("name", ["max_line_width", "max_line_count", "max_words_per_line", "max_len"])
 def test_a_negative_limit_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}=-1 must be at least 1"):
         list(subtitle_cues(WORDS, **{name: -1}))
 
 
-def test_all_writes_every_format_under_the_name_of_the_audio(tmp_path: Path) -> None:
+def test_all_writes_openai_whispers_formats_under_the_name_of_the_audio(tmp_path: Path) -> None:
     paths = get_writer("all", tmp_path)(RESULT, "some/where/talk.v2.wav")
-    assert paths == [tmp_path / f"talk.v2.{format}" for format in WRITERS]
+    assert paths == [tmp_path / f"talk.v2.{format}" for format in OPENAI_FORMATS]
     assert sorted(paths) == sorted(tmp_path.iterdir())
+
+
+def test_several_formats_are_written_once_each(tmp_path: Path) -> None:
+    paths = get_writer("ass,srt,ass,csv", tmp_path)(RESULT, "a.wav")
+    assert [path.name for path in paths] == ["a.ass", "a.srt", "a.csv"]
+    assert output_files("a.wav", "json_full,all")[:2] == ["a.full.json", "a.txt"]
 
 
 def test_options_reach_the_subtitles_and_leave_the_other_formats_alone(tmp_path: Path) -> None:
@@ -113,8 +229,8 @@ def test_the_output_is_named_after_the_audio(audio: str, name: str) -> None:
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="format='doc' is unknown; choose txt, vtt, srt, tsv, json or all"):
-        get_writer("doc", tmp_path)
+    with pytest.raises(ValueError, match=r"format='doc' is unknown; choose txt, vtt, srt, .* or all"):
+        get_writer("srt,doc", tmp_path)
 
 
 def test_files_are_utf8_with_plain_line_ends_and_the_usual_permissions(tmp_path: Path) -> None:

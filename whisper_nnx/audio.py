@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -46,21 +45,38 @@ def load_audio(source: Any, sampling_rate: int | None = None, stream: int | None
     averaged, and it is resampled (by swresample, as files are) without rounding to 16 bits.
     Warns of digital silence and of less than 0.1 s. Raises AudioError, or OSError for a file that cannot be opened.
     """
+    return _load(source, sampling_rate, stream)[0]
+
+
+def load_channels(
+    source: Any, sampling_rate: int | None = None, stream: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The samples [N] of `load_audio`, and beside them those of each channel, [channels, N], from reading it once."""
+    samples, channels = _load(source, sampling_rate, stream, separate=True)
+    assert channels is not None
+    return samples, channels
+
+
+def _load(
+    source: Any, sampling_rate: int | None, stream: int | None, separate: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """[N], and [channels, N] where they are to be kept separate, too."""
     if hasattr(source, "__array__"):
         if stream is not None:
             raise AudioError(f"stream={stream} is for files, but an array was given; leave it out")
-        name, samples = "the array", _from_array(np.asarray(source), sampling_rate)
+        name = "the array"
+        samples, channels = _from_array(np.asarray(source), sampling_rate, separate)
     else:
         if sampling_rate is not None:
             raise AudioError(f"sampling_rate={sampling_rate} is for arrays, a file states its own; leave it out")
         with _binary_file(source) as (file, name):
-            samples = _from_file(file, name, stream)
+            samples, channels = _from_file(file, name, stream, separate)
     if not samples.any():
-        warnings.warn(f"{name} is digital silence: all samples are zero; is it the right recording?", stacklevel=2)
+        warnings.warn(f"{name} is digital silence: all samples are zero; is it the right recording?", stacklevel=3)
     elif len(samples) < _SHORT_S * SAMPLE_RATE:
         duration_ms = 1000 * len(samples) / SAMPLE_RATE
-        warnings.warn(f"{name} lasts only {duration_ms:.0f} ms; is it the right recording?", stacklevel=2)
-    return samples
+        warnings.warn(f"{name} lasts only {duration_ms:.0f} ms; is it the right recording?", stacklevel=3)
+    return samples, channels
 
 
 def pad_or_trim(waveform: Any, n_samples: int = 30 * SAMPLE_RATE) -> np.ndarray:
@@ -69,22 +85,27 @@ def pad_or_trim(waveform: Any, n_samples: int = 30 * SAMPLE_RATE) -> np.ndarray:
     return np.pad(waveform, [*[(0, 0)] * (waveform.ndim - 1), (0, n_samples - waveform.shape[-1])])
 
 
-def _from_array(array: np.ndarray, sampling_rate: int | None) -> np.ndarray:
-    """[N], [N, channels] or [channels, N] at sampling_rate -> [N] at 16 kHz."""
+def _from_array(array: np.ndarray, sampling_rate: int | None, separate: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """[N], [N, channels] or [channels, N] at sampling_rate -> what `_load` gives."""
     sampling_rate = SAMPLE_RATE if sampling_rate is None else sampling_rate
     if array.ndim not in (1, 2) or not array.size:
         raise AudioError(f"the array has shape {array.shape}; give at least one sample, as [N] or [N, channels]")
     if not (isinstance(sampling_rate, int | np.integer) and 1_000 <= sampling_rate <= 1_000_000):
         raise AudioError(f"sampling_rate={sampling_rate!r} must be an int of Hz, 1,000 to 1,000,000")
-    samples = _as_float(array)
-    if samples.ndim == 2:
-        samples = samples.mean(axis=int(np.argmin(samples.shape)))
+    channels = np.moveaxis(np.atleast_2d(_as_float(array)), np.argmin(np.atleast_2d(array).shape), 0)
+    samples = channels.mean(axis=0) if len(channels) > 1 else channels[0]
     if (peak := max(samples.max(), -samples.min())) > 10:
-        warnings.warn(f"the array reaches {peak:.0f}, but floats are taken to be in [-1, 1]; scale it", stacklevel=3)
-    if sampling_rate == SAMPLE_RATE:
-        return samples
-    seconds = range(0, len(samples), int(sampling_rate))
-    return _resampled((_mono_frame(samples[at : at + sampling_rate], sampling_rate) for at in seconds), "flt")
+        warnings.warn(f"the array reaches {peak:.0f}, but floats are taken to be in [-1, 1]; scale it", stacklevel=4)
+
+    def at_16_khz(samples: np.ndarray) -> np.ndarray:
+        if sampling_rate == SAMPLE_RATE:
+            return samples
+        resampler = _Resampler("flt", "mono")
+        for at in range(0, len(samples), int(sampling_rate)):
+            resampler.add(_mono_frame(samples[at : at + sampling_rate], sampling_rate))
+        return resampler.samples()[0]
+
+    return at_16_khz(samples), np.stack([*map(at_16_khz, channels)]) if separate else None
 
 
 def _as_float(array: np.ndarray) -> np.ndarray:
@@ -130,8 +151,8 @@ def _binary_file(source: Any) -> Iterator[tuple[BinaryIO, str]]:
         raise AudioError(f"audio of type {type(source).__name__} is not known; give a path, bytes, a file or an array")
 
 
-def _from_file(file: BinaryIO, name: str, stream: int | None) -> np.ndarray:
-    """Decodes one audio stream -> [N]; warns when parts of it are missing."""
+def _from_file(file: BinaryIO, name: str, stream: int | None, separate: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decodes one audio stream -> what `_load` gives; warns when parts of it are missing."""
     import av
 
     if not file.read(1):
@@ -148,7 +169,12 @@ def _from_file(file: BinaryIO, name: str, stream: int | None) -> np.ndarray:
         frames = _frames(container, audio, errors)
         if "mp4" in container.format.name and audio.duration and audio.time_base:
             frames = _without_padding(frames, audio.duration * audio.time_base)
-        samples = _resampled(frames, "s16")
+        mixed, apart = _Resampler("s16", "mono"), _Resampler("s16", None) if separate else None
+        for frame in frames:
+            mixed.add(frame)
+            if apart is not None:
+                apart.add(frame)
+        samples = mixed.samples()[0]
         stated_s = _stated_duration_s(container, audio)
     if not len(samples):
         raise AudioError(f"{name} holds no sound that can be decoded; is it a whole, supported file?")
@@ -157,8 +183,8 @@ def _from_file(file: BinaryIO, name: str, stream: int | None) -> np.ndarray:
     if duration_s < 0.95 * stated_s - 0.5:  # some files' durations are estimates
         damage.append(f"it ends after {duration_s:.1f} of the {stated_s:.1f} s that it states")
     if damage:
-        warnings.warn(f"{name} is damaged ({', '.join(damage)}); the rest is used", stacklevel=3)
-    return samples
+        warnings.warn(f"{name} is damaged ({', '.join(damage)}); the rest is used", stacklevel=4)
+    return samples, None if apart is None else apart.samples()
 
 
 def _choose_stream(container: av.container.InputContainer, name: str, stream: int | None) -> av.AudioStream:
@@ -222,23 +248,41 @@ def _cut(frame: av.AudioFrame, n_samples: int) -> av.AudioFrame:
     return cut
 
 
-def _resampled(frames: Iterable[av.AudioFrame], sample_format: str) -> np.ndarray:
-    """Mixes down to one channel and resamples with swresample's defaults -> [N] at 16 kHz; "s16" rounds to 16 bits."""
-    import av
+class _Resampler:
+    """Brings frames to 16 kHz with swresample's defaults, and to a layout of channels; None keeps the first frame's.
 
-    resampler, shape, mixable, chunks = None, None, True, []
-    for frame in chain(frames, [None]):
-        if frame is not None and shape != (shape := (frame.format.name, frame.layout.name, frame.sample_rate)):
+    sample_format: "flt" or "s16", which rounds to 16 bits; not planar, since PyAV reads no more than 8 planes.
+    """
+
+    def __init__(self, sample_format: str, layout: str | None):
+        self._format, self._layout = sample_format, layout
+        self._resampler: av.AudioResampler | None = None
+        self._shape: tuple[str, str, int] | None = None
+        self._mixable = True
+        self._chunks: list[np.ndarray] = []
+
+    def add(self, frame: av.AudioFrame) -> None:
+        import av
+
+        self._layout = self._layout or frame.layout.name
+        if self._shape != (shape := (frame.format.name, frame.layout.name, frame.sample_rate)):
             # A stream may change midway. Like ffmpeg, drop the millisecond that the old resampler still holds.
-            resampler, mixable = av.AudioResampler(sample_format, "mono", SAMPLE_RATE), _is_mixable(frame)
-        if frame is not None and not mixable:
-            frame = _mean_of_channels(frame)
-        if resampler is not None:
-            chunks += [out.to_ndarray()[0] for out in resampler.resample(frame) if out is not None]
-    if not chunks:
-        return np.zeros(0, np.float32)
-    samples = np.concatenate(chunks, dtype=np.float32)
-    return np.divide(samples, 2**15, out=samples) if sample_format == "s16" else samples
+            self._shape = shape
+            self._resampler = av.AudioResampler(self._format, self._layout, SAMPLE_RATE)
+            self._mixable = frame.layout.name == self._layout or _is_mixable(frame)
+        self._resample(frame if self._mixable else _mean_of_channels(frame))
+
+    def samples(self) -> np.ndarray:
+        """[channels, N] of all frames that were added."""
+        self._resample(None)
+        if not self._chunks:
+            return np.zeros((1, 0), np.float32)
+        samples = np.concatenate(self._chunks, axis=1, dtype=np.float32)
+        return np.divide(samples, 2**15, out=samples) if self._format == "s16" else samples
+
+    def _resample(self, frame: av.AudioFrame | None) -> None:
+        if self._resampler is not None:
+            self._chunks += [_unpacked(out) for out in self._resampler.resample(frame) if out is not None]
 
 
 def _is_mixable(frame: av.AudioFrame) -> bool:
@@ -253,9 +297,15 @@ def _is_mixable(frame: av.AudioFrame) -> bool:
 
 
 def _mean_of_channels(frame: av.AudioFrame) -> av.AudioFrame:
-    data = frame.to_ndarray()
-    channels = data if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels).T
-    return _mono_frame(_as_float(channels).mean(axis=0), frame.sample_rate)
+    import av
+
+    (packed,) = av.AudioResampler(frame.format.packed.name).resample(frame)
+    return _mono_frame(_as_float(_unpacked(packed)).mean(axis=0), frame.sample_rate)
+
+
+def _unpacked(frame: av.AudioFrame) -> np.ndarray:
+    """[channels, N]"""
+    return frame.to_ndarray().reshape(-1, frame.layout.nb_channels).T
 
 
 def _mono_frame(samples: np.ndarray, sampling_rate: int) -> av.AudioFrame:

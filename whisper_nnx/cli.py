@@ -8,143 +8,38 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import re
 import sys
 import textwrap
 import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from whisper_nnx.words import APPENDED, PREPENDED
-from whisper_nnx.writers import WRITERS, get_writer, make_output_folder, output_name
+from whisper_nnx.cli_options import (
+    DRIVER_OPTIONS,
+    OPTIONS,
+    OWN_OPTIONS,
+    OWN_TRANSCRIBE_OPTIONS,
+    SUBTITLE_OPTIONS,
+    TRANSCRIBE_OPTIONS,
+    VAD,
+    VAD_OPTIONS,
+)
+from whisper_nnx.subtitles import SubtitleOptions
+from whisper_nnx.writers import get_writer, make_output_folder, output_files, parse_formats
 
 if TYPE_CHECKING:
     import jax
 
     from whisper_nnx.model import Whisper
-
-T = TypeVar("T")
+    from whisper_nnx.results import Transcript
 
 NAME = "whisper-nnx"
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141  # 128 + the signal's number, as shells have it
 DEFAULT_DTYPE = {"cpu": "float32", "gpu": "float16", "tpu": "bfloat16"}
-# Options that go to `transcribe`, and those that go to the writers, under their own names.
-TRANSCRIBE_OPTIONS = (
-    *("verbose", "task", "language", "best_of", "beam_size", "patience", "length_penalty", "suppress_tokens"),
-    *("initial_prompt", "carry_initial_prompt", "condition_on_previous_text", "compression_ratio_threshold"),
-    *("logprob_threshold", "no_speech_threshold", "word_timestamps", "prepend_punctuations", "append_punctuations"),
-    *("clip_timestamps", "hallucination_silence_threshold"),
-)
-SUBTITLE_OPTIONS = ("highlight_words", "max_line_count", "max_line_width", "max_words_per_line")
-
-
-def _optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
-    def parse_unless_none(text: str) -> T | None:
-        return None if text.lower() == "none" else parse(text)
-
-    parse_unless_none.__name__ = parse.__name__  # argparse shows it: invalid int value
-    return parse_unless_none
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return text.lower() == "true"
-
-
-def _cache(text: str) -> bool | str:
-    return {"true": True, "false": False, "none": False}.get(text.lower(), text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
-    return int(text)
-
-
-def _language(text: str) -> str:
-    from whisper_nnx.languages import to_language_code
-
-    try:
-        return to_language_code(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _device(text: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(cpu|gpu|cuda|tpu)(?::(\d+))?", text.lower())
-    if not match:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no device; give cpu, gpu, cuda or tpu, with an index as in gpu:1"
-        )
-    return match[1], int(match[2] or 0)
-
-
-def _kind(parse: Callable[[str], Any], metavar: str | None, **more: Any) -> dict[str, Any]:
-    return {"type": parse, "metavar": metavar, **more}
-
-
-FLAG = _kind(_boolean, "{True,False}")
-NUMBER, NUMBER_OR_NONE = _kind(float, "X"), _kind(_optional(float), "X")
-WHOLE_OR_NONE, COUNT_OR_NONE = _kind(_optional(int), "N"), _kind(_optional(_count), "N")
-TEXT, FOLDER = _kind(str, "TEXT"), _kind(str, "FOLDER")
-TASK = _kind(str, None, choices=["transcribe", "translate"])
-DTYPE = _kind(str, None, choices=["float32", "bfloat16", "float16"])
-
-# Group -> options, each with its kind, default and help. The order is that of --help.
-OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
-    "model": [
-        ("--model", _kind(str, "NAME"), "turbo", "tiny, base.en, large-v3, turbo ...; a repository; a folder"),
-        ("--model_dir", FOLDER, None, "where downloads are kept (default: Hugging Face's cache)"),
-        ("--revision", TEXT, None, "branch, tag or commit of the repository"),
-        ("--token", TEXT, None, "for private repositories; better kept in the environment, as HF_TOKEN"),
-    ],
-    "task": [
-        ("--task", TASK, "transcribe", "write what is said, or its translation to English"),
-        ("--language", _kind(_optional(_language), "NAME"), None, "what is spoken: de, German (default: detect it)"),
-    ],
-    "decoding": [
-        ("--temperature", NUMBER, 0.0, "0 takes the most probable words, more samples them"),
-        ("--best_of", WHOLE_OR_NONE, 5, "samples of which the best is kept, at temperatures above 0"),
-        ("--beam_size", WHOLE_OR_NONE, 5, "beams of the search, at temperature 0; None is greedy"),
-        ("--patience", NUMBER_OR_NONE, None, "finished beams to wait for, times beam_size (default: 1.0)"),
-        ("--length_penalty", NUMBER_OR_NONE, None, "alpha, from 0 to 1 (default: divide by the length)"),
-        ("--suppress_tokens", _kind(_optional(str), "IDS"), "-1", "tokens never to write: 1,2,3; -1 is most symbols"),
-    ],
-    "long recordings": [
-        ("--initial_prompt", TEXT, None, "what may have been said before: names, spelling, style"),
-        ("--carry_initial_prompt", FLAG, False, "put it before every window, not the first alone"),
-        ("--condition_on_previous_text", FLAG, True, "tell each window what those before it said"),
-        ("--temperature_increment_on_fallback", NUMBER_OR_NONE, 0.2, "added for each new try, up to 1; None: one try"),
-        ("--compression_ratio_threshold", NUMBER_OR_NONE, 2.4, "try again if text repeats itself: compresses better"),
-        ("--logprob_threshold", NUMBER_OR_NONE, -1.0, "try again if the average token is less probable"),
-        ("--no_speech_threshold", NUMBER_OR_NONE, 0.6, "improbable text is silence if that is more probable"),
-        ("--clip_timestamps", TEXT, "0", "what to transcribe, in seconds: start,end,start,end,..."),
-    ],
-    "word timestamps": [
-        ("--word_timestamps", FLAG, False, "time every word, and refine the segments by it"),
-        ("--prepend_punctuations", TEXT, PREPENDED, "marks that belong to the word after them"),
-        ("--append_punctuations", TEXT, APPENDED, "marks that belong to the word before them"),
-        ("--hallucination_silence_threshold", NUMBER_OR_NONE, None, "skip longer silence, in s, beside invented text"),
-    ],
-    "subtitles (vtt and srt; these need --word_timestamps True)": [
-        ("--highlight_words", FLAG, False, "underline each word while it is spoken"),
-        ("--max_line_width", COUNT_OR_NONE, None, "characters of a line (default: no limit)"),
-        ("--max_line_count", COUNT_OR_NONE, None, "lines of a subtitle; needs --max_line_width (default: no limit)"),
-        ("--max_words_per_line", COUNT_OR_NONE, None, "words of a subtitle, instead of these two (default: no limit)"),
-    ],
-    "performance": [
-        ("--device", _kind(_device, "NAME"), None, "cpu, gpu, cuda, tpu; gpu:1 is the second (default: the fastest)"),
-        ("--dtype", DTYPE, None, "of the computation (default: float32 on CPUs, float16 on GPUs, bfloat16 on TPUs)"),
-        ("--fp16", FLAG, None, "True is --dtype float16 (on CPUs float32 all the same), False is --dtype float32"),
-        ("--threads", COUNT_OR_NONE, 0, "of the CPU; 0: one per core"),
-        ("--compilation_cache", _kind(_cache, "WHERE"), True, "keep compiled programs: True, False, or in this folder"),
-    ],
-}  # fmt: skip
+SHORT = {"--output_dir": ["-o"], "--output_format": ["-f"]}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -159,23 +54,25 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=_Help,
         add_help=False,
     )
-    group = parser.add_argument_group("input and output")
-    group.add_argument("audio", nargs="+", help='sound or video files; "-" is standard input and makes stdin.*')
-    group.add_argument("--output_dir", "-o", **FOLDER, default=".", help="where to write; made if missing")
-    group.add_argument("--output_format", "-f", choices=[*WRITERS, "all"], default="all", help="what to write")
-    verbose = "print the text as it comes (True), show a progress bar (False), or neither (None)"
-    group.add_argument("--verbose", type=_optional(_boolean), metavar="{True,False,None}", default=True, help=verbose)
+    for title, options in OPTIONS.items():
+        group = parser.add_argument_group(title)
+        if title == "input and output":
+            group.add_argument("audio", nargs="+", help='sound or video files; "-" is standard input and makes stdin.*')
+        for name, kind, default, text in options:
+            group.add_argument(name, *SHORT.get(name, []), **kind, default=default, help=text)
+    group = parser.add_argument_group("help")
     group.add_argument("--traceback", action="store_true", help="show where in the program an error happened")
     group.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show it and leave")
     group.add_argument("--help", "-h", action="help", help="show this and leave")
-    for title, options in OPTIONS.items():
-        group = parser.add_argument_group(title)
-        for name, kind, default, text in options:
-            group.add_argument(name, **kind, default=default, help=text)
     return parser
 
 
 class _Parser(argparse.ArgumentParser):
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """The options that begin so: openai-whisper's alone, where there are any. What is short there is short here."""
+        found = super()._get_option_tuples(option_string)
+        return [option for option in found if option[1].removeprefix("--") not in OWN_OPTIONS] or found
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{NAME}: error: {message} ({self.prog} --help lists the options)\n")
 
@@ -238,11 +135,11 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.threads:
         os.environ["PJRT_NPROC"] = str(args.threads)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    options = {name: getattr(args, name) for name in TRANSCRIBE_OPTIONS}
+    options = _transcribe_options(parser, args)
     try:
         make_output_folder(args.output_dir)
         options["temperature"] = _temperatures(args.temperature, args.temperature_increment_on_fallback)
-        _check_options(parser, options)
+        _check_options(parser, args, options)
         import jax
 
         if args.compilation_cache is False:
@@ -269,22 +166,50 @@ def _load_model(args: argparse.Namespace, device: jax.Device) -> Whisper:
     return load_model(args.model, dtype=dtype, cache_dir=args.model_dir, revision=args.revision, token=args.token)
 
 
-def _transcribe_files(model: Whisper, args: argparse.Namespace, options: dict[str, Any]) -> int:
-    """Every file, even after one that fails -> exit status."""
-    from whisper_nnx.transcribe import transcribe
+def _transcribe_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `transcribe`, without the temperatures; of our own options, those that were set."""
+    set_ = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
+    options = {name: getattr(args, name) for name in TRANSCRIBE_OPTIONS}
+    options |= {name: set_[name] for name in OWN_TRANSCRIBE_OPTIONS if name in set_}
+    if vad_parameters := {name.removeprefix(VAD): value for name, value in set_.items() if name in VAD_OPTIONS}:
+        options["vad_parameters"] = vad_parameters
+    return options
 
+
+def _transcribe_files(model: Whisper, args: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Every file, even after one that fails -> exit status. What is written of each is written when it is done."""
     write = get_writer(args.output_format, args.output_dir)
     subtitle_options = {name: getattr(args, name) for name in SUBTITLE_OPTIONS}
     status = 0
-    for audio in args.audio:
+    for audio, result in _transcripts(model, args, options):
         try:
-            write(transcribe(model, audio, **options), audio, **subtitle_options)
+            if isinstance(result, Exception):
+                raise result
+            write(result, audio, **subtitle_options)
         except BrokenPipeError:
             raise
         except Exception as error:
             _report(error, "standard input" if audio == "-" else audio, args.traceback)
             status = 1
     return status
+
+
+def _transcripts(
+    model: Whisper, args: argparse.Namespace, options: dict[str, Any]
+) -> Iterator[tuple[str, Transcript | Exception]]:
+    """(a file, what was said in it or why that is not known): together, as they are done, or one after the other."""
+    from whisper_nnx.transcribe import iter_transcripts, transcribe
+
+    if args.batch_size > 1 and len(args.audio) > 1:
+        for number, result in iter_transcripts(model, args.audio, **options):
+            yield args.audio[number], result
+        return
+    for audio in args.audio:
+        try:
+            one: Transcript | Exception = transcribe(model, audio, **options)
+        except Exception as error:
+            one = error
+        yield audio, one
 
 
 def _find_device(wanted: tuple[str, int] | None) -> jax.Device:
@@ -322,8 +247,14 @@ def _temperatures(first: float, increment: float | None) -> tuple[float, ...]:
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Options that exclude or need each other, and files whose outputs would overwrite each other's."""
-    if not args.word_timestamps and (given := [name for name in SUBTITLE_OPTIONS if getattr(args, name)]):
-        parser.error(f"--{given[0]} requires --word_timestamps True")
+    for name in SUBTITLE_OPTIONS:
+        needed = "token_timestamps" if name == "max_len" and not args.split_on_word else "word_timestamps"
+        if getattr(args, name) and not getattr(args, needed):
+            parser.error(f"--{name} requires --{needed} True")
+    if "json_full" in parse_formats(args.output_format) and not args.token_timestamps:
+        parser.error("--output_format json_full requires --token_timestamps True")
+    if args.print_colors and not args.verbose:
+        parser.error(f"--print_colors colours what --verbose True prints, but it is {args.verbose}")
     if args.fp16 is not None and args.dtype not in (None, "float16" if args.fp16 else "float32"):
         parser.error(f"--fp16 {args.fp16} contradicts --dtype {args.dtype}; drop one of the two")
     if args.temperature_increment_on_fallback is not None and not args.temperature_increment_on_fallback > 0:
@@ -334,28 +265,25 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         warnings.warn("--max_words_per_line has no effect with the other two limits", stacklevel=2)
     files_of = defaultdict(list)
     for audio in args.audio:
-        files_of[os.path.normcase(output_name(audio))].append(audio)
-    for name, files in files_of.items():
+        for output in output_files(audio, args.output_format):
+            files_of[os.path.normcase(output)].append(audio)
+    for output, files in files_of.items():
         if len(files) > 1:
-            parser.error(f"{' and '.join(files)} would all be written to {name}.*; rename them, or run once for each")
+            parser.error(f"{' and '.join(files)} would all be written to {output}; rename them, or run once for each")
 
 
-def _check_options(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
-    """Refuses what `transcribe` would refuse, before a large model is loaded."""
-    from whisper_nnx.decoding.options import DecodingOptions
-    from whisper_nnx.fallback import FallbackOptions
-    from whisper_nnx.longform import LongformOptions
-
-    def given(options_type: type) -> dict[str, Any]:
-        return {field.name: options[field.name] for field in fields(options_type) if field.name in options}
+def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Refuses what `transcribe` and the writers would refuse, before a large model is loaded."""
+    from whisper_nnx.options import TranscribeOptions
 
     try:
-        LongformOptions(**given(LongformOptions))
-        FallbackOptions(options["temperature"], **given(FallbackOptions))
-        window_options = given(DecodingOptions)
-        for name in ("temperature", "beam_size", "patience", "best_of"):  # FallbackOptions' business
-            del window_options[name]
-        DecodingOptions(**window_options)
+        if "alignment_heads" in options:
+            from whisper_nnx.timing import parse_heads
+
+            options["alignment_heads"] = parse_heads(options["alignment_heads"])
+        SubtitleOptions(**{name: getattr(args, name) for name in SUBTITLE_OPTIONS})
+        with warnings.catch_warnings(action="ignore"):  # they come again
+            TranscribeOptions.of(**{name: value for name, value in options.items() if name not in DRIVER_OPTIONS})
     except ValueError as error:
         parser.error(_one_line(error))
 

@@ -1,124 +1,79 @@
-"""Transcripts as files: txt, vtt, srt, tsv and json, with the content that openai-whisper gives them."""
+"""Transcripts as files: txt, vtt, srt, tsv and json with openai-whisper's content; csv, lrc, ass and json_full."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Result = Mapping[str, Any]  # a Transcript, or what was read back from its json
-Cue = tuple[float, float, str]  # start, end in s; text
+from whisper_nnx.subtitles import (
+    Piece,
+    Result,
+    SubtitleOptions,
+    cue_pieces,
+    has_words,
+    marked,
+    milliseconds,
+    spoken_text,
+    subtitle_cues,
+)
 
-_PAUSE_S = 3.0  # between the starts of two words: a new cue begins, where lines are limited
-_UNLIMITED = 1000  # characters of a line, words of a cue
+_ASS_HEAD = """\
+[Script Info]
+ScriptType: v4.00+
+PlayResX: 1920
+PlayResY: 1080
+ScaledBorderAndShadow: yes
+
+[V4+ Styles]
+Format: Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, Italic, Underline, \
+StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, Shadow, Alignment, MarginL, MarginR, MarginV, Encoding
+Style: Default,Arial,64,&H00FFFFFF,&H00909090,&H00000000,&H80000000,0,0,0,0,100,100,0,0,1,3,1,2,60,60,50,1
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+"""
 
 
 def format_timestamp(seconds: float, always_include_hours: bool = False, decimal_marker: str = ".") -> str:
     """`[hours:]minutes:seconds.milliseconds`; hours where there are any, or always. ValueError below zero."""
+    hours, minutes, whole_s, thousandths = _clock(seconds, 1000)
+    prefix = f"{hours:02d}:" if hours or always_include_hours else ""
+    return f"{prefix}{minutes:02d}:{whole_s:02d}{decimal_marker}{thousandths:03d}"
+
+
+def _clock(seconds: float, steps: int) -> tuple[int, int, int, int]:
+    """Hours, minutes, seconds, and the rest in `steps` per second. ValueError below zero."""
     if seconds < 0:
         raise ValueError(f"timestamp {seconds} s is negative; times count from the recording's begin")
-    minutes, milliseconds = divmod(_milliseconds(seconds), 60_000)
-    hours, minutes = divmod(minutes, 60)
-    whole_s, milliseconds = divmod(milliseconds, 1000)
-    prefix = f"{hours:02d}:" if hours or always_include_hours else ""
-    return f"{prefix}{minutes:02d}:{whole_s:02d}{decimal_marker}{milliseconds:03d}"
-
-
-def subtitle_cues(
-    result: Result,
-    *,
-    highlight_words: bool = False,
-    max_line_width: int | None = None,
-    max_line_count: int | None = None,
-    max_words_per_line: int | None = None,
-) -> Iterator[Cue]:
-    """What is to be seen on the screen, and when: one cue per segment or, of segments with words, by the options.
-
-    max_line_width: characters after which a line breaks. max_line_count: lines after which a new cue begins; together
-      with max_line_width, cues then follow the pauses of speech, not the segments.
-    max_words_per_line: words after which a new cue begins, unless cues go by lines.
-    highlight_words: one cue per word, underlined with <u>, and one for each gap between words.
-    None and 0 mean no limit. Raises ValueError for negative limits. Source: openai-whisper's SubtitlesWriter.
-    """
-    limits = {"line_width": max_line_width, "line_count": max_line_count, "words_per_line": max_words_per_line}
-    for name, limit in limits.items():
-        if limit is not None and limit < 0:
-            raise ValueError(f"max_{name}={limit} must be at least 1, or None for no limit")
-    segments = result["segments"]
-    if not segments or "words" not in segments[0]:
-        for segment in segments:
-            yield segment["start"], segment["end"], segment["text"].strip().replace("-->", "->")
-        return
-    for words in _word_groups(segments, max_line_width or None, max_line_count or None, max_words_per_line or None):
-        if highlight_words:
-            yield from _highlighted(words)
-        else:
-            yield words[0][0], words[-1][1], "".join(text for _, _, text in words)
-
-
-def _word_groups(
-    segments: Iterable[Mapping[str, Any]], line_width: int | None, line_count: int | None, words_per_cue: int | None
-) -> Iterator[list[Cue]]:
-    """The words of each cue; their texts, joined, are the cue's: with spaces, and line breaks where lines begin."""
-    keep_segments = line_width is None or line_count is None
-    group: list[Cue] = []
-    lines, width, previous_start_s = 1, 0, float("inf")
-    for segment in segments:
-        for index, word in enumerate(segment["words"]):
-            text = word["word"]
-            new_cue = bool(group) and keep_segments and index % (words_per_cue or _UNLIMITED) == 0
-            pause = not keep_segments and word["start"] - previous_start_s > _PAUSE_S
-            if width > 0 and width + len(text) <= (line_width or _UNLIMITED) and not (pause or new_cue):
-                width += len(text)
-            else:
-                text = text.strip()
-                full = line_count is not None and (pause or lines >= line_count)
-                if new_cue or (group and full):
-                    yield group
-                    group, lines = [], 1
-                elif width > 0:
-                    lines += 1
-                    text = f"\n{text}"
-                width = len(text.strip())
-            group.append((word["start"], word["end"], text))
-            previous_start_s = word["start"]
-    if group:
-        yield group
-
-
-def _highlighted(words: list[Cue]) -> Iterator[Cue]:
-    """The same text over and over: each word underlined while it is spoken, none between two words."""
-    texts = [text for _, _, text in words]
-    shown_until_s = words[0][0]
-    for i, (start_s, end_s, text) in enumerate(words):
-        if _milliseconds(shown_until_s) != _milliseconds(start_s):
-            yield shown_until_s, start_s, "".join(texts)
-        underlined = re.sub(r"^(\s*)(.*)$", r"\1<u>\2</u>", text)
-        yield start_s, end_s, "".join([*texts[:i], underlined, *texts[i + 1 :]])
-        shown_until_s = end_s
+    whole_s, rest = divmod(round(seconds * steps), steps)
+    return whole_s // 3600, whole_s // 60 % 60, whole_s % 60, rest
 
 
 def to_txt(result: Result, **_: Any) -> str:
     """One line per segment."""
-    return "".join(f"{segment['text'].strip()}\n" for segment in result["segments"])
+    return "".join(f"{spoken_text(segment)}\n" for segment in result["segments"])
 
 
 def to_vtt(result: Result, **options: Any) -> str:
-    """WebVTT; for the options see `subtitle_cues`."""
+    """WebVTT, whose own mark says who speaks; for the options see SubtitleOptions."""
     cues = (
         f"{format_timestamp(start_s)} --> {format_timestamp(end_s)}\n{text}\n\n"
-        for start_s, end_s, text in subtitle_cues(result, **options)
+        for start_s, end_s, text in subtitle_cues(result, speaker="<v Speaker{}>", **options)
     )
     return "".join(["WEBVTT\n\n", *cues])
 
 
 def to_srt(result: Result, **options: Any) -> str:
-    """SubRip: numbered cues, hours always, a comma before the milliseconds; for the options see `subtitle_cues`."""
+    """SubRip: numbered cues, hours always, a comma before the milliseconds; for the options see SubtitleOptions."""
 
     def time(seconds: float) -> str:
         return format_timestamp(seconds, always_include_hours=True, decimal_marker=",")
@@ -127,18 +82,113 @@ def to_srt(result: Result, **options: Any) -> str:
     return "".join(f"{i}\n{time(start_s)} --> {time(end_s)}\n{text}\n\n" for i, (start_s, end_s, text) in cues)
 
 
+def to_lrc(result: Result, **options: Any) -> str:
+    """Lyrics: `[minutes:seconds.hundredths]text`, a line per cue; for the options see SubtitleOptions.
+
+    Cues have no end there and one line; minutes go on after 59. highlight_words puts a word's time before it, `<...>`.
+    """
+
+    def time(seconds: float) -> str:
+        hours, minutes, whole_s, hundredths = _clock(seconds, 100)
+        return f"{60 * hours + minutes:02d}:{whole_s:02d}.{hundredths:02d}"
+
+    chosen = SubtitleOptions(**options)
+    by_word = chosen.highlight_words and has_words(result)
+    lines = []
+    for pieces in cue_pieces(result, chosen):
+        text = "".join(_behind(f"<{time(p.start_s)}>", p.text) if by_word else p.text for p in pieces)
+        line = _one_line(marked(text, pieces))
+        apart = " " if line.startswith("[") else ""  # what would be another time, if it looked like one
+        lines.append(f"[{time(pieces[0].start_s)}]{apart}{line}\n")
+    return "".join(lines)
+
+
+def to_ass(result: Result, **options: Any) -> str:
+    """Advanced SubStation Alpha; the words, where there are any, light up as they are spoken (karaoke, \\k).
+
+    For the options see SubtitleOptions. What would be a command there is replaced by what looks like it: braces by
+    their full-width forms, and behind a backslash comes U+2060, which is invisible.
+    """
+
+    def time(seconds: float) -> str:
+        hours, minutes, whole_s, hundredths = _clock(seconds, 100)
+        return f"{hours}:{minutes:02d}:{whole_s:02d}.{hundredths:02d}"
+
+    chosen = SubtitleOptions(**options)
+    timed = bool(chosen.max_len) or has_words(result)
+    events = []
+    for pieces in cue_pieces(result, chosen):
+        times = f"{time(pieces[0].start_s)},{time(pieces[-1].end_s)}"
+        text = marked(_karaoke(pieces) if timed else _ass_text(pieces[0].text), pieces)
+        events.append(f"Dialogue: 0,{times},Default,,0,0,0,,{text}\n")
+    return "".join([_ASS_HEAD, *events])
+
+
+def _karaoke(pieces: list[Piece]) -> str:
+    """The texts, each behind the hundredths of a second that it takes; silence has no text."""
+    parts = []
+    until = _hundredths(pieces[0].start_s)
+    for piece in pieces:
+        start, end = max(until, _hundredths(piece.start_s)), max(until, _hundredths(piece.end_s))
+        if start > until:
+            parts.append(f"{{\\k{start - until}}}")
+        parts.append(_behind(f"{{\\k{end - start}}}", _ass_text(piece.text)))
+        until = end
+    return "".join(parts)
+
+
+def _ass_text(text: str) -> str:
+    return text.translate({ord("\\"): "\\\u2060", ord("{"): "｛", ord("}"): "｝", ord("\n"): "\\N", ord("\r"): " "})
+
+
+def _behind(tag: str, text: str) -> str:
+    """The tag before the text, but behind the text's first space."""
+    word = text.lstrip(" ")
+    return f"{text[: len(text) - len(word)]}{tag}{word}"
+
+
 def to_tsv(result: Result, **_: Any) -> str:
     """Tab-separated start and end, in whole milliseconds, and text, under a line of headings."""
-    rows = (
-        f"{round(1000 * segment['start'])}\t{round(1000 * segment['end'])}\t{_one_cell(segment['text'])}\n"
-        for segment in result["segments"]
-    )
+    rows = []
+    for segment in result["segments"]:
+        text = _one_line(spoken_text(segment)).replace("\t", " ")
+        rows.append(f"{milliseconds(segment['start'])}\t{milliseconds(segment['end'])}\t{text}\n")
     return "".join(["start\tend\ttext\n", *rows])
+
+
+def to_csv(result: Result, **_: Any) -> str:
+    """Start and end, in whole milliseconds, and text, quoted, under a line of headings; with speakers, these too."""
+    segments = result["segments"]
+    with_speakers = any("speaker" in segment for segment in segments)
+    file = io.StringIO()
+    file.write("start,end,speaker,text\n" if with_speakers else "start,end,text\n")
+    writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    for segment in segments:
+        speaker = [segment.get("speaker", "")] if with_speakers else []
+        times = milliseconds(segment["start"]), milliseconds(segment["end"])
+        writer.writerow([*times, *speaker, spoken_text({**segment, "speaker": None})])
+    return file.getvalue()
 
 
 def to_json(result: Result, **_: Any) -> str:
     """The whole result; characters beyond ASCII are escaped."""
     return json.dumps(result)
+
+
+def to_json_full(result: Result, **_: Any) -> str:
+    """The whole result, to be read by people too, with id, text, probability and times of each token.
+
+    Raises ValueError for a result without these.
+    """
+    segments = []
+    for segment in result["segments"]:
+        if segment["tokens"] and "token_details" not in segment:
+            raise ValueError(
+                "json_full tells each token's probability and times; transcribe with token_timestamps=True"
+            )
+        details = [{**t, "probability": math.exp(t["logprob"])} for t in segment.get("token_details", [])]
+        segments.append({**segment, "token_details": details})
+    return json.dumps({**result, "segments": segments}, ensure_ascii=False, indent=2) + "\n"
 
 
 WRITERS: dict[str, Callable[..., str]] = {
@@ -147,24 +197,46 @@ WRITERS: dict[str, Callable[..., str]] = {
     "srt": to_srt,
     "tsv": to_tsv,
     "json": to_json,
+    "csv": to_csv,
+    "lrc": to_lrc,
+    "ass": to_ass,
+    "json_full": to_json_full,
 }
+OPENAI_FORMATS = ("txt", "vtt", "srt", "tsv", "json")  # which "all" means there, and here
+_ENDINGS = {"json_full": "full.json"}  # of the others, their own name
+
+
+def parse_formats(formats: str) -> list[str]:
+    """ "srt,json" -> ["srt", "json"]; "all" stands for openai-whisper's five. ValueError for an unknown one."""
+    names: list[str] = []
+    for name in formats.split(","):
+        if name != "all" and name not in WRITERS:
+            raise ValueError(f"format={name!r} is unknown; choose {', '.join(WRITERS)} or all")
+        names += OPENAI_FORMATS if name == "all" else [name]
+    return list(dict.fromkeys(names))
+
+
+def output_files(audio_path: str | os.PathLike[str], formats: str) -> list[str]:
+    """The names of the files that a recording gets, in the formats' order."""
+    return [f"{output_name(audio_path)}.{_ENDINGS.get(name, name)}" for name in parse_formats(formats)]
 
 
 def get_writer(format: str, output_dir: str | os.PathLike[str]) -> Callable[..., list[Path]]:
-    """A function `(result, audio_path, **options) -> paths` that writes `output_dir/NAME.format`; "all" writes all.
+    """A function `(result, audio_path, **options) -> paths` that writes `output_dir/NAME.format`.
 
-    NAME is that of the audio without folder and extension; options are those of `subtitle_cues`. A file is written as a
-    whole or not at all, in UTF-8 with "\\n" at line ends; an older one of the name is replaced.
-    Raises ValueError for an unknown format; the writer raises OSError where it cannot write.
+    format: one, several ("srt,json"), or "all", which means openai-whisper's: txt, vtt, srt, tsv and json. NAME is that
+    of the audio without folder and extension; json_full is written to NAME.full.json. Options are those of
+    SubtitleOptions. A file is written as a whole or not at all, in UTF-8 with "\\n" at line ends; an older one of the
+    name is replaced.
+    Raises ValueError for an unknown format; the writer raises OSError where it cannot write, and ValueError where the
+    result lacks what a format or option needs.
     """
-    if format != "all" and format not in WRITERS:
-        raise ValueError(f"format={format!r} is unknown; choose {', '.join(WRITERS)} or all")
-    formats = list(WRITERS) if format == "all" else [format]
+    names = parse_formats(format)
 
     def write(result: Result, audio_path: str | os.PathLike[str], **options: Any) -> list[Path]:
-        contents = {name: WRITERS[name](result, **options) for name in formats}
-        paths = [Path(output_dir) / f"{output_name(audio_path)}.{name}" for name in contents]
-        for path, content in zip(paths, contents.values(), strict=True):
+        contents = [WRITERS[name](result, **options) for name in names]
+        paths = [Path(output_dir) / file for file in output_files(audio_path, format)]
+        for path, content in zip(paths, contents, strict=True):
             _write_whole(path, content)
         return paths
 
@@ -203,9 +275,9 @@ def _write_whole(path: Path, content: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
+def _hundredths(seconds: float) -> int:
+    return round(seconds * 100)
 
 
-def _one_cell(text: str) -> str:
-    return text.strip().replace("\t", " ")
+def _one_line(text: str) -> str:
+    return " ".join(re.split(r"[\r\n]+", text))

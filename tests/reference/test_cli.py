@@ -51,6 +51,17 @@ def test_every_option_of_openai_whisper_exists_with_its_default(their_parser: ar
     assert different == {f"--{name}" for name in DECIDED_LATER}
 
 
+def test_every_beginning_of_an_option_that_is_enough_there_is_enough_here(
+    their_parser: argparse.ArgumentParser,
+) -> None:
+    parser = build_parser()
+    for name in options(their_parser):
+        for length in range(3, len(name)) if name.startswith("--") else ():
+            beginning = name[:length]
+            if len(their_parser._get_option_tuples(beginning)) == 1:
+                assert [found[1] for found in parser._get_option_tuples(beginning)] == [name]
+
+
 def test_every_choice_of_openai_whisper_is_accepted(their_parser: argparse.ArgumentParser) -> None:
     parser = build_parser()
     for name, action in options(their_parser).items():

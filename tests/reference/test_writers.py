@@ -1,15 +1,25 @@
-"""The files against those of openai-whisper, for any result."""
+"""The files against those of openai-whisper, and what public parsers read in them, for any result."""
 
+import csv
+import io
+import re
+from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pylrc
+import pysubs2
 import pytest
+import srt
+import webvtt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from whisper.utils import format_timestamp as reference_format_timestamp
 from whisper.utils import get_writer as reference_get_writer
 
-from whisper_nnx.writers import WRITERS, format_timestamp, get_writer
+from whisper_nnx.subtitles import subtitle_cues
+from whisper_nnx.writers import OPENAI_FORMATS, WRITERS, format_timestamp, get_writer
 
 Result = dict[str, Any]
 
@@ -17,6 +27,9 @@ TIMES_S = st.floats(0, 5000, allow_nan=False) | st.sampled_from([0.0, 0.0005, 0.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     [" -->", "\t a\t", "", " ", " one\ntwo", " a\n", "\n", "大", "\u2028", "\x1c"]
 )
+# Where the reference's files cannot be read back, ours differ: line breaks end a row, blank lines and arrows a cue.
+WHOLE_TEXTS = TEXTS.filter(lambda text: not re.search(r"[\r\n]", text.strip()))
+WHOLE_WORDS = TEXTS.filter(lambda text: text.strip() and not re.search(r"[\r\n]|-->", text))
 # 0 is "no limit", as None is.
 LIMITS = st.none() | st.integers(0, 30)
 OPTIONS = st.fixed_dictionaries(
@@ -31,14 +44,19 @@ OPTIONS = st.fixed_dictionaries(
 
 
 @st.composite
-def results(draw: st.DrawFn, with_words: bool) -> Result:
+def results(
+    draw: st.DrawFn,
+    with_words: bool,
+    texts: st.SearchStrategy[str] = WHOLE_TEXTS,
+    words_of: st.SearchStrategy[str] = WHOLE_WORDS,
+) -> Result:
     """Times in order, as `transcribe` makes them, with pauses of up to six seconds between words."""
     now_s = draw(TIMES_S)
     segments = []
-    for text in draw(st.lists(TEXTS, max_size=5)):
+    for text in draw(st.lists(texts, max_size=5)):
         words = []
         start_s = now_s
-        for word in draw(st.lists(TEXTS, max_size=8)):
+        for word in draw(st.lists(words_of, max_size=8)):
             word_start_s = now_s + draw(st.sampled_from([0.0, 0.0004, 0.1, 3.5, 6.0]))
             now_s = word_start_s + draw(st.sampled_from([0.0, 0.02, 0.3]))
             words.append({"word": word, "start": word_start_s, "end": now_s, "probability": 0.5})
@@ -60,9 +78,106 @@ def test_files_equal_those_of_openai_whisper_byte_for_byte(folder: Path, result:
     reference_get_writer("all", str(folder / "theirs"))(result, "some/talk.v2.wav", **options)
     for path in get_writer("all", folder / "ours")(result, "some/talk.v2.wav", **options):
         assert path.read_bytes() == (folder / "theirs" / path.name).read_bytes(), path.suffix
-    assert {p.name for p in (folder / "theirs").iterdir()} == {f"talk.v2.{format}" for format in WRITERS}
+    assert {p.name for p in (folder / "theirs").iterdir()} == {f"talk.v2.{format}" for format in OPENAI_FORMATS}
 
 
 @given(seconds=st.floats(0, 1e6), hours=st.booleans(), marker=st.sampled_from([".", ","]))
 def test_timestamps_equal_those_of_openai_whisper(seconds: float, hours: bool, marker: str) -> None:
     assert format_timestamp(seconds, hours, marker) == reference_format_timestamp(seconds, hours, marker)
+
+
+# No control characters: parsers take some of them for line ends.
+NASTY = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"], include_characters="\n\t"), max_size=12)
+NASTY |= st.sampled_from(
+    [" a --> b", "\n\n1\n\n", ' "a", b;', " {\\k5}x", " a\\Nb\\", " שלום", " 👩‍👩‍👧", "", " [0:01]", " <b>5 < 6</b>"]
+)
+NASTY_RESULTS = results(False, NASTY, NASTY) | results(True, NASTY, NASTY)
+
+
+def shown(text: str) -> list[str]:
+    """What of a text is left in any file, line by line: arrows are cut, blank lines dropped."""
+    return [line.strip() for line in text.replace("-->", "->").split("\n") if line.strip()]
+
+
+Cue = tuple[float, float, list[str]]
+
+
+def with_text(cues: Iterable[Cue]) -> list[Cue]:
+    return [cue for cue in cues if cue[2]]
+
+
+def expected(result: Result, per_s: int, **options: Any) -> list[Cue]:
+    """In steps of the format's clock."""
+    cues = subtitle_cues(result, **options)
+    return with_text((round(start * per_s), round(end * per_s), shown(text)) for start, end, text in cues)
+
+
+@settings(deadline=None)
+@given(result=NASTY_RESULTS, options=OPTIONS)
+def test_webvtt_is_read_back(result: Result, options: dict) -> None:
+    captions = webvtt.from_string(WRITERS["vtt"](result, **options))
+    read = [(c.start_time.in_milliseconds(), c.end_time.in_milliseconds(), shown(c.raw_text)) for c in captions]
+    assert with_text(read) == expected(result, 1000, **options)
+
+
+@settings(deadline=None)
+@given(result=NASTY_RESULTS, options=OPTIONS)
+def test_subrip_is_read_back(result: Result, options: dict) -> None:
+    ms = timedelta(milliseconds=1)
+    read = [(c.start // ms, c.end // ms, shown(c.content)) for c in srt.parse(WRITERS["srt"](result, **options))]
+    assert with_text(read) == expected(result, 1000, **options)
+
+
+@settings(deadline=None)
+@given(result=NASTY_RESULTS)
+def test_substation_is_read_back_and_its_karaoke_ends_with_the_cue(result: Result) -> None:
+    subtitles = pysubs2.SSAFile.from_string(WRITERS["ass"](result), format_="ass")
+    # What stands for a command's letters, and back.
+    texts = [e.plaintext.replace("\u2060", "").translate(str.maketrans("｛｝", "{}")) for e in subtitles]
+    read = [(e.start // 10, e.end // 10, shown(text)) for e, text in zip(subtitles, texts, strict=True)]
+    assert with_text(read) == expected(result, 100)
+    for event in subtitles:
+        counted = [int(hundredths) for hundredths in re.findall(r"{\\k(\d+)}", event.text)]
+        assert not counted or sum(counted) == (event.end - event.start) // 10
+
+
+@settings(deadline=None)
+@given(result=NASTY_RESULTS)
+def test_lyrics_are_read_back(result: Result) -> None:
+    cues = [(start, " ".join(lines)) for start, _, lines in expected(result, 100)]
+    lines = WRITERS["lrc"](result).replace("-->", "->").splitlines()
+    read = [re.fullmatch(r"\[(\d\d+):([0-5]\d)\.(\d\d)\](.*)", line).groups() for line in lines]
+    times = [(6000 * int(minutes) + 100 * int(whole_s) + int(rest), text) for minutes, whole_s, rest, text in read]
+    assert [(time, text.split()) for time, text in times if text.strip()] == [
+        (time, text.split()) for time, text in cues
+    ]
+    if all(time < 360_000 for time, _ in times):  # the parser knows no hours
+        lyrics = pylrc.parse("".join(f"{line}\n" for line in lines))
+        assert sorted((round(100 * line.time), line.text) for line in lyrics) == sorted(times)
+
+
+@settings(deadline=None)
+@given(result=NASTY_RESULTS)
+def test_tables_are_read_back(result: Result) -> None:
+    def milliseconds(row: dict) -> tuple[int, int]:
+        return int(row["start"]), int(row["end"])
+
+    times = [(round(1000 * s["start"]), round(1000 * s["end"])) for s in result["segments"]]
+    texts = [s["text"].strip() for s in result["segments"]]
+    rows = list(csv.DictReader(io.StringIO(WRITERS["csv"](result), newline="")))
+    assert [(milliseconds(row), row["text"]) for row in rows] == list(zip(times, texts, strict=True))
+    lines = WRITERS["tsv"](result).splitlines()
+    rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, restval=""))
+    assert [(milliseconds(row), row["text"].split()) for row in rows] == [
+        (time, text.split()) for time, text in zip(times, texts, strict=True)
+    ]
+
+
+@settings(deadline=None)
+@given(result=results(True, NASTY, NASTY), max_len=st.integers(1, 20))
+def test_cues_of_a_length_hold_every_word_once(result: Result, max_len: int) -> None:
+    cues = list(subtitle_cues(result, max_len=max_len, split_on_word=True))
+    words = [word["word"].replace("-->", "->") for segment in result["segments"] for word in segment["words"]]
+    letters = ["".join(text.split()) for text in words]
+    assert "".join("".join(text.split()) for *_, text in cues) == "".join(letters)
+    assert all(len(text) <= max_len or "".join(text.split()) in letters for *_, text in cues)

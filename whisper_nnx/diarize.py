@@ -1,0 +1,34 @@
+"""Who speaks in a stereo recording that has one speaker on each channel, by the louder channel, as in whisper.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from whisper_nnx.audio import SAMPLE_RATE, AudioError, load_channels
+
+_LOUDER = 1.1  # times the other channel: less does not tell
+
+
+def load_stereo(source: Any, sampling_rate: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The samples [N] of `load_audio`, and those of its two channels, [2, N]. AudioError if there are not two."""
+    samples, channels = load_channels(source, sampling_rate)
+    if len(channels) != 2:
+        count = f"{len(channels)} channel{'s' if len(channels) > 1 else ''}"
+        raise AudioError(f"the recording has {count}, but diarize compares 2; give a stereo recording or drop diarize")
+    return samples, channels
+
+
+def speakers(stereo: np.ndarray, spans: Iterable[tuple[float, float]]) -> list[str]:
+    """stereo [2, N] at 16 kHz, spans (start, end) in s -> the louder channel in each, "0" or "1"; "?" if none is.
+
+    Loudness is the sum of the samples' magnitudes, and must be 1.1 times that of the other channel.
+    """
+    found = []
+    for start_s, end_s in spans:
+        within = slice(*(max(0, round(time_s * SAMPLE_RATE)) for time_s in (start_s, end_s)))
+        left, right = np.abs(stereo[:, within]).sum(axis=1, dtype=np.float64)
+        found.append("0" if left > _LOUDER * right else "1" if right > _LOUDER * left else "?")
+    return found

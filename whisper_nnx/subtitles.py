@@ -1,0 +1,213 @@
+"""What a transcript shows on the screen, and when: the cues that the subtitle formats share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+Result = Mapping[str, Any]  # a Transcript, or what was read back from its json
+Segment = Mapping[str, Any]
+Cue = tuple[float, float, str]  # start, end in s; text
+
+SPEAKER, TURN = "(speaker {}) ", " [SPEAKER_TURN]"  # before and behind a text, as in whisper.cpp
+_PAUSE_S = 3.0  # between the starts of two words: a new cue begins, where lines are limited
+_UNLIMITED = 1000  # characters of a line, words of a cue
+
+
+@dataclass(frozen=True)
+class SubtitleOptions:
+    """How texts become cues: one per segment or, where there are words or tokens, by what is asked for.
+
+    max_line_width: characters after which a line breaks. max_line_count: lines after which a new cue begins; together
+      with max_line_width, cues then follow the pauses of speech, not the segments.
+    max_words_per_line: words after which a new cue begins, unless cues go by lines.
+    max_len: characters that a cue of one line may have, cut between tokens (which needs token_timestamps) or, with
+      split_on_word, between words (word_timestamps); what is longer by itself has a cue of its own.
+    highlight_words: one cue per word, underlined with <u>, and one for each gap between words.
+
+    None and 0 mean no limit; the marks of speakers are not counted. Raises ValueError for negative limits, and for
+    max_len beside the other three. Sources: openai-whisper's SubtitlesWriter; for max_len, whisper.cpp.
+    """
+
+    highlight_words: bool = False
+    max_line_width: int | None = None
+    max_line_count: int | None = None
+    max_words_per_line: int | None = None
+    max_len: int | None = None
+    split_on_word: bool = False
+
+    def __post_init__(self):
+        for field in fields(self):
+            limit = getattr(self, field.name)
+            if limit is not None and limit < 0:
+                raise ValueError(f"{field.name}={limit} must be at least 1, or None for no limit")
+        lines = [name for name in ("max_line_width", "max_line_count", "max_words_per_line") if getattr(self, name)]
+        if self.max_len and lines:
+            limit = f"{lines[0]}={getattr(self, lines[0])}"
+            raise ValueError(f"max_len={self.max_len} and {limit} cut cues by different rules; drop one of them")
+        if self.split_on_word and not self.max_len:
+            raise ValueError("split_on_word=True says where max_len cuts; give max_len too")
+        if self.highlight_words and self.max_len and not self.split_on_word:
+            raise ValueError(f"highlight_words with max_len={self.max_len} needs whole words; set split_on_word=True")
+
+
+class Piece(NamedTuple):
+    """A stretch of text and when it is spoken, in s; by whom, and whether another one goes on after it."""
+
+    start_s: float
+    end_s: float
+    text: str
+    speaker: str | None = None
+    turn: bool = False
+
+
+def spoken_text(segment: Segment) -> str:
+    """A segment's text with the marks of who speaks, where that is known."""
+    return marked(segment["text"].strip(), _of_segment(segment, [(0.0, 0.0, "")]))
+
+
+def marked(text: str, pieces: Sequence[Piece], mark: str = SPEAKER) -> str:
+    """A cue's text, and who speaks, and whether another one goes on, where that is known."""
+    who = "" if pieces[0].speaker is None else mark.format(pieces[0].speaker)
+    return f"{who}{text}{TURN if pieces[-1].turn else ''}"
+
+
+def subtitle_cues(result: Result, *, speaker: str = SPEAKER, **options: Any) -> Iterator[Cue]:
+    """Start and end in s, and text, of each cue, by SubtitleOptions; `speaker` is the mark that says who speaks.
+
+    A text has no blank lines and no arrows: both would end it in a file. Raises ValueError as SubtitleOptions does, and
+    where max_len lacks words or tokens.
+    """
+    chosen = SubtitleOptions(**options)
+    by_word = chosen.highlight_words and has_words(result)
+    for pieces in cue_pieces(result, chosen):
+        for start_s, end_s, text in _highlighted(pieces) if by_word else [_joined(pieces)]:
+            lines = re.split(r"[\r\n]+", marked(text, pieces, speaker).replace("-->", "->"))
+            yield start_s, end_s, "\n".join(filter(str.strip, lines))
+
+
+def cue_pieces(result: Result, options: SubtitleOptions) -> Iterator[list[Piece]]:
+    """The words, tokens or whole segment of each cue: their texts, joined, are the cue's, with its line breaks."""
+    segments = result["segments"]
+    if options.max_len:
+        cut = _words if options.split_on_word else _tokens
+        for segment in segments:
+            yield from _groups_by_length(cut(segment), options.max_len)
+    elif has_words(result):
+        limits = (options.max_line_width or None, options.max_line_count or None, options.max_words_per_line or None)
+        yield from _groups_by_lines(segments, *limits)
+    else:
+        yield from ([_whole(segment)] for segment in segments)
+
+
+def has_words(result: Result) -> bool:
+    return bool(result["segments"]) and "words" in result["segments"][0]
+
+
+def _whole(segment: Segment) -> Piece:
+    (piece,) = _of_segment(segment, [(segment["start"], segment["end"], segment["text"].strip())])
+    return piece
+
+
+def _words(segment: Segment) -> list[Piece]:
+    if "words" not in segment:
+        raise ValueError("max_len with split_on_word=True cuts between words; transcribe with word_timestamps=True")
+    return _of_segment(segment, [(word["start"], word["end"], word["word"]) for word in segment["words"]])
+
+
+def _tokens(segment: Segment) -> list[Piece]:
+    """The text, cut where tokens begin. What several tokens spell together stays whole; timestamps have no text."""
+    text, at = segment["text"], 0
+    if text and "token_details" not in segment:
+        raise ValueError(
+            "max_len cuts between tokens; transcribe with token_timestamps=True, or with word_timestamps=True and "
+            "set split_on_word=True"
+        )
+    pieces: list[Cue] = []
+    unspelled: list[Mapping[str, Any]] = []  # tokens that hold parts of characters
+    end = {"text": "", "start": segment["end"], "end": segment["end"]}
+    for token in [*segment.get("token_details", []), end]:
+        found = len(text) if token is end else text.find(token["text"], at)
+        if found < 0:
+            if "\ufffd" in token["text"]:
+                unspelled.append(token)
+            continue
+        if found > at:
+            spelling = unspelled or [token]
+            pieces.append((spelling[0]["start"], spelling[-1]["end"], text[at:found]))
+        if token["text"]:
+            pieces.append((token["start"], token["end"], token["text"]))
+        at, unspelled = found + len(token["text"]), []
+    return _of_segment(segment, pieces)
+
+
+def _of_segment(segment: Segment, pieces: list[Cue]) -> list[Piece]:
+    turns = [False] * (len(pieces) - 1) + [bool(segment.get("speaker_turn"))]
+    return [Piece(*piece, segment.get("speaker"), turn) for piece, turn in zip(pieces, turns, strict=False)]
+
+
+def _groups_by_length(pieces: Iterable[Piece], max_len: int) -> Iterator[list[Piece]]:
+    group: list[Piece] = []
+    width = 0
+    for piece in pieces:
+        if width and width + len(piece.text.rstrip()) > max_len:
+            yield group
+            group, width = [], 0
+        text = piece.text if width else piece.text.lstrip()
+        group.append(piece._replace(text=text))
+        width += len(text)
+    if group:
+        yield group
+
+
+def _groups_by_lines(
+    segments: Iterable[Segment], line_width: int | None, line_count: int | None, words_per_cue: int | None
+) -> Iterator[list[Piece]]:
+    keep_segments = line_width is None or line_count is None
+    group: list[Piece] = []
+    lines, width, previous_start_s = 1, 0, float("inf")
+    for segment in segments:
+        for index, word in enumerate(_words(segment)):
+            text = word.text
+            other_voice = bool(group) and (group[-1].turn or group[-1].speaker != word.speaker)
+            by_number = bool(group) and keep_segments and index % (words_per_cue or _UNLIMITED) == 0
+            new_cue = other_voice or by_number
+            pause = not keep_segments and word.start_s - previous_start_s > _PAUSE_S
+            if width > 0 and width + len(text) <= (line_width or _UNLIMITED) and not (pause or new_cue):
+                width += len(text)
+            else:
+                text = text.strip()
+                full = line_count is not None and (pause or lines >= line_count)
+                if new_cue or (group and full):
+                    yield group
+                    group, lines = [], 1
+                elif width > 0:
+                    lines += 1
+                    text = f"\n{text}"
+                width = len(text.strip())
+            group.append(word._replace(text=text))
+            previous_start_s = word.start_s
+    if group:
+        yield group
+
+
+def _joined(pieces: list[Piece]) -> Cue:
+    return pieces[0].start_s, pieces[-1].end_s, "".join(piece.text for piece in pieces)
+
+
+def _highlighted(words: list[Piece]) -> Iterator[Cue]:
+    """The same text over and over: each word underlined while it is spoken, none between two words."""
+    texts = [word.text for word in words]
+    shown_until_s = words[0].start_s
+    for i, (start_s, end_s, text, *_) in enumerate(words):
+        if milliseconds(shown_until_s) != milliseconds(start_s):
+            yield shown_until_s, start_s, "".join(texts)
+        underlined = re.sub(r"^(\s*)(.*)$", r"\1<u>\2</u>", text)
+        yield start_s, end_s, "".join([*texts[:i], underlined, *texts[i + 1 :]])
+        shown_until_s = end_s
+
+
+def milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
