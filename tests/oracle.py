@@ -1,6 +1,7 @@
 """Independent second opinions: the network in numpy, the timestamp rules one by one, decoding without a cache."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import jax
@@ -106,6 +107,34 @@ def timestamp_oracle(
     return np.where([token in allowed for token in vocabulary], logits, -np.inf)
 
 
+def is_text(token: int, special: SpecialTokens) -> bool:
+    return token < special.eot or token > special.timestamp_end
+
+
+def repetition_oracle(
+    logits: np.ndarray, said: Sequence[int], penalty: float, ngram: int, special: SpecialTokens
+) -> np.ndarray:
+    """One row's logits [V] after the rules on what was said."""
+    logits = logits.copy()
+    for token in {token for token in said if is_text(token, special)}:
+        logits[token] *= 1 / penalty if logits[token] > 0 else penalty
+    there = {tuple(said[i : i + ngram]) for i in range(len(said) - ngram + 1)} if ngram else set()
+    for token in {gram[-1] for gram in there if is_text(gram[-1], special)}:
+        if (*said[len(said) - ngram + 1 :], token) in there:
+            logits[token] = -np.inf
+    return logits
+
+
+def has_loop(sampled: Sequence[int], repeats: int | None, special: SpecialTokens) -> bool:
+    """Somewhere up to 16 text tokens come so many times in a row."""
+    text = [token for token in sampled if is_text(token, special)]
+    return repeats is not None and any(
+        text[start : start + period * repeats] == text[start : start + period] * repeats
+        for period in range(1, 17)
+        for start in range(len(text) - period * repeats + 1)
+    )
+
+
 class PlainDecoder:
     """One window, one sequence at a time, without a cache.
 
@@ -118,13 +147,19 @@ class PlainDecoder:
         self.model, self.options, self.start, self.said = model, options, [*start], [*said]
         self.special, self.context = model.tokenizer.special, model.config.max_target_positions
         self.audio = encode(model, jnp.broadcast_to(mel, (ROWS, *mel.shape)))
-        self.limit = min(options.sample_len or self.context // 2, self.context - len(start) + 1)
+        self.limit = min(
+            options.max_new_tokens or options.sample_len or self.context // 2, self.context - len(start) + 1
+        )
         self.never = self._never()
 
     def _never(self) -> set[int]:
         """What is not sampled, whatever comes before."""
         special, tokenizer = self.special, self.model.tokenizer
-        tasks = {special.transcribe, special.translate, special.sot, special.sot_prev, special.sot_lm}
+        tasks = {special.transcribe, special.translate, special.sot, special.sot_prev}
+        tasks |= set() if self.options.tinydiarize else {special.sot_lm}
+        if (regex := self.options.suppress_regex) is not None:
+            texts = ((i, tokenizer.decode([i])) for i in range(special.eot))
+            tasks |= {i for i, text in texts if re.fullmatch(regex, text)}
         without_a_token = set(range(tokenizer.known_ids.sum(), self.model.config.vocab_size))
         asked = {i for i in self.options.suppress_tokens if i >= 0}
         usual = tokenizer.non_speech_tokens if -1 in self.options.suppress_tokens else ()
@@ -139,14 +174,19 @@ class PlainDecoder:
     def logprobs(self, sampled: Sequence[int]) -> np.ndarray:
         """Of the token after `sampled`, behind all filters: [V]."""
         logits = self.logits([*self.start, *sampled])[-1].astype(np.float64)
+        o, said = self.options, [*self.said, *sampled]
+        logits = repetition_oracle(logits, said, o.repetition_penalty, o.no_repeat_ngram_size, self.special)
         logits[[*self.never]] = -np.inf
         if self.options.suppress_blank and not sampled:
             logits[[*self.model.tokenizer.encode(" "), self.special.eot]] = -np.inf
         if not self.options.without_timestamps:
             seconds = self.options.max_initial_timestamp
             steps = None if seconds is None else round(seconds / 0.02)
-            logits = timestamp_oracle(logits, [*self.said, *sampled], steps, self.special)
+            logits = timestamp_oracle(logits, said, steps, self.special)
         return logits - np.log(np.exp(logits).sum())
+
+    def loops(self, sampled: Sequence[int]) -> bool:
+        return has_loop(sampled, self.options.max_repeats, self.special)
 
     def greedy(self) -> tuple[tuple[int, ...], float]:
         """(tokens, sum of the log-probabilities with that of the end)."""
@@ -158,6 +198,8 @@ class PlainDecoder:
             if best == self.special.eot:
                 break
             tokens += (best,)
+            if self.loops(tokens):
+                break
         return tokens, total
 
     def beam(self) -> tuple[tuple[int, ...], float]:
@@ -180,7 +222,7 @@ class PlainDecoder:
                     ended[tokens[:-1]] = longer[tokens]
                 if len(going) == size:
                     break
-            if len(ended) == wanted:
+            if len(ended) == wanted or self.loops(next(iter(going))):
                 break
         while len(ended) < size and going:
             best = max(going, key=going.get)

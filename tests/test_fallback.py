@@ -12,7 +12,7 @@ GOOD: dict[str, Any] = {"avg_logprob": -0.3, "compression_ratio": 1.5, "no_speec
 NAN = float("nan")
 
 
-def result(**changes: float) -> DecodingResult:
+def result(**changes: Any) -> DecodingResult:
     return DecodingResult(audio_features=None, language="de", **{**GOOD, **changes})
 
 
@@ -26,6 +26,9 @@ def result(**changes: float) -> DecodingResult:
         ({"logprob_threshold": -0.2}, {}, True),
         ({}, {"compression_ratio": 2.5}, True),
         ({}, {"compression_ratio": 2.4}, False),
+        ({}, {"looped": True}, True),
+        ({"compression_ratio_threshold": None, "logprob_threshold": None}, {"looped": True}, True),
+        ({}, {"looped": True, "no_speech_prob": 0.9, "avg_logprob": -1.1}, False),
         ({"compression_ratio_threshold": None}, {"compression_ratio": 9.0}, False),
         ({}, {"no_speech_prob": 0.9}, False),
         ({}, {"no_speech_prob": 0.9, "compression_ratio": 2.5}, True),
@@ -67,6 +70,13 @@ def test_beams_are_for_temperature_zero_and_samples_for_those_above():
     assert cold.prompt == warm.prompt == (1, 2)
 
 
+def test_each_temperature_gives_as_many_candidates_as_it_has_up_to_n_best():
+    ladder = FallbackOptions(beam_size=5, n_best=3)
+    assert [ladder.options_at(t, DecodingOptions()).n_best for t in (0.0, 0.4)] == [3, 1]
+    ladder = FallbackOptions(beam_size=2, best_of=7, n_best=3)
+    assert [ladder.options_at(t, DecodingOptions()).n_best for t in (0.0, 0.4)] == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -75,6 +85,10 @@ def test_beams_are_for_temperature_zero_and_samples_for_those_above():
         ({"beam_size": 0}, "beam_size=0"),
         ({"patience": 2.0}, "patience=2.0"),
         ({"best_of": 0}, "best_of=0"),
+        ({"n_best": 0}, "n_best=0"),
+        ({"n_best": "all"}, "n_best='all'"),
+        ({"n_best": 6, "beam_size": 5}, "n_best=6.*got 5 and None"),
+        ({"n_best": 5, "beam_size": 5, "temperatures": (0.2,)}, "n_best=5"),
     ],
 )
 def test_a_ladder_that_cannot_be_climbed_is_refused_before_work_begins(options, told):

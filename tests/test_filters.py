@@ -1,5 +1,7 @@
 """The rules on logits against an independent reading of them, one row at a time."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,6 +105,14 @@ def test_an_added_token_is_text_and_not_a_later_timestamp():
 
 def test_the_token_that_switches_timestamps_off_is_never_sampled():
     assert SPECIAL.no_timestamps not in allowed([11, 1], favoured=(SPECIAL.no_timestamps, 0))
+
+
+def test_a_turn_of_speakers_may_come_where_text_may():
+    special = replace(SPECIAL, sot_lm=5, sot=4)
+    for said in ([], [11], [11, 1], [11, 5], [11, 1, 14], [11, 1, 14, 14]):
+        history, limit = TimestampHistory.of([said], special), jnp.array([NO_LIMIT])
+        (found,) = rules(jnp.zeros((1, V)).at[:, :6].set(9.0), history, limit, special)
+        assert np.isfinite(found[5]) == np.isfinite(found[0])
 
 
 @pytest.mark.parametrize("shape", [(V,), (ROWS, V)])

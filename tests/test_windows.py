@@ -1,5 +1,6 @@
 """Around the decoding of windows: what it starts with, languages, what is compiled when, and what cannot be done."""
 
+import re
 import zlib
 from dataclasses import replace
 
@@ -14,7 +15,16 @@ from tests.oracle import ROWS, PlainDecoder
 from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer  # noqa: F401
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model import Whisper
-from whisper_nnx.windows import compression_ratio, decode, decode_windows, detect_language, encode_windows, initial_ids
+from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.windows import (
+    _suppressed,
+    compression_ratio,
+    decode,
+    decode_windows,
+    detect_language,
+    encode_windows,
+    initial_ids,
+)
 
 CONTEXT = small_config().max_target_positions
 TOKENIZER = small_tokenizer()
@@ -95,6 +105,91 @@ def test_the_start_names_language_and_task():
 def test_an_english_only_start_names_no_language_and_no_task():
     english = small_tokenizer(languages=())
     assert initial_ids(DecodingOptions(), english, CONTEXT) == ([english.special.sot], 0, [])
+
+
+# What is never sampled.
+
+
+@pytest.mark.parametrize("regex", [".*[13579]", " ?[a-z]", " ", "é?"])
+def test_tokens_of_which_the_whole_text_matches_are_never_sampled(model, regex):
+    options = replace(GERMAN, suppress_tokens=(), suppress_regex=regex)
+    never, _ = _suppressed(TOKENIZER, model.config.vocab_size, options)
+    usual, _ = _suppressed(TOKENIZER, model.config.vocab_size, replace(options, suppress_regex=None))
+    texts = {i for i in range(SPECIAL.eot) if re.fullmatch(regex, TOKENIZER.decode([i]))}
+    assert {*np.flatnonzero(never)} - {*np.flatnonzero(usual)} == texts
+    assert texts or regex == "é?"
+
+
+def test_rows_with_different_regular_expressions_are_decoded_each_by_its_own(model, mel):
+    options = [replace(GERMAN, suppress_regex=regex, without_timestamps=True) for regex in (None, ".*", "[^a-y]*", "z")]
+    results = decode_windows(model, encode_windows(model, mel), options, range(ROWS))
+    for result, window, o in zip(results, mel, options, strict=True):
+        tokens, _ = PlainDecoder(model, window, o, [*start_of(), SPECIAL.no_timestamps]).greedy()
+        assert result.tokens == tokens
+
+
+def test_turns_of_speakers_are_told_only_where_asked_for_and_are_no_text(mel):
+    eager = small_model(decoder_layers=1)
+    eager.decoder.layer_norm.bias[...] = 3 * eager.decoder.embed_tokens.embedding[SPECIAL.sot_lm]
+    options = replace(GERMAN, max_new_tokens=9)
+    for result, window in zip(decode(eager, mel, options, tinydiarize=True), mel, strict=True):
+        tokens, _ = PlainDecoder(eager, window, replace(options, tinydiarize=True), start_of()).greedy()
+        assert result.tokens == tokens
+        assert SPECIAL.sot_lm in tokens
+        assert result.text == TOKENIZER.decode(i for i in tokens if i != SPECIAL.sot_lm).strip()
+    assert not any(SPECIAL.sot_lm in result.tokens for result in decode(eager, mel, options))
+
+
+def test_turns_of_speakers_need_a_token(model, mel):
+    deaf = small_model(decoder_layers=1)
+    files = {name: data.replace(b"<|startoflm|>", b"<|other|>") for name, data in TOKENIZER.files.items()}
+    deaf.tokenizer = Tokenizer.from_files(files, model.config.vocab_size)
+    with pytest.raises(ValueError, match="tinydiarize=True"):
+        decode(deaf, mel, GERMAN, tinydiarize=True)
+
+
+# What else they may say, and what is done meanwhile.
+
+
+@pytest.mark.parametrize(
+    "strategy", [{"beam_size": 3}, {"beam_size": 3, "length_penalty": 0.3}, {"temperature": 0.7, "best_of": 3}]
+)
+def test_the_alternatives_are_the_best_candidates_in_order(model, mel, strategy):
+    options = replace(GERMAN, **strategy)
+
+    def score(a):
+        total, n, alpha = a.avg_logprob * (len(a.tokens) + 1), len(a.tokens), options.length_penalty
+        return total / (n if alpha is None else ((5 + n) / 6) ** alpha)
+
+    results = [decode(model, mel, options, n_best=n) for n in (1, 2, 3)]
+    for one, two, three in zip(*results, strict=True):
+        assert one.alternatives == ()
+        assert two.alternatives == three.alternatives[:2]
+        first = three.alternatives[0]
+        assert (first.tokens, first.text, first.avg_logprob) == (one.tokens, one.text, one.avg_logprob)
+        assert {r.tokens for r in (one, two, three)} == {one.tokens}
+        assert len({a.tokens for a in three.alternatives}) == 3
+        assert [*map(score, three.alternatives)] == sorted(map(score, three.alternatives), reverse=True)
+        assert all(a.text == TOKENIZER.decode(a.tokens).strip() for a in three.alternatives)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [GERMAN] * ROWS,
+        [GERMAN, replace(GERMAN, suppress_blank=False), None, replace(GERMAN, suppress_tokens=())],
+        [replace(GERMAN, task="lang_id")] * ROWS,
+        [None] * ROWS,
+    ],
+    ids=["one program", "three", "languages alone", "idle"],
+)
+def test_something_else_is_done_once_while_windows_are_decoded(model, mel, options, monkeypatch):
+    done = []
+    fetch = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: done.append("fetched") or fetch(x))
+    decode_windows(model, encode_windows(model, mel), options, range(ROWS), meanwhile=lambda: done.append("meanwhile"))
+    assert done.count("meanwhile") == 1
+    assert done[0] == "meanwhile"
 
 
 # Languages.
@@ -234,6 +329,9 @@ def test_nothing_is_compiled_after_the_first_call(model, mel, compilations, stra
         {"suppress_tokens": None},
         {"suppress_blank": False},
         {"length_penalty": 0.5},
+        {"max_new_tokens": 3},
+        {"suppress_regex": "a"},
+        {"tinydiarize": True},
     ):
         decode(model, mel, replace(GERMAN, **changes), **strategy)
     for temperature in (0.2, 1.0) if strategy.get("temperature") else (0.0,):

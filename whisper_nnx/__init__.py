@@ -26,8 +26,9 @@ _EXPORTS = {
         "create_whisper_turbo",
     ],
     "whisper_nnx.decoding.options": ["DecodingOptions"],
-    "whisper_nnx.windows": ["DecodingResult", "decode", "detect_language"],
-    "whisper_nnx.transcribe": ["iter_segments", "transcribe"],
+    "whisper_nnx.windows": ["Alternative", "DecodingResult", "decode", "detect_language"],
+    "whisper_nnx.vad": ["VadOptions", "speech_spans"],
+    "whisper_nnx.transcribe": ["iter_segments", "iter_transcripts", "transcribe"],
     "whisper_nnx.writers": ["get_writer"],
     "weight_loader": [
         "download_whisper_weights",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 
 from whisper_nnx.cache import KeysValues
 from whisper_nnx.config import WhisperConfig
-from whisper_nnx.decoding.filters import NO_LIMIT, TimestampHistory
+from whisper_nnx.decoding.filters import NO_LIMIT, Repetition, TimestampHistory
 from whisper_nnx.decoding.language import language_probs
 from whisper_nnx.decoding.loop import DecodingBatch, generate, padded_positions
 from whisper_nnx.decoding.options import DecodingOptions
@@ -36,11 +38,22 @@ class EncodedWindows(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """One of the things that a window may say; avg_logprob as in DecodingResult."""
+
+    tokens: tuple[int, ...]
+    text: str
+    avg_logprob: float
+
+
+@dataclass(frozen=True)
 class DecodingResult:
     """What a window says. avg_logprob is the mean over the tokens and the end of text, as openai-whisper takes it.
 
     language_probs: by code, None unless the language was detected. token_logprobs: one for each of `tokens`, after the
     filters. compression_ratio: of the text, by zlib; high where it repeats itself. audio_features [T,D].
+    looped: it repeated itself max_repeats times, and was stopped. alternatives: with n_best above 1, so many candidates
+    in order; the first is what the window says.
     """
 
     audio_features: jax.Array
@@ -53,6 +66,8 @@ class DecodingResult:
     temperature: float = np.nan
     compression_ratio: float = np.nan
     token_logprobs: tuple[float, ...] = ()
+    looped: bool = False
+    alternatives: tuple[Alternative, ...] = ()
 
 
 def decode(
@@ -136,12 +151,18 @@ def most_probable(probs: dict[str, float]) -> str:
 
 
 def decode_windows(
-    model: Whisper, encoded: EncodedWindows, options: Sequence[DecodingOptions | None], seeds: Sequence[int]
+    model: Whisper,
+    encoded: EncodedWindows,
+    options: Sequence[DecodingOptions | None],
+    seeds: Sequence[int],
+    *,
+    meanwhile: Callable[[], None] | None = None,
 ) -> list[DecodingResult | None]:
     """Decodes encoded windows, each with its own options and seed; a row without options stands idle.
 
     Rows that need different programs (beams, samples, other suppressed tokens) are decoded one program after the other,
-    each with the rest idle, so that only the number of rows decides what is compiled.
+    each with the rest idle, so that only the number of rows decides what is compiled. `meanwhile` is called once, while
+    the device decodes.
     """
     tokenizer = tokenizer_of(model)
     options, probs = _with_languages(model, encoded, options)
@@ -151,10 +172,13 @@ def decode_windows(
         if o is not None:
             results[row] = DecodingResult(encoded.features[row], o.language or "en", probs.get(row))
             if o.task != "lang_id":
-                together[_strategy(o), o.suppress_tokens, o.suppress_blank].append(row)
-    for (strategy, _, _), rows in together.items():
+                together[_strategy(o), *_suppression(o)].append(row)
+    for (strategy, *_), rows in together.items():
         batch = _batch(model.config, tokenizer, [o if r in rows else None for r, o in enumerate(options)], seeds)
         generated = generate(model.decoder, encoded.cross, batch, strategy, tokenizer.special)
+        if meanwhile is not None:
+            meanwhile()
+            meanwhile = None
         candidates, no_speech = jax.device_get(tuple(generated))
         for row in rows:
             known, o = results[row], options[row]
@@ -162,6 +186,8 @@ def decode_windows(
             assert o is not None
             chosen = _best(tokenizer, o, jax.tree.map(lambda x, row=row: x[row], candidates))
             results[row] = replace(known, no_speech_prob=float(no_speech[row]), **chosen)
+    if meanwhile is not None:  # nothing was to be decoded
+        meanwhile()
     return results
 
 
@@ -193,6 +219,11 @@ def _strategy(options: DecodingOptions) -> Sampling | Beam:
     return Sampling(options.best_of or 1)
 
 
+def _suppression(options: DecodingOptions) -> tuple[Any, ...]:
+    """All that decides what is never sampled."""
+    return options.suppress_tokens, options.suppress_blank, options.suppress_regex, options.tinydiarize
+
+
 def _batch(
     config: WhisperConfig, tokenizer: Tokenizer, options: Sequence[DecodingOptions | None], seeds: Sequence[int]
 ) -> DecodingBatch:
@@ -206,7 +237,10 @@ def _batch(
         row[: len(ids)] = ids
 
     def limit(o: DecodingOptions | None, ids: Sequence[int]) -> int:
-        return min(o.sample_len or n_ctx // 2, n_ctx - len(ids) + 1) if o else 0  # the last one sampled is not fed
+        if o is None:
+            return 0
+        most = o.max_new_tokens or o.sample_len or n_ctx // 2
+        return min(most, n_ctx - len(ids) + 1)  # the last one sampled is not fed
 
     def max_initial(o: DecodingOptions) -> int:
         s = o.max_initial_timestamp
@@ -224,7 +258,17 @@ def _batch(
         history=TimestampHistory.of([i.prefix for i in initial], special),
         suppressed=suppressed,
         suppressed_first=suppressed_first,
+        repetition=_repetition(options, [i.prefix for i in initial], padded.shape[1]),
     )
+
+
+def _repetition(
+    options: Sequence[DecodingOptions | None], prefixes: Sequence[Sequence[int]], size: int
+) -> Repetition | None:
+    """What the rows may repeat; None, so that nothing is spent on it, if no row asks for a limit."""
+    off = (1.0, 0, None)
+    asked = [(o.repetition_penalty, o.no_repeat_ngram_size, o.max_repeats) if o else off for o in options]
+    return Repetition.of(prefixes, size, *zip(*asked, strict=True)) if {*asked} != {off} else None
 
 
 class InitialIds(NamedTuple):
@@ -275,7 +319,15 @@ def _suppressed(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions)
     never[[int(i) for i in ids if int(i) >= 0]] = True
     if -1 in ids:
         never[list(tokenizer.non_speech_tokens)] = True
-    tasks = (special.transcribe, special.translate, special.sot, special.sot_prev, special.sot_lm, special.no_speech)
+    if options.suppress_regex is not None:
+        never[_matching_tokens(tokenizer, options.suppress_regex)] = True
+    tasks = [special.transcribe, special.translate, special.sot, special.sot_prev, special.no_speech]
+    if not options.tinydiarize:
+        tasks.append(special.sot_lm)
+    elif special.sot_lm is None:
+        raise ValueError(
+            "tinydiarize=True: this checkpoint has no <|startoflm|> to mark the turns of speakers; drop it"
+        )
     never[[i for i in tasks if i is not None]] = True
     if never.all():
         raise ValueError(f"suppress_tokens leaves none of the {vocab_size} tokens to sample; drop some")
@@ -283,6 +335,13 @@ def _suppressed(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions)
     if options.suppress_blank:
         first[[*tokenizer.blank_tokens, special.eot]] = True
     return never, first
+
+
+@lru_cache(maxsize=8)
+def _matching_tokens(tokenizer: Tokenizer, pattern: str) -> list[int]:
+    """Ids of the text tokens that match as a whole, as whisper.cpp has it (std::regex_match)."""
+    whole = re.compile(pattern)
+    return [i for i in tokenizer.text_tokens(range(tokenizer.vocab_size)) if whole.fullmatch(tokenizer.decode([i]))]
 
 
 def _best(tokenizer: Tokenizer, options: DecodingOptions, candidates: Candidates) -> dict[str, Any]:
@@ -294,17 +353,23 @@ def _best(tokenizer: Tokenizer, options: DecodingOptions, candidates: Candidates
         # max: for a sequence without a token the reference divides by zero
         return totals[k] / (max(n, 1) if alpha is None else ((5 + n) / 6) ** alpha)
 
-    best = max((k for k in range(len(lengths)) if candidates.valid[k]), key=score, default=0)
-    n = lengths[best]
-    tokens = tuple(candidates.tokens[best, :n].tolist())
-    text = tokenizer.decode(tokens).strip()
+    def alternative(k: int) -> Alternative:
+        tokens = tuple(candidates.tokens[k, : lengths[k]].tolist())
+        text = tokenizer.decode(i for i in tokens if i != tokenizer.special.sot_lm)  # a speaker's turn is no text
+        return Alternative(tokens, text.strip(), totals[k] / (lengths[k] + 1))
+
+    valid = [k for k in range(len(lengths)) if candidates.valid[k]]
+    ranked = sorted(valid, key=score, reverse=True) or [0]
+    best, *others = map(alternative, ranked[: options.n_best])
     return {
-        "tokens": tokens,
-        "text": text,
-        "avg_logprob": totals[best] / (n + 1),
+        "tokens": best.tokens,
+        "text": best.text,
+        "avg_logprob": best.avg_logprob,
         "temperature": options.temperature,
-        "compression_ratio": compression_ratio(text),
-        "token_logprobs": tuple(candidates.logprobs[best, :n].tolist()),
+        "compression_ratio": compression_ratio(best.text),
+        "token_logprobs": tuple(candidates.logprobs[ranked[0], : len(best.tokens)].tolist()),
+        "looped": bool(candidates.looped[ranked[0]]),
+        "alternatives": (best, *others) if options.n_best > 1 else (),
     }
 
 

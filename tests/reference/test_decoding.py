@@ -4,11 +4,14 @@ avg_logprob is allowed 1e-3, as is every probability: sums over some thirty toke
 implementations round differently were seen to differ by up to 1e-5.
 """
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 import whisper
 
 from whisper_nnx import DecodingOptions, decode, detect_language
+from whisper_nnx.decoding.filters import Repetition, repetition_rules
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning"),
@@ -106,6 +109,41 @@ def test_two_hundred_greedy_tokens_at_tinys_shape_equal_both_references(tmp_path
     logits[:, [*expected_suppressed(ours), special.eot]] = -torch.inf
     logits[0, list(ours.tokenizer.blank_tokens)] = -torch.inf
     assert logits.argmax(dim=-1).tolist() == list(result.tokens)
+
+
+@pytest.mark.parametrize(("penalty", "ngram"), [(1.3, 0), (0.8, 0), (1.0, 1), (1.0, 2), (1.0, 3), (1.2, 2)])
+def test_limits_on_repetition_equal_those_of_transformers(model, penalty, ngram):
+    """On text; timestamps, of which transformers knows nothing, are left alone here."""
+    from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+    special, random = model.tokenizer.special, np.random.default_rng(0)
+    said = np.concatenate(
+        [random.integers(300, 304, (4, 30)), random.integers(special.timestamp_begin, 51000, (4, 9))], 1
+    )
+    random.permuted(said, axis=1, out=said)
+    logits = random.normal(0, 3, (4, special.timestamp_end + 1)).astype(np.float32)
+    ours = repetition_rules(
+        jnp.asarray(logits), Repetition.of(said, 448, [penalty] * 4, [ngram] * 4, [None] * 4), special
+    )
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(said), torch.tensor(logits))
+    if ngram:
+        expected = NoRepeatNGramLogitsProcessor(ngram)(torch.tensor(said), expected)
+    text = special.eot
+    np.testing.assert_allclose(ours[:, :text], expected[:, :text], rtol=1e-6)
+    np.testing.assert_array_equal(ours[:, text:], logits[:, text:])
+    assert (np.asarray(ours) != logits).any()
+
+
+def test_a_hallucination_ends_within_tens_of_tokens_in_a_batch_as_alone(model, windows, recordings):
+    """It would not end by itself, since the end of text is suppressed."""
+    mel = windows.numpy()[[list(recordings).index(name) for name in ("noise_only_30s", "jfk", "silence_12s")]]
+    options = DecodingOptions(language="en", suppress_tokens=(-1, model.tokenizer.special.eot), max_repeats=4)
+    noise, speech, silence = decode(model, mel, options)
+    assert max(len(noise.tokens), len(silence.tokens)) < 20
+    assert len(speech.tokens) < 100
+    for row, result in enumerate((noise, speech, silence)):
+        assert result.looped
+        assert decode(model, mel[row], options).tokens == result.tokens
 
 
 def expected_suppressed(model) -> list[int]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from whisper_nnx.cache import KeysValues, KVCache
 from whisper_nnx.config import SpecialTokens
-from whisper_nnx.decoding.filters import TimestampHistory, suppress, timestamp_rules
+from whisper_nnx.decoding.filters import Repetition, TimestampHistory, repetition_rules, suppress, timestamp_rules
 from whisper_nnx.decoding.strategies import (
     Beam,
     BeamState,
@@ -40,7 +40,8 @@ class DecodingBatch:
     sot_index [B]: where `<|startoftranscript|>` stands in them. limit [B]: tokens to sample at most, the end included.
     temperature [B], seed [B] uint32: of the sampling. timestamps [B]: whether the timestamp rules apply; max_initial
     [B]: the latest first timestamp, in steps; history [B]: what these rules know of a prefix.
-    suppressed [V], suppressed_first [V]: tokens never to sample, and not to sample at first.
+    suppressed [V], suppressed_first [V]: tokens never to sample, and not to sample at first. repetition: what rows may
+    repeat; None if all may repeat anything, and then the compiled program knows nothing of it.
     """
 
     initial_ids: Any
@@ -54,6 +55,7 @@ class DecodingBatch:
     history: TimestampHistory
     suppressed: Any
     suppressed_first: Any
+    repetition: Repetition | None = None
 
 
 class Generated(NamedTuple):
@@ -99,6 +101,7 @@ class _Loop(NamedTuple):
     hidden: jax.Array
     cache: KVCache
     history: TimestampHistory
+    repetition: Repetition | None
     chosen: Sequences | BeamState
 
     @property
@@ -117,29 +120,37 @@ def generate(
     """Decodes B windows, whose cross-attention is given, by one strategy."""
     cache, at_sot, at_last = prefill(decoder, cross, batch)
     group = strategy.group
-    row = (batch.temperature, batch.timestamps, batch.max_initial, batch.limit, batch.history)
-    temperature, timestamps, max_initial, limit, history = jax.tree.map(lambda x: jnp.repeat(x, group), row)
+    row = (batch.temperature, batch.timestamps, batch.max_initial, batch.limit, batch.history, batch.repetition)
+    temperature, timestamps, max_initial, limit, history, said = jax.tree.map(
+        lambda x: jnp.repeat(x, group, axis=0), row
+    )
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), group))(batch.seed).reshape(-1)
 
     def step(loop: _Loop) -> _Loop:
+        history, said, cache, chosen = loop.history, loop.repetition, loop.cache, loop.chosen
         logits = decoder.logits(loop.hidden)
+        if said is not None:
+            logits = repetition_rules(logits, said, special)
         logits = suppress(logits, batch.suppressed | (batch.suppressed_first & (loop.step == 0)))
-        ruled = timestamp_rules(logits, loop.history, max_initial, special)
+        ruled = timestamp_rules(logits, history, max_initial, special)
         logits = jnp.where(timestamps[:, None], ruled, logits)
 
-        history, cache, chosen = loop.history, loop.cache, loop.chosen
         if isinstance(chosen, BeamState):
             assert isinstance(strategy, Beam)
             token, source, chosen = beam_step(chosen, logits, loop.step, strategy, special.eot)
-            history, cache = jax.tree.map(lambda x: x[source], history), cache.reorder(source)
+            history, said = jax.tree.map(lambda x: x[source], (history, said))
+            cache = cache.reorder(source)
         else:
             token, chosen = sample_step(chosen, logits, loop.step, temperature, keys, special.eot)
+        if said is not None:
+            said = said.append(token, special)
+            chosen = chosen.end_loops(said.loops() & ~loop.sequences.done)
         hidden, cache = decoder.step(token[:, None], cache)
-        return _Loop(loop.step + 1, hidden[:, 0], cache, history.append(token, special), chosen)
+        return _Loop(loop.step + 1, hidden[:, 0], cache, history.append(token, special), said, chosen)
 
     sequences = Sequences.init(limit, batch.initial_ids.shape[1], special.eot)
     chosen = BeamState.init(sequences, strategy) if isinstance(strategy, Beam) else sequences
-    loop = _Loop(jnp.int32(0), jnp.repeat(at_last, group, axis=0), cache.repeat(group), history, chosen)
+    loop = _Loop(jnp.int32(0), jnp.repeat(at_last, group, axis=0), cache.repeat(group), history, said, chosen)
     loop = jax.lax.while_loop(lambda loop: ~loop.sequences.done.all(), step, loop)
 
     if isinstance(strategy, Beam):

@@ -1,12 +1,16 @@
-"""`DecodingOptions`: how one 30 s window is decoded; fields and meaning are those of openai-whisper."""
+"""`DecodingOptions`: how one 30 s window is decoded; what openai-whisper has of it means the same."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 TASKS = ("transcribe", "translate", "lang_id")
+_OR_NONE = ("sample_len", "max_new_tokens", "best_of", "beam_size", "max_repeats")
+_WHOLE = {**dict.fromkeys(_OR_NONE, 1), "max_repeats": 2, "n_best": 1, "no_repeat_ngram_size": 0}  # and the least
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,20 @@ class DecodingOptions:
     suppress_blank: the first token may be neither a space nor the end.
     without_timestamps: text alone; max_initial_timestamp: the latest first timestamp in s, None for no limit.
 
+    What openai-whisper does not have; by default nothing of it happens:
+    max_new_tokens: how many tokens to sample at most, whatever precedes them; unlike sample_len it shortens no prefix.
+    repetition_penalty: text tokens that are in the prefix or were sampled in this window have their logit divided by
+        it where it is positive, else multiplied (arXiv:1909.05858, as in transformers and CTranslate2).
+    no_repeat_ngram_size: a text token that would complete n tokens, timestamps counted, which are there already in this
+        order, in the prefix or what was sampled in this window, is not sampled; 0 for no such rule. Timestamps and the
+        end of text are neither penalised nor ruled out. Both come before all other rules; log-probabilities are those
+        after them.
+    suppress_regex: text tokens of which the whole text matches are never sampled, as in whisper.cpp.
+    max_repeats: a row ends, and its result is `looped`, where up to 16 text tokens were sampled so many times in
+        a row, timestamps between them or not. Beams end together, when the most probable one of them loops.
+    n_best: so many candidates, best first, are the result's `alternatives`; needs as many beams or samples.
+    tinydiarize: a checkpoint that was trained to mark turns of speakers (with `<|startoflm|>`) may do so.
+
     Raises ValueError, with the value and the way out, for what cannot be done.
     """
 
@@ -43,6 +61,13 @@ class DecodingOptions:
     suppress_blank: bool = True
     without_timestamps: bool = False
     max_initial_timestamp: float | None = 1.0
+    max_new_tokens: int | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    suppress_regex: str | None = None
+    max_repeats: int | None = None
+    n_best: int = 1
+    tinydiarize: bool = False
 
     def __post_init__(self):
         for name in ("prompt", "prefix", "suppress_tokens"):
@@ -50,18 +75,32 @@ class DecodingOptions:
             if isinstance(value, Iterable) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(int(i) for i in value))
         object.__setattr__(self, "suppress_tokens", _parse_ids(self.suppress_tokens))
+        for name, least in _WHOLE.items():
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least, name in _OR_NONE))
         self._validate()
+        self._validate_strategy()
 
     def _validate(self):
         if self.task not in TASKS:
             raise ValueError(f"task={self.task!r} is not one of {', '.join(TASKS)}")
-        for name in ("sample_len", "best_of", "beam_size"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool | str) or not math.isfinite(value) or value != int(value) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1, or None")
-            object.__setattr__(self, name, int(value))
+        if self.length_penalty is not None and not 0 <= self.length_penalty <= 1:
+            raise ValueError(f"length_penalty={self.length_penalty} must lie between 0 and 1, or be None")
+        if self.max_initial_timestamp is not None and not self.max_initial_timestamp >= 0:
+            raise ValueError(f"max_initial_timestamp={self.max_initial_timestamp} must be 0 s or more, or None")
+        if self.sample_len is not None and self.max_new_tokens is not None:
+            raise ValueError(
+                f"sample_len={self.sample_len} and max_new_tokens={self.max_new_tokens} limit the same; drop one"
+            )
+        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
+            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0, and finite; 1 is none")
+        try:
+            re.compile(self.suppress_regex or "")
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"suppress_regex={self.suppress_regex!r} is no regular expression ({error}); mend it"
+            ) from None
+
+    def _validate_strategy(self):
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature={self.temperature} must be 0 or more, and finite")
         if self.beam_size is not None and self.best_of is not None:
@@ -78,15 +117,28 @@ class DecodingOptions:
             raise ValueError(f"patience={self.patience} must be above 0, and finite")
         if self.beam_size is not None and self.max_candidates < 1:
             raise ValueError(f"patience={self.patience} with beam_size={self.beam_size} keeps no candidate; raise it")
-        if self.length_penalty is not None and not 0 <= self.length_penalty <= 1:
-            raise ValueError(f"length_penalty={self.length_penalty} must lie between 0 and 1, or be None")
-        if self.max_initial_timestamp is not None and not self.max_initial_timestamp >= 0:
-            raise ValueError(f"max_initial_timestamp={self.max_initial_timestamp} must be 0 s or more, or None")
+        if self.n_best > (self.beam_size or self.best_of or 1):
+            raise ValueError(
+                f"n_best={self.n_best} needs beam_size or best_of of at least {self.n_best}, "
+                f"got {self.beam_size} and {self.best_of}"
+            )
 
     @property
     def max_candidates(self) -> int:
         """How many ended sequences finish a beam search."""
         return round((self.beam_size or 1) * (1.0 if self.patience is None else self.patience))
+
+
+def whole_number(name: str, value: Any, least: int, or_none: bool = False) -> int | None:
+    """value as an int, None only if it may be; ValueError for what is no whole number of at least `least`."""
+    if value is None and or_none:
+        return None
+    try:
+        if not isinstance(value, bool | str) and value == int(value) >= least:
+            return int(value)
+    except (TypeError, ValueError, OverflowError):  # of int(), for what is no number, or not a finite one
+        pass
+    raise ValueError(f"{name}={value!r} must be a whole number of at least {least}{', or None' if or_none else ''}")
 
 
 def _parse_ids(ids: str | tuple[int, ...] | None) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ class Sequences:
 
     tokens [R,N], logprobs [R,N]: what was chosen, and its log-probability after the filters. length [R]: tokens before
     the end of text. total [R]: sum of the log-probabilities, that of the end included. limit [R]: how many may be
-    sampled. done [R]: it has ended, or reached its limit.
+    sampled. done [R]: it has ended, or reached its limit. looped [R]: it came to repeat itself too often.
     """
 
     tokens: jax.Array
@@ -39,6 +39,7 @@ class Sequences:
     total: jax.Array
     limit: jax.Array
     done: jax.Array
+    looped: jax.Array
 
     @classmethod
     def init(cls, limit: jax.Array, size: int, eot: int) -> Sequences:
@@ -46,7 +47,7 @@ class Sequences:
         rows = limit.shape[0]
         zeros = jnp.zeros((rows, size), jnp.float32)
         tokens = jnp.full((rows, size), eot, jnp.int32)
-        return cls(tokens, zeros, jnp.zeros(rows, jnp.int32), zeros[:, 0], limit, limit <= 0)
+        return cls(tokens, zeros, jnp.zeros(rows, jnp.int32), zeros[:, 0], limit, limit <= 0, jnp.zeros(rows, bool))
 
     def append(self, step: jax.Array, token: jax.Array, logprob: jax.Array, eot: int) -> Sequences:
         """token [R] and its logprob [R] come next in the rows that are not done."""
@@ -62,25 +63,32 @@ class Sequences:
             done=self.done | (token == eot) | (length >= self.limit),
         )
 
+    def end_loops(self, loops: jax.Array) -> Sequences:
+        """The rows that loop [R] are done."""
+        return replace(self, looped=self.looped | loops, done=self.done | loops)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Candidates:
     """Sequences to choose from, K for each window.
 
-    tokens [B,K,N], logprobs [B,K,N], length [B,K], total [B,K]: as in Sequences; valid [B,K]: which of them count.
+    tokens [B,K,N], logprobs [B,K,N], length [B,K], total [B,K], looped [B,K]: as in Sequences; valid [B,K]: which of
+    them count.
     """
 
     tokens: jax.Array
     logprobs: jax.Array
     length: jax.Array
     total: jax.Array
+    looped: jax.Array
     valid: jax.Array
 
     @classmethod
     def of(cls, sequences: Sequences, group: int) -> Candidates:
         """All rows, as `group` for each window."""
-        rows = (sequences.tokens, sequences.logprobs, sequences.length, sequences.total, sequences.total > -jnp.inf)
+        s = sequences
+        rows = (s.tokens, s.logprobs, s.length, s.total, s.looped, s.total > -jnp.inf)
         return cls(*(x.reshape(-1, group, *x.shape[1:]) for x in rows))
 
     def take(self, index: jax.Array) -> Candidates:
@@ -126,6 +134,13 @@ class BeamState:
             Candidates.of(empty, beam.max_candidates),
             jnp.zeros(windows, jnp.int32),
         )
+
+    def end_loops(self, loops: jax.Array) -> BeamState:
+        """Windows of which the best beam loops, or did so before it became the best, are done; loops [R]."""
+        looped = self.beams.looped | loops
+        windows = self.count.shape[0]
+        best = jnp.repeat(looped.reshape(windows, -1)[:, 0], looped.shape[0] // windows)  # beam_step puts it first
+        return replace(self, beams=replace(self.beams, looped=looped, done=self.beams.done | best))
 
 
 def beam_step(
