@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -25,6 +26,18 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
+def code_cells(name: str) -> list[dict]:
+    return [cell for cell in json.loads((EXAMPLES / name).read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def run_notebook(name: str) -> dict:
+    """Runs a notebook's cells one after the other, without Jupyter -> its variables."""
+    variables: dict = {}
+    for cell in code_cells(name):
+        exec("".join(line for line in cell["source"] if not line.startswith("%")), variables)
+    return variables
+
+
 @pytest.fixture(scope="module")
 def recording(shared: Path) -> Path:
     """Three words in three seconds."""
@@ -38,9 +51,9 @@ def spoken(recording: Path) -> list[dict]:
 
 
 def test_every_example_is_tested_and_listed():
-    names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == set(re.findall(r"run\(\"(\w+\.py)\"", Path(__file__).read_text()))
-    assert names == set(re.findall(r"examples/(\w+\.py)", (EXAMPLES / "README.md").read_text()))
+    names = {path.name for kind in ("*.py", "*.ipynb") for path in EXAMPLES.glob(kind)}
+    assert names == set(re.findall(r"run\w*\(\"(\w+\.(?:py|ipynb))\"", Path(__file__).read_text()))
+    assert names == set(re.findall(r"examples/(\w+\.(?:py|ipynb))", (EXAMPLES / "README.md").read_text()))
 
 
 def test_created_models_have_the_parameters_of_the_released_ones(run: Run):
@@ -92,6 +105,30 @@ def test_a_word_that_is_not_heard_is_refused_with_those_that_are(
     with pytest.raises(SystemExit):
         run("word_saliency.py", digits, recording, "--words", "seven")
     assert "'Six zero nine.'" in capsys.readouterr().err
+
+
+def test_the_notebook_aligns_the_words_that_are_spoken(
+    digits: Path,
+    recording: Path,
+    spoken: list[dict],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("CHECKPOINT", str(digits))
+    monkeypatch.setenv("AUDIO", str(recording))
+    with matplotlib.rc_context():
+        seen = run_notebook("transcript.ipynb")
+    text = " ".join(word["word"] for word in spoken).capitalize() + "."
+    assert capsys.readouterr().out.strip().endswith(text)
+    assert seen["transcript"]["text"].strip() == text
+    assert "".join(seen["alignment"].labels).strip() == f"{text}(end)"
+
+
+def test_the_notebook_keeps_pictures_that_are_small():
+    outputs = [output for cell in code_cells("transcript.ipynb") for output in cell["outputs"]]
+    pictures = [output["data"]["image/png"] for output in outputs if "data" in output]
+    assert len(pictures) == 4
+    assert sum(map(len, pictures)) < 600_000
 
 
 def test_training_lowers_the_loss(run: Run):

@@ -1,0 +1,396 @@
+"""Pictures of transcripts: words over the waveform or the mel, their probabilities, the alignment and its path.
+
+Needs matplotlib (`pip install "whisper-nnx[plot]"`). Each function draws into `ax`, or else into a figure of its own
+that pyplot knows nothing of, and returns the axes: `plot_words(...).figure.savefig("words.png")`. In a notebook, after
+`%matplotlib inline`, `plot_words(...).figure` shows it.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from whisper_nnx import timing
+from whisper_nnx.audio import FRAMES_PER_SECOND, SAMPLE_RATE, load_audio
+from whisper_nnx.cache import KeysValues
+from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.features import N_FFT, POSITIONS_PER_SECOND, RecordingMel, mel_filters
+from whisper_nnx.model import TextDecoder, Whisper
+from whisper_nnx.windows import DecodingResult, decode, encode_windows, tokenizer_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PROBABILITY_COLORS = "RdYlBu"  # from 0, red, to 1, blue: told apart by colour-blind eyes as well
+INK, FAINT = "#3a4a5a", "#9aa5b1"
+FONT_SIZE = 9
+COLUMNS = 2000  # of a waveform: more than a screen has
+LABEL_ROOM = 0.55  # of an axes' height, at most
+LAST_RESORT = "Last Resort"  # matplotlib's font that has a box for every letter
+
+
+class Timed(NamedTuple):
+    """What is drawn of a word, a segment or a token."""
+
+    text: str
+    start: float
+    end: float
+    probability: float
+
+
+def timed(spans: Any) -> list[Timed]:
+    """The words of a transcript, or its segments where it has none; or what a list of words, segments or tokens holds.
+
+    Of segments and tokens, the probability is that of the log-probability. What has no text or no time (as words that
+    are not in the sound) is left out. Raises ValueError for anything else.
+    """
+    if isinstance(spans, Mapping) and "segments" in spans:
+        segments = spans["segments"]
+        return timed([word for segment in segments for word in segment.get("words", ())] or segments)
+
+    try:
+        return [item for item in map(_timed, spans) if item.text and item.start is not None]
+    except (KeyError, TypeError):
+        given = textwrap.shorten(repr(spans), 60)
+        raise ValueError(f"{given} is no transcript, nor a list of words, segments or tokens of one") from None
+
+
+def _timed(item: Mapping[str, Any]) -> Timed:
+    text = item["word"] if "word" in item else item["text"]
+    probability = item.get("probability")
+    if probability is None:
+        probability = math.exp(item["logprob"] if "logprob" in item else item["avg_logprob"])
+    return Timed(text.strip(), item["start"], item["end"], probability)
+
+
+def plot_words(samples: Any, spans: Any, ax: Axes | None = None, *, span_s: tuple[float, float] | None = None) -> Axes:
+    """The waveform, samples [N] at 16 kHz, and over it the words, each over its time and coloured by its probability.
+
+    spans: a transcript, or a list of words, segments or tokens. span_s: the part to be shown, (start, end). A label
+    that finds no room is left out; for long recordings take `plot_transcript`.
+    """
+    samples = np.asarray(samples)
+    start_s, end_s = span_s or (0.0, len(samples) / SAMPLE_RATE)
+    if not 0 <= start_s < end_s:
+        raise ValueError(f"span_s={span_s} of {len(samples)} samples must be (start, end) in s, start before end")
+    ax = ax or _figure(12, 2).add_subplot()
+    first = round(start_s * SAMPLE_RATE)
+    part = samples[first : round(end_s * SAMPLE_RATE)]
+    columns = np.array_split(part, min(COLUMNS, len(part))) if len(part) else []
+    edges = np.array([[column.min(), column.max()] for column in columns]).reshape(-1, 2)
+    times = (first + np.cumsum([0, *map(len, columns)])[:-1]) / SAMPLE_RATE
+    loudest = np.abs(samples).max(initial=0) or 1.0
+    ax.fill_between(times, *(edges.T / loudest), color=INK, linewidth=0.6)
+    ax.set(xlim=(start_s, end_s), yticks=[], xlabel="time (s)")
+    _frame(ax)
+    _draw(ax, timed(spans), -1.05, 1.05, shade=True)
+    return ax
+
+
+def plot_mel(mel: Any, spans: Any = (), ax: Axes | None = None, *, start_s: float = 0.0) -> Axes:
+    """A log-mel spectrogram [M,T] that begins at start_s and, if there are any, the words over it, as `plot_words`."""
+    mel = np.asarray(mel, np.float32)
+    if mel.ndim != 2:
+        raise ValueError(f"mel has shape {mel.shape}, expected [M,T]; of a batch take one row")
+    ax = ax or _figure(12, 3).add_subplot()
+    n_mels, end_s = len(mel), start_s + mel.shape[1] / FRAMES_PER_SECOND
+    ax.imshow(mel, cmap="magma", origin="lower", aspect="auto", extent=(start_s, end_s, 0, n_mels))
+    filters = mel_filters(n_mels)
+    centers_khz = filters @ np.linspace(0, SAMPLE_RATE / 2000, N_FFT // 2 + 1) / np.maximum(filters.sum(1), 1e-9)
+    ticks_khz = [khz for khz in (0.5, 1, 2, 4) if khz < centers_khz[-1]]
+    ax.set_yticks(np.interp(ticks_khz, centers_khz, np.arange(n_mels) + 0.5), [f"{khz:g} kHz" for khz in ticks_khz])
+    ax.set(xlim=(start_s, end_s), xlabel="time (s)")
+    _frame(ax)
+    _draw(ax, timed(spans), 0, n_mels, shade=False)
+    return ax
+
+
+def plot_transcript(samples: Any, spans: Any, *, seconds_per_row: float = 10.0) -> Figure:
+    """A whole recording, samples [N] at 16 kHz, as lines of a page, each as `plot_words` draws it."""
+    from matplotlib.cm import ScalarMappable
+
+    if not seconds_per_row > 0:
+        raise ValueError(f"seconds_per_row={seconds_per_row} must be above 0")
+    samples = np.asarray(samples)
+    starts = np.arange(max(1, math.ceil(len(samples) / SAMPLE_RATE / seconds_per_row))) * seconds_per_row
+    figure = _figure(12, 1.5 * len(starts) + 0.6)
+    rows = figure.subplots(len(starts), squeeze=False)[:, 0]
+    for ax, start_s in zip(rows, starts, strict=True):
+        plot_words(samples, spans, ax, span_s=(start_s, start_s + seconds_per_row))
+        ax.set_xlabel("")
+    rows[-1].set_xlabel("time (s)")
+    scale = ScalarMappable(cmap=PROBABILITY_COLORS)
+    scale.set_clim(0, 1)
+    figure.colorbar(scale, ax=list(rows), location="bottom", label="probability", shrink=0.25, aspect=40, pad=0.01)
+    return figure
+
+
+def plot_probabilities(spans: Any, ax: Axes | None = None) -> Axes:
+    """A bar for each word of a transcript, or for each of a list of words, segments or tokens: its probability."""
+    items = timed(spans)
+    ax = ax or _figure(max(3, 0.17 * len(items) + 0.8), 2.4).add_subplot()
+    probabilities = [item.probability for item in items]
+    ax.bar(range(len(items)), probabilities, color=_colors(probabilities), edgecolor=INK, linewidth=0.4, width=0.85)
+    ax.set(xlim=(-0.6, max(len(items), 1) - 0.4), ylim=(0, 1), ylabel="probability")
+    every = _every(len(items), ax, "width")
+    labels = [_literal(item.text) for item in items[::every]]
+    place: dict[str, Any] = {"rotation": 90, "size": FONT_SIZE, "family": _family(labels)}
+    ax.set_xticks(range(0, len(items), every), labels, **place)
+    ax.tick_params(axis="x", length=0)
+    _frame(ax)
+    return ax
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Where in a window N tokens were heard.
+
+    matrix [N+1,T]: how much each token, and after them the end of the text, looks at each position of 20 ms, as
+    standardised, filtered and averaged for the warping. begins_s [N+1]: where the cheapest path enters each row, in s
+    from the recording's begin. labels [N+1]: their text. probabilities [N]: of the tokens, among all text.
+    """
+
+    matrix: np.ndarray
+    begins_s: np.ndarray
+    labels: tuple[str, ...]
+    probabilities: np.ndarray
+    start_s: float = 0.0
+
+    @property
+    def path(self) -> np.ndarray:
+        """The path's steps [P,2], (row, position), from the first to the last of both."""
+        begins = np.round((self.begins_s - self.start_s) * POSITIONS_PER_SECOND).astype(int)
+        ends = np.maximum(begins, np.append(begins[1:], self.matrix.shape[1]) - 1)
+        steps = [np.arange(a, b + 1) for a, b in zip(begins, ends, strict=True)]
+        return np.stack([np.repeat(np.arange(len(steps)), [*map(len, steps)]), np.concatenate(steps)], axis=1)
+
+
+def align_window(
+    model: Whisper,
+    audio: Any,
+    text: str | Sequence[int] | None = None,
+    *,
+    language: str | None = None,
+    start_s: float = 0.0,
+    alignment_heads: timing.Heads | int | None = None,
+) -> Alignment:
+    """Aligns a text (or its ids) with the window of a recording that begins at start_s, as `transcribe` does.
+
+    audio: whatever `load_audio` reads. text: None for what `decode` hears. language: None to detect it.
+    alignment_heads: (layer, head) pairs, or n for the n top layers; None for the checkpoint's. Raises ValueError for a
+    window without sound, a text that exceeds the model's context, and heads that do not exist.
+    """
+    tokenizer, config = tokenizer_of(model), model.config
+    window_frames = 2 * config.max_source_positions
+    mel = RecordingMel(load_audio(audio), config.num_mel_bins, window_frames)
+    start_frame = round(start_s * FRAMES_PER_SECOND)
+    n_frames = min(window_frames, mel.content_frames - start_frame)
+    if start_frame < 0 or n_frames < 2:
+        raise ValueError(f"start_s={start_s} is not within the {mel.content_frames / FRAMES_PER_SECOND} s of sound")
+    encoded = encode_windows(model, mel.window(start_frame, n_frames)[None])
+    if text is None or language is None:
+        options = DecodingOptions(task="transcribe" if text is None else "lang_id", language=language)
+        heard = decode(model, encoded.features[0], options, without_timestamps=True)
+        assert isinstance(heard, DecodingResult)
+        language, text = heard.language, heard.tokens if text is None else text
+    ids = tokenizer.text_tokens(tokenizer.encode(" " + text.strip()) if isinstance(text, str) else text)
+
+    start, eot, positions = tokenizer.sot_sequence(language, timestamps=False), tokenizer.special.eot, n_frames // 2
+    heads, is_text = timing.alignment_heads(config, alignment_heads), timing.text_ids(tokenizer)
+    [(begins_s, probabilities)] = timing.align_tokens(
+        model.decoder, encoded.cross, config, [start], [ids], eot, [positions], heads=heads, is_text=is_text
+    )
+    padded, [length] = timing.padded_ids([[*start, *ids, eot]], config, eot)
+    matrix = np.asarray(_matrix(model.decoder, encoded.cross, padded, length, positions, heads))
+    rows = matrix[len(start) - 1 : length - 1, :positions]
+    labels = [
+        piece if i == 0 else "…"  # a character of several tokens stands at the first of them
+        for piece, group in zip(*tokenizer.split_tokens_on_unicode(ids), strict=True)
+        for i in range(len(group))
+    ]
+    return Alignment(rows, np.array(begins_s) + start_s, (*labels, "(end)"), np.array(probabilities), start_s)
+
+
+@partial(jax.jit, static_argnames="heads")
+def _matrix(
+    decoder: TextDecoder,
+    cross: tuple[KeysValues, ...],
+    ids: jax.Array,
+    length: jax.Array,
+    positions: jax.Array,
+    heads: timing.Heads,
+) -> jax.Array:
+    """ids [1,S] -> [S,T]; see `timing.token_times`."""
+    _, scores = decoder.alignment_scores(ids, cross, heads)
+    return timing.alignment_matrix(scores[0], length, positions)
+
+
+def plot_alignment(alignment: Alignment, ax: Axes | None = None) -> Axes:
+    """The alignment matrix, tokens [N+1] downwards and time to the right, and the path through it.
+
+    Each token's label is coloured by its probability.
+    """
+    n_rows, n_positions = alignment.matrix.shape
+    ax = ax or _figure(12, max(2.0, 0.18 * n_rows + 0.7)).add_subplot()
+    start_s, end_s = alignment.start_s, alignment.start_s + n_positions / POSITIONS_PER_SECOND
+    low, high = np.nanpercentile(alignment.matrix, [1, 99.5])
+    place: dict[str, Any] = {"aspect": "auto", "extent": (start_s, end_s, n_rows - 0.5, -0.5)}
+    ax.imshow(alignment.matrix, cmap="magma", vmin=low, vmax=high, interpolation="nearest", **place)
+    rows, positions = alignment.path.T
+    ax.plot(start_s + (positions + 0.5) / POSITIONS_PER_SECOND, rows, color="#7fdfff", linewidth=1.2)
+    ax.set_xlabel("time (s)")
+    every = _every(n_rows, ax, "height")
+    labels = [_literal(label.strip() or "␣") for label in alignment.labels[::every]]
+    ax.set_yticks(range(0, n_rows, every), labels, size=FONT_SIZE, family=_family(labels))
+    for label, color in zip(ax.get_yticklabels(), _colors(alignment.probabilities[::every]), strict=False):
+        label.set_bbox({"facecolor": color, "alpha": 0.5, "edgecolor": "none", "pad": 1})
+    ax.tick_params(axis="y", length=0, pad=5)
+    _frame(ax)
+    return ax
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Of that size in inches; nobody but the caller holds it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # without a canvas that can draw, the measuring of each label would make one
+    return figure
+
+
+def _frame(ax: Axes) -> None:
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(labelsize=FONT_SIZE)
+
+
+def _colors(probabilities: Iterable[float]) -> np.ndarray:
+    """[N] -> [N,4]."""
+    from matplotlib import colormaps
+
+    return colormaps[PROBABILITY_COLORS](np.asarray(list(probabilities), float))
+
+
+def _every(n: int, ax: Axes, side: str) -> int:
+    """Of n labels side by side along "width" or "height", every how many-th has room."""
+    if (figure := ax.get_figure(root=True)) is not None:
+        figure.draw_without_rendering()  # only then is it known how large the axes will be
+    return max(1, math.ceil(n * _line_pixels(ax) / getattr(ax.get_window_extent(), side)))
+
+
+def _line_pixels(ax: Axes) -> float:
+    return 1.3 * FONT_SIZE / 72 * ax.figure.dpi
+
+
+def _draw(ax: Axes, items: list[Timed], bottom: float, top: float, shade: bool) -> None:
+    """Over what `ax` shows between bottom and top: a bar for each item, its label above, in lanes so that none overlap.
+
+    shade: colours the picture below, too; otherwise thin lines mark the begins and ends.
+    """
+    left_s, right_s = ax.get_xlim()
+    items = [item for item in items if item.start < right_s and item.end > left_s]
+    height, line, bar = ax.get_window_extent().height, _line_pixels(ax), 0.5 * _line_pixels(ax)
+    lanes = _lanes(
+        ax, [item for item in items if left_s <= (item.start + item.end) / 2 < right_s], int(LABEL_ROOM * height / line)
+    )
+    n_lanes = 1 + max((lane for lane, *_ in lanes), default=0)
+    pixel = (top - bottom) / max(height - n_lanes * line - bar, 0.2 * height)
+    ax.set_ylim(bottom, top + (n_lanes * line + bar) * pixel)
+    if not items:
+        return
+    xranges, colors = (
+        [(item.start, item.end - item.start) for item in items],
+        _colors(item.probability for item in items),
+    )
+    ax.broken_barh(xranges, (top, bar * pixel), facecolors=colors, edgecolors=FAINT, linewidth=0.5, label="words")
+    if shade:
+        ax.broken_barh(xranges, (bottom, top - bottom), facecolors=colors, alpha=0.35, linewidth=0, zorder=0)
+    else:
+        ax.vlines([t for i in items for t in (i.start, i.end)], bottom, top, color="white", alpha=0.5, linewidth=0.6)
+    for lane, text, middle_s in lanes:
+        y = top + (bar + (lane + 0.5) * line) * pixel
+        text.set_y(y)
+        if lane:
+            ax.plot([middle_s, middle_s], [top + bar * pixel, y], color=FAINT, linewidth=0.6, zorder=1)
+
+
+def _lanes(ax: Axes, items: list[Timed], n_lanes: int) -> list[tuple[int, Any, float]]:
+    """Writes the items' labels -> for each that has room (lane, from the lowest up; the label; where its item is)."""
+    left_s, right_s = ax.get_xlim()
+    extent, family = ax.get_window_extent(), _family(item.text for item in items)
+    seconds = (right_s - left_s) / extent.width  # of a pixel
+    place: dict[str, Any] = {
+        "ha": "center",
+        "va": "center",
+        "size": FONT_SIZE,
+        "family": family,
+        "color": "#1b2530",
+        "clip_on": True,
+    }
+    ends: list[float] = []  # of the last label in each lane
+    found = []
+    for item in sorted(items, key=lambda item: item.start):
+        middle_s = (item.start + item.end) / 2
+        text = ax.text(middle_s, 0, _literal(item.text), gid="label", zorder=3, **place)
+        half = text.get_window_extent().width / 2 * seconds
+        x = min(max(middle_s, left_s + half), right_s - half)
+        lane = next((i for i, end in enumerate(ends) if end <= x - half), len(ends))
+        if lane >= max(1, n_lanes):
+            text.remove()
+            continue
+        ends[lane : lane + 1] = [x + half + 3 * seconds]
+        text.set_x(x)
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5})
+        found.append((lane, text, middle_s))
+    return found
+
+
+def _literal(text: str) -> str:
+    """Dollars are no mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _family(texts: Iterable[str]) -> list[str]:
+    """Names of installed fonts that together have all letters of the texts, matplotlib's own first.
+
+    Warns where no font has some of them.
+    """
+    from matplotlib import font_manager as fonts
+
+    default = fonts.FontProperties()
+    missing = {ord(letter) for text in texts for letter in text if letter.isprintable()} - _letters(
+        fonts.findfont(default)
+    )
+    family = list(default.get_family())
+
+    def preference(font: Any) -> tuple:
+        return LAST_RESORT in font.name, font.style != "normal", font.weight not in (400, "normal"), font.name
+
+    for font in sorted(fonts.fontManager.ttflist, key=preference) if missing else ():
+        if LAST_RESORT in font.name or not missing:
+            break
+        if found := missing & _letters(font.fname):
+            family.append(font.name)
+            missing -= found
+    if missing:
+        letters = "".join(sorted(map(chr, missing))[:10])
+        warnings.warn(f"no installed font has {letters!r}; install one that does, such as Noto Sans", stacklevel=4)
+        family += [font.name for font in fonts.fontManager.ttflist if LAST_RESORT in font.name]
+    return family
+
+
+@cache
+def _letters(path: str) -> frozenset[int]:
+    """The code points that a font has."""
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(path).get_charmap())
