@@ -187,3 +187,28 @@ def test_words_lie_in_their_segments_or_stick_out_by_less_than_a_words_length(wi
         for word in segment["words"]:
             assert segment["start"] - typical_s - 0.011 <= word["start"] <= word["end"] + typical_s
             assert word["end"] <= segment["end"] + typical_s + 0.011
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(timed_window(), min_size=1, max_size=5), st.sampled_from([None, 0.1, 0.3]), st.integers(30, 400))
+def test_segments_with_words_neither_overlap_nor_run_backwards(windows, threshold_s, frames):
+    it = recording(frames, word_timestamps=True, hallucination_silence_threshold=threshold_s)
+    for turn in range(1000):
+        if (window := it.next_window()) is None:
+            break
+        tokens, words = windows[turn % len(windows)]
+        within = window.n_frames / 100
+        words = [
+            WordTiming(w.word, list(w.tokens), min(w.start, within), min(w.end, within), w.probability) for w in words
+        ]
+        it.accept(window, it.draft(window, said(*tokens)), words)
+    else:
+        raise AssertionError("it does not end")
+    spoken = [segment for segment in it.segments if segment["text"]]
+    for segment in spoken:
+        assert segment["start"] <= segment["end"] + 1e-9
+        starts = [word["start"] for word in segment["words"]]
+        assert starts == sorted(starts)
+        assert all(word["start"] <= word["end"] + 1e-9 for word in segment["words"])
+    for before, after in pairwise(spoken):
+        assert before["end"] <= after["start"] + 0.011

@@ -1,0 +1,81 @@
+"""Attention heads that follow the sound: found by measurement."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.small import small_model
+from whisper_nnx import load_model
+from whisper_nnx.alignment_heads import find_alignment_heads
+from whisper_nnx.audio import load_audio
+from whisper_nnx.hearing import hear
+from whisper_nnx.known_text import Reader
+from whisper_nnx.timing import align_tokens
+from whisper_nnx.words import words_from_tokens
+
+NAMES = ("en_44k_stereo_25s", "en_one_speaker_30s", "en_quick_20s", "en_short_3s")  # those of up to 30 s
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    return load_model(str(digits))
+
+
+@pytest.fixture(scope="module")
+def recordings(shared) -> list[tuple]:
+    """(audio, text, words with their times)."""
+    told = [json.loads((shared / "audio" / f"{name}.words.json").read_text()) for name in NAMES]
+    return [
+        (shared / "audio" / it["recording"], " ".join(word["word"] for word in it["words"]), it["words"]) for it in told
+    ]
+
+
+def median_error_s(model, recordings, heads) -> float:
+    """Of word boundaries, as a transcript with the right words would have them."""
+    errors = []
+    for path, text, words in recordings:
+        pieces = hear(model, load_audio(path), "en", "transcribe", 1)
+        reader = Reader(model, pieces, [" " + word for word in text.split()], "transcribe", 1)
+        spelled, _, _ = reader.heard_as(np.arange(len(words)))
+        ids = [token for word in spelled for token in model.tokenizer.encode(word)]
+        start, eot = model.tokenizer.sot_sequence("en", "transcribe", timestamps=False), model.tokenizer.special.eot
+        wanted = [start], [ids], eot, [reader.positions(0)]
+        [times] = align_tokens(model.decoder, reader.cross([0]), model.config, *wanted, heads=heads)
+        timed = [w for w in words_from_tokens(model.tokenizer, ids, *times, "en") if w.word.strip() not in ".,?!"]
+        assert len(timed) == len(words)
+        errors += [abs(w.start - t["start"]) for w, t in zip(timed, words, strict=True)]
+        errors += [abs(w.end - t["end"]) for w, t in zip(timed, words, strict=True)]
+    return float(np.median(errors))
+
+
+@pytest.mark.parametrize("with_times", [True, False])
+def test_heads_that_are_found_time_words_at_least_as_well_as_the_checkpoints_own(with_times, model, recordings):
+    given = recordings if with_times else [recording[:2] for recording in recordings]
+    found = find_alignment_heads(model, given, n=3, language="en")
+    assert len(set(found)) == 3
+    assert replace(model.config, alignment_heads=found).alignment_heads == found
+    own = model.config.alignment_heads
+    assert own == ((1, 0), (2, 0), (2, 1))
+    assert median_error_s(model, recordings, found) <= median_error_s(model, recordings, own)
+
+
+def test_heads_are_found_in_their_order_of_merit(model, recordings):
+    few = find_alignment_heads(model, recordings[-1:], n=2, language="en")
+    assert find_alignment_heads(model, recordings[-1:], n=5, language="en")[:2] == few
+
+
+def test_recordings_that_tell_nothing_are_refused():
+    small = small_model()
+    audio = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    with pytest.raises(ValueError, match="n=9 heads, but the decoder has 4"):
+        find_alignment_heads(small, [(audio, "one")], n=9)
+    with pytest.raises(ValueError, match=r"recording 0 has 2.00 s .* at most 1 s"):
+        find_alignment_heads(small, [(np.tile(audio, 2), "one")], n=1)
+    with pytest.raises(ValueError, match="the text '  '"):
+        find_alignment_heads(small, [(audio, "  ")], n=1)
+    with pytest.raises(ValueError, match="0 recordings"):
+        find_alignment_heads(small, [], n=1)
+    with pytest.raises(ValueError, match="2 words, but times of 1"):
+        find_alignment_heads(small, [(audio, "one two", [{"start": 0.1, "end": 0.2}])], n=1, language="de")
