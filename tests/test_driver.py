@@ -121,7 +121,9 @@ def test_first_windows_of_the_next_recordings_are_encoded_while_others_decode(mo
     seen_at_call: list[list[int]] = []
     decode_windows = decoder.decode_windows
     monkeypatch.setattr(
-        driver, "decode_windows", lambda *a, **k: (seen_at_call.append(list(decoder.encoded)), decode_windows(*a, **k))[1]
+        driver,
+        "decode_windows",
+        lambda *a, **k: (seen_at_call.append(list(decoder.encoded)), decode_windows(*a, **k))[1],
     )
     assert decoder.run(size=2) == [0, 1, 2, 3, 4, 5, 6]
     assert seen_at_call[0] == [0, 1]

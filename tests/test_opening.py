@@ -30,7 +30,9 @@ def heard(monkeypatch) -> list[tuple[int, int]]:
 
     def detect(_, place) -> list[dict[str, float]]:
         german = place[0, 0] < WINDOW
-        return [{"en": 0.3 if german else 0.6, "de": 0.45 if german else 0.25, "es": 0.15, "fr": 0.1 if german else 0.0}]
+        return [
+            {"en": 0.3 if german else 0.6, "de": 0.45 if german else 0.25, "es": 0.15, "fr": 0.1 if german else 0.0}
+        ]
 
     def mel(samples, n_mels, n_frames) -> SimpleNamespace:
         return SimpleNamespace(content_frames=len(samples) // 160, window=window)

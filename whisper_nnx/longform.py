@@ -239,7 +239,9 @@ class Recording:
         seek = window.start_frame + (advance * self._step_frames if advance else window.n_frames)
         alternatives: WindowAlternatives | None = None
         if result.alternatives:
-            said = [{"text": a.text, "tokens": list(a.tokens), "avg_logprob": a.avg_logprob} for a in result.alternatives]
+            said = [
+                {"text": a.text, "tokens": list(a.tokens), "avg_logprob": a.avg_logprob} for a in result.alternatives
+            ]
             alternatives = {"seek": window.start_frame, "candidates": cast(list[Candidate], said)}
         single_ending = ends_in_single_timestamp(result.tokens, special)
         return Draft(segments, texts, logprobs, seek, single_ending, alternatives)
@@ -278,7 +280,7 @@ class Recording:
                 segment.update({"text": "", "tokens": []})
                 for listed in ("words", "token_details"):
                     if listed in segment:
-                        segment[listed] = []  # type: ignore[literal-required]
+                        segment[listed] = []
         self.segments += segments
         self._history += [token for segment in segments for token in segment["tokens"]]
         if not self.options.condition_on_previous_text or draft.temperature > 0.5:
@@ -317,9 +319,7 @@ class Recording:
         first = 0
         for segment, text, logprobs in zip(draft.segments, draft.texts, draft.logprobs, strict=True):
             own = begins_s[first : first + len(text) + 1]
-            segment["token_details"] = token_details(
-                self.tokenizer, segment["tokens"], logprobs, own, offset_s, step_s
-            )
+            segment["token_details"] = token_details(self.tokenizer, segment["tokens"], logprobs, own, offset_s, step_s)
             first += len(text)
 
     def transcript(self) -> Transcript:

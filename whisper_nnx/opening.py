@@ -16,7 +16,7 @@ from whisper_nnx.model import Whisper
 from whisper_nnx.options import TranscribeOptions
 from whisper_nnx.results import Segment, Transcript
 from whisper_nnx.timing import alignment_heads
-from whisper_nnx.vad import pack_spans, speech_spans
+from whisper_nnx.vad import VadOptions, pack_spans, speech_spans
 from whisper_nnx.windows import EncodedWindows, detect_languages, encode_windows, initial_ids, tokenizer_of
 
 
@@ -156,7 +156,7 @@ def _pieces(samples: np.ndarray, content_frames: int, options: TranscribeOptions
         return [clip for clip in options.longform.clips(content_frames) if clip[0] < clip[1]]
     if not options.vad_filter:
         return None
-    spans = speech_spans(samples, options.vad_parameters)
+    spans = speech_spans(samples, VadOptions.of(options.vad_parameters))
     pieces: list[Place] = []
     for start, end in options.longform.clips(content_frames):
         start_s, end_s = start / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND

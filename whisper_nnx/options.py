@@ -39,7 +39,7 @@ class TranscribeOptions:
     seed: int = 0
     sampling_rate: int | None = None
     vad_filter: bool = False
-    vad_parameters: VadOptions | Mapping[str, Any] | None = None
+    vad_parameters: VadOptions | Mapping[str, Any] | None = None  # VadOptions once this is made
     language_detection_segments: int = 1
     language_detection_threshold: float | None = None
     allowed_languages: Sequence[str] | str | None = None
@@ -79,7 +79,7 @@ class TranscribeOptions:
             raise ValueError(f"multilingual=True detects each window's language; drop language={decoding.language!r}")
         if self.allowed_languages and decoding.language is not None:
             raise ValueError(
-                f"allowed_languages={self.allowed_languages} is for detection; drop it, or language={decoding.language!r}"
+                f"allowed_languages={self.allowed_languages} and language={decoding.language!r} both say it; drop one"
             )
         self._validate_detection()
         if longform.independent_clips and self.vad_filter:
@@ -109,5 +109,5 @@ class TranscribeOptions:
             )
         if segments > 1 and self.decoding.language is not None:
             raise ValueError(
-                f"language_detection_segments={segments} is for detection; drop it, or language={self.decoding.language!r}"
+                f"language_detection_segments={segments} detects the language; drop language={self.decoding.language!r}"
             )
