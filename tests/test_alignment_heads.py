@@ -1,6 +1,7 @@
 """Attention heads that follow the sound: found by measurement."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from whisper_nnx.alignment_heads import find_alignment_heads
 from whisper_nnx.audio import load_audio
 from whisper_nnx.hearing import hear
 from whisper_nnx.known_text import Reader
-from whisper_nnx.timing import align_tokens
+from whisper_nnx.timing import Heads, align_tokens
 from whisper_nnx.words import words_from_tokens
 
 NAMES = ("en_44k_stereo_25s", "en_one_speaker_30s", "en_quick_20s", "en_short_3s")  # those of up to 30 s
@@ -32,33 +33,39 @@ def recordings(shared) -> list[tuple]:
     ]
 
 
-def median_error_s(model, recordings, heads) -> float:
+@pytest.fixture(scope="module")
+def median_error_s(model, recordings) -> Callable[[Heads], float]:
     """Of word boundaries, as a transcript with the right words would have them."""
-    errors = []
+    tokenizer, prepared = model.tokenizer, []
     for path, text, words in recordings:
         pieces = hear(model, load_audio(path), "en", "transcribe", 1)
         reader = Reader(model, pieces, [" " + word for word in text.split()], "transcribe", 1)
         spelled, _, _ = reader.heard_as(np.arange(len(words)))
-        ids = [token for word in spelled for token in model.tokenizer.encode(word)]
-        start, eot = model.tokenizer.sot_sequence("en", "transcribe", timestamps=False), model.tokenizer.special.eot
-        wanted = [start], [ids], eot, [reader.positions(0)]
-        [times] = align_tokens(model.decoder, reader.cross([0]), model.config, *wanted, heads=heads)
-        timed = [w for w in words_from_tokens(model.tokenizer, ids, *times, "en") if w.word.strip() not in ".,?!"]
-        assert len(timed) == len(words)
-        errors += [abs(w.start - t["start"]) for w, t in zip(timed, words, strict=True)]
-        errors += [abs(w.end - t["end"]) for w, t in zip(timed, words, strict=True)]
-    return float(np.median(errors))
+        ids = [token for word in spelled for token in tokenizer.encode(word)]
+        prepared.append((reader.cross([0]), ids, [reader.positions(0)], words))
+
+    def measure(heads: Heads) -> float:
+        start, eot, errors = tokenizer.sot_sequence("en", timestamps=False), tokenizer.special.eot, []
+        for cross, ids, positions, words in prepared:
+            [times] = align_tokens(model.decoder, cross, model.config, [start], [ids], eot, positions, heads=heads)
+            timed = [w for w in words_from_tokens(tokenizer, ids, *times, "en") if w.word.strip() not in ".,?!"]
+            errors += [(w.start - t["start"], w.end - t["end"]) for w, t in zip(timed, words, strict=True)]
+        return float(np.median(np.abs(errors)))
+
+    return measure
 
 
 @pytest.mark.parametrize("with_times", [True, False])
-def test_heads_that_are_found_time_words_at_least_as_well_as_the_checkpoints_own(with_times, model, recordings):
+def test_heads_that_are_found_time_words_at_least_as_well_as_the_checkpoints_own(
+    with_times, model, recordings, median_error_s
+):
     given = recordings if with_times else [recording[:2] for recording in recordings]
     found = find_alignment_heads(model, given, n=3, language="en")
     assert len(set(found)) == 3
     assert replace(model.config, alignment_heads=found).alignment_heads == found
     own = model.config.alignment_heads
     assert own == ((1, 0), (2, 0), (2, 1))
-    assert median_error_s(model, recordings, found) <= median_error_s(model, recordings, own)
+    assert median_error_s(found) <= median_error_s(own)
 
 
 def test_heads_are_found_in_their_order_of_merit(model, recordings):

@@ -36,9 +36,7 @@ def plain(transcript: dict) -> tuple:
         (s["id"], s["seek"], s["start"], s["end"], s["text"], s["tokens"], s["temperature"], s.get("language"))
         for s in transcript["segments"]
     ]
-    words = [
-        (word["word"], word["start"], word["end"]) for s in transcript["segments"] for word in s.get("words", [])
-    ]
+    words = [(word["word"], word["start"], word["end"]) for s in transcript["segments"] for word in s.get("words", [])]
     return transcript["text"], transcript["language"], segments, words
 
 

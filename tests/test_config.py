@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 
 from tests.small import small_config
-from whisper_nnx.config import ALIASES, RELEASED, WhisperConfig
+from whisper_nnx.config import ALIASES, RELEASED, RELEASED_ALIGNMENT_HEADS, WhisperConfig, released_alignment_heads
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,19 @@ def test_the_third_generation_hears_128_mels_and_knows_one_token_more():
 
 def test_aliases_name_released_sizes():
     assert set(ALIASES.values()) <= set(RELEASED)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_released_size_has_alignment_heads_and_is_known_by_its_shape(name):
+    heads = RELEASED_ALIGNMENT_HEADS[name]
+    assert replace(RELEASED[name], alignment_heads=heads).alignment_heads == heads  # they exist
+    known = "large-v2" if name == "large-v1" else name  # their shapes are the same
+    assert released_alignment_heads(replace(RELEASED[name], dropout=0.1)) == RELEASED_ALIGNMENT_HEADS[known]
+
+
+def test_another_shape_is_no_released_size():
+    assert released_alignment_heads(replace(RELEASED["tiny"], vocab_size=51870)) is None
+    assert released_alignment_heads(replace(RELEASED["large-v3"], decoder_layers=2)) is None
 
 
 def test_a_config_is_frozen_and_hashable():

@@ -2,13 +2,11 @@
 
 import difflib
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.small import small_model
 from whisper_nnx import DecodingOptions, decode, load_audio, load_model, log_mel_spectrogram, pad_or_trim, transcribe
 from whisper_nnx.hearing import quiet_cuts
 from whisper_nnx.known_text import align
@@ -93,16 +91,6 @@ def test_nothing_is_said_in_silence(model, shared):
     assert aligned["segments"] == []
 
 
-def test_pieces_aligned_together_are_aligned_as_one_by_one(model, shared):
-    path, words, _ = truth(shared, "de_40s")
-    text = " ".join(word["word"] for word in words)
-    alone, together = (align(model, path, text, batch_size=size) for size in (1, 2))
-    assert alone["language"] == together["language"] == "de"
-    for word, other in zip(alone["words"], together["words"], strict=True):
-        assert (word["start"], word["end"]) == (other["start"], other["end"])
-        assert word["probability"] == pytest.approx(other["probability"], abs=1e-4)
-
-
 def test_a_recording_is_cut_where_it_is_quiet():
     samples = np.random.default_rng(0).normal(size=100 * 160).astype(np.float32)
     samples[6000:9600] *= 0.01
@@ -112,7 +100,7 @@ def test_a_recording_is_cut_where_it_is_quiet():
 
 
 def test_what_cannot_be_aligned_is_refused_in_one_line(model):
-    audio = np.zeros(16_000, np.float32)
+    audio = np.ones(16_000, np.float32)
     with pytest.raises(ValueError, match="has no words"):
         align(model, audio, " \n")
     with pytest.raises(ValueError, match="klingon"):
@@ -126,7 +114,7 @@ def test_what_cannot_be_aligned_is_refused_in_one_line(model):
 def test_a_greedy_texts_score_is_what_the_decoder_gave_it(model, shared):
     path, _, language = truth(shared, "en_short_3s")
     mel = log_mel_spectrogram(pad_or_trim(load_audio(path)))
-    options = DecodingOptions(language, without_timestamps=True, suppress_blank=False, suppress_tokens=())
+    options = DecodingOptions(language=language, without_timestamps=True, suppress_blank=False, suppress_tokens=())
     result = decode(model, mel, options)
     [scored] = score(model, path, [result.tokens], language=language)
     np.testing.assert_allclose(scored.token_logprobs, result.token_logprobs, atol=1e-3)
@@ -142,50 +130,3 @@ def test_the_true_text_is_likelier_than_its_words_in_another_order(model, shared
     scores = score(model, [path for path, _, _ in recordings], pairs, language="en")
     for true, other in scores:
         assert true.logprob > other.logprob
-
-
-@pytest.fixture(scope="module")
-def small():
-    return small_model()
-
-
-def test_scores_do_not_depend_on_their_company(small):
-    random = np.random.default_rng(0)
-    recordings = [random.normal(0, 0.1, 16_000).astype(np.float32) for _ in range(2)]
-    texts = [["one two", "three", "and the one"], ["two"]]
-    together = score(small, recordings, texts, language="de", batch_size=3)
-    for recording, own, expected in zip(recordings, texts, together, strict=True):
-        for text, other in zip(own, expected, strict=True):
-            [alone] = score(small, recording, [text], language="de")
-            assert alone.tokens == other.tokens
-            np.testing.assert_allclose(alone.token_logprobs, other.token_logprobs, atol=1e-4)
-            assert alone.end_logprob == pytest.approx(other.end_logprob, abs=1e-4)
-
-
-def test_texts_of_other_lengths_compile_nothing_anew(small, compilations):
-    audio = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
-    score(small, audio, ["one two", "three"], language="de", batch_size=2)
-    compilations.clear()
-    score(small, audio, ["and the one two", "one", "two and three"], language="es", batch_size=2)
-    assert compilations == []
-
-
-def test_what_cannot_be_scored_is_refused_in_one_line(small):
-    audio = np.zeros(16_000, np.float32)
-    with pytest.raises(ValueError, match="is empty"):
-        score(small, audio, ["one", "  "], language="de")
-    with pytest.raises(ValueError, match="exceeds the context of 48"):
-        score(small, audio, ["one " * 50], language="de")
-    with pytest.raises(ValueError, match="longer than a window of 1 s"):
-        score(small, np.zeros(20_000, np.float32), ["one"], language="de")
-    with pytest.raises(ValueError, match="1 recordings, but 2 lists"):
-        score(small, [audio], [["one"], ["two"]])
-
-
-def test_a_text_beyond_the_context_is_read_as_far_as_it_fits(small):
-    """Random weights say anything: what counts is that no piece is given more than it can hold."""
-    samples = np.random.default_rng(1).normal(0, 0.1, 40_000).astype(np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it names no alignment heads
-        aligned = align(small, samples, "one two and " * 60, language="de", alignment_heads=1)
-    assert len(aligned["words"]) == 180

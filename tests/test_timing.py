@@ -1,14 +1,29 @@
 """Time warping and its parts against plain NumPy."""
 
+import warnings
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.small import small_model
-from whisper_nnx.timing import BUCKETS, align_tokens, alignment_heads, alignment_matrix, bucket, first_positions
+from tests.small import small_config, small_model, small_tokenizer
+from whisper_nnx.config import RELEASED, RELEASED_ALIGNMENT_HEADS
+from whisper_nnx.timing import (
+    BUCKETS,
+    align_tokens,
+    alignment_heads,
+    alignment_matrix,
+    bucket,
+    first_positions,
+    padded_ids,
+    parse_heads,
+    text_ids,
+    token_times,
+)
 from whisper_nnx.timing import median_filter as median_filter_of
 from whisper_nnx.windows import encode_windows
 
@@ -119,11 +134,81 @@ def test_texts_of_a_batch_are_aligned_as_each_alone():
         np.testing.assert_allclose(probs, alone_probs, rtol=1e-4)
 
 
-def test_heads_come_from_the_checkpoint_or_else_from_the_upper_half_of_the_layers():
-    config = small_model(decoder_layers=3).config
-    assert alignment_heads(config) == tuple(
-        (layer, head) for layer in (1, 2) for head in range(config.decoder_attention_heads)
-    )
+@pytest.fixture(scope="module")
+def aligner():
+    """(model, its window of noise after the encoder)"""
+    tokenizer = small_tokenizer(added=["zebra"])
+    model = small_model(alignment_heads=[[0, 0], [0, 1]], decoder_layers=1, tokenizer=tokenizer)
+    mel = np.random.default_rng(4).normal(size=(1, model.config.num_mel_bins, 100)).astype(np.float32)
+    return model, encode_windows(model, mel)
+
+
+def test_the_probability_of_a_token_is_that_among_all_text_with_words_that_a_fine_tune_added(aligner):
+    model, encoded = aligner
+    tokenizer, eot = model.tokenizer, model.tokenizer.special.eot
+    start, text = tokenizer.sot_sequence("de", timestamps=False), tokenizer.encode(" one zebra two")
+    assert max(text) > tokenizer.special.timestamp_end
+    arguments = model.decoder, encoded.cross, model.config, [start], [text], eot, [50]
+    [(_, probs)] = align_tokens(*arguments, is_text=text_ids(tokenizer))
+    ids = jnp.array([[*start, *text]])
+    logits = np.asarray(model.decode(ids, encoded.features))[0, len(start) - 1 : -1]
+    of_text = np.exp(logits[:, tokenizer.text_tokens(range(tokenizer.vocab_size))]).sum(axis=1)
+    np.testing.assert_allclose(probs, np.exp(logits[np.arange(len(text)), text]) / of_text, rtol=1e-3)
+
+
+def test_rows_lie_where_they_are_expected_and_pauses_take_the_rest(aligner):
+    model, encoded = aligner
+    tokenizer = model.tokenizer
+    start, text = tokenizer.sot_sequence("de", timestamps=False), [5, 6, 7]
+    ids, length = padded_ids([[*start, *text, tokenizer.special.eot]], model.config, tokenizer.special.eot)
+    first = len(start) - 1
+    rows = np.array([[-1, first, -1, first + 1, first + 2, -1, first + 3]], np.int32)
+    anywhere, early, late = (0, 1e6), (10, 14), (30, 36)
+    within = np.array([[anywhere, early, anywhere, late, late, anywhere, anywhere]], np.float32)
+    arguments = ids, length, rows, np.array([7]), np.array([50]), text_ids(tokenizer), model.config.alignment_heads
+    begin, _ = token_times(model.decoder, encoded.cross, *arguments, within)
+    pause, first_token, pause_2, second, third, pause_3, _ = np.asarray(begin)[0].tolist()
+    assert pause == 0
+    assert abs(first_token - 10) <= 2
+    assert abs(pause_2 - 14) <= 2
+    assert abs(second - 30) <= 2
+    assert second <= third <= pause_3
+    assert abs(pause_3 - 36) <= 2
+
+
+def test_heads_come_from_the_checkpoint_or_else_from_the_released_size():
+    assert alignment_heads(small_config(alignment_heads=[[1, 1]])) == ((1, 1),)
+    for name in ("tiny", "tiny.en", "large-v3", "large-v3-turbo"):
+        assert alignment_heads(RELEASED[name]) == RELEASED_ALIGNMENT_HEADS[name]
+
+
+def test_where_no_heads_are_known_those_of_the_upper_layers_serve_with_one_warning():
+    config = small_config(decoder_layers=3, d_model=20)
+    with pytest.warns(UserWarning, match=r"no alignment heads.*find_alignment_heads\(\)"):
+        assert alignment_heads(config) == ((1, 0), (1, 1), (2, 0), (2, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alignment_heads(config)
+
+
+def test_heads_may_be_chosen():
+    config = small_config(decoder_layers=3)
+    assert alignment_heads(config, 2) == ((1, 0), (1, 1), (2, 0), (2, 1))
+    assert alignment_heads(config, [[2, 1], [0, 0]]) == ((0, 0), (2, 1))
+    assert alignment_heads(config, parse_heads("2")) == alignment_heads(config, 2)
+    assert parse_heads("1:0, 2:1") == ((1, 0), (2, 1))
+    for wrong, told in (
+        (4, "alignment_heads=4 top layers"),
+        (0, "alignment_heads=0"),
+        ([(3, 0)], r"\(3, 0\) does not exist"),
+        ([(0, 2)], r"\(0, 2\) does not exist"),
+        ((), "name at least one"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            alignment_heads(config, wrong)
+    for text in ("1.0", "1:0,2", "x", "", "1:0:2"):
+        with pytest.raises(ValueError, match="cannot be read; write layer:head"):
+            parse_heads(text)
 
 
 def test_a_text_goes_to_the_smallest_bucket_that_holds_it():

@@ -20,7 +20,8 @@ def test_options_go_to_where_they_belong():
 
 
 def test_options_are_made_without_jax():
-    code = "import sys; from whisper_nnx.options import TranscribeOptions as T; T.of(beam_size=5); print('jax' in sys.modules)"
+    code = "import sys; from whisper_nnx.options import TranscribeOptions as T; T.of(beam_size=5)"
+    code += "; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -22,6 +22,7 @@ FILES = {
     "vocab.json": b"{}",
     "README.md": b"words",
 }
+OLD = {"config.json": b'{"d_model": 4}', "pytorch_model.bin": b"weights", "flax_model.msgpack": b"the same again"}
 ERRORS = {  # by repository: what the Hub answers
     "nobody/nothing": (404, "RepoNotFound"),
     "meta/gated": (403, "GatedRepo"),
@@ -33,19 +34,20 @@ class _Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         requested = self.path.partition("?")[0].removeprefix("/api/models/").lstrip("/")
         repository, (kind, revision, *rest) = "/".join(requested.split("/")[:2]), requested.split("/")[2:] or (None, "")
+        files = OLD if repository == "acme/old" else FILES
         if repository in ERRORS and self.headers["Authorization"] != "Bearer hf_friend":
             self._answer(*ERRORS[repository])
         elif revision not in ("main", COMMIT):
             self._answer(404, "RevisionNotFound")
         elif kind == "revision":
-            self._json({"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]})
+            self._json({"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]})
         elif kind == "tree":
             entry = {"type": "file", "oid": "0" * 40}
-            self._json([{**entry, "path": name, "size": len(content)} for name, content in FILES.items()])
+            self._json([{**entry, "path": name, "size": len(content)} for name, content in files.items()])
         elif repository == "acme/broken" and rest[-1] == "model.safetensors":
             self._answer(403)
         else:
-            self._answer(200, content=FILES["/".join(rest)], name=rest[-1])
+            self._answer(200, content=files["/".join(rest)], name=rest[-1])
 
     do_HEAD = do_GET
 
@@ -80,14 +82,12 @@ def hub():
 def find(
     repository: str, cache: Path, revision: str | None = None, token: str | None = None, **environment: str
 ) -> str:
-    """What `checkpoint_folder` returns or raises, in a process of its own: huggingface_hub reads its settings once."""
+    """What `checkpoint_path` returns or raises, in a process of its own: huggingface_hub reads its settings once."""
     code = f"""
-from weight_loader.folder import WEIGHT_FILES, CONFIG_FILES, CheckpointError
-from weight_loader.hub import checkpoint_folder
-from whisper_nnx.tokenizer import FILE_NAMES as TOKENIZER_FILES
+from weight_loader.folder import CheckpointError
+from weight_loader.hub import checkpoint_path
 try:
-    files = (*WEIGHT_FILES, *CONFIG_FILES, *TOKENIZER_FILES)
-    print(checkpoint_folder({repository!r}, files, revision={revision!r}, token={token!r}))
+    print(checkpoint_path({repository!r}, revision={revision!r}, token={token!r}))
 except CheckpointError as error:
     print("error:", error)
 """
@@ -125,6 +125,22 @@ def test_a_repository_is_downloaded_once_and_without_what_is_not_needed(hub, tmp
     }
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     assert find("acme/whisper", tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1") == str(folder)
+
+
+def test_a_repository_without_safetensors_gives_the_next_format_that_it_has(hub, tmp_path):
+    folder = Path(find("acme/old", tmp_path, HF_ENDPOINT=hub))
+    assert {file.name for file in folder.iterdir()} == {"config.json", "pytorch_model.bin"}
+    assert find("acme/old", tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1") == str(folder)
+
+
+def test_the_address_of_a_file_gives_that_file_alone(hub, tmp_path):
+    file = Path(find(f"{hub}/acme/whisper/resolve/main/onnx/model.safetensors", tmp_path, HF_ENDPOINT=hub))
+    assert file.read_bytes() == b"and again"
+    assert [other for other in file.parents[1].rglob("*") if other.is_file()] == [file]
+    said = find(f"{hub}/acme/whisper/resolve/main/nothing.bin", tmp_path, HF_ENDPOINT=hub)
+    assert said.startswith("error: acme/whisper has no file nothing.bin; see ")
+    said = find("http://example.org/ggml-tiny.bin", tmp_path, HF_ENDPOINT=hub)
+    assert "download it yourself and give the file" in said
 
 
 def test_a_token_opens_what_is_gated(hub, tmp_path):

@@ -10,6 +10,7 @@ _MODULE_OF = {
     "load_model": "load",
     "load_weights_into_nnx_model": "load",
     "print_model_info": "load",
+    "save_model": "save",
     "save_pretrained": "save",
 }
 __all__ = sorted(_MODULE_OF)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ from whisper_nnx.config import WhisperConfig
 from whisper_nnx.tokenizer import Tokenizer
 
 CONFIG_FILES = ("config.json", "generation_config.json")
-# Shards are asked for by their usual names: some repositories hold the same weights once more, as model.fp32-*.
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+_MAX_JSON = 256 * 2**20  # bytes; a tokenizer.json has 4 million
 
 
 class CheckpointError(ValueError):
@@ -22,12 +20,16 @@ class CheckpointError(ValueError):
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError where there is none."""
     try:
+        if (size := path.stat().st_size) > _MAX_JSON:
+            raise CheckpointError(f"{path} has {size} bytes, at most {_MAX_JSON} are read; do not trust it")
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} has no {path.name}; give the folder of a whole Hugging Face checkpoint"
         ) from None
-    except ValueError as error:  # no UTF-8, or no JSON
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:  # no UTF-8, or no JSON
         raise CheckpointError(f"{path} is no valid JSON ({error}); download it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object; download it again")
@@ -40,16 +42,42 @@ def read_config(folder: Path) -> WhisperConfig:
     generation = read_json(generation_file) if generation_file.exists() else {}
     try:
         return WhisperConfig.from_hf(config, generation)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # infinity is a number of JSON's
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
 
 
-def read_tokenizer(folder: Path, config: WhisperConfig) -> Tokenizer | None:
-    """The checkpoint's own tokenizer; None, with a warning, where it brings none."""
+def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
+    """From the files in a folder; None where it has none. Raises CheckpointError where they do not fit the model."""
     try:
-        return Tokenizer.from_folder(folder, config.vocab_size)
-    except FileNotFoundError as error:
-        warnings.warn(f"{error} (the model loads, but transcribe() needs a tokenizer)", stacklevel=2)
+        return Tokenizer.from_folder(folder, vocab_size)
+    except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(str(error)) from error
+
+
+def read_alignment_heads(folder: Path, config: WhisperConfig) -> WhisperConfig:
+    """With the alignment heads of a `generation_config.json`, where there is one and the decoder has those heads."""
+    file = folder / "generation_config.json"
+    if config.alignment_heads is not None or not file.is_file():
+        return config
+    try:
+        return WhisperConfig.from_hf(config.to_hf(), read_json(file))
+    except OverflowError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index of shards names, all in its folder. Raises CheckpointError for any other."""
+    weight_map, suffix = read_json(index).get("weight_map"), Path(index.name.removesuffix(".index.json")).suffix
+    named = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not named or not all(isinstance(name, str) for name in named):
+        raise CheckpointError(f"{index} has no weight_map from tensors to files; download it again")
+    names = sorted(set(named))
+    for name in names:
+        if Path(name).name != name or "\\" in name or "\0" in name or not name.endswith(suffix):
+            kind = suffix.removeprefix(".")
+            raise CheckpointError(f"{index} names {name!r}, no {kind} file in its folder; do not trust it")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index.parent} has no {name}, which {index.name} names; download it again")
+    return [index.parent / name for name in names]

@@ -1,4 +1,4 @@
-"""Names of models to folders on this machine, downloaded from the Hugging Face Hub where necessary."""
+"""Names of models to folders and files on this machine, downloaded from the Hugging Face Hub where necessary."""
 
 from __future__ import annotations
 
@@ -7,38 +7,69 @@ import re
 from pathlib import Path
 from typing import Any
 
-from weight_loader.folder import CheckpointError
+from weight_loader.download import address_of, download
+from weight_loader.folder import CONFIG_FILES, CheckpointError
 from whisper_nnx.config import ALIASES, RELEASED
+from whisper_nnx.tokenizer import FILE_NAMES as TOKENIZER_FILES
+
+# By the first of these that a repository has; many hold the same weights several times. Shards are asked for by their
+# usual names, for the same reason: beside them lie model.fp32-* and others.
+_WEIGHTS = (
+    ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"),
+    ("weights.safetensors", "weights.npz"),  # MLX
+    ("model.bin", "vocabulary.*"),  # CTranslate2
+    ("flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*.msgpack"),
+)
+_FILE_ADDRESS = re.compile(r"/([\w.-]+/[\w.-]+)/(?:resolve|blob)/([^/?#]+)/([^?#*\[\]]+)(?:\?.*)?")
 
 
-def checkpoint_folder(
-    name_or_path: str | os.PathLike[str],
-    files: tuple[str, ...],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> Path:
-    """The folder that is meant: a local one, or the snapshot of a repository with its `files` (patterns) in it.
+def checkpoint_path(name_or_path: str | os.PathLike[str], *, files: tuple[str, ...] = (), **options: Any) -> Path:
+    """The folder or file that is meant: one on this machine, or the snapshot of a repository.
 
+    files: what is needed of a repository (patterns); default: all, in the first format of `_WEIGHTS` that it has.
+    options: revision, token and cache_dir of huggingface_hub's snapshot_download.
     Raises FileNotFoundError for a path to nothing, CheckpointError for everything else that keeps it from being had.
     """
     text = os.fspath(name_or_path)
     path = Path(text).expanduser()
-    if text and path.is_dir():
-        return path
     if text and path.exists():
-        raise CheckpointError(
-            f"{path} is a file; give the folder of a Hugging Face checkpoint (another format: convert it first, "
-            "with transformers' WhisperForConditionalGeneration and its save_pretrained(FOLDER))"
-        )
+        return path
+    if address := address_of(text):
+        return download(address, options.get("cache_dir"))
+    if text.startswith(("https://", "http://")):
+        return _file(text, options)
     if isinstance(name_or_path, Path) or _looks_like_path(text):
         raise FileNotFoundError(f"{path} does not exist; give an existing folder, or a name such as 'tiny'")
-    return _snapshot(_repository(text), files, revision=revision, token=token, cache_dir=cache_dir)
+    repository = _repository(text)
+    if files:
+        return _snapshot(repository, files, **options)
+    for patterns in _WEIGHTS:
+        folder = _snapshot(repository, (*CONFIG_FILES, *TOKENIZER_FILES, *patterns), **options)
+        if any(match for pattern in patterns for match in folder.glob(pattern)):
+            break
+    return folder
+
+
+def _file(address: str, options: dict[str, Any]) -> Path:
+    """A single file of a repository, such as .../ggerganov/whisper.cpp/resolve/main/ggml-tiny.bin."""
+    from huggingface_hub import constants
+
+    parts = _FILE_ADDRESS.fullmatch(address.removeprefix(constants.ENDPOINT))
+    if not address.startswith(f"{constants.ENDPOINT}/") or parts is None:
+        raise CheckpointError(
+            f"{address} is neither a file at {constants.ENDPOINT}, as https://.../OWNER/NAME/resolve/main/FILE, nor "
+            "one of OpenAI's, with its SHA-256; download it yourself and give the file"
+        )
+    repository, revision, name = parts.groups()
+    folder = _snapshot(repository, (name,), **{**options, "revision": options.get("revision") or revision})
+    if not (folder / name).is_file():
+        raise CheckpointError(f"{repository} has no file {name}; see {constants.ENDPOINT}/{repository}/tree/{revision}")
+    return folder / name
 
 
 def _looks_like_path(text: str) -> bool:
-    a_file = text.endswith((".pt", ".bin", ".safetensors"))
+    a_file = text.endswith((".pt", ".bin", ".safetensors", ".npz", ".msgpack"))
     return a_file or text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1
 
 
@@ -58,7 +89,7 @@ def _repository(name: str) -> str:
 def _snapshot(repository: str, files: tuple[str, ...], **options: Any) -> Path:
     from huggingface_hub import constants, snapshot_download, utils
 
-    endpoint, revision = constants.ENDPOINT, options["revision"]
+    endpoint, revision = constants.ENDPOINT, options.get("revision")
     try:
         return Path(snapshot_download(repository, allow_patterns=list(files), **options))
     except utils.GatedRepoError as error:

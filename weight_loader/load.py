@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path as FilePath
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,16 +16,20 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from weight_loader.folder import CONFIG_FILES, WEIGHT_FILES, CheckpointError, read_config, read_tokenizer
-from weight_loader.hub import checkpoint_folder
-from weight_loader.names import PROJ_OUT, SINUSOIDS, Path, parameters
-from weight_loader.readers import safetensors
+from weight_loader.checkpoint import Checkpoint, Content
+from weight_loader.folder import CONFIG_FILES, CheckpointError, read_config, read_tokenizer
+from weight_loader.hub import checkpoint_path
+from weight_loader.names import SINUSOIDS, Path, parameters
+from weight_loader.readers import huggingface, open_checkpoint
+from weight_loader.vocabulary import tokenizer_from_tiktoken
 from whisper_nnx.config import WhisperConfig
 from whisper_nnx.model import Dtype, Whisper, sinusoids
 from whisper_nnx.tokenizer import FILE_NAMES as TOKENIZER_FILES
+from whisper_nnx.tokenizer import Tokenizer
 
 Name = str | os.PathLike[str]
 Shape = tuple[int, ...]
+_FLOATS = tuple(map(np.dtype, ("float64", "float32", "float16", "bfloat16")))
 
 
 def load_model(
@@ -31,29 +37,33 @@ def load_model(
     *,
     dtype: Dtype = None,
     param_dtype: Dtype = None,
+    tokenizer: Name | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: Name | None = None,
 ) -> Whisper:
     """A trained model with its tokenizer.
 
-    name_or_path: a folder in Hugging Face's format, a repository ("owner/name"; `revision`, `token`, `cache_dir` are
-      for it), or a short name: "tiny", "base.en", "large-v3", "turbo", "distil-large-v3". A folder of that name wins.
+    name_or_path: a folder or file in any format that `weight_loader.readers` knows; a repository ("owner/name";
+      `revision`, `token`, `cache_dir` are for it) or a short name: "tiny", "base.en", "large-v3", "turbo",
+      "distil-large-v3"; OpenAI's own file by its name, "tiny.pt", or address. A folder or file of that name wins.
     dtype, param_dtype: float32, bfloat16 or float16 of the computation (default float32) and of the parameters
       (default: the same). Whatever is stored is converted tensor by tensor.
+    tokenizer: where the tokenizer comes from, if not from the checkpoint or what lies beside it: a folder, a .tiktoken
+      file, a repository or a short name.
 
     Raises FileNotFoundError for a path to nothing, CheckpointError for a checkpoint that cannot be had or used.
     """
     dtype = _floating(dtype or jnp.float32)
     param_dtype = _floating(param_dtype or dtype)
-    files = (*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHT_FILES)
-    folder = checkpoint_folder(name_or_path, files, revision=revision, token=token, cache_dir=cache_dir)
-    config = read_config(folder)
-    tokenizer = read_tokenizer(folder, config)
-    model = abstract_model(config, dtype, param_dtype)
-    params = _read_params(safetensors.tensors(folder), model, param_dtype, str(folder))
+    options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    path = checkpoint_path(name_or_path, **options)
+    checkpoint = open_checkpoint(path)
+    found = find_tokenizer(checkpoint, path, tokenizer, **options)
+    model = abstract_model(checkpoint.config, dtype, param_dtype)
+    params = read_arrays(checkpoint, param_dtype, model)
     nnx.update(model, nnx.State(unflatten_dict(params)))
-    model.tokenizer = tokenizer
+    model.tokenizer = found
     return model
 
 
@@ -70,12 +80,17 @@ def download_whisper_weights(
     The arrays lie in nested dicts by their place in the model, params["decoder"]["layers"][0]["fc1"]["kernel"], as
     `nnx.to_pure_dict(nnx.state(model))` has them. Arguments and errors are those of `load_model`.
     """
-    files = (*CONFIG_FILES, *WEIGHT_FILES)
-    folder = checkpoint_folder(name_or_path, files, revision=revision, token=token, cache_dir=cache_dir)
-    config = read_config(folder)
-    dtype = dtype and _floating(dtype)
-    params = _read_params(safetensors.tensors(folder), abstract_model(config), dtype, str(folder))
-    return unflatten_dict(params), config
+    path = checkpoint_path(name_or_path, revision=revision, token=token, cache_dir=cache_dir)
+    checkpoint = open_checkpoint(path)
+    return unflatten_dict(read_arrays(checkpoint, dtype and _floating(dtype))), checkpoint.config
+
+
+def read_content(name_or_path: Name, *, tokenizer: Name | None = None, **options: Any) -> Content:
+    """A checkpoint as the writers take it, its arrays as stored. Arguments and errors are those of `load_model`."""
+    path = checkpoint_path(name_or_path, **options)
+    checkpoint = open_checkpoint(path)
+    found = find_tokenizer(checkpoint, path, tokenizer, **options)
+    return Content(checkpoint.config, found, read_arrays(checkpoint))
 
 
 def get_whisper_config(
@@ -85,10 +100,44 @@ def get_whisper_config(
     token: str | bool | None = None,
     cache_dir: Name | None = None,
 ) -> WhisperConfig:
-    """The configuration of a checkpoint, without its weights. Arguments and errors are those of `load_model`."""
-    return read_config(
-        checkpoint_folder(name_or_path, CONFIG_FILES, revision=revision, token=token, cache_dir=cache_dir)
-    )
+    """The configuration of a checkpoint, without its weights where it has a file of its own (Hugging Face's).
+
+    Arguments and errors are those of `load_model`.
+    """
+    options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    path = checkpoint_path(name_or_path, files=CONFIG_FILES, **options)
+    if path.is_dir() and (huggingface.is_config(path) or not huggingface.weights(path)):
+        return read_config(path)
+    return open_checkpoint(checkpoint_path(name_or_path, **options)).config
+
+
+def find_tokenizer(
+    checkpoint: Checkpoint, path: FilePath, given: Name | None, *, warn: bool = True, **options: Any
+) -> Tokenizer | None:
+    """The tokenizer that was asked for; else the checkpoint's own; else that of the files beside it.
+
+    given, options: as in `load_model`. None, with a warning, where there is none. Raises CheckpointError for one that
+    cannot be had or is not this model's.
+    """
+    size = checkpoint.config.vocab_size
+    if given is not None:
+        # A token and a revision belong to the model's repository.
+        source = checkpoint_path(given, files=(*TOKENIZER_FILES, *CONFIG_FILES), cache_dir=options.get("cache_dir"))
+        found = read_tokenizer(source, size) if source.is_dir() else tokenizer_from_tiktoken(source, size)
+        if found is None:
+            raise CheckpointError(
+                f"tokenizer={given!r} has no tokenizer.json, nor vocab.json and merges.txt; give others"
+            )
+        return found
+    found = checkpoint.tokenizer or read_tokenizer(path if path.is_dir() else path.parent, size)
+    if found is None and warn:
+        warnings.warn(
+            f"{path}: no tokenizer: tokenizer.json, or vocab.json with merges.txt, is missing; lay it beside, or give "
+            "tokenizer= a folder that has it, a .tiktoken file or a name such as 'tiny' (the model loads, but "
+            "transcribe() needs a tokenizer)",
+            stacklevel=3,
+        )
+    return found
 
 
 def load_weights_into_nnx_model(model: nnx.Module, params: Mapping[Any, Any]) -> None:
@@ -110,21 +159,26 @@ def load_weights_into_nnx_model(model: nnx.Module, params: Mapping[Any, Any]) ->
         variable[...] = jax.device_put(jnp.asarray(given[path], variable.dtype), variable.sharding)
 
 
-def print_model_info(config: WhisperConfig) -> None:
-    """Prints the sizes of a model, how many parameters it has and how much memory they take."""
+def model_info(config: WhisperConfig) -> dict[str, str]:
+    """What there is to say of a model of this shape, by keyword."""
     state = nnx.to_flat_state(nnx.state(abstract_model(config), nnx.Param))
     sizes = {side: sum(v.size for path, v in state if path[0] == side) for side in ("encoder", "decoder")}
     total = sum(sizes.values())
     megabytes = {name: total * jnp.dtype(name).itemsize / 1e6 for name in ("float32", "bfloat16", "float16")}
-    print(
-        f"width        {config.d_model}\n"
-        f"encoder      {config.encoder_layers} layers of {config.encoder_attention_heads} heads, "
-        f"{config.num_mel_bins} mels, {config.max_source_positions} positions\n"
-        f"decoder      {config.decoder_layers} layers of {config.decoder_attention_heads} heads, "
-        f"{config.vocab_size} tokens, {config.max_target_positions} positions\n"
-        f"parameters   {total:,} (encoder {sizes['encoder']:,}, decoder {sizes['decoder']:,})\n"
-        f"memory       {', '.join(f'{name} {size:,.0f} MB' for name, size in megabytes.items())}"
-    )
+    return {
+        "width": str(config.d_model),
+        "encoder": f"{config.encoder_layers} layers of {config.encoder_attention_heads} heads, "
+        f"{config.num_mel_bins} mels, {config.max_source_positions} positions",
+        "decoder": f"{config.decoder_layers} layers of {config.decoder_attention_heads} heads, "
+        f"{config.vocab_size} tokens, {config.max_target_positions} positions",
+        "parameters": f"{total:,} (encoder {sizes['encoder']:,}, decoder {sizes['decoder']:,})",
+        "memory": ", ".join(f"{name} {size:,.0f} MB" for name, size in megabytes.items()),
+    }
+
+
+def print_model_info(config: WhisperConfig) -> None:
+    """Prints the sizes of a model, how many parameters it has and how much memory they take."""
+    print("\n".join(f"{name:<12} {text}" for name, text in model_info(config).items()))
 
 
 def abstract_model(config: WhisperConfig, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32) -> Whisper:
@@ -135,31 +189,43 @@ def abstract_model(config: WhisperConfig, dtype: Dtype = jnp.float32, param_dtyp
     return nnx.eval_shape(lambda: Whisper(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype))
 
 
-def _read_params(
-    tensors: Iterable[tuple[str, np.ndarray]], model: Whisper, dtype: Dtype, where: str
-) -> dict[Path, jax.Array]:
+def read_arrays(checkpoint: Checkpoint, dtype: Dtype = None, model: Whisper | None = None) -> dict[Path, jax.Array]:
     """Every array of the (abstract) model by its path; dtype None: as stored. Raises CheckpointError unless all fit."""
-    config = model.config
-    shapes = {path: variable.shape for path, variable in _variables(model).items()}
-    table = {parameter.huggingface: parameter for parameter in parameters(config)}
-    expected = {name: tuple(shapes[p.path][axis] for axis in p.stored_axes) for name, p in table.items()}
+    config, form = checkpoint.config, checkpoint.format
+    table = {p.stored[form].name: (p.path, p.stored[form].axes) for p in parameters(config) if form in p.stored}
+    expected = expected_shapes(checkpoint, model)
     found: dict[str, Shape] = {}
     params: dict[Path, jax.Array] = {}
-    for name, array in tensors:
-        if name == PROJ_OUT.huggingface and config.tie_word_embeddings:
-            continue
-        if f"model.{name}" in table:  # as WhisperModel, the part without the output layer, is saved
-            name = f"model.{name}"
+    for name, array in checkpoint.tensors:
+        if array.dtype not in _FLOATS:
+            floats = ", ".join(map(str, _FLOATS))
+            raise CheckpointError(f"{checkpoint.where}: {name} is stored as {array.dtype}, expected one of {floats}")
         found[name] = array.shape
         if expected.get(name) == array.shape:
-            params[table[name].path] = _convert(array, table[name].axes, dtype or jnp.result_type(array))
-    if SINUSOIDS.huggingface not in found:  # they can be computed
-        found[SINUSOIDS.huggingface] = shapes[SINUSOIDS.path]
-        params[SINUSOIDS.path] = jnp.asarray(sinusoids(*shapes[SINUSOIDS.path]), dtype)
+            path, axes = table[name]
+            # Waited for: else arrays that are read faster than they are converted would pile up.
+            params[path] = jax.block_until_ready(_convert(array, axes, dtype or jnp.result_type(array)))
+        del array  # before the next is read
     size = f"d_model={config.d_model}, {config.encoder_layers} and {config.decoder_layers} layers"
-    what = f"{where}: the weights do not fit config.json ({size}, vocab_size={config.vocab_size})"
-    _compare(expected, found, what, "take both from one checkpoint")
+    what = f"{checkpoint.where}: the weights do not fit the configuration ({size}, vocab_size={config.vocab_size})"
+    _compare(without_computed(expected, found), found, what, "take both from one checkpoint")
+    if SINUSOIDS.path not in params:
+        params[SINUSOIDS.path] = jnp.asarray(sinusoids(config.max_source_positions, config.d_model), dtype)
     return params
+
+
+def expected_shapes(checkpoint: Checkpoint, model: Whisper | None = None) -> dict[str, Shape]:
+    """What the checkpoint should hold, by its own names."""
+    config, form = checkpoint.config, checkpoint.format
+    shapes = {path: variable.shape for path, variable in _variables(model or abstract_model(config)).items()}
+    rows = [(p.path, p.stored[form]) for p in parameters(config) if form in p.stored]
+    return {stored.name: tuple(shapes[path][axis] for axis in stored.stored_axes) for path, stored in rows}
+
+
+def without_computed(expected: dict[str, Shape], found: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Without the sinusoids, if they were not found: they can be computed."""
+    names = {stored.name for stored in SINUSOIDS.stored.values()} - found.keys()
+    return {name: shape for name, shape in expected.items() if name not in names}
 
 
 def _variables(model: nnx.Module) -> dict[Path, nnx.Variable]:
@@ -180,9 +246,9 @@ def _transposed(array: jax.Array, axes: tuple[int, ...], dtype: Any) -> jax.Arra
     return array.transpose(axes).astype(dtype)
 
 
-def _compare(expected: dict[str, Shape], found: dict[str, Shape], what: str, fix: str) -> None:
-    """Raises CheckpointError that lists every missing, unexpected and misshapen tensor."""
-    differences = {
+def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> dict[str, list[str]]:
+    """Names of what is missing, unexpected and misshapen; only what there is of it."""
+    kinds = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
         "misshapen": [
@@ -191,8 +257,19 @@ def _compare(expected: dict[str, Shape], found: dict[str, Shape], what: str, fix
             if found.get(name, shape) != shape
         ],
     }
-    if any(differences.values()):
-        listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in differences.items() if names)
+    return {kind: names for kind, names in kinds.items() if names}
+
+
+def listing(names: Sequence[str], most: int = 50) -> str:
+    """The first of the names, and how many more there are; a file may hold any names."""
+    shown = [name[:200] if name.isprintable() else ascii(name[:200]) for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _compare(expected: Mapping[str, Shape], found: Mapping[str, Shape], what: str, fix: str) -> None:
+    """Raises CheckpointError that lists every difference."""
+    if kinds := differences(expected, found):
+        listed = "; ".join(f"{kind}: {listing(names)}" for kind, names in kinds.items())
         raise CheckpointError(f"{what}: {listed}; {fix}")
 
 

@@ -1,79 +1,144 @@
-"""What every parameter is called: in the NNX state, at Hugging Face, in openai-whisper; and how its axes lie there.
+"""What every parameter is called: in the NNX state and in the formats of checkpoints; and how its axes lie there.
 
-A row per module, a column per naming. `parameters` expands it to an entry per array of a given model, so that what is
-missing or unexpected in a checkpoint is a set difference. Another format is another column.
+A row per module; `parameters` expands it to an entry per array of a given model, so that what is missing or unexpected
+in a checkpoint is a set difference. A format is a column: how it spells a row (`_MODULE`) and how it ends and lays out
+each kind of array (`_ENDS`). The same entries serve readers and writers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from whisper_nnx.config import WhisperConfig
 
 Path = tuple[str | int, ...]  # in the NNX state: ("decoder", "layers", 0, "fc1", "kernel")
+Axes = tuple[int, ...]
 
 
-class Parameter(NamedTuple):
-    """One array: where it lives in the model and what it is called in the files (None: it is not stored there).
+class Stored(NamedTuple):
+    """An array in a file: `stored.transpose(axes)` is the model's order, `stored_axes` lead back."""
 
-    `axes` are the stored array's axes in the model's order: `stored.transpose(axes)`; `stored_axes` lead back.
-    """
-
-    path: Path
-    huggingface: str
-    openai: str | None
-    axes: tuple[int, ...]
+    name: str
+    axes: Axes
 
     @property
-    def stored_axes(self) -> tuple[int, ...]:
+    def stored_axes(self) -> Axes:
         return tuple(self.axes.index(axis) for axis in range(len(self.axes)))
 
 
-# How the names of a module's arrays end: NNX, Hugging Face, openai-whisper; axes.
-_BIAS = (".bias", ".bias", ".bias", (0,))
-_KERNEL = (".kernel", ".weight", ".weight", (1, 0))  # stored [out,in]
-_LINEAR = (_KERNEL, _BIAS)
-_NO_BIAS = (_KERNEL,)
-_CONV = ((".kernel", ".weight", ".weight", (2, 1, 0)), _BIAS)  # stored [out,in,k]
-_NORM = ((".scale", ".weight", ".weight", (0,)), _BIAS)
-_EMBED = ((".embedding", ".weight", ".weight", (0, 1)),)
-_POSITIONS = ((".embedding", ".weight", "", (0, 1)),)
+class Parameter(NamedTuple):
+    """One array: where it lives in the model, and what it is in each format that has a place for it."""
 
-# NNX and Hugging Face (the model's modules are named after theirs), openai-whisper; arrays. {} is the layer.
+    path: Path
+    stored: dict[str, Stored]
+
+
+class _Row(NamedTuple):
+    """A module. {} is the layer."""
+
+    name: str  # NNX and Hugging Face: the model's modules are named after theirs
+    openai: str
+    ct2: str  # where CTranslate2 has fused several projections, which of its parts follows the colon
+    arrays: tuple[str, ...]
+
+
+_LINEAR, _NO_BIAS, _CONV, _NORM = ("kernel", "bias"), ("kernel",), ("conv", "bias"), ("scale", "bias")
+_NNX_END = {"kernel": "kernel", "conv": "kernel", "scale": "scale", "bias": "bias"}  # of the others: "embedding"
+
 _LAYER = (
-    ("layers.{}.self_attn_layer_norm", "blocks.{}.attn_ln", _NORM),
-    ("layers.{}.self_attn.q_proj", "blocks.{}.attn.query", _LINEAR),
-    ("layers.{}.self_attn.k_proj", "blocks.{}.attn.key", _NO_BIAS),
-    ("layers.{}.self_attn.v_proj", "blocks.{}.attn.value", _LINEAR),
-    ("layers.{}.self_attn.out_proj", "blocks.{}.attn.out", _LINEAR),
-    ("layers.{}.fc1", "blocks.{}.mlp.0", _LINEAR),
-    ("layers.{}.fc2", "blocks.{}.mlp.2", _LINEAR),
-    ("layers.{}.final_layer_norm", "blocks.{}.mlp_ln", _NORM),
+    _Row("layers.{}.self_attn_layer_norm", "blocks.{}.attn_ln", "layer_{}/self_attention/layer_norm", _NORM),
+    _Row("layers.{}.self_attn.q_proj", "blocks.{}.attn.query", "layer_{}/self_attention/linear_0:q", _LINEAR),
+    _Row("layers.{}.self_attn.k_proj", "blocks.{}.attn.key", "layer_{}/self_attention/linear_0:k", _NO_BIAS),
+    _Row("layers.{}.self_attn.v_proj", "blocks.{}.attn.value", "layer_{}/self_attention/linear_0:v", _LINEAR),
+    _Row("layers.{}.self_attn.out_proj", "blocks.{}.attn.out", "layer_{}/self_attention/linear_1", _LINEAR),
+    _Row("layers.{}.fc1", "blocks.{}.mlp.0", "layer_{}/ffn/linear_0", _LINEAR),
+    _Row("layers.{}.fc2", "blocks.{}.mlp.2", "layer_{}/ffn/linear_1", _LINEAR),
+    _Row("layers.{}.final_layer_norm", "blocks.{}.mlp_ln", "layer_{}/ffn/layer_norm", _NORM),
 )
 _ENCODER = (
-    ("conv1", "conv1", _CONV),
-    ("conv2", "conv2", _CONV),
+    _Row("conv1", "conv1", "conv1", _CONV),
+    _Row("conv2", "conv2", "conv2", _CONV),
     *_LAYER,
-    ("layer_norm", "ln_post", _NORM),
+    _Row("layer_norm", "ln_post", "layer_norm", _NORM),
 )
 _DECODER = (
-    ("embed_tokens", "token_embedding", _EMBED),
-    ("embed_positions", "positional_embedding", _POSITIONS),
+    _Row("embed_tokens", "token_embedding", "embeddings", ("embedding",)),
+    _Row("embed_positions", "positional_embedding", "position_encodings", ("positions",)),
     *_LAYER,
-    ("layers.{}.encoder_attn_layer_norm", "blocks.{}.cross_attn_ln", _NORM),
-    ("layers.{}.encoder_attn.q_proj", "blocks.{}.cross_attn.query", _LINEAR),
-    ("layers.{}.encoder_attn.k_proj", "blocks.{}.cross_attn.key", _NO_BIAS),
-    ("layers.{}.encoder_attn.v_proj", "blocks.{}.cross_attn.value", _LINEAR),
-    ("layers.{}.encoder_attn.out_proj", "blocks.{}.cross_attn.out", _LINEAR),
-    ("layer_norm", "ln", _NORM),
+    _Row("layers.{}.encoder_attn_layer_norm", "blocks.{}.cross_attn_ln", "layer_{}/attention/layer_norm", _NORM),
+    _Row("layers.{}.encoder_attn.q_proj", "blocks.{}.cross_attn.query", "layer_{}/attention/linear_0", _LINEAR),
+    _Row("layers.{}.encoder_attn.k_proj", "blocks.{}.cross_attn.key", "layer_{}/attention/linear_1:k", _NO_BIAS),
+    _Row("layers.{}.encoder_attn.v_proj", "blocks.{}.cross_attn.value", "layer_{}/attention/linear_1:v", _LINEAR),
+    _Row("layers.{}.encoder_attn.out_proj", "blocks.{}.cross_attn.out", "layer_{}/attention/linear_2", _LINEAR),
+    _Row("layer_norm", "ln", "layer_norm", _NORM),
 )
+
+# How a format spells a module, given its side and row.
+_MODULE: dict[str, Callable[[str, _Row], str]] = {
+    "hf": lambda side, row: f"model.{side}.{row.name}",
+    "openai": lambda side, row: f"{side}.{row.openai}",
+    "mlx": lambda side, row: f"{side}.{row.openai}".replace("mlp.0", "mlp1").replace("mlp.2", "mlp2"),
+    "ggml": lambda side, row: f"{side}.{row.openai}",
+    "ct2": lambda side, row: f"{side}/{row.ct2}",
+    "flax": lambda side, row: f"model/{side}/{row.name}".replace(".", "/"),
+}
+COLUMNS = tuple(_MODULE)
+
+# How the names of arrays end there, and the stored array's axes in the model's order.
+_TORCH = {
+    "kernel": (".weight", (1, 0)),  # stored [out,in]
+    "conv": (".weight", (2, 1, 0)),  # stored [out,in,k]
+    "scale": (".weight", (0,)),
+    "bias": (".bias", (0,)),
+    "embedding": (".weight", (0, 1)),
+    "positions": (".weight", (0, 1)),
+}
+_OPENAI = {**_TORCH, "positions": ("", (0, 1))}
+_ENDS: dict[str, dict[str, tuple[str, Axes]]] = {
+    "hf": _TORCH,
+    "openai": _OPENAI,
+    "mlx": {**_OPENAI, "conv": (".weight", (1, 2, 0))},  # stored [out,k,in]
+    "ggml": _OPENAI,
+    "ct2": {
+        "kernel": ("/weight", (1, 0)),
+        "conv": ("/weight", (2, 1, 0)),
+        "scale": ("/gamma", (0,)),
+        "bias": ("/bias", (0,)),
+        "beta": ("/beta", (0,)),  # a LayerNorm's bias
+        "embedding": ("/weight", (0, 1)),
+        "positions": ("/encodings", (0, 1)),
+    },
+    "flax": {
+        "kernel": ("/kernel", (0, 1)),
+        "conv": ("/kernel", (0, 1, 2)),
+        "scale": ("/scale", (0,)),
+        "bias": ("/bias", (0,)),
+        "embedding": ("/embedding", (0, 1)),
+        "positions": ("/embedding", (0, 1)),
+    },
+}
 
 # Computed where a file lacks them.
 SINUSOIDS = Parameter(
-    ("encoder", "embed_positions"), "model.encoder.embed_positions.weight", "encoder.positional_embedding", (0, 1)
+    ("encoder", "embed_positions"),
+    {
+        "hf": Stored("model.encoder.embed_positions.weight", (0, 1)),
+        "openai": Stored("encoder.positional_embedding", (0, 1)),
+        "ggml": Stored("encoder.positional_embedding", (0, 1)),
+        "ct2": Stored("encoder/position_encodings/encodings", (0, 1)),
+        "flax": Stored("model/encoder/embed_positions/embedding", (0, 1)),
+    },
 )
 # Only there where the embedding does not serve as the output layer too.
-PROJ_OUT = Parameter(("decoder", "proj_out", "kernel"), "proj_out.weight", None, (1, 0))
+PROJ_OUT = Parameter(
+    ("decoder", "proj_out", "kernel"),
+    {
+        "hf": Stored("proj_out.weight", (1, 0)),
+        "ct2": Stored("decoder/projection/weight", (1, 0)),
+        "flax": Stored("lm_head/kernel", (0, 1)),
+    },
+)
 
 
 def path_of(dotted: str) -> Path:
@@ -86,10 +151,18 @@ def parameters(config: WhisperConfig) -> tuple[Parameter, ...]:
     found = [SINUSOIDS] if config.tie_word_embeddings else [SINUSOIDS, PROJ_OUT]
     sides = (("encoder", _ENCODER, config.encoder_layers), ("decoder", _DECODER, config.decoder_layers))
     for side, rows, layers in sides:
-        for name, openai, arrays in rows:
-            for layer in range(layers if "{}" in name else 1):
-                for end, hf_end, openai_end, axes in arrays:
-                    module, openai_module = f"{side}.{name.format(layer)}", f"{side}.{openai.format(layer)}"
-                    path = path_of(module + end)
-                    found.append(Parameter(path, f"model.{module}{hf_end}", openai_module + openai_end, axes))
+        for row in rows:
+            for array in row.arrays:
+                path = f"{side}.{row.name}.{_NNX_END.get(array, 'embedding')}"
+                stored = {format: _stored(format, side, row, array) for format in COLUMNS}
+                for layer in map(str, range(layers if "{}" in row.name else 1)):
+                    names = {f: Stored(s.name.replace("{}", layer), s.axes) for f, s in stored.items()}
+                    found.append(Parameter(path_of(path.replace("{}", layer)), names))
     return tuple(found)
+
+
+def _stored(format: str, side: str, row: _Row, array: str) -> Stored:
+    kinds = _ENDS[format]
+    end, axes = kinds.get("beta" if row.arrays == _NORM and array == "bias" else array, kinds[array])
+    module, colon, part = _MODULE[format](side, row).partition(":")
+    return Stored(f"{module}{end}{colon}{part}", axes)

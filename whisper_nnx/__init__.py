@@ -36,6 +36,7 @@ _EXPORTS = {
         "load_model",
         "load_weights_into_nnx_model",
         "print_model_info",
+        "save_model",
         "save_pretrained",
     ],
 }

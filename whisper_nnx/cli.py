@@ -163,7 +163,8 @@ def _load_model(args: argparse.Namespace, device: jax.Device) -> Whisper:
     from weight_loader import load_model
 
     dtype = _choose_dtype(args.dtype, args.fp16, device.platform)
-    return load_model(args.model, dtype=dtype, cache_dir=args.model_dir, revision=args.revision, token=args.token)
+    where = {"cache_dir": args.model_dir, "revision": args.revision, "token": args.token}
+    return load_model(args.model, dtype=dtype, tokenizer=args.tokenizer, **where)
 
 
 def _transcribe_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:

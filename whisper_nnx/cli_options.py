@@ -32,6 +32,7 @@ VAD_OPTIONS = tuple(
     f"{VAD}{name}"
     for name in (
         "threshold",
+        "neg_threshold",
         "min_speech_duration_ms",
         "max_speech_duration_s",
         "min_silence_duration_ms",
@@ -43,8 +44,8 @@ SUBTITLE_OPTIONS = (
 )
 # All that openai-whisper's command does not have.
 OWN_OPTIONS = {
-    *(*OWN_TRANSCRIBE_OPTIONS, *VAD_OPTIONS, "max_len", "split_on_word", "revision", "token", "dtype"),
-    *("compilation_cache", "traceback", "version"),
+    *(*OWN_TRANSCRIBE_OPTIONS, *VAD_OPTIONS, "max_len", "split_on_word", "tokenizer", "revision", "token"),
+    *("dtype", "compilation_cache", "traceback", "version"),
 }
 
 
@@ -131,8 +132,9 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
         ("--print_colors", FLAG, False, "colour what is printed from red to green, by its probability"),
     ],
     "model": [
-        ("--model", _kind(str, "NAME"), "turbo", "tiny, base.en, large-v3, turbo ...; a repository; a folder"),
+        ("--model", _kind(str, "NAME"), "turbo", "tiny, large-v3 ...; a repository; a folder or file in any format"),
         ("--model_dir", FOLDER, None, "where downloads are kept (default: Hugging Face's cache)"),
+        ("--tokenizer", TEXT, None, "folder, repository or .tiktoken file, if the model comes without"),
         ("--revision", TEXT, None, "branch, tag or commit of the repository"),
         ("--token", TEXT, None, "for private repositories; better kept in the environment, as HF_TOKEN"),
     ],
@@ -179,6 +181,7 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
     "voice activity (these need --vad_filter True)": [
         ("--vad_filter", FLAG, False, "transcribe only speech, in pieces of up to 30 s that can share a batch"),
         ("--vad_threshold", NUMBER_OR_NONE, None, "probability from which on sound is speech (default: 0.5)"),
+        ("--vad_neg_threshold", NUMBER_OR_NONE, None, "probability below which it no longer is (default: 0.15 less)"),
         ("--vad_min_speech_duration_ms", COUNT_OR_NONE, None, "drop speech that is no longer (default: 0)"),
         ("--vad_max_speech_duration_s", NUMBER_OR_NONE, None, "cut speech that is longer (default: no limit)"),
         ("--vad_min_silence_duration_ms", COUNT_OR_NONE, None, "silence that ends a stretch of speech (default: 2000)"),

@@ -5,30 +5,94 @@ Source: the reference's timing.py; warping: Giorgino 2009 (doi 10.18637/jss.v031
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from whisper_nnx.cache import KeysValues
-from whisper_nnx.config import WhisperConfig
+from whisper_nnx.config import WhisperConfig, released_alignment_heads
 from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.model import TextDecoder
 
+if TYPE_CHECKING:
+    from whisper_nnx.tokenizer import Tokenizer
+
+Heads = tuple[tuple[int, int], ...]  # (layer, head) pairs
 BUCKETS = (64, 128, 256)  # text positions; longer texts take all that the model has
 MEDIAN_WIDTH = 7
+PAUSE = 1.0  # likeness of a pause to any sound; a token's mean is 0, its standard deviation 1
+STRAYING = 0.5  # likeness that a row loses with each position outside of where it is expected
 DIAGONAL, DOWN, RIGHT = 0, 1, 2  # steps of the warping: next token and position, next token, next position
 
 
-def alignment_heads(config: WhisperConfig) -> tuple[tuple[int, int], ...]:
-    """The checkpoint's (layer, head) pairs; where it names none, all heads of the upper half of the layers."""
-    if config.alignment_heads:
-        return config.alignment_heads
-    upper = range(config.decoder_layers // 2, config.decoder_layers)
-    return tuple((layer, head) for layer in upper for head in range(config.decoder_attention_heads))
+def alignment_heads(config: WhisperConfig, chosen: Heads | Sequence[Sequence[int]] | int | None = None) -> Heads:
+    """The (layer, head) pairs by which words are timed.
+
+    chosen: pairs; or n, for all heads of the n top layers; None: those of the checkpoint, or else of the released size
+    of this shape, or else all heads of the upper half of the layers, with a warning. ValueError for those that do not
+    exist.
+    """
+    if chosen is None:
+        return config.alignment_heads or released_alignment_heads(config) or _upper_half(config)
+    layers, heads = config.decoder_layers, config.decoder_attention_heads
+    if isinstance(chosen, int):
+        if not 1 <= chosen <= layers:
+            raise ValueError(f"alignment_heads={chosen} top layers, but the decoder has {layers}; choose 1 to {layers}")
+        return _heads_from(config, layers - chosen)
+    pairs = tuple((int(layer), int(head)) for layer, head in chosen)
+    if not pairs:
+        raise ValueError(
+            "alignment_heads=() times no words; name at least one (layer, head), or None for the usual ones"
+        )
+    for layer, head in pairs:
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise ValueError(
+                f"alignment head ({layer}, {head}) does not exist; choose layers below {layers} and heads below {heads}"
+            )
+    return tuple(sorted(set(pairs)))  # attention scores come layer by layer; the order means nothing
+
+
+@lru_cache
+def _upper_half(config: WhisperConfig) -> Heads:
+    """Cached, so that a model is warned of once."""
+    instead = (
+        f"all heads of the upper {config.decoder_layers - config.decoder_layers // 2} decoder layers time the words"
+    )
+    warnings.warn(
+        f"this checkpoint names no alignment heads: {instead}; find_alignment_heads() measures better ones",
+        stacklevel=3,
+    )
+    return _heads_from(config, config.decoder_layers // 2)
+
+
+def _heads_from(config: WhisperConfig, layer: int) -> Heads:
+    return tuple((i, h) for i in range(layer, config.decoder_layers) for h in range(config.decoder_attention_heads))
+
+
+def parse_heads(text: str) -> Heads | int:
+    """Alignment heads as they are written on a command line: "3", the three top layers; "1:0,2:1", layer:head pairs."""
+    try:
+        if ":" not in text:
+            return int(text)
+        pairs = [pair.split(":") for pair in text.split(",")]
+        return tuple((int(layer), int(head)) for layer, head in pairs)
+    except ValueError:
+        fix = "write layer:head pairs such as 1:0,2:1, or how many of the top layers"
+        raise ValueError(f"alignment heads {text!r} cannot be read; {fix}") from None
+
+
+@lru_cache
+def text_ids(tokenizer: Tokenizer) -> np.ndarray:
+    """bool [V]: which ids are text: those below the end of text, and what fine-tunes add behind the timestamps."""
+    special, is_text = tokenizer.special, np.array(tokenizer.known_ids)
+    is_text[special.eot : special.timestamp_end + 1] = False
+    is_text.flags.writeable = False  # shared by all callers
+    return is_text
 
 
 def bucket(length: int, max_positions: int) -> int:
@@ -36,36 +100,40 @@ def bucket(length: int, max_positions: int) -> int:
     return min(next((b for b in BUCKETS if b >= length), max_positions), max_positions)
 
 
-@partial(jax.jit, static_argnames=("heads", "n_text"))
+@partial(jax.jit, static_argnames="heads")
 def token_times(
     decoder: TextDecoder,
     cross: tuple[KeysValues, ...],
     ids: jax.Array,
     length: jax.Array,
-    first: jax.Array,
+    rows: jax.Array,
+    n_rows: jax.Array,
     positions: jax.Array,
-    heads: tuple[tuple[int, int], ...],
-    n_text: int,
+    is_text: jax.Array,
+    heads: Heads,
+    within: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Aligns the texts of B windows with their sound.
 
-    ids [B,S]: start sequence, text, end of text; padded on the right. length [B]: without the padding. first [B]: index
-    of the id that the first text token follows. positions [B]: of the sound, 20 ms each. n_text: ids below are text.
-    Returns (begin [B,S], in positions, of the token that follows id `first + i`; probability [B,S] of that token among
-    all text). Entries behind the text mean nothing.
+    ids [B,S]: start sequence, text, end of text; padded on the right. length [B]: without the padding. rows [B,R]: what
+    lies along the sound, in order: the token that follows the id of that index, or a pause (-1), which takes up what no
+    token attends to; n_rows [B] of them count. positions [B]: of the sound, 20 ms each. is_text [V]: which ids are.
+    within [B,R,2]: first position and end, beyond which a row is unlikely, more so the further it is.
+    Returns (begin [B,R] of each row, in positions; probability [B,R] of its token among all text).
     """
     hidden, scores = decoder.alignment_scores(ids, cross, heads)
-    rows = jnp.minimum(first[:, None] + jnp.arange(ids.shape[1]), ids.shape[1] - 1)
-
-    logits = decoder.logits(jnp.take_along_axis(hidden, rows[..., None], axis=1))[..., :n_text]
-    following = jnp.take_along_axis(ids, jnp.minimum(rows + 1, ids.shape[1] - 1), axis=1)
-    chosen = jnp.take_along_axis(logits, jnp.minimum(following, n_text - 1)[..., None], axis=-1)[..., 0]
+    at = jnp.clip(rows, 0, ids.shape[1] - 1)
+    logits = jnp.where(is_text, decoder.logits(jnp.take_along_axis(hidden, at[..., None], axis=1)), -jnp.inf)
+    following = jnp.take_along_axis(ids, jnp.minimum(at + 1, ids.shape[1] - 1), axis=1)
+    chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
     probability = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
 
     matrix = jax.vmap(alignment_matrix)(scores, length, positions)
-    matrix = jnp.take_along_axis(matrix, rows[..., None], axis=1)
-    begin = jax.vmap(first_positions)(-matrix, length - 1 - first, positions)
-    return begin, probability
+    likeness = jnp.where((rows >= 0)[..., None], jnp.take_along_axis(matrix, at[..., None], axis=1), PAUSE)
+    if within is not None:
+        t = jnp.arange(likeness.shape[-1])
+        likeness -= STRAYING * jnp.maximum(0, jnp.maximum(within[..., :1] - t, t + 1 - within[..., 1:]))
+    return jax.vmap(first_positions)(-likeness, n_rows, positions), probability
 
 
 def alignment_matrix(scores: jax.Array, length: jax.Array, positions: jax.Array) -> jax.Array:
@@ -166,24 +234,32 @@ def align_tokens(
     texts: Sequence[Sequence[int]],
     eot: int,
     positions: Sequence[int],
+    *,
+    heads: Heads | None = None,
+    is_text: np.ndarray | None = None,
 ) -> list[tuple[list[float], list[float]]]:
     """For each window's text tokens [N]: begins [N+1] in s, the last being the end, and probabilities [N].
 
-    starts: their start sequences, with `<|notimestamps|>`. positions: of each window's sound. Texts that exceed the
-    context raise ValueError.
+    starts: their start sequences, with `<|notimestamps|>`. positions: of each window's sound. heads: None for those of
+    the config. is_text [V]: see `text_ids`; by default the ids below `eot`. Texts that exceed the context raise
+    ValueError.
     """
-    sequences = [[*start, *text, eot] for start, text in zip(starts, texts, strict=True)]
-    longest = max(map(len, sequences))
-    if longest > config.max_target_positions:
-        raise ValueError(f"a text of {longest} tokens exceeds the context of {config.max_target_positions}; split it")
-    ids = np.full((len(texts), bucket(longest, config.max_target_positions)), eot, np.int32)
+    ids, length = padded_ids([[*start, *text, eot] for start, text in zip(starts, texts, strict=True)], config, eot)
+    n_rows = np.array([len(text) + 1 for text in texts], np.int32)
+    rows = np.array([len(start) - 1 for start in starts], np.int32)[:, None] + np.arange(ids.shape[1], dtype=np.int32)
+    is_text = np.arange(config.vocab_size) < eot if is_text is None else is_text
+    count, heads = np.array(positions, np.int32), heads or alignment_heads(config)
+    begin, probability = jax.device_get(token_times(decoder, cross, ids, length, rows, n_rows, count, is_text, heads))
+    timed = zip(texts, (begin / POSITIONS_PER_SECOND).tolist(), probability.tolist(), strict=True)
+    return [(begins_s[: len(text) + 1], probs[: len(text)]) for text, begins_s, probs in timed]
+
+
+def padded_ids(sequences: Sequence[Sequence[int]], config: WhisperConfig, eot: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids [B,S], padded to the bucket of the longest; length [B]); ValueError for one that exceeds the context."""
+    length = np.array([len(sequence) for sequence in sequences], np.int32)
+    if length.max() > (most := config.max_target_positions):
+        raise ValueError(f"a text of {length.max()} tokens exceeds the context of {most}; split it")
+    ids = np.full((len(sequences), bucket(int(length.max()), most)), eot, np.int32)
     for row, sequence in zip(ids, sequences, strict=True):
         row[: len(sequence)] = sequence
-    length = np.array([len(sequence) for sequence in sequences], np.int32)
-    first = np.array([len(start) - 1 for start in starts], np.int32)
-    count = np.array(positions, np.int32)
-    begin, probability = jax.device_get(
-        token_times(decoder, cross, ids, length, first, count, alignment_heads(config), eot)
-    )
-    rows = zip(texts, (begin / POSITIONS_PER_SECOND).tolist(), probability.tolist(), strict=True)
-    return [(begins_s[: len(text) + 1], probs[: len(text)]) for text, begins_s, probs in rows]
+    return ids, length

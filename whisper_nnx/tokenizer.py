@@ -47,7 +47,7 @@ _ENGLISH_EOT, _ENGLISH_VOCAB_SIZE = 50256, 51864  # the released .en vocabulary,
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 _VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
-_BYTE_OF = {byte: byte for byte in _VISIBLE} | {256 + n: byte for n, byte in enumerate(_HIDDEN)}
+BYTE_OF = {byte: byte for byte in _VISIBLE} | {256 + n: byte for n, byte in enumerate(_HIDDEN)}
 
 # Marks of what is not speech (music, speakers' names, sounds), as openai-whisper suppresses them.
 _MARKS = [
@@ -55,7 +55,7 @@ _MARKS = [
     *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split(),  # noqa: SIM905
 ]
 _NOTES = "♩♪♫♬♭♮♯"
-_UNSPACED = {"zh", "ja", "th", "lo", "my", "yue"}  # languages written without spaces between words
+UNSPACED = {"zh", "ja", "th", "lo", "my", "yue"}  # languages written without spaces between words
 
 
 class Tokenizer:
@@ -69,7 +69,7 @@ class Tokenizer:
 
     def __init__(self, files: Mapping[str, bytes], vocab_size: int | None = None):
         self.files = {name: files[name] for name in FILE_NAMES if name in files}
-        self._vocabulary = vocabulary = _read(files)
+        self.vocabulary = vocabulary = _read(files)
         self.special = special = _special_tokens(vocabulary, vocab_size)
 
         times = range(special.timestamp_begin, special.timestamp_end + 1)
@@ -119,7 +119,7 @@ class Tokenizer:
     def _encoding(self) -> tiktoken.Encoding:
         import tiktoken
 
-        return tiktoken.Encoding("whisper", pat_str=_PATTERN, mergeable_ranks=self._vocabulary.ranks, special_tokens={})
+        return tiktoken.Encoding("whisper", pat_str=_PATTERN, mergeable_ranks=self.vocabulary.ranks, special_tokens={})
 
     @cached_property
     def _added_word(self) -> re.Pattern[str] | None:
@@ -138,7 +138,7 @@ class Tokenizer:
         return [i for part in ids for i in part]
 
     def _encode_bytes(self, text: str) -> list[int]:
-        ranks, ids = self._encoding.encode_ordinary(text), self._vocabulary.ids
+        ranks, ids = self._encoding.encode_ordinary(text), self.vocabulary.ids
         return ranks if ids is None else [i for i in map(ids.__getitem__, ranks) if i is not None]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -150,9 +150,10 @@ class Tokenizer:
 
     def decode_with_timestamps(self, ids: Iterable[int]) -> str:
         """As `decode`, with timestamps as <|1.08|> (s)."""
-        return _text(b"".join(self._pieces(ids)))
+        return _text(b"".join(self.token_bytes(ids)))
 
-    def _pieces(self, ids: Iterable[int]) -> list[bytes]:
+    def token_bytes(self, ids: Iterable[int]) -> list[bytes]:
+        """What each token stands for, special ones by their names. Raises ValueError for an id that has no token."""
         try:
             return [self._bytes[i] for i in ids]
         except KeyError as error:
@@ -229,7 +230,7 @@ class Tokenizer:
 
     def split_to_word_tokens(self, ids: Sequence[int], language: str | None) -> tuple[list[str], list[list[int]]]:
         """(words, the ids of each): at spaces, or at characters for a language that is written without spaces."""
-        split = self.split_tokens_on_unicode if language in _UNSPACED else self.split_tokens_on_spaces
+        split = self.split_tokens_on_unicode if language in UNSPACED else self.split_tokens_on_spaces
         return split(ids)
 
     def split_tokens_on_unicode(self, ids: Sequence[int]) -> tuple[list[str], list[list[int]]]:
@@ -237,7 +238,7 @@ class Tokenizer:
 
         The pieces join to the whole text, broken UTF-8 included (where openai-whisper loses tokens or fails).
         """
-        pieces = self._pieces(ids)
+        pieces = self.token_bytes(ids)
         raw, start, end = b"".join(pieces), 0, 0
         words: list[str] = []
         tokens: list[list[int]] = [[]]
@@ -321,10 +322,10 @@ def _vocabulary(
     vocab: dict[str, int], merges: Sequence[Sequence[str]], added: dict[str, tuple[int, bool]]
 ) -> _Vocabulary:
     """vocab and merges are in GPT-2's characters for bytes. Raises KeyError, ValueError where they do not fit."""
-    characters = sorted(map(chr, _BYTE_OF), key=lambda c: vocab.get(c, len(vocab)))
+    characters = sorted(map(chr, BYTE_OF), key=lambda c: vocab.get(c, len(vocab)))
     merged = [first + second for first, second in merges]
     ids = [*map(vocab.get, characters), *(vocab[token] for token in merged)]
-    tokens = [token.translate(_BYTE_OF).encode("latin-1") for token in (*characters, *merged)]
+    tokens = [token.translate(BYTE_OF).encode("latin-1") for token in (*characters, *merged)]
     ranks: dict[bytes, int] = {}
     for rank, token in enumerate(tokens):
         ranks.setdefault(token, rank)
@@ -334,7 +335,7 @@ def _vocabulary(
         if _MARKUP.fullmatch(name):
             added[name] = (vocab[name], True)
         else:  # no merge leads to it, so it can be decoded only; the released vocabularies have an empty one
-            text[vocab[name]] = name.translate(_BYTE_OF).encode("latin-1")
+            text[vocab[name]] = name.translate(BYTE_OF).encode("latin-1")
     return _Vocabulary(ranks, None if ids == list(range(len(ids))) else ids, text, added)
 
 

@@ -83,7 +83,7 @@ def test_the_true_shape_of_tiny_computes_what_transformers_and_openai_whisper_do
     assert_equal_outputs(ours, features(), *transformers_outputs(theirs, features()))
     reference = whisper.model.Whisper(openai_dimensions(config))
     weights = {**theirs.state_dict(), "model.decoder.embed_tokens.weight": theirs.proj_out.weight}
-    reference.load_state_dict({row.openai: weights[row.huggingface] for row in parameters(config)})
+    reference.load_state_dict({row.stored["openai"].name: weights[row.stored["hf"].name] for row in parameters(config)})
     assert_equal_outputs(ours, features(), *openai_outputs(reference.eval(), features()))
 
 

@@ -1,0 +1,74 @@
+"""`python -m weight_loader convert SRC DST --to FORMAT` and `python -m weight_loader inspect PATH`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from weight_loader.writers import WRITERS
+
+_FORMATS = (
+    "hf (a folder for transformers and for load_model), openai (a .pt file for openai-whisper), mlx (a folder for "
+    "mlx-whisper), ggml (a .bin file for whisper.cpp), ct2 (a folder for faster-whisper)"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 for what cannot be read or written, 2 for a wrong call (by argparse)."""
+    given = _parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        try:
+            return _convert(given) if given.command == "convert" else _inspect(given)
+        except (OSError, ValueError) as error:  # CheckpointError is one
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m weight_loader", description="Whisper checkpoints: look and convert"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    source = "folder, file, repository (owner/name) or short name (tiny, large-v3, ...) of a checkpoint in any format"
+
+    convert = commands.add_parser("convert", help="write a checkpoint in another format")
+    convert.add_argument("source", metavar="SRC", help=source)
+    convert.add_argument("target", metavar="DST", help="what to write; must not exist yet")
+    convert.add_argument("--to", required=True, choices=tuple(WRITERS), help=_FORMATS)
+    convert.add_argument(
+        "--dtype", help="float32, float16, or what else the format has: q8_0, int8 (default: as stored)"
+    )
+    convert.add_argument(
+        "--tokenizer", metavar="FROM", help="folder, .tiktoken file, repository or short name to take it from"
+    )
+
+    inspect = commands.add_parser("inspect", help="say what a checkpoint holds and what it lacks")
+    inspect.add_argument("source", metavar="PATH", help=source)
+    return parser
+
+
+def _convert(given: argparse.Namespace) -> int:
+    from weight_loader.load import read_content
+    from weight_loader.writers import check_target, write_checkpoint
+
+    check_target(given.target, given.to, given.dtype)
+    content = read_content(given.source, tokenizer=given.tokenizer)
+    for lost in write_checkpoint(content, given.target, given.to, given.dtype):
+        print(f"not kept: {lost}", file=sys.stderr)
+    print(f"{given.target}: {given.to}, {given.dtype or content.dtype}")
+    return 0
+
+
+def _inspect(given: argparse.Namespace) -> int:
+    from weight_loader.report import report
+
+    lines, whole = report(given.source)
+    print("\n".join(lines))
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Files of `torch.save`, read without torch.
+
+Such a file is a zip archive: `data.pkl`, a pickle of the objects around the tensors, and an uncompressed member for the
+numbers of each storage. https://docs.pytorch.org/docs/stable/notes/serialization.html
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  teaches numpy the name bfloat16
+import numpy as np
+
+from weight_loader.folder import CheckpointError
+from weight_loader.readers.pickles import Refused, Storage, Tensor, short, unpickle
+
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # files of torch before 1.6 begin with this pickled number
+_MAX_PICKLE = 4 * 2**20  # bytes; large-v3's has 300,000
+_MAX_DIRECTORY = 4 * 2**20  # bytes of the archive's list of members
+_CHUNK = 2**22
+
+
+def is_torch_file(file: Path) -> bool:
+    """Whether the file begins as torch.save's do, in the format since 1.6 or in the one before."""
+    with file.open("rb") as stream:
+        start = stream.read(len(_LEGACY))
+    if not start.startswith(b"PK\x03\x04"):
+        return start == _LEGACY
+    try:
+        with _archive(file) as archive:
+            return _pickle_name(archive) is not None
+    except CheckpointError:
+        return False
+
+
+def load(file: Path) -> Any:
+    """What was saved: dictionaries, lists and tuples of numbers, texts and `Tensor`.
+
+    Raises CheckpointError, and has done nothing, where the file is damaged or asks for anything else.
+    """
+    with file.open("rb") as stream:
+        if stream.read(len(_LEGACY)) == _LEGACY:
+            fix = "load and save it once more with a torch of 1.6 or newer: torch.save(torch.load(FILE), NEW)"
+            raise CheckpointError(f"{file} is in the format of torch before 1.6; {fix}")
+    with _archive(file) as archive:
+        name = _pickle_name(archive)
+        if name is None:
+            raise CheckpointError(f"{file} is a zip archive without data.pkl, so torch.save did not write it")
+        data = b"".join(_read(archive, name, file, _MAX_PICKLE))
+    try:
+        return unpickle(data)
+    except Refused as error:
+        raise CheckpointError(f"{file}: its pickle has {error}; do not trust it") from error
+    except (ValueError, IndexError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        what = f"{type(error).__name__}: {short(str(error))}"
+        raise CheckpointError(f"{file}: its pickle is damaged ({what}); download it again") from error
+
+
+def is_state(saved: Any) -> bool:
+    """Whether what was saved is a dictionary of tensors by name, and nothing else."""
+    items = saved.items() if isinstance(saved, dict) else [(None, None)]
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in items)
+
+
+def arrays(file: Path, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and array of each tensor, read when its turn comes."""
+    with _archive(file) as archive:
+        prefix = (_pickle_name(archive) or "").removesuffix("data.pkl")
+        name = f"{prefix}byteorder"
+        order = b"".join(_read(archive, name, file, 10)) if name in archive.NameToInfo else b"little"
+        if order != b"little":
+            raise CheckpointError(f"{file} has its numbers in the order of {order!r}; save it on a usual machine")
+        key, numbers = None, np.empty(0)
+        for name, tensor in tensors.items():
+            storage = tensor.storage
+            if storage != key:
+                numbers = np.empty(0)  # let the last one go before the next is read
+                numbers, key = _numbers(archive, f"{prefix}data/{storage.key}", storage, file), storage
+            steps = [stride * numbers.itemsize for stride in tensor.strides]
+            yield name, np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, steps, writeable=False)
+
+
+def _archive(file: Path) -> zipfile.ZipFile:
+    try:
+        if _directory_size(file) > _MAX_DIRECTORY:
+            raise CheckpointError(f"{file} lists more members than any checkpoint has; do not trust it")
+        return zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, IndexError, OverflowError, UnicodeError) as error:
+        raise CheckpointError(f"{file} is truncated or damaged ({short(str(error))}); download it again") from error
+
+
+def _directory_size(file: Path) -> int:
+    """Bytes of a zip archive's list of members, as its last record has it: Python reads all of it at once."""
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - 2**16 - 100))
+        tail = stream.read()
+    end, long = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
+    if end < 0:
+        raise zipfile.BadZipFile("the end of the zip archive is missing")
+    size = struct.unpack_from("<I", tail, end + 12)[0]
+    return struct.unpack_from("<Q", tail, long + 40)[0] if size == 2**32 - 1 and long >= 0 else size
+
+
+def _pickle_name(archive: zipfile.ZipFile) -> str | None:
+    """The member with the pickle lies in a folder, which is named after the file that was saved."""
+    return next((name for name in archive.namelist() if re.fullmatch(r"([^/]*/)?data\.pkl", name)), None)
+
+
+def _read(archive: zipfile.ZipFile, name: str, file: Path, most: int) -> Iterator[bytes]:
+    """The bytes of a member, in pieces. Refuses what is compressed: torch.save never does, zip bombs are."""
+    try:
+        info = archive.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
+            raise CheckpointError(f"{file}: {short(name)} is compressed or encrypted, which torch.save's are not")
+        if info.file_size > most:
+            raise CheckpointError(f"{file}: {short(name)} has {info.file_size} bytes, expected at most {most}")
+        with archive.open(info) as stream:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
+    except KeyError:
+        raise CheckpointError(f"{file} has no member {short(name)}; download it again") from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error, UnicodeError, OverflowError) as error:
+        raise CheckpointError(f"{file} is truncated or damaged ({short(str(error))}); download it again") from error
+
+
+def _numbers(archive: zipfile.ZipFile, member: str, storage: Storage, file: Path) -> np.ndarray:
+    numbers = np.empty(0, storage.dtype)
+    size = storage.length * numbers.itemsize
+    if member in archive.NameToInfo and (held := archive.getinfo(member).file_size) != size:
+        raise CheckpointError(f"{file}: {short(member)} has {held} bytes, expected {size}; download it again")
+    if size > file.stat().st_size:
+        raise CheckpointError(f"{file} is truncated: {short(member)} alone should have {size} bytes; download it again")
+    numbers, at = np.empty(storage.length, storage.dtype), 0
+    into = numbers.view(np.uint8)
+    for chunk in _read(archive, member, file, size):
+        into[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        at += len(chunk)
+    return numbers

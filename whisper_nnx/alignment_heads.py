@@ -1,0 +1,110 @@
+"""Which cross-attention heads follow the sound in time: measured, for checkpoints that do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from whisper_nnx import timing
+from whisper_nnx.audio import FRAMES_PER_SECOND, SAMPLE_RATE, load_audio
+from whisper_nnx.cache import KeysValues
+from whisper_nnx.features import POSITIONS_PER_SECOND
+from whisper_nnx.hearing import hear
+from whisper_nnx.known_text import Reader
+from whisper_nnx.model import TextDecoder, Whisper
+from whisper_nnx.text_matching import words_of
+from whisper_nnx.windows import tokenizer_of
+
+Times = Sequence[Mapping[str, Any]]  # of each word of a text, in order: "start" and "end" in s
+
+
+def find_alignment_heads(
+    model: Whisper,
+    recordings: Iterable[tuple[Any, str] | tuple[Any, str, Times]],
+    n: int = 6,
+    *,
+    language: str | None = None,
+    sampling_rate: int | None = None,
+) -> timing.Heads:
+    """The n (layer, head) pairs by which words are timed best, the best one first, for `WhisperConfig.alignment_heads`.
+
+    recordings: (audio, its text), of at most 30 s each, or (audio, text, the true times of its words). Some minutes of
+    ordinary speech will do. With true times, heads are ranked by the median error of words' starts and ends; without,
+    by how much of what they attend to lies along the best path through it: the mean likeness of text and sound.
+    language: None to detect it for each. Text need not be written as the model would write it.
+    Raises ValueError for recordings that are longer or too few, and times that are not one for each word; AudioError (a
+    ValueError) or OSError for unreadable audio.
+    """
+    config, tokenizer = model.config, tokenizer_of(model)
+    heads = tuple((i, h) for i in range(config.decoder_layers) for h in range(config.decoder_attention_heads))
+    if not 1 <= n <= len(heads):
+        raise ValueError(f"n={n} heads, but the decoder has {len(heads)}; choose 1 to {len(heads)}")
+    errors: list[np.ndarray] = []  # of each recording [A, 2 words], in s
+    likenesses: list[np.ndarray] = []  # [A]
+    for number, (audio, text, *times) in enumerate(recordings):
+        samples, window_s = load_audio(audio, sampling_rate), 2 * config.max_source_positions / FRAMES_PER_SECOND
+        duration_s = len(samples) / SAMPLE_RATE
+        if not (1 / FRAMES_PER_SECOND <= duration_s <= window_s and text.strip()):
+            has = f"{duration_s:.2f} s and the text {text[:40]!r}"
+            raise ValueError(f"recording {number} has {has}; give some words, and at most {window_s:g} s")
+        [piece] = hear(model, samples, language, "transcribe", 1)
+        words = [word.text for word in words_of(text, tokenizer, piece.language)]
+        reader = Reader(model, [piece], words, "transcribe", 1)
+        layout, positions = reader.layout(0, reader.heard_as(np.arange(len(words)))[0]), reader.positions(0)
+        ids, length = timing.padded_ids([layout.ids], config, tokenizer.special.eot)
+        tokens = np.flatnonzero(layout.rows >= 0)
+        rows = np.pad(layout.rows[tokens], (0, ids.shape[1] - len(tokens)))
+        begin, likeness = jax.device_get(
+            head_paths(model.decoder, reader.cross([0]), ids, length[0], rows, len(tokens), positions, heads)
+        )
+        likenesses.append(likeness)
+        if times:
+            true_s = np.array([(word["start"], word["end"]) for word in times[0]], float)
+            if len(true_s) != len(words):
+                raise ValueError(
+                    f"recording {number} has {len(words)} words, but times of {len(true_s)}; give one each"
+                )
+            bounds = np.searchsorted(tokens, np.array(layout.words))
+            errors.append(np.abs(begin[:, bounds] / POSITIONS_PER_SECOND - true_s).reshape(len(heads), -1))
+    if not likenesses or (errors and len(errors) < len(likenesses)):
+        raise ValueError(
+            f"{len(likenesses)} recordings, {len(errors)} with times; give at least one, and times for all"
+        )
+    if errors:
+        order = np.argsort(np.median(np.concatenate(errors, axis=1), axis=1), kind="stable")
+    else:
+        order = np.argsort(-np.mean(likenesses, axis=0), kind="stable")
+    return tuple(heads[i] for i in order[:n])
+
+
+@partial(jax.jit, static_argnames="heads")
+def head_paths(
+    decoder: TextDecoder,
+    cross: tuple[KeysValues, ...],
+    ids: jax.Array,
+    length: jax.Array,
+    rows: jax.Array,
+    n_rows: jax.Array,
+    positions: jax.Array,
+    heads: timing.Heads,
+) -> tuple[jax.Array, jax.Array]:
+    """As `timing.token_times` of one window (ids [1,S], rows [R]), but for each of A heads by itself.
+
+    Returns (begin [A,R] of each row, in positions; mean likeness [A] along the path).
+    """
+    _, scores = decoder.alignment_scores(ids, cross, heads)
+
+    def path(own: jax.Array) -> tuple[jax.Array, jax.Array]:
+        matrix = timing.alignment_matrix(own[None], length, positions)[rows]
+        begin = timing.first_positions(-matrix, n_rows, positions)
+        row, t = jnp.arange(len(rows)), jnp.arange(matrix.shape[1])
+        end = jnp.where(row + 1 < n_rows, jnp.roll(begin, -1), positions)
+        on_path = (t >= begin[:, None]) & (t < end[:, None]) & (row < n_rows)[:, None]
+        return begin, jnp.sum(matrix, where=on_path) / positions
+
+    return jax.lax.map(path, scores[0])

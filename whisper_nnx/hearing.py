@@ -1,0 +1,108 @@
+"""What a recording of any length says, heard in pieces that do not depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from whisper_nnx.audio import FRAMES_PER_SECOND, SAMPLE_RATE
+from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.fallback import FallbackOptions
+from whisper_nnx.features import POSITIONS_PER_SECOND, RecordingMel
+from whisper_nnx.model import Whisper
+from whisper_nnx.text_matching import words_of
+from whisper_nnx.windows import decode_windows, detect_languages, encode_windows, most_probable, tokenizer_of
+
+QUIET_S = 0.3  # how long the quiet should be where a recording is cut
+
+
+class Heard(NamedTuple):
+    """A word that was heard in a piece, and the part of the piece that its timestamps give, in s from its begin."""
+
+    word: str
+    start_s: float
+    end_s: float
+
+
+@dataclass
+class Piece:
+    """A part of a recording that fits a window: its sound, features [T,D], and what was heard in it."""
+
+    start_frame: int
+    n_frames: int
+    features: jax.Array
+    language: str
+    heard: list[Heard] = field(default_factory=list)
+    no_speech_prob: float = 0.0
+
+    @property
+    def start_s(self) -> float:
+        return self.start_frame / FRAMES_PER_SECOND
+
+
+def hear(model: Whisper, samples: np.ndarray, language: str | None, task: str, batch_size: int) -> list[Piece]:
+    """Samples [N] -> pieces of at most one window, cut where it is quiet, with what a greedy decoder hears in each."""
+    tokenizer, frames = tokenizer_of(model), 2 * model.config.max_source_positions
+    mel = RecordingMel(samples, model.config.num_mel_bins, frames)
+    pieces, probs = [], []
+    places = quiet_cuts(samples, mel.content_frames, frames)
+    for chunk, rows in batches(places, batch_size):
+        encoded = encode_windows(model, jnp.stack([mel.window(*place) for place in rows]))
+        if language is None and tokenizer.is_multilingual:
+            probs += detect_languages(model, encoded)[: len(chunk)]
+        for (start_frame, n_frames), features in zip(chunk, encoded.features, strict=False):
+            pieces.append(Piece(start_frame, n_frames, features, language or "en"))
+    for piece, own in zip(pieces, probs, strict=False):  # a piece is likely to be in the others' language
+        piece.language = most_probable({code: p * sum(other[code] for other in probs) for code, p in own.items()})
+    for chunk, rows in batches(pieces, batch_size):
+        encoded = encode_windows(model, jnp.stack([piece.features for piece in rows]))
+        options = [DecodingOptions(language=piece.language, task=task) for piece in rows]
+        results = decode_windows(model, encoded, options, [0] * len(rows))
+        for piece, result in zip(chunk, results, strict=False):
+            assert result is not None
+            piece.no_speech_prob = result.no_speech_prob
+            if not FallbackOptions().is_silence(result):
+                piece.heard = _heard(model, result.tokens, piece)
+    return pieces
+
+
+def quiet_cuts(samples: np.ndarray, n_frames: int, longest: int) -> list[tuple[int, int]]:
+    """(first frame, frames) of pieces of at most `longest` frames, each cut off where its second half is quietest."""
+    power = np.square(samples[: n_frames * (SAMPLE_RATE // FRAMES_PER_SECOND)]).reshape(n_frames, -1).sum(axis=1)
+    width = max(1, min(round(QUIET_S * FRAMES_PER_SECOND), longest // 10))
+    loudness = np.convolve(power, np.ones(width), "same")
+    cuts = [0]
+    while n_frames - cuts[-1] > longest:
+        first = cuts[-1] + (longest + 1) // 2
+        cuts.append(first + int(np.argmin(loudness[first : cuts[-1] + longest])))
+    return [(a, b - a) for a, b in zip(cuts, [*cuts[1:], n_frames], strict=True) if b > a]
+
+
+def _heard(model: Whisper, tokens: Sequence[int], piece: Piece) -> list[Heard]:
+    """Words between each two timestamps."""
+    tokenizer, heard = tokenizer_of(model), list[Heard]()
+    start, end_s = 0.0, piece.n_frames / FRAMES_PER_SECOND
+    groups = [(is_time, list(ids)) for is_time, ids in groupby(tokens, tokenizer.is_timestamp)]
+    for i, (is_time, ids) in enumerate(groups):
+        times = [(token - tokenizer.special.timestamp_begin) / POSITIONS_PER_SECOND for token in ids] if is_time else []
+        if is_time:
+            start = times[-1]
+            continue
+        after = groups[i + 1][1][0] if i + 1 < len(groups) else None
+        end = (after - tokenizer.special.timestamp_begin) / POSITIONS_PER_SECOND if after is not None else end_s
+        text = words_of(tokenizer.decode(ids), tokenizer, piece.language)
+        heard += [Heard(word.text, start, max(start, end)) for word in text]
+    return heard
+
+
+def batches(items: Sequence[Any], size: int) -> Iterator[tuple[Sequence[Any], Sequence[Any]]]:
+    """(up to `size` items, the same filled up to `size` with the last), so that all batches have one shape."""
+    for begin in range(0, len(items), size):
+        chunk = items[begin : begin + size]
+        yield chunk, [*chunk, *[chunk[-1]] * (size - len(chunk))]

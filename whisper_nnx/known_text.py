@@ -1,0 +1,328 @@
+"""`align`: when each word of a given transcript was said, in recordings of any length.
+
+The recording is cut where it is quiet, and each piece is transcribed. What was heard tells where in the text each piece
+lies, and in which manner the model writes it. Then the decoder reads the text itself in each piece: once to find the
+words that were never said, once to time the others by its attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import Any, NamedTuple, TypedDict, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from whisper_nnx import timing
+from whisper_nnx.audio import load_audio
+from whisper_nnx.features import POSITIONS_PER_SECOND
+from whisper_nnx.hearing import Piece, batches, hear
+from whisper_nnx.likelihood import following_logprobs
+from whisper_nnx.model import Whisper
+from whisper_nnx.results import Segment, Transcript, Word
+from whisper_nnx.text_matching import TextWord, match, spelled_as, split_tail, spoken_words, words_of
+from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.windows import compression_ratio, encode_windows, tokenizer_of
+
+PAUSE_S = 1.0  # a pause that begins another segment
+
+
+class AlignedWord(TypedDict):
+    """A word of the text; start, end: s, None where it was never said. probability: how likely the model found it."""
+
+    word: str
+    start: float | None
+    end: float | None
+    probability: float
+
+
+class AlignedTranscript(Transcript):
+    """What was said, in segments that have words; words: those of the whole text; unspoken: what was never said."""
+
+    words: list[AlignedWord]
+    unspoken: list[str]
+
+
+def align(
+    model: Whisper,
+    audio: Any,
+    text: str,
+    *,
+    language: str | None = None,
+    task: str = "transcribe",
+    alignment_heads: timing.Heads | int | None = None,
+    batch_size: int = 1,
+    sampling_rate: int | None = None,
+) -> AlignedTranscript:
+    """Word times of a text that is known, in a recording of any length.
+
+    audio: whatever `load_audio` takes. language: None to detect it for each piece of up to 30 s. alignment_heads: see
+    `timing.alignment_heads`. batch_size: pieces at once.
+    Words keep their spelling; a segment ends with a sentence, a line of the text or its piece, or before a pause. Words
+    that the recording does not say are `unspoken`, and in no segment.
+    Raises ValueError for a text without words, and for a language or task that the model does not know; AudioError (a
+    ValueError) or OSError for unreadable audio.
+    """
+    tokenizer = tokenizer_of(model)
+    heads = timing.alignment_heads(model.config, alignment_heads)
+    if language is not None or not tokenizer.is_multilingual:
+        tokenizer.sot_sequence(language, task)  # raises for what it does not know
+    if not text.strip():
+        raise ValueError(f"text {text!r} has no words to align; give a transcript")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    pieces = hear(model, load_audio(audio, sampling_rate), language, task, batch_size)
+    spoken_language = max((piece.language for piece in pieces), key=[p.language for p in pieces].count, default="en")
+    words = words_of(text, tokenizer, language or spoken_language)
+    reader = Reader(model, [piece for piece in pieces if piece.heard], [word.text for word in words], task, batch_size)
+    owner = reader.owners()
+    timed = reader.times(owner, heads)
+    return _transcript(words, timed, reader.pieces, owner, tokenizer, language or spoken_language)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the words [N] of a text in the pieces [P] that say something."""
+
+    model: Whisper
+    pieces: list[Piece]
+    words: list[str]
+    task: str
+    batch_size: int
+
+    def owners(self) -> np.ndarray:
+        """The piece that says each word [N], -1 where none does.
+
+        Words between two that are known to be in neighbouring pieces are tried in both.
+        """
+        n, numbers = len(self.words), range(len(self.pieces))
+        owner = np.full(n, -1)
+        spelled, heard_in, _ = self.heard_as(np.arange(n))
+        anchors = np.flatnonzero(heard_in >= 0)
+        first = np.concatenate([[0], anchors + 1])[np.searchsorted(heard_in[anchors], numbers, "left")]
+        last = np.concatenate([anchors, [n]])[np.searchsorted(heard_in[anchors], numbers, "right")]  # and one more
+        offered = [self._offered(p, np.arange(first[p], last[p]), spelled, heard_in) for p in numbers]
+        logprobs = np.full((len(numbers), n), -np.inf, np.float32)
+        for chunk, rows in batches(numbers, self.batch_size):
+            likelihoods = self._likelihoods(rows, [[spelled[i] for i in offered[p]] for p in rows])
+            for p, likelihood in zip(chunk, likelihoods, strict=False):
+                before = int(np.sum(offered[p] < last[p - 1])) if p else 0
+                after = int(np.sum(offered[p] >= first[p + 1])) if p + 1 < len(numbers) else 0
+                logprobs[p, offered[p]] = spoken_words(*likelihood, heard_in[offered[p]] == p, before, after)
+        # What two neighbours may both say is divided where that explains most.
+        gains = np.where(np.isfinite(logprobs), np.maximum(logprobs + _SURELY_NOT, 0.01), 0.0)
+        begin = 0
+        for p in numbers:
+            end = n
+            if p + 1 < len(numbers):
+                shared = slice(max(begin, first[p + 1]), max(begin, first[p + 1], last[p]))
+                here, there = (np.cumsum([0, *row[shared]]) for row in gains[p : p + 2])
+                end = shared.start + int(np.argmax(here - there))
+            owner[begin:end] = np.where(gains[p, begin:end] > 0, p, -1)
+            begin = end
+        return owner
+
+    def times(self, owner: np.ndarray, heads: timing.Heads) -> np.ndarray:
+        """Start and end in s from the recording's begin, and probability, of each word [N,3]; NaN without an owner."""
+        tokenizer, config = tokenizer_of(self.model), self.model.config
+        timed = np.full((len(self.words), 3), np.nan)
+        said = np.flatnonzero(owner >= 0)
+        spelled, heard_in, spans = self.heard_as(said)
+        spans[heard_in != owner[said]] = np.nan
+        numbers = [p for p in range(len(self.pieces)) if np.any(owner == p)]
+        for chunk, rows in batches(numbers, self.batch_size):
+            at = [np.flatnonzero(owner[said] == p) for p in rows]
+            layouts = [self.layout(p, [spelled[i] for i in own], spans[own]) for p, own in zip(rows, at, strict=True)]
+            ids, length = timing.padded_ids([layout.ids for layout in layouts], config, tokenizer.special.eot)
+            n_rows = np.array([len(layout.rows) for layout in layouts], np.int32)
+            padding = [(0, 2 * ids.shape[1] - n) for n in n_rows]
+            begin, probability = jax.device_get(
+                timing.token_times(
+                    self.model.decoder,
+                    self.cross(rows),
+                    ids,
+                    length,
+                    np.stack([np.pad(x.rows, pad) for x, pad in zip(layouts, padding, strict=True)]),
+                    n_rows,
+                    np.array([self.positions(p) for p in rows], np.int32),
+                    timing.text_ids(tokenizer),
+                    heads,
+                    np.stack([np.pad(x.within, (pad, (0, 0))) for x, pad in zip(layouts, padding, strict=True)]),
+                )
+            )
+            for p, own, layout, begins, probs in zip(chunk, at, layouts, begin, probability, strict=False):
+                times_s = self.pieces[p].start_s + begins / POSITIONS_PER_SECOND
+                for i, (a, b) in zip(said[own], layout.words, strict=True):
+                    timed[i] = times_s[a], times_s[b], probs[a:b].mean() if b > a else 0.0
+        return timed
+
+    def heard_as(self, at: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Of words [n]: how the model writes them; the piece where each was heard, or -1; where in it [n,2], in s."""
+        heard = [(p, word) for p, piece in enumerate(self.pieces) for word in piece.heard]
+        words = [self.words[i] for i in at]
+        found = match(words, [word.word for _, word in heard])
+        spelled = [spelled_as(w, heard[j][1].word) if j >= 0 else w for w, j in zip(words, found.at, strict=True)]
+        known = [heard[j] if same else None for j, same in zip(found.at, found.same, strict=True)]
+        heard_in = np.array([p[0] if p else -1 for p in known], int)
+        spans = np.array([(k[1].start_s, k[1].end_s) if k else (np.nan, np.nan) for k in known])
+        return spelled, heard_in, spans.reshape(-1, 2)
+
+    def _offered(self, p: int, at: np.ndarray, spelled: Sequence[str], heard_in: np.ndarray) -> np.ndarray:
+        """Those of the words `at` that piece p may say: where these exceed the context, the likeliest to be near."""
+        room = self.model.config.max_target_positions - len(self._start(p)) - 1
+        sizes = np.array([len(tokenizer_of(self.model).encode(spelled[i])) for i in at], int)
+        if sizes.sum() <= room:
+            return at
+        own = np.flatnonzero(heard_in[at] == p)
+        if len(own):
+            far = np.abs(np.arange(len(at))[:, None] - own).min(axis=1)
+        else:  # nothing was recognised: they are said at an even pace
+            known = np.flatnonzero(heard_in >= 0)
+            pieces, words = [0, *heard_in[known] + 0.5, len(self.pieces)], [0, *known, len(self.words)]
+            far = np.abs(at - np.interp(p + 0.5, pieces, words))
+        order = np.argsort(far, kind="stable")
+        return at[np.sort(order[np.cumsum(sizes[order]) <= room])]
+
+    def _likelihoods(
+        self, pieces: Sequence[int], texts: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For each piece and its words [n]: what `spoken_words` wants to know. A first letter may have either case."""
+        tokenizer = tokenizer_of(self.model)
+        tokens = [[tokenizer.encode(word) for word in text] for text in texts]
+        sequences = [
+            [*self._start(p), *chain.from_iterable(words), tokenizer.special.eot]
+            for p, words in zip(pieces, tokens, strict=True)
+        ]
+        ids, _ = timing.padded_ids(sequences, self.model.config, tokenizer.special.eot)
+        others = np.zeros_like(ids)
+        for row, text in zip(others, texts, strict=True):
+            row[: len(text)] = [next(iter(tokenizer.encode(_other_case(word))), 0) for word in text]
+        tables = following_logprobs(self.model.decoder, self.cross(pieces), ids, np.concatenate([ids, others], axis=1))
+        for p, words, table in zip(pieces, tokens, jax.device_get(tables), strict=True):
+            ends = np.cumsum([len(self._start(p)), *map(len, words)])  # of the first 0 to n words
+            behind, starts = table[ends - 1], ends[:-1]
+            first = np.maximum(behind[:, starts], behind[:, ids.shape[1] + np.arange(len(words))])
+            total = np.concatenate([[0.0], np.cumsum(np.diagonal(table, offset=1))])  # of the ids up to each
+            yield first, total[ends[1:] - 1] - total[starts], behind[:, ends[-1]]
+
+    def layout(self, p: int, spelled: Sequence[str], spans: np.ndarray | None = None) -> Layout:
+        """Words [n] as they lie along piece p's sound; spans [n,2]: where each is expected, in s, NaN: not known."""
+        spans = np.full((len(spelled), 2), np.nan) if spans is None else spans
+        return Layout.of(tokenizer_of(self.model), self._start(p), spelled, spans)
+
+    def _start(self, p: int) -> tuple[int, ...]:
+        return tokenizer_of(self.model).sot_sequence(self.pieces[p].language, self.task, timestamps=False)
+
+    def cross(self, pieces: Sequence[int]) -> Any:
+        return encode_windows(self.model, jnp.stack([self.pieces[p].features for p in pieces])).cross
+
+    def positions(self, p: int) -> int:
+        return max(1, self.pieces[p].n_frames // 2)
+
+
+_SURELY_NOT = 20.0  # a word that is less likely than exp(-20) explains nothing
+
+
+def _other_case(word: str) -> str:
+    start = len(word) - len(word.lstrip())
+    return word[:start] + word[start : start + 1].swapcase() + word[start + 1 :]
+
+
+class Layout(NamedTuple):
+    """A piece's words as ids, and what of these lies along its sound: see `timing.token_times`.
+
+    words: for each, its first row and the one behind it; the punctuation behind a word is no part of it.
+    """
+
+    ids: list[int]
+    rows: np.ndarray
+    within: np.ndarray
+    words: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, start: Sequence[int], spelled: Sequence[str], spans: np.ndarray) -> Layout:
+        """start: the ids that the words follow; spans: see `Reader.layout`. Pauses may be between words."""
+        anywhere = (0.0, np.inf)
+        lows = np.fmax.accumulate(np.concatenate([[0.0], spans[:, 0]]))[1:]
+        highs = np.fmin.accumulate(np.concatenate([spans[:, 1], [np.inf]])[::-1])[::-1][:-1]
+        ids, rows, within, words = list(start), [-1], [anywhere], []
+        for word, low, high in zip(spelled, lows, highs, strict=True):
+            core, tail = map(tokenizer.encode, split_tail(word))
+            begin = len(rows)
+            words.append((begin, begin + len(core)))
+            rows += [*range(len(ids) - 1, len(ids) - 1 + len(core) + len(tail)), -1]
+            within += [*[(low, high)] * len(core), *[(low, np.inf)] * len(tail), anywhere]
+            ids += [*core, *tail]
+        rows.append(len(ids) - 1)
+        within.append(anywhere)
+        limits = np.minimum(np.array(within) * POSITIONS_PER_SECOND, _FAR)
+        return cls([*ids, tokenizer.special.eot], np.array(rows, np.int32), limits.astype(np.float32), words)
+
+
+_FAR = 1e6  # beyond any window
+
+
+def _transcript(
+    words: Sequence[TextWord],
+    timed: np.ndarray,
+    pieces: Sequence[Piece],
+    owner: np.ndarray,
+    tokenizer: Tokenizer,
+    language: str,
+) -> AlignedTranscript:
+    """Words [N], their times [N,3] and owners [N] -> segments and words."""
+    aligned: list[AlignedWord] = [
+        {"word": word.text, "start": round(start, 2), "end": round(end, 2), "probability": probability}
+        if p >= 0
+        else {"word": word.text, "start": None, "end": None, "probability": 0.0}
+        for word, p, (start, end, probability) in zip(words, owner.tolist(), timed.tolist(), strict=True)
+    ]
+    segments: list[Segment] = []
+    for number, own in enumerate(_segments(words, timed, owner)):
+        piece, text = pieces[owner[own[0]]], "".join(words[i].text for i in own)
+        probabilities = np.maximum(timed[own, 2], 1e-10)
+        segments.append(
+            {
+                "id": number,
+                "seek": piece.start_frame,
+                "start": round(float(timed[own[0], 0]), 2),
+                "end": round(float(timed[own[-1], 1]), 2),
+                "text": text,
+                "tokens": tokenizer.encode(text),
+                "temperature": 0.0,
+                "avg_logprob": float(np.log(probabilities).mean()),
+                "compression_ratio": compression_ratio(text),
+                "no_speech_prob": piece.no_speech_prob,
+                "words": [cast(Word, aligned[i]) for i in own],
+            }
+        )
+    return {
+        "text": "".join(segment["text"] for segment in segments),
+        "segments": segments,
+        "language": language,
+        "words": aligned,
+        "unspoken": ["".join(words[i].text for i in own).strip() for said, own in _runs(owner >= 0) if not said],
+    }
+
+
+def _runs(flags: np.ndarray) -> Iterator[tuple[bool, list[int]]]:
+    """Indices of neighbours with the same flag."""
+    for flag, run in groupby(range(len(flags)), lambda i: bool(flags[i])):
+        yield flag, list(run)
+
+
+def _segments(words: Sequence[TextWord], timed: np.ndarray, owner: np.ndarray) -> Iterator[list[int]]:
+    """Indices of the words of each segment; those that were never said are in none."""
+    own: list[int] = []
+    for i in np.flatnonzero(owner >= 0).tolist():
+        if own:
+            ended = any(word.ends_line or word.ends_sentence for word in words[own[-1] : i])
+            if ended or owner[i] != owner[own[-1]] or timed[i, 0] - timed[own[-1], 1] > PAUSE_S:
+                yield own
+                own = []
+        own.append(i)
+    if own:
+        yield own

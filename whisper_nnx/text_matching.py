@@ -1,0 +1,155 @@
+"""Two texts, word by word: which words of a given text are among those that were heard, and which were never said."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from whisper_nnx.tokenizer import UNSPACED, Tokenizer
+
+SIMILAR = 0.6  # from here on two words are taken for spellings of one; 1 is equal
+_SENTENCE_ENDS = ".?!…。？！"
+_GAP = 10  # cost of a word that the other text lacks, and of two words that have nothing in common
+
+# What it takes to believe that words were not said, as log-likelihoods: each of them, where it was heard and where it
+# was not; and that there is a gap at all. Set on the digits checkpoint, whose recognizer mistakes one word of ten, so
+# that almost none of its mistakes counts as a word left out.
+SKIPPED_WORD, SKIPPED_HEARD_WORD, GAP = 3.0, 16.0, 8.0
+
+
+class TextWord(NamedTuple):
+    """A word as it is written, with the space before it; whether a line ends with it."""
+
+    text: str
+    ends_line: bool = False
+
+    @property
+    def ends_sentence(self) -> bool:
+        return any(mark in _SENTENCE_ENDS for mark in split_tail(self.text)[1])
+
+
+def words_of(text: str, tokenizer: Tokenizer, language: str) -> list[TextWord]:
+    """The words of a text. Punctuation alone belongs to the word before it, at the begin of a line to the next one."""
+    words: list[TextWord] = []
+    for line in text.splitlines():
+        pieces = [" " + word for word in line.split()]
+        if language in UNSPACED:
+            pieces, _ = tokenizer.split_to_word_tokens(tokenizer.encode(line.strip()), language)
+        own: list[str] = []
+        for piece in pieces:
+            if own and not (normalised(piece) and normalised(own[-1])):
+                own[-1] += piece
+            else:
+                own.append(piece)
+        words += [TextWord(word, i == len(own)) for i, word in enumerate(own, 1)]
+    return words
+
+
+def normalised(word: str) -> str:
+    """The letters, marks and numbers of a word, in one case."""
+    plain = unicodedata.normalize("NFKC", word).casefold()
+    return "".join(c for c in plain if unicodedata.category(c)[0] in "LMN")
+
+
+def split_tail(word: str) -> tuple[str, str]:
+    """(word, the punctuation behind it)."""
+    core = next((i for i in range(len(word), 0, -1) if normalised(word[i - 1])), len(word))
+    return word[:core], word[core:]
+
+
+def spelled_as(word: str, heard: str) -> str:
+    """A word in the manner of what was heard in its place: its punctuation, and the case of its first letter.
+
+    A model's attention follows the sound better if what it is told is what it would have written.
+    """
+    if normalised(word) == normalised(heard):
+        return heard
+    letters, (core, tail) = split_tail(word)[0].strip(), split_tail(heard)
+    space = core[: len(core) - len(core.lstrip())]
+    first = core.strip()[:1]
+    return space + (letters[:1].upper() if first.isupper() else letters[:1].lower()) + letters[1:] + tail
+
+
+class Match(NamedTuple):
+    """For each word of a text: the index of the one heard in its place, or -1; whether the two are the same word."""
+
+    at: np.ndarray
+    same: np.ndarray
+
+
+def match(text: Sequence[str], heard: Sequence[str]) -> Match:
+    """The cheapest way to edit a text into what was heard: words [N] and [M] -> their correspondence.
+
+    A table of N rows, each made at once; N M bytes are held.
+    """
+    kinds_a, a = np.unique([normalised(word) for word in text], return_inverse=True)
+    kinds_b, b = np.unique([normalised(word) for word in heard], return_inverse=True)
+    alike = similarity(kinds_a.tolist(), kinds_b.tolist())
+    costs = np.rint(_GAP * (1 - alike)).astype(np.int32)
+
+    n, m = len(text), len(heard)
+    along = _GAP * np.arange(m + 1, dtype=np.int32)
+    above, steps = along, np.zeros((n, m + 1), np.int8)  # step 0: the two correspond; 1: text lacks it; 2: not heard
+    for i in range(n):
+        both = np.concatenate([[2**30], above[:-1] + costs[a[i], b]])
+        unheard = above + _GAP
+        best = np.minimum(both, unheard)
+        row = np.minimum.accumulate(best - along) + along
+        steps[i] = np.where(row == both, 0, np.where(row == unheard, 2, 1))
+        above = row
+    at, i, j = np.full(n, -1), n, m
+    while i:
+        step = steps[i - 1, j]
+        i, j = i - (step != 1), j - (step != 2)
+        if step == 0:
+            at[i] = j
+    same = np.array([k >= 0 and alike[a[i], b[k]] >= SIMILAR for i, k in enumerate(at)], bool)
+    return Match(at, same)
+
+
+def similarity(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+    """Of words [N] and [M] -> [N,M]: Dice's coefficient of their pairs of letters, ends included; 1 is equal."""
+    pairs = [[f"{x}{y}" for x, y in zip(f" {word}", f"{word} ", strict=True)] for word in (*a, *b)]
+    column = {pair: i for i, pair in enumerate(sorted({pair for word in pairs for pair in word}))}
+    counts = np.zeros((len(pairs), len(column)), np.float32)
+    for row, word in zip(counts, pairs, strict=True):
+        for pair in word:
+            row[column[pair]] += 1
+    counts = np.minimum(counts, 1)
+    sizes = counts.sum(axis=1)
+    return 2 * (counts[: len(a)] @ counts[len(a) :].T) / np.maximum(sizes[: len(a), None] + sizes[len(a) :], 1)
+
+
+def spoken_words(
+    first: np.ndarray, rest: np.ndarray, end: np.ndarray, heard: np.ndarray, before: int = 0, after: int = 0
+) -> np.ndarray:
+    """The likeliest way to read a text in a window, with gaps -> log-probability of each word [N], -inf in the gaps.
+
+    first [N+1,N]: log-probability of word j's first token behind the first i words; rest [N]: of its other tokens; end
+    [N+1]: that the window ends behind the first i. heard [N]: those that were heard. The first `before` words and the
+    last `after` may be a neighbouring window's: to leave these out costs nothing.
+    """
+    n = len(rest)
+    skipped = np.concatenate([[0.0], np.cumsum(np.where(heard, SKIPPED_HEARD_WORD, SKIPPED_WORD))])
+
+    def gap(i: np.ndarray | int, j: np.ndarray | int) -> np.ndarray:
+        return np.where(np.less(i, j), skipped[j] - skipped[i] + GAP, 0.0)
+
+    best, came_from = np.full(n + 1, -np.inf), np.zeros(n + 1, int)
+    best[0] = 0.0  # best[i]: the last of what is said so far is word i - 1; 0: nothing is
+    for j in range(n):
+        ways = best[: j + 1] + first[: j + 1, j] - gap(np.arange(j + 1), j)
+        ways[0] = first[0, j] - gap(before, j)
+        came_from[j + 1] = ways.argmax()
+        best[j + 1] = ways.max() + rest[j]
+    begins = np.arange(n + 1)
+    begins[0] = before
+    i = int((best + end - gap(begins, max(n - after, 0))).argmax())
+    read = np.full(n, -np.inf)
+    while i:
+        read[i - 1] = first[came_from[i], i - 1] + rest[i - 1]
+        i = came_from[i]
+    return read
