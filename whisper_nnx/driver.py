@@ -21,7 +21,7 @@ from whisper_nnx.features import RecordingMel
 from whisper_nnx.longform import Draft, Recording, Window
 from whisper_nnx.model import Whisper
 from whisper_nnx.results import Segment
-from whisper_nnx.timing import align_tokens
+from whisper_nnx.timing import Heads, align_tokens, text_ids
 from whisper_nnx.windows import (
     DecodingResult,
     EncodedWindows,
@@ -37,7 +37,6 @@ from whisper_nnx.words import words_from_tokens
 AHEAD = 4  # windows that are prepared while others decode; each holds its keys and values in memory
 
 Place = tuple[int, int]  # a window's first frame, and how many
-Heads = tuple[tuple[int, int], ...]
 Timed = tuple[list[float], list[float]]  # begin of each text token and of what follows, probability of each
 
 
@@ -236,10 +235,9 @@ class Batch:
             texts.append(draft.text_tokens)
             frames = row.live.recording.window_frames
             positions.append(max(1, row.window.n_frames * config.max_source_positions // frames))
-        cross = self._encoded.cross
-        aligned = align_tokens(
-            self._model.decoder, cross, config, starts, texts, tokenizer.special.eot, positions, heads=heads
-        )
+        decoder, cross, eot = self._model.decoder, self._encoded.cross, tokenizer.special.eot
+        is_text = text_ids(tokenizer)
+        aligned = align_tokens(decoder, cross, config, starts, texts, eot, positions, heads=heads, is_text=is_text)
         return {i: aligned[i] for i in spoken}
 
 

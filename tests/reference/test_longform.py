@@ -150,7 +150,7 @@ def our_transcript(model, invention: Invention, samples: int, options: dict, mon
         said = [invention.decode(*place, o.prompt, o.temperature) for place, o in zip(places, rows, strict=True)]
         return [DecodingResult(None, "en", **one) for one in said]
 
-    def align(decoder, cross, config, starts, texts, eot, positions, heads) -> list:
+    def align(decoder, cross, config, starts, texts, eot, positions, **_) -> list:
         places = np.asarray(cross[0].k, int).tolist()
         return [invention.align(*place, text) for place, text in zip(places, texts, strict=True)]
 

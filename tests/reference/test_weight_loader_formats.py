@@ -112,7 +112,7 @@ def test_the_true_shape_of_tiny_loads_bit_for_bit_from_every_file_of_torchs(tmp_
         },
         torch.nn.Linear(3, 2).state_dict(),
     ],
-    ids=str,
+    ids=["transposed", "strided, empty, scalar", "parameter", "bfloat16", "other dtypes", "state_dict"],
 )
 def test_any_tensors_of_torchs_are_read_as_torch_reads_them(tmp_path, tensors):
     from weight_loader.readers import torch_pickle
