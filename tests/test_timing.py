@@ -169,11 +169,8 @@ def test_rows_lie_where_they_are_expected_and_pauses_take_the_rest(aligner):
     begin, _ = token_times(model.decoder, encoded.cross, *arguments, within)
     pause, first_token, pause_2, second, third, pause_3, _ = np.asarray(begin)[0].tolist()
     assert pause == 0
-    assert abs(first_token - 10) <= 2
-    assert abs(pause_2 - 14) <= 2
-    assert abs(second - 30) <= 2
-    assert second <= third <= pause_3
-    assert abs(pause_3 - 36) <= 2
+    assert 10 <= first_token <= pause_2 <= 14
+    assert 30 <= second <= third <= pause_3 <= 36  # noise is like no token: pauses may take all
 
 
 def test_heads_come_from_the_checkpoint_or_else_from_the_released_size():

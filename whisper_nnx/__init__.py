@@ -29,6 +29,9 @@ _EXPORTS = {
     "whisper_nnx.windows": ["Alternative", "DecodingResult", "decode", "detect_language"],
     "whisper_nnx.vad": ["VadOptions", "speech_spans"],
     "whisper_nnx.transcribe": ["iter_segments", "iter_transcripts", "transcribe"],
+    "whisper_nnx.likelihood": ["TextScore", "score"],
+    "whisper_nnx.known_text": ["align"],
+    "whisper_nnx.alignment_heads": ["find_alignment_heads"],
     "whisper_nnx.writers": ["get_writer"],
     "weight_loader": [
         "download_whisper_weights",

@@ -75,12 +75,12 @@ def align(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     pieces = hear(model, load_audio(audio, sampling_rate), language, task, batch_size)
-    spoken_language = max((piece.language for piece in pieces), key=[p.language for p in pieces].count, default="en")
-    words = words_of(text, tokenizer, language or spoken_language)
+    languages = [piece.language for piece in pieces]
+    spoken = max(languages, key=languages.count, default=language or "en")
+    words = words_of(text, tokenizer, spoken)
     reader = Reader(model, [piece for piece in pieces if piece.heard], [word.text for word in words], task, batch_size)
     owner = reader.owners()
-    timed = reader.times(owner, heads)
-    return _transcript(words, timed, reader.pieces, owner, tokenizer, language or spoken_language)
+    return _transcript(words, reader.times(owner, heads), reader.pieces, owner, tokenizer, spoken)
 
 
 @dataclass(frozen=True)
