@@ -221,7 +221,8 @@ def test_numbers_on_the_cpu(
     run: Run, calls: list, capsys: pytest.CaptureFixture, arguments: list[str], dtype: str, warning: str
 ) -> None:
     assert run("a.wav", "--device", "cpu", *arguments) == 0
-    assert calls[0] == ("turbo", {"dtype": dtype, "cache_dir": None, "revision": None, "token": None})
+    where = dict.fromkeys(("tokenizer", "cache_dir", "revision", "token"))
+    assert calls[0] == ("turbo", {"dtype": dtype, **where})
     assert warning in capsys.readouterr().err
 
 
@@ -232,8 +233,10 @@ def test_contradicting_numbers_are_refused(run: Run, capsys: pytest.CaptureFixtu
 
 
 def test_where_the_model_comes_from_reaches_the_loader(run: Run, calls: list) -> None:
-    assert run("a.wav", "--model", "me/mine", "--model_dir", "x", "--revision", "v2", "--token", "t") == 0
-    assert calls[0] == ("me/mine", {"dtype": "float32", "cache_dir": "x", "revision": "v2", "token": "t"})
+    arguments = ("--model", "me/mine", "--model_dir", "x", "--revision", "v2", "--token", "t", "--tokenizer", "y")
+    assert run("a.wav", *arguments) == 0
+    where = {"tokenizer": "y", "cache_dir": "x", "revision": "v2", "token": "t"}
+    assert calls[0] == ("me/mine", {"dtype": "float32", **where})
 
 
 def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:

@@ -41,6 +41,8 @@ OPTIONS = {
     "few tokens, beams unfinished": {"language": "en", "sample_len": 7, "beam_size": 4},
 }
 
+ON_ALL = ("greedy, language detected", "beam 5", "translate")
+
 
 @pytest.fixture(scope="session")
 def windows(recordings) -> torch.Tensor:
@@ -53,7 +55,8 @@ def windows(recordings) -> torch.Tensor:
 def test_a_batch_decodes_to_the_tokens_of_openai_whisper(name, windows, model, reference):
     options = OPTIONS[name]
     ours = decode(model, windows.numpy(), DecodingOptions(**options))
-    for window, result in zip(windows, ours, strict=True):
+    every = 1 if name in ON_ALL else 3  # the reference takes a minute for all windows
+    for window, result in list(zip(windows, ours, strict=True))[::every]:
         expected = whisper.decode(reference, window, whisper.DecodingOptions(fp16=False, **options))
         assert list(result.tokens) == expected.tokens
         assert result.text == expected.text
