@@ -92,6 +92,16 @@ def test_transcripts_come_as_soon_as_they_are_done(model, shared):
     assert order[-1] == 0
 
 
+def test_lines_of_several_recordings_say_whose_they_are(model, shared, capsys):
+    path = shared / "audio" / "en_short_3s.flac"
+    options = {"temperature": 0.0, "language": "en", "verbose": True}
+    transcribe(model, [str(path), load_audio(path)], batch_size=2, **options)
+    line = "[00:00.000 --> 00:01.680]  Six zero nine."
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted([f"{path}: {line}", f"1: {line}"])
+    transcribe(model, [str(path)], **options)
+    assert capsys.readouterr().out == f"{line}\n"
+
+
 def test_a_recording_of_a_list_that_lacks_its_audio_is_refused(model):
     with pytest.raises(ValueError, match="'language' lacks 'audio'"):
         transcribe(model, [{"language": "en"}])

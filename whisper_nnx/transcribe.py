@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before all else: the command sets XLA up before JA
     sys.exit(main())
 
 import math
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,7 +88,11 @@ def iter_transcripts(
 ) -> Iterator[tuple[int, Transcript | Exception]]:
     """As `transcribe` of a list, but each comes, with its place in the list, as soon as it is done."""
     sources = [_source(one, options) for one in audio]
-    return _run_all(model, _Recordings(model, sources), _checked(batch_size), _Report(verbose, print_colors, progress))
+    report = _Report(verbose, print_colors, progress)
+    if _checked(batch_size) > 1:  # lines of several recordings come in turn
+        named = [one if isinstance(one, str | os.PathLike) else number for number, (one, _) in enumerate(sources)]
+        report.labels = [f"{name}: " for name in named]
+    return _run_all(model, _Recordings(model, sources), int(batch_size), report)
 
 
 def iter_segments(
@@ -217,6 +222,7 @@ class _Report:
         self.verbose, self._colors, self._progress = verbose, print_colors, progress
         self._frames: dict[int, tuple[int, int]] = {}  # done and whole, by recording
         self._done = 0
+        self.labels: Sequence[str] = ()  # what to print before the lines of each recording
         self._bar = tqdm(total=0, unit="frames", disable=verbose is not False)
 
     def __enter__(self) -> _Report:
@@ -234,10 +240,11 @@ class _Report:
             if self._progress is not None:
                 self._progress(done / FRAMES_PER_SECOND, whole / FRAMES_PER_SECOND)
         self._done = done
+        label = self.labels[opened.number] if self.labels else ""
         for segment in segments if self.verbose else []:
             if segment["text"]:
                 start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
-                print(f"[{start} --> {end}] {self._shown(segment)}", flush=True)
+                print(f"{label}[{start} --> {end}] {self._shown(segment)}", flush=True)
 
     def _shown(self, segment: Segment) -> str:
         text = segment["text"]
