@@ -41,7 +41,7 @@ OPTIONS = {
     "few tokens, beams unfinished": {"language": "en", "sample_len": 7, "beam_size": 4},
 }
 
-ON_ALL = ("greedy, language detected", "beam 5", "translate")
+ON_ALL = ("greedy, language detected",)
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +55,7 @@ def windows(recordings) -> torch.Tensor:
 def test_a_batch_decodes_to_the_tokens_of_openai_whisper(name, windows, model, reference):
     options = OPTIONS[name]
     ours = decode(model, windows.numpy(), DecodingOptions(**options))
-    every = 1 if name in ON_ALL else 3  # the reference takes a minute for all windows
+    every = 1 if name in ON_ALL else 4  # the reference takes minutes for all windows
     for window, result in list(zip(windows, ours, strict=True))[::every]:
         expected = whisper.decode(reference, window, whisper.DecodingOptions(fp16=False, **options))
         assert list(result.tokens) == expected.tokens

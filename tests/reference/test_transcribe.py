@@ -16,8 +16,10 @@ pytestmark = [
 ]
 
 EVERYWHERE = {
-    "greedy": {},
     "words": {"word_timestamps": True},
+}
+UP_TO_A_MINUTE = {  # for longer ones the reference takes minutes
+    "greedy": {},
     "beam 5, words": {"beam_size": 5, "word_timestamps": True, "language": "en"},
 }
 ON_SOME = {
@@ -81,18 +83,21 @@ def boundary_errors_s(transcript, true_words: list[dict]) -> list[float]:
     return [abs(word[key] - true[key]) for word, true in pairs for key in ("start", "end")]
 
 
-@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("name", [*EVERYWHERE, *UP_TO_A_MINUTE])
 def test_every_recording_is_transcribed_as_by_openai_whisper(name, recordings, model, reference, shared):
     """Its words are no further from the true times than the reference's are."""
     errors_s: tuple[list[float], list[float]] = [], []
+    options = {**EVERYWHERE, **UP_TO_A_MINUTE}[name]
     for recording, audio in recordings.items():
-        both = compare(model, reference, audio, **EVERYWHERE[name])
+        if name in UP_TO_A_MINUTE and len(audio) > 61 * 16_000:
+            continue
+        both = compare(model, reference, audio, **options)
         truth = shared / "audio" / f"{recording}.words.json"
         if "words" in name and truth.exists():
             for all_s, transcript in zip(errors_s, both, strict=True):
                 all_s += boundary_errors_s(transcript, json.loads(truth.read_text())["words"])
     if "words" in name:
-        assert len(errors_s[0]) > 500
+        assert len(errors_s[0]) > 300
         assert median(errors_s[0]) <= median(errors_s[1]) + 1e-6
 
 
