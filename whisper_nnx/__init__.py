@@ -33,6 +33,7 @@ _EXPORTS = {
     "whisper_nnx.known_text": ["align"],
     "whisper_nnx.alignment_heads": ["find_alignment_heads"],
     "whisper_nnx.writers": ["get_writer"],
+    "whisper_nnx.evaluate": ["evaluate"],
     "weight_loader": [
         "download_whisper_weights",
         "get_whisper_config",

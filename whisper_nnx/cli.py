@@ -44,14 +44,14 @@ SHORT = {"--output_dir": ["-o"], "--output_format": ["-f"]}
 
 def build_parser() -> argparse.ArgumentParser:
     spec = getattr(sys.modules["__main__"], "__spec__", None)  # there is one after `python -m`
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m {spec.name.removesuffix('.__main__')}"
         if spec and spec.name.startswith("whisper_nnx.")
         else NAME,
         usage="%(prog)s [options] audio [audio ...]",
         description="Turn speech into text and subtitles.",
         epilog="Option names may be written with hyphens too: --beam-size 5.",
-        formatter_class=_Help,
+        formatter_class=Help,
         add_help=False,
     )
     for title, options in OPTIONS.items():
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         """The options that begin so: openai-whisper's alone, where there are any. What is short there is short here."""
         found = super()._get_option_tuples(option_string)
@@ -77,7 +77,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{NAME}: error: {message} ({self.prog} --help lists the options)\n")
 
 
-class _Help(argparse.HelpFormatter):
+class Help(argparse.HelpFormatter):
     """Shows defaults, but not those that only mean "not given"."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -97,7 +97,7 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _with_underscores(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+def with_underscores(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     """`--beam-size=5` -> `--beam_size=5`. Only the names of options change, and nothing after `--`."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = [option for option in parser._option_string_actions if option.startswith("--")]
@@ -114,12 +114,12 @@ def _with_underscores(arguments: Sequence[str], parser: argparse.ArgumentParser)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command -> its exit status: 0; 1 if a file, or all, failed. Wrong usage raises SystemExit(2)."""
     parser = build_parser()
-    args = parser.parse_args(_with_underscores(sys.argv[1:] if argv is None else argv, parser))
+    args = parser.parse_args(with_underscores(sys.argv[1:] if argv is None else argv, parser))
     if hasattr(sys.stdout, "reconfigure"):  # a terminal without the transcript's letters shows "?" for them
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
     try:
-        with _plain_warnings():
-            _check(parser, args)
+        with plain_warnings():
+            check(parser, args)
             return _run(parser, args)
     except KeyboardInterrupt:
         print(f"{NAME}: interrupted", file=sys.stderr)
@@ -135,11 +135,11 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.threads:
         os.environ["PJRT_NPROC"] = str(args.threads)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    options = _transcribe_options(parser, args)
+    options = transcribe_options(parser, args)
     try:
         make_output_folder(args.output_dir)
-        options["temperature"] = _temperatures(args.temperature, args.temperature_increment_on_fallback)
-        _check_options(parser, args, options)
+        options["temperature"] = temperature_ladder(args.temperature, args.temperature_increment_on_fallback)
+        check_options(parser, args, options)
         import jax
 
         if args.compilation_cache is False:
@@ -148,18 +148,18 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             from whisper_nnx.compilation_cache import enable_compilation_cache
 
             enable_compilation_cache(None if args.compilation_cache is True else args.compilation_cache)
-        device = _find_device(args.device)
+        device = find_device(args.device)
         with jax.default_device(device):
-            model = _load_model(args, device)
+            model = model_of(args, device)
             return _transcribe_files(model, args, options)
     except BrokenPipeError:
         raise
     except Exception as error:
-        _report(error, "error", args.traceback)
+        report_error(error, "error", args.traceback)
         return 1
 
 
-def _load_model(args: argparse.Namespace, device: jax.Device) -> Whisper:
+def model_of(args: argparse.Namespace, device: jax.Device) -> Whisper:
     from weight_loader import load_model
 
     dtype = _choose_dtype(args.dtype, args.fp16, device.platform)
@@ -167,7 +167,7 @@ def _load_model(args: argparse.Namespace, device: jax.Device) -> Whisper:
     return load_model(args.model, dtype=dtype, tokenizer=args.tokenizer, **where)
 
 
-def _transcribe_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
+def transcribe_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `transcribe`, without the temperatures; of our own options, those that were set."""
     set_ = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
     options = {name: getattr(args, name) for name in TRANSCRIBE_OPTIONS}
@@ -190,7 +190,7 @@ def _transcribe_files(model: Whisper, args: argparse.Namespace, options: dict[st
         except BrokenPipeError:
             raise
         except Exception as error:
-            _report(error, "standard input" if audio == "-" else audio, args.traceback)
+            report_error(error, "standard input" if audio == "-" else audio, args.traceback)
             status = 1
     return status
 
@@ -213,7 +213,7 @@ def _transcripts(
         yield audio, one
 
 
-def _find_device(wanted: tuple[str, int] | None) -> jax.Device:
+def find_device(wanted: tuple[str, int] | None) -> jax.Device:
     """ValueError where this machine has no such device."""
     import jax
 
@@ -238,7 +238,7 @@ def _choose_dtype(dtype: str | None, fp16: bool | None, platform: str) -> str:
     return dtype or DEFAULT_DTYPE.get(platform, "float32")
 
 
-def _temperatures(first: float, increment: float | None) -> tuple[float, ...]:
+def temperature_ladder(first: float, increment: float | None) -> tuple[float, ...]:
     """The ladder of temperatures up to 1, in the reference's very numbers."""
     import numpy as np
 
@@ -246,7 +246,7 @@ def _temperatures(first: float, increment: float | None) -> tuple[float, ...]:
     return tuple(steps) or (first,)
 
 
-def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Options that exclude or need each other, and files whose outputs would overwrite each other's."""
     for name in SUBTITLE_OPTIONS:
         needed = "token_timestamps" if name == "max_len" and not args.split_on_word else "word_timestamps"
@@ -273,7 +273,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"{' and '.join(files)} would all be written to {output}; rename them, or run once for each")
 
 
-def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, options: dict[str, Any]) -> None:
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, options: dict[str, Any]) -> None:
     """Refuses what `transcribe` and the writers would refuse, before a large model is loaded."""
     from whisper_nnx.options import TranscribeOptions
 
@@ -286,14 +286,14 @@ def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, op
         with warnings.catch_warnings(action="ignore"):  # they come again
             TranscribeOptions.of(**{name: value for name, value in options.items() if name not in DRIVER_OPTIONS})
     except (ValueError, ImportError) as error:  # the latter: vad_filter without its package
-        parser.error(_one_line(error))
+        parser.error(one_line(error))
 
 
-def _report(error: Exception, subject: str, with_traceback: bool) -> None:
+def report_error(error: Exception, subject: str, with_traceback: bool) -> None:
     """One line for what users bring about, and one with the way to more for what looks like a defect of ours."""
     if with_traceback:
         traceback.print_exception(error)
-    message = _one_line(error)
+    message = one_line(error)
     if not isinstance(error, ValueError | OSError):
         hint = "" if with_traceback else " (unexpected: --traceback shows where it happened)"
         message = f"{type(error).__name__}: {message}{hint}"
@@ -302,18 +302,18 @@ def _report(error: Exception, subject: str, with_traceback: bool) -> None:
     print(f"{NAME}: {message}", file=sys.stderr)
 
 
-def _one_line(error: Exception | Warning | str) -> str:
+def one_line(error: Exception | Warning | str) -> str:
     if isinstance(error, OSError) and error.strerror:
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return textwrap.shorten(str(error), 1000, placeholder=" ...") or "no message"
 
 
 @contextmanager
-def _plain_warnings() -> Iterator[None]:
+def plain_warnings() -> Iterator[None]:
     """Shows warnings as one line each."""
 
     def show(message: Warning | str, *_: Any) -> None:
-        print(f"{NAME}: warning: {_one_line(message)}", file=sys.stderr)
+        print(f"{NAME}: warning: {one_line(message)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show  # type: ignore[assignment]

@@ -120,6 +120,7 @@ COUNT, SOME = _kind(_count, "N"), _kind(_at_least_one, "N")
 WHOLE_OR_NONE, COUNT_OR_NONE = _kind(_optional(int), "N"), _kind(_optional(_count), "N")
 TEXT, FOLDER = _kind(str, "TEXT"), _kind(str, "FOLDER")
 TASK = _kind(str, None, choices=["transcribe", "translate"])
+CACHE = _kind(_cache, "WHERE")
 DTYPE = _kind(str, None, choices=["float32", "bfloat16", "float16"])
 
 # Group -> options, each with its kind, default and help. The order is that of --help.
@@ -209,6 +210,6 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
         ("--dtype", DTYPE, None, "of the computation (default: float32 on CPUs, float16 on GPUs, bfloat16 on TPUs)"),
         ("--fp16", FLAG, None, "True is --dtype float16 (on CPUs float32 all the same), False is --dtype float32"),
         ("--threads", COUNT_OR_NONE, 0, "of the CPU; 0: one per core"),
-        ("--compilation_cache", _kind(_cache, "WHERE"), True, "keep compiled programs: True, False, or in this folder"),
+        ("--compilation_cache", CACHE, True, "keep compiled programs: True, False, or in this folder"),
     ],
 }  # fmt: skip

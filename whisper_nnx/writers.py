@@ -237,7 +237,7 @@ def get_writer(format: str, output_dir: str | os.PathLike[str]) -> Callable[...,
         contents = [WRITERS[name](result, **options) for name in names]
         paths = [Path(output_dir) / file for file in output_files(audio_path, format)]
         for path, content in zip(paths, contents, strict=True):
-            _write_whole(path, content)
+            write_whole(path, content)
         return paths
 
     return write
@@ -260,7 +260,7 @@ def make_output_folder(folder: str | os.PathLike[str]) -> None:
         raise type(error)(f"cannot write to output folder {os.fspath(folder)!r}: {why}; choose another") from None
 
 
-def _write_whole(path: Path, content: str) -> None:
+def write_whole(path: Path, content: str) -> None:
     # Not a tempfile: those are readable by their owner alone, while the output is to have the user's usual permissions.
     unfinished = path.with_name(f".whisper_nnx-{secrets.token_hex(8)}.tmp")
     try:
