@@ -49,7 +49,7 @@ class _Layers:
         self.embed: dict[str, Any] = {"dtype": dtype, "embedding_init": init, **self.common}
 
     def linear(self, n_in: int, n_out: int, use_bias: bool = True) -> nnx.Linear:
-        return nnx.Linear(n_in, n_out, use_bias=use_bias, **self.product)
+        return nnx.Linear(n_in, n_out, use_bias=use_bias, dot_general=_flat_dot_general, **self.product)
 
     def conv(self, n_in: int, n_out: int, stride: int) -> nnx.Conv:
         # padding=1, not "SAME": at stride 2 that would pad on the right alone and shift every frame by half a position.
@@ -65,6 +65,11 @@ class _Layers:
 def precision_of(dtype: Dtype) -> jax.lax.Precision | None:
     """A float32 product is asked for as such: GPUs and TPUs would otherwise round its factors to 10 or 8 bits."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def _flat_dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> jax.Array:
+    """x [...,n_in], kernel [n_in,n_out]: one flat product, whose gradient XLA computes without transposed copies."""
+    return jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, **options).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -83,6 +88,12 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Ar
         scores = jnp.where(mask, scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhst,bhtk->bhsk", weights, v, precision=precision_of(v.dtype))
+
+
+def _run(remat: bool, layer: EncoderLayer, *args: Any, **options: Any) -> Any:
+    """layer(*args, **options); with `remat`, the backward pass computes what is inside again rather than keep it."""
+    call: Callable[..., Any] = lambda layer, *args: layer(*args, **options)  # noqa: E731
+    return (nnx.remat(call) if remat else call)(layer, *args)
 
 
 class MultiHeadAttention(nnx.Module):
@@ -105,7 +116,7 @@ class MultiHeadAttention(nnx.Module):
 
     def scores(self, x: jax.Array, k: jax.Array, heads: Sequence[int]) -> jax.Array:
         """How x [B,S,D] would attend to k [B,H,T,K] in some of the heads: [B,len(heads),S,T], before the softmax."""
-        chosen = jnp.array(heads)
+        chosen = jnp.array(heads, jnp.int32)
         return attention_scores(self._split(self.q_proj(x))[:, chosen], k[:, chosen])
 
     def __call__(self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None) -> jax.Array:
@@ -130,7 +141,7 @@ class EncoderLayer(nnx.Module):
         h = self.final_layer_norm(x).astype(x.dtype)
         return x + drop(self.fc2(jax.nn.gelu(self.fc1(h), approximate=False)))
 
-    def __call__(self, x: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None, deterministic: bool = True) -> jax.Array:
         """x [B,T,D] -> [B,T,D]."""
         drop = partial(self.dropout, deterministic=deterministic, rngs=rngs)
         h = self.self_attn_layer_norm(x).astype(x.dtype)
@@ -164,24 +175,21 @@ class DecoderLayer(EncoderLayer):
         h = self.encoder_attn(h.reshape(cross.k.shape[0], -1, h.shape[-1]), cross).reshape(x.shape)
         return x + drop(h)
 
-    def audio_scores(self, x: jax.Array, cross: KeysValues, heads: Sequence[int]) -> jax.Array:
-        """How x [B,S,D] attends to the audio, before the softmax, in some of the heads: [B,len(heads),S,T], float32."""
-        h = self.encoder_attn_layer_norm(x).astype(x.dtype)
-        return self.encoder_attn.scores(h, cross.k, heads)
-
     def __call__(  # type: ignore[override]
         self,
         x: jax.Array,
+        rngs: nnx.Rngs | None,
         cross: KeysValues,
         mask: jax.Array,
-        append: Append = lambda new: new,
+        heads: Sequence[int],
         deterministic: bool = True,
-        rngs: nnx.Rngs | None = None,
-    ) -> tuple[jax.Array, KeysValues]:
-        """All three parts: x [B,S,D], cross [B/G,H,T,K], mask [B,1,S,S'] -> as `attend_to_text`."""
+    ) -> tuple[jax.Array, jax.Array]:
+        """All parts, without a past: x [B,S,D] -> ([B,S,D], some heads' scores of the audio [B,len(heads),S,T])."""
         drop = partial(self.dropout, deterministic=deterministic, rngs=rngs)
-        x, kv = self.attend_to_text(x, mask, append, drop)
-        return self.feed_forward(self.attend_to_audio(x, cross, drop), drop), kv
+        x, _ = self.attend_to_text(x, mask, drop=drop)
+        h = self.encoder_attn_layer_norm(x).astype(x.dtype)
+        scores = self.encoder_attn.scores(h, cross.k, heads)
+        return self.feed_forward(self.attend_to_audio(x, cross, drop), drop), scores
 
 
 class AudioEncoder(nnx.Module):
@@ -199,10 +207,17 @@ class AudioEncoder(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(
-        self, input_features: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None
+        self,
+        input_features: jax.Array,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        first_position: jax.Array | None = None,
+        remat: bool = False,
     ) -> jax.Array:
         """input_features [B,M,T] (log-mel, T frames of 10 ms) -> [B,ceil(T/2),D] (positions of 20 ms).
 
+        first_position [B]: where in its window each row begins, if it is a part of one; default: at the start.
+        remat: a layer's activations are computed again in the backward pass instead of kept.
         Raises ValueError for another number of mels or more frames than the model has positions for.
         """
         mels = self.conv1.in_features
@@ -211,15 +226,16 @@ class AudioEncoder(nnx.Module):
         x = jnp.swapaxes(input_features, 1, 2).astype(self.conv1.dtype)
         x = jax.nn.gelu(self.conv1(x), approximate=False)
         x = jax.nn.gelu(self.conv2(x), approximate=False)
-        if x.shape[1] > self.max_positions:
+        if (n := x.shape[1]) > self.max_positions:
             raise ValueError(
                 f"input_features has {input_features.shape[2]} frames, but the model takes at most "
                 f"{2 * self.max_positions}; cut the audio into windows, as transcribe() does"
             )
-        x = x + jax.lax.stop_gradient(self.embed_positions[...])[: x.shape[1]].astype(x.dtype)
+        places = slice(n) if first_position is None else first_position[:, None] + jnp.arange(n)
+        x = x + jax.lax.stop_gradient(self.embed_positions[...])[places].astype(x.dtype)
         x = self.dropout(x, deterministic=deterministic, rngs=rngs)
         for layer in self.layers:
-            x = layer(x, deterministic, rngs)
+            x = _run(remat, layer, x, rngs, deterministic=deterministic)
         return self.layer_norm(x).astype(x.dtype)
 
 
@@ -248,9 +264,9 @@ class TextDecoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [...,D] -> [...,V], float32."""
-        table = self.embed_tokens.embedding[...] if self.proj_out is None else self.proj_out.kernel[...].T
+        table = self.embed_tokens.embedding[...].T if self.proj_out is None else self.proj_out.kernel[...]
         table, precision = table.astype(hidden.dtype), precision_of(hidden.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, table, precision=precision, preferred_element_type=jnp.float32)
+        return _flat_dot_general(hidden, table, precision=precision, preferred_element_type=jnp.float32)
 
     def __call__(
         self, ids: jax.Array, encoder_output: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None
@@ -264,25 +280,26 @@ class TextDecoder(nnx.Module):
             raise ValueError(
                 f"{n} decoder_input_ids, but the model has {self.embed_positions.num_embeddings} positions; cut them"
             )
-        x = self.dropout(self._embed(ids, jnp.arange(n)), deterministic=deterministic, rngs=rngs)
-        mask = jnp.tril(jnp.ones((n, n), bool))
-        encoder_output = encoder_output.astype(x.dtype)
-        for layer in self.layers:
-            cross = layer.encoder_attn.keys_values(encoder_output)
-            x, _ = layer(x, cross, mask, deterministic=deterministic, rngs=rngs)
-        return self.logits(self.layer_norm(x).astype(x.dtype))
+        cross = self.cross_attention(encoder_output.astype(self.dtype))
+        return self.logits(self.alignment_scores(ids, cross, (), deterministic, rngs)[0])
 
     def alignment_scores(
-        self, ids: jax.Array, cross: tuple[KeysValues, ...], heads: Sequence[tuple[int, int]]
+        self,
+        ids: jax.Array,
+        cross: tuple[KeysValues, ...],
+        heads: Sequence[tuple[int, int]],
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        remat: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Teacher forcing: ids [B,S] -> (hidden [B,S,D] for `logits`, audio scores [B,A,S,T] of A (layer, head)s)."""
-        x, mask = self._embed(ids, jnp.arange(ids.shape[1])), jnp.tril(jnp.ones((ids.shape[1],) * 2, bool))
-        scores = []
+        n, scores = ids.shape[1], []
+        x = self.dropout(self._embed(ids, jnp.arange(n)), deterministic=deterministic, rngs=rngs)
+        mask = jnp.tril(jnp.ones((n, n), bool))
         for i, (layer, kv) in enumerate(zip(self.layers, cross, strict=True)):
-            x, _ = layer.attend_to_text(x, mask)
-            if wanted := [head for at, head in heads if at == i]:
-                scores.append(layer.audio_scores(x, kv, wanted))
-            x = layer.feed_forward(layer.attend_to_audio(x, kv))
+            wanted = [head for at, head in heads if at == i]
+            x, of_layer = _run(remat, layer, x, rngs, kv, mask=mask, heads=wanted, deterministic=deterministic)
+            scores.append(of_layer)
         return self.layer_norm(x).astype(x.dtype), jnp.concatenate(scores, axis=1)
 
     def step(self, ids: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
@@ -293,7 +310,8 @@ class TextDecoder(nnx.Module):
         x = self._embed(ids, jnp.minimum(new_positions, self.embed_positions.num_embeddings - 1))
         written = []
         for i, (layer, cross) in enumerate(zip(self.layers, cache.cross_attention, strict=True)):
-            x, kv = layer(x, cross, mask, partial(cache.append, i))
+            x, kv = layer.attend_to_text(x, mask, partial(cache.append, i))
+            x = layer.feed_forward(layer.attend_to_audio(x, cross))
             written.append(kv)
         return self.layer_norm(x).astype(x.dtype), cache.advance(written, ids.shape[1])
 
@@ -320,9 +338,11 @@ class Whisper(nnx.Module):
         self.encoder = AudioEncoder(config, layers)
         self.decoder = TextDecoder(config, layers)
 
-    def encode(self, input_features: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Log-mel input_features [B,M,T] -> encoder_output [B,ceil(T/2),D]."""
-        return self.encoder(input_features, deterministic, rngs)
+    def encode(
+        self, input_features: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None, **options: Any
+    ) -> jax.Array:
+        """Log-mel input_features [B,M,T] -> encoder_output [B,ceil(T/2),D]; options: `AudioEncoder` has two more."""
+        return self.encoder(input_features, deterministic, rngs, **options)
 
     def decode(
         self,

@@ -1,0 +1,115 @@
+"""Checkpoints hold what they were given, whatever the step does with its memory, and only those that are to be kept."""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from whisper_nnx.training.checkpoints import Checkpoints
+from whisper_nnx.training.config import TrainConfig, to_dict
+
+RUN = to_dict(TrainConfig())
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """Of the kinds of leaves and nodes that a run's state has. `b` comes before `a`, as fields may."""
+
+    b: jax.Array
+    a: dict[str, jax.Array]
+    moments: tuple[Any, ...]
+    ema: None = None
+
+
+def state_of(value: int, size: int = 4) -> State:
+    def kernels(shift: float) -> dict[str, jax.Array]:
+        return {f"layers.{i}.kernel": jnp.full((size, 3), value + shift + i / 4) for i in range(2)}
+
+    return State(jnp.int32(value), kernels(0.0), (jnp.full((), value, jnp.bfloat16), kernels(0.5)))
+
+
+def assert_equal(found: State, expected: State) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (ours.dtype, ours.sharding) == (theirs.dtype, theirs.sharding)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def saved(folder: Path, steps: dict[int, float | None], keep: int = 2) -> list[int]:
+    with Checkpoints(folder, keep, RUN) as checkpoints:
+        for step, wer in steps.items():
+            checkpoints.save(step, state_of(step), {"step": step}, wer)
+        return checkpoints.steps
+
+
+def test_the_newest_state_comes_back_as_it_was_with_its_notes(tmp_path):
+    saved(tmp_path, {3: None, 5: None})
+    with Checkpoints(tmp_path, 2, RUN) as checkpoints:
+        assert checkpoints.notes() == {"step": 5}
+        assert_equal(checkpoints.state(state_of(0)), state_of(5))
+
+
+def test_an_empty_folder_has_no_notes(tmp_path):
+    with Checkpoints(tmp_path / "new", 2, RUN) as checkpoints:
+        assert checkpoints.notes() is None
+
+
+def test_a_state_that_is_donated_at_once_is_saved_as_it_was(tmp_path):
+    forget = jax.jit(partial(jax.tree.map, lambda x: x * 0 - 1), donate_argnums=0)
+    size = 2**18  # takes longer to write than to forget
+    state = state_of(7, size)
+    with Checkpoints(tmp_path, 2, RUN) as checkpoints:
+        checkpoints.save(1, state, {})
+        state = jax.block_until_ready(forget(state))
+    with Checkpoints(tmp_path, 2, RUN) as checkpoints:
+        assert_equal(checkpoints.state(state_of(0, size)), state_of(7, size))
+
+
+@pytest.mark.parametrize(
+    ("wers", "kept"),
+    [
+        ({1: None, 2: None, 3: None, 4: None}, [3, 4]),
+        ({1: 0.5, 2: 0.2, 3: 0.3, 4: None, 5: None}, [2, 4, 5]),
+        ({1: None, 2: None, 3: 0.3, 4: 0.5}, [3, 4]),
+        ({1: 0.3, 2: 0.3, 3: 0.4, 4: 0.4}, [2, 3, 4]),
+    ],
+    ids=str,
+)
+def test_the_last_ones_are_kept_and_the_best(tmp_path, wers, kept):
+    assert saved(tmp_path, wers) == kept
+    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == kept
+
+
+def test_the_best_is_still_known_when_a_run_goes_on(tmp_path):
+    saved(tmp_path, {1: 0.5, 2: 0.2, 3: 0.3})
+    assert saved(tmp_path, {4: None, 5: None, 6: 0.4}) == [2, 5, 6]
+
+
+def test_another_configuration_is_refused_by_what_differs(tmp_path):
+    saved(tmp_path / "checkpoints", {1: None})
+    other = {**RUN, "batch_size": 3, "steps": 5}
+    with (
+        Checkpoints(tmp_path / "checkpoints", 2, other) as checkpoints,
+        pytest.raises(ValueError, match=r"another configuration \(batch_size: 8 -> 3\); take that back, or give"),
+    ):
+        checkpoints.notes()
+
+
+def test_what_a_killed_run_left_half_written_or_half_deleted_is_passed_over(tmp_path):
+    saved(tmp_path, {1: 0.1, 2: None, 3: None})
+    half = tmp_path / "1" / "state"
+    for path in [*half.rglob("*")][::-1]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    os.rename(tmp_path / "3", tmp_path / "3.orbax-checkpoint-tmp-1")
+    with Checkpoints(tmp_path, 2, RUN) as checkpoints:
+        assert checkpoints.notes() == {"step": 2}
+        assert_equal(checkpoints.state(state_of(0)), state_of(2))
+        checkpoints.save(3, state_of(3), {"step": 3}, 0.2)
+    assert not list(tmp_path.glob("*tmp*"))

@@ -1,0 +1,164 @@
+"""Manifests: every line gives a row or a problem."""
+
+import base64
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.training.sounds import steady, write
+from whisper_nnx.audio import load_audio
+from whisper_nnx.training.manifest import Manifest, Span, StoredAudio, read_manifest
+
+GOOD = {"audio": "a.wav", "text": "one", "language": "en"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path, "a.wav", steady(0, 0.5))
+    write(tmp_path, "long.wav", steady(0, 31, rate=8000))
+    write(tmp_path, "noise.wav", b"this is not audio" * 10)
+    return tmp_path
+
+
+def lines(folder: Path, *entries: Any, name: str = "m.jsonl") -> Path:
+    text = "".join((e if isinstance(e, str) else json.dumps(e)) + "\n" for e in entries)
+    return write(folder, name, text.encode())
+
+
+def read(folder: Path, *entries: Any, **options: Any) -> Manifest:
+    return read_manifest(lines(folder, *entries), **options)
+
+
+def test_a_row_is_what_its_line_says(folder):
+    said = {"start": 0.1, "end": 0.4, "text": "one"}
+    more = {"task": "translate", "segments": [said], "words": [{"word": "one", "start": 0.1, "end": 0.3}]}
+    (row,) = read(folder, {**GOOD, **more, "previous_text": "zero", "source": "studio"}).rows
+    assert (row.audio, row.text, row.language, row.task) == (folder / "a.wav", "one", "en", "translate")
+    assert row.segments == (Span(0.1, 0.4, "one"),)
+    assert row.words == (Span(0.1, 0.3, "one"),)
+    assert (row.previous_text, row.source, row.line, row.no_speech) == ("zero", "studio", 1, False)
+    assert row.duration == pytest.approx(0.5)
+    assert row.manifest == str(folder / "m.jsonl")
+
+
+def test_a_stated_duration_is_believed(folder):
+    assert read(folder, {**GOOD, "duration": 0.75}).rows[0].duration == 0.75
+
+
+def test_segments_give_the_text_where_there_is_none(folder):
+    said = [{"start": 0.0, "end": 0.2, "text": " one "}, {"start": 0.2, "end": 0.4, "text": "two"}]
+    assert read(folder, {"audio": "a.wav", "language": "en", "segments": said}).rows[0].text == "one two"
+
+
+def test_recordings_in_which_nobody_speaks_need_neither_text_nor_language(folder):
+    (row,) = read(folder, {"audio": "a.wav", "no_speech": True}).rows
+    assert (row.no_speech, row.text, row.language) == (True, "", "")
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("\udcff".encode("utf-8", "surrogateescape").decode("latin-1"), "no JSON"),
+        ([1], "must be a JSON object, not list"),
+        ({"text": "one", "language": "en"}, "has no audio"),
+        ({**GOOD, "audio": 7}, "has no audio"),
+        ({**GOOD, "audio": {"bytes": "not base64!"}}, "base64"),
+        ({**GOOD, "audio": "missing.wav"}, "there is no such file"),
+        ({**GOOD, "audio": "noise.wav"}, "cannot be read as audio"),
+        ({**GOOD, "audio": "long.wav"}, "lasts 31.0 s, at most 30"),
+        ({**GOOD, "duration": 30.5}, "lasts 30.5 s"),
+        ({**GOOD, "duration": "long"}, "duration is 'long'"),
+        ({**GOOD, "duration": float("nan")}, "duration is nan"),
+        ({**GOOD, "text": " "}, "has no text"),
+        ({**GOOD, "text": None}, "has no text"),
+        ({**GOOD, "text": 5}, "text is 5"),
+        ({**GOOD, "no_speech": True}, "says no_speech, but has the text 'one'"),
+        ({**GOOD, "no_speech": "perhaps"}, "no_speech is 'perhaps'"),
+        ({"audio": "a.wav", "text": "one"}, "has no language"),
+        ({**GOOD, "language": "xx"}, "'xx'"),
+        ({**GOOD, "language": "ja"}, "'ja' is not one of the model's"),
+        ({**GOOD, "task": "sing"}, "task 'sing' is unknown"),
+        ({**GOOD, "segments": "one"}, "segments"),
+        ({**GOOD, "segments": [{"start": 0.0, "text": "one"}]}, "segments must be a list of"),
+        ({**GOOD, "segments": [{"start": 0.3, "end": 0.2, "text": "one"}]}, "lasts from 0.3 to 0.2 s"),
+        ({**GOOD, "segments": [{"start": -1, "end": 0.2, "text": "one"}]}, "start is -1"),
+        ({**GOOD, "segments": [{"start": 0, "end": 0.7, "text": "one"}]}, "times reach 0.7 s, but the recording lasts"),
+        (
+            {**GOOD, "segments": [{"start": s, "end": s + 0.2, "text": "a"} for s in (0.2, 0.0)]},
+            "begins at 0 s, before",
+        ),
+        ({**GOOD, "words": [{"word": "", "start": 0.0, "end": 0.2}]}, "words: ''"),
+    ],
+)
+def test_a_bad_line_is_told_by_its_number_and_the_others_are_read(folder, entry, reason):
+    manifest = read(folder, GOOD, "", entry, GOOD, languages=["en", "de"], max_duration_s=30.0)
+    assert [row.line for row in manifest.rows] == [1, 4]
+    (problem,) = manifest.problems
+    assert problem.line == 3
+    assert reason in problem.reason
+    assert "\n" not in problem.reason
+
+
+def test_recordings_may_be_long_where_no_limit_is_set(folder):
+    assert read(folder, {**GOOD, "audio": "long.wav"}).rows[0].duration == pytest.approx(31)
+
+
+def test_a_language_may_be_told_by_its_name_and_a_model_may_have_its_own(folder):
+    rows = read(folder, {**GOOD, "language": "German"}, {**GOOD, "language": "xx"}, languages=["de", "xx"]).rows
+    assert [row.language for row in rows] == ["de", "xx"]
+
+
+def test_recordings_inside_the_manifest_sound_as_in_files(folder):
+    data = base64.b64encode((folder / "a.wav").read_bytes()).decode()
+    inside, outside = read(folder, {**GOOD, "audio": {"bytes": data}}, GOOD).rows
+    assert np.array_equal(load_audio(inside.audio), load_audio(outside.audio))
+    assert inside.duration == outside.duration
+
+
+def test_a_manifest_that_is_not_there_is_one_line(folder):
+    with pytest.raises(FileNotFoundError, match="no such manifest"):
+        read_manifest(folder / "none.jsonl")
+    with pytest.raises(ValueError, match="is no dataset"):
+        read_manifest(folder)
+    write(folder, "dataset_dict.json", b"{}")
+    with pytest.raises(ValueError, match="several splits"):
+        read_manifest(folder)
+
+
+def test_a_folder_with_metadata_equals_a_manifest(folder):
+    expected = read(folder, {**GOOD, "source": "x"}, {**GOOD, "audio": "missing.wav"})
+    write(folder, "metadata.csv", b"file_name,transcription,language,source\na.wav,one,en,x\nmissing.wav,one,en,\n")
+    from_csv = read_manifest(folder)
+    lines(folder, {"file_name": "a.wav", "sentence": "one", "language": "en", "source": "x"}, name="metadata.jsonl")
+    from_json = read_manifest(folder)
+    for manifest in (from_csv, from_json):
+        (row,) = manifest.rows
+        assert (row.audio, row.text, row.source) == (expected.rows[0].audio, "one", "x")
+    assert "missing.wav" in from_csv.problems[0].reason
+
+
+def test_a_saved_dataset_equals_a_manifest_and_keeps_its_recordings_on_disk(folder):
+    datasets = pytest.importorskip("datasets")
+    data = (folder / "a.wav").read_bytes()
+    said = [{"start": 0.0, "end": 0.4, "text": "one"}]
+    columns = {
+        "audio": [{"path": None, "bytes": data}, {"path": str(folder / "a.wav"), "bytes": None}],
+        "sentence": ["one", "one"],
+        "language": ["en", "xx"],
+        "segments": [said, said],
+    }
+    saved = datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio(decode=False))
+    saved.save_to_disk(str(folder / "saved"))
+    manifest = read_manifest(folder / "saved")
+    (row,) = manifest.rows
+    assert (row.text, row.segments, row.duration) == ("one", (Span(0.0, 0.4, "one"),), pytest.approx(0.5))
+    assert isinstance(row.audio, StoredAudio)
+    assert len(pickle.dumps(row)) < len(data)
+    assert np.array_equal(load_audio(pickle.loads(pickle.dumps(row.audio))), load_audio(data))
+    assert [problem.line for problem in manifest.problems] == [2]

@@ -1,0 +1,212 @@
+"""`python -m whisper_nnx.train --config configs/finetune_small.toml --steps 500`: a training run as a command.
+
+The run is described by whisper_nnx/training/config.py. Started again, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from whisper_nnx import cli
+from whisper_nnx.cli_options import CACHE, COUNT_OR_NONE
+from whisper_nnx.training.config import TrainConfig, load_config, to_dict
+
+if TYPE_CHECKING:
+    from whisper_nnx.model import Whisper
+    from whisper_nnx.training.manifest import Row
+    from whisper_nnx.training.run import Evaluate
+
+EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143}  # 128 + the signal's number, as shells have it
+EVALUATE_OPTIONS = ("normalizer", "detect_language", "batch_size")  # of evaluate.options, those not of `transcribe`
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{cli.NAME}: error: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m whisper_nnx.train",
+        usage="%(prog)s [--config FILE] [--NAME VALUE ...]",
+        description="Train a Whisper: from nothing, further, with LoRA, or as a smaller student of a larger one.",
+        epilog=f"NAME is any of a configuration's, VALUE one or several:\n{_names()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="a run as TOML; see configs/")
+    parser.add_argument("--restart", action="store_true", help="refuse an output that holds a run already")
+    parser.add_argument("--threads", **COUNT_OR_NONE, default=0, help="of the CPU; 0: one per core")
+    parser.add_argument("--compilation_cache", **CACHE, default=True, help="True, False, or in this folder")
+    parser.add_argument("--traceback", action="store_true", help="show where in the program an error happened")
+    return parser
+
+
+def _names() -> str:
+    """Every name of a configuration, with its default."""
+
+    def lines(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+        for name, value in content.items():
+            if isinstance(value, Mapping) and value:
+                yield from lines(value, f"{prefix}{name}.")
+            else:
+                shown = " ".join(map(str, value)) if isinstance(value, list) else ".KEY" if value == {} else str(value)
+                yield f"  --{prefix + name:<32} {shown}".rstrip()
+
+    return "\n".join(lines(to_dict(TrainConfig())))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command -> its exit status. Wrong usage raises SystemExit(2)."""
+    parser = build_parser()
+    args, overrides = parser.parse_known_args(argv)
+    with cli.plain_warnings():
+        try:
+            config = load_config(args.config, overrides)
+            if args.restart:
+                _refuse_used(Path(config.output))
+        except (ValueError, OSError) as error:
+            parser.error(cli.one_line(error))
+        try:
+            with _plain_log():
+                return _run(config, args)
+        except KeyboardInterrupt:
+            print(f"{cli.NAME}: interrupted", file=sys.stderr)
+            return cli.EXIT_INTERRUPTED
+        except Exception as error:
+            cli.report_error(error, "error", args.traceback)
+            return 1
+
+
+class _Lines(logging.Handler):
+    """What is logged, as one line each, above the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(f"{cli.NAME}: {record.getMessage()}", file=sys.stderr)
+
+
+@contextmanager
+def _plain_log() -> Iterator[None]:
+    logger, lines = logging.getLogger("whisper_nnx"), _Lines()
+    logger.addHandler(lines)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        logger.propagate = True
+
+
+def _refuse_used(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--restart needs an empty output, but {output} holds something; remove it or give --output")
+
+
+def _run(config: TrainConfig, args: argparse.Namespace) -> int:
+    if args.threads:
+        os.environ["PJRT_NPROC"] = str(args.threads)  # XLA counts its threads when it starts
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # see cli.py
+    # Of a process that cleans up behind grain's: it tells of each batch that was read ahead and is not needed.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+    import jax
+
+    if args.compilation_cache is False:
+        jax.config.update("jax_enable_compilation_cache", False)
+    else:
+        from whisper_nnx.compilation_cache import enable_compilation_cache
+
+        enable_compilation_cache(None if args.compilation_cache is True else args.compilation_cache)
+    _require_packages()
+    from weight_loader import save_pretrained
+    from whisper_nnx.training.run import train
+
+    model, teacher = load_models(config)
+    result = train(config, model, save_pretrained, teacher, make_evaluate(config, model))
+    wer = "" if result.best_wer is None else f", best word error rate {result.best_wer:.2%}"
+    if result.stopped:
+        print(f"{cli.NAME}: {result.stopped}: {config.output} is saved at step {result.step}{wer}", file=sys.stderr)
+        return EXIT_STATUS[result.stopped]
+    print(f"{cli.NAME}: {config.output}/export holds the model after {result.step} steps{wer}", file=sys.stderr)
+    return 0
+
+
+def _require_packages() -> None:
+    for name in ("grain", "optax", "orbax", "soxr", "tensorboardX"):
+        if find_spec(name) is None:
+            raise ValueError(f'training needs the package {name}: pip install "whisper-nnx[train]"')
+
+
+def load_models(config: TrainConfig) -> tuple[Whisper, Whisper | None]:
+    """The model to train, and the teacher if there is one. Raises ValueError or OSError where they cannot be had."""
+    from flax import nnx
+
+    from weight_loader import load_model
+    from whisper_nnx.tokenizer import Tokenizer
+    from whisper_nnx.training.step import new_model
+
+    dtype, masters = config.model.dtype, {"param_dtype": "float32"}
+    tokenizer = config.model.tokenizer or None
+    teacher = load_model(config.distill.teacher, dtype=dtype, **masters) if config.distill.teacher else None
+    if config.model.init:
+        return load_model(config.model.init, dtype=dtype, tokenizer=tokenizer, **masters), teacher
+    if teacher is not None:
+        from whisper_nnx.training.distill import make_student
+
+        return make_student(teacher, config.distill), teacher
+    return new_model(config.model, Tokenizer.from_folder(config.model.tokenizer), nnx.Rngs(config.seed)), None
+
+
+def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
+    """What transcribes the rows of evaluate.manifest and counts errors; None where there is no manifest.
+
+    Raises ValueError for unknown options and where no row can be used.
+    """
+    if not config.evaluate.manifest:
+        return None
+    from whisper_nnx.evaluate import evaluate
+    from whisper_nnx.options import TranscribeOptions
+    from whisper_nnx.training.manifest import read_manifest
+    from whisper_nnx.windows import tokenizer_of
+
+    options: dict[str, Any] = config.evaluate.options
+    try:
+        TranscribeOptions.of(**{name: value for name, value in options.items() if name not in EVALUATE_OPTIONS})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"evaluate.options: {error}") from None
+    rows = []
+    for path in config.evaluate.manifest:
+        manifest = read_manifest(path, tokenizer_of(model).languages)
+        rows += manifest.rows
+        for problem in manifest.problems[:10]:
+            print(f"{cli.NAME}: {path}:{problem.line}: {problem.reason}", file=sys.stderr)
+    rows = rows[: config.evaluate.max_rows or None]
+    if not rows:
+        raise ValueError(f"{', '.join(config.evaluate.manifest)}: no row can be used; correct evaluate.manifest")
+
+    def tell(row: Row, error: Exception) -> None:
+        print(f"{cli.NAME}: {row.manifest}:{row.line}: {cli.one_line(error)}", file=sys.stderr)
+
+    def run(model: Whisper) -> dict[str, float]:
+        found = evaluate(model, rows, on_error=tell, **options)
+        if found.wer is None:
+            raise ValueError("evaluate.manifest has no words, so there is no word error rate; add rows with speech")
+        return {"wer": found.wer, "cer": found.cer or 0.0, "evaluate_s": round(found.wall_s, 1)}
+
+    return run
+
+
+if __name__ == "__main__":
+    from whisper_nnx.allocator import keep_memory
+
+    keep_memory()
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""Lists of recordings with their text: JSON lines, or a Hugging Face dataset's folder -> rows and what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from whisper_nnx.audio import SAMPLE_RATE, load_audio
+from whisper_nnx.languages import to_language_code
+
+TASKS = ("transcribe", "translate")
+_TEXT_KEYS = ("text", "sentence", "transcription")
+_SLACK_S = 0.1  # by which times may lie behind the recording's end
+
+
+@dataclass(frozen=True)
+class Span:
+    """What is said from start to end, s of the recording."""
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
+class StoredAudio:
+    """A recording in a Hugging Face dataset's folder: `load_audio` reads it as it reads a file."""
+
+    folder: str
+    index: int
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"row {self.index + 1} of {self.folder}"
+
+    def read(self, size: int = -1) -> bytes:
+        """The encoded recording, whole."""
+        return _stored(self.folder)[self.index]["audio"]["bytes"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recording. audio: what `load_audio` takes; duration: s; line: in the manifest, from 1."""
+
+    audio: Path | bytes | StoredAudio
+    text: str
+    language: str  # a code; "" where nobody speaks and none is given
+    duration: float
+    line: int
+    task: str = "transcribe"
+    segments: tuple[Span, ...] | None = None
+    words: tuple[Span, ...] | None = None
+    previous_text: str = ""
+    source: str = ""
+    no_speech: bool = False
+    manifest: str = ""  # the path that was read
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a line of a manifest gave no row."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    rows: list[Row]
+    problems: list[Problem]
+
+
+def read_manifest(
+    path: str | Path, languages: Collection[str] | None = None, max_duration_s: float | None = None
+) -> Manifest:
+    """All rows that can be used, and a problem for each that cannot.
+
+    path: JSON lines, whose audio paths are relative to their folder, or a folder: a dataset that `datasets` has saved
+    to disk, or recordings with a metadata.jsonl or metadata.csv. languages: the codes that are allowed; None: those
+    that Whisper knows. max_duration_s: of a recording.
+    Raises FileNotFoundError, and ValueError for a folder that is neither.
+    """
+    path = Path(path)
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    allowed = None if languages is None else frozenset(languages)
+    for line, entry in _entries(path):
+        try:
+            row = _row(entry, line, path, allowed)
+            if max_duration_s is not None and row.duration > max_duration_s:
+                raise ValueError(f"lasts {row.duration:.1f} s, at most {max_duration_s:g} s can be used; cut it")
+            rows.append(row)
+        except (ValueError, OSError) as error:
+            problems.append(Problem(line, str(error)))
+    return Manifest(rows, problems)
+
+
+def _entries(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line, what stands there: a dict, or the bytes of a line of JSON)."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such manifest; check the path")
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file():
+            raise ValueError(f"{path} holds several splits; name the folder of one, such as {path / 'train'}")
+        if (path / "dataset_info.json").is_file():
+            yield from enumerate(_stored_entries(path), 1)
+            return
+        names = [path / name for name in ("metadata.jsonl", "metadata.csv") if (path / name).is_file()]
+        if not names:
+            raise ValueError(
+                f"{path} is no dataset: there is neither dataset_info.json nor metadata.jsonl or metadata.csv in it; "
+                "give a file of JSON lines or such a folder"
+            )
+        path = names[0]
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            for entry in reader:
+                yield reader.line_num, {key: value for key, value in entry.items() if value}
+    else:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, line
+
+
+@lru_cache(maxsize=8)
+def _stored(folder: str) -> Any:
+    """A dataset on disk, memory-mapped, its audio left encoded."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"{folder}: reading a dataset's folder needs the package datasets; install it") from None
+    data = datasets.load_from_disk(folder)
+    if "audio" in data.column_names and isinstance(data.features["audio"], datasets.Audio):
+        data = data.cast_column("audio", datasets.Audio(decode=False))
+    return data
+
+
+def _stored_entries(path: Path) -> Iterator[dict[str, Any]]:
+    for index, entry in enumerate(_stored(str(path))):
+        entry = {key: value for key, value in entry.items() if value is not None}
+        audio = entry.get("audio")
+        if isinstance(audio, dict):  # the bytes stay where they are until they are needed
+            entry["audio"] = StoredAudio(str(path), index) if audio.get("bytes") else audio.get("path")
+        yield entry
+
+
+def _row(entry: Any, line: int, manifest: Path, languages: Collection[str] | None) -> Row:
+    """Raises ValueError, OSError: what is wrong with it."""
+    if isinstance(entry, bytes):
+        try:
+            entry = json.loads(entry)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"is no JSON ({error})") from None
+    if not isinstance(entry, dict):
+        raise ValueError(f"must be a JSON object, not {type(entry).__name__}")
+    entry = {key: value for key, value in entry.items() if value is not None}
+    no_speech = _flag(entry, "no_speech")
+    segments = _spans(entry, "segments", "text")
+    text = next((entry[key] for key in _TEXT_KEYS if key in entry), None)
+    if text is None and segments:
+        text = " ".join(segment.text.strip() for segment in segments)
+    text = _text(text or "", "text")
+    if bool(text.strip()) == no_speech:
+        raise ValueError(
+            f"says no_speech, but has the text {text[:40]!r}; drop one of the two"
+            if no_speech
+            else 'has no text; give it, or "no_speech": true where nobody speaks'
+        )
+    task = entry.get("task", "transcribe")
+    if task not in TASKS:
+        raise ValueError(f"task {task!r} is unknown; choose 'transcribe' or 'translate'")
+    language = _language(entry, languages, optional=no_speech)
+    audio = _audio(entry, manifest if manifest.is_dir() else manifest.parent)
+    duration = _number(entry["duration"], "duration") if "duration" in entry else _duration_s(audio)
+    words = _spans(entry, "words", "word", "text")
+    for spans in (segments, words):
+        if spans and spans[-1].end > duration + _SLACK_S:
+            raise ValueError(f"times reach {spans[-1].end:g} s, but the recording lasts {duration:.2f} s")
+    return Row(
+        audio=audio,
+        text=text,
+        language=language,
+        duration=duration,
+        line=line,
+        task=task,
+        segments=segments or None,
+        words=words or None,
+        previous_text=_text(entry.get("previous_text", ""), "previous_text"),
+        source=_text(entry.get("source", ""), "source"),
+        no_speech=no_speech,
+        manifest=str(manifest),
+    )
+
+
+def _flag(entry: dict[str, Any], key: str) -> bool:
+    value = entry.get(key, False)
+    if value not in (False, True, "", "true", "false"):
+        raise ValueError(f"{key} is {value!r}; give true or false")
+    return value in (True, "true")
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {value!r}; give a string")
+    return value
+
+
+def _number(value: Any, key: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{key} is {value!r}; give seconds, from 0")
+    return number
+
+
+def _language(entry: dict[str, Any], languages: Collection[str] | None, optional: bool) -> str:
+    told = _text(entry.get("language", ""), "language")
+    if not told:
+        if optional:
+            return ""
+        raise ValueError('has no language; give its code, such as "en"')
+    code = told if languages is not None and told in languages else to_language_code(told)
+    if languages is not None and code not in languages:
+        raise ValueError(f"language {told!r} is not one of the model's; use another model or leave the row out")
+    return code
+
+
+def _spans(entry: dict[str, Any], key: str, *text_keys: str) -> tuple[Span, ...]:
+    """Raises ValueError where they are no list of spans in order of time, each with text."""
+    listed = entry.get(key, ())
+    spans: list[Span] = []
+    try:
+        if isinstance(listed, str):  # a column of a CSV file
+            listed = json.loads(listed)
+        for item in listed:
+            text = next(item[name] for name in text_keys if name in item)
+            start, end = (_number(item[name], f"{key}: {name}") for name in ("start", "end"))
+            spans.append(Span(start, end, _text(text, f"{key}: {text_keys[0]}")))
+    except (TypeError, KeyError, StopIteration, json.JSONDecodeError):
+        raise ValueError(f'{key} must be a list of {{"start", "end", "{text_keys[0]}"}}') from None
+    for span in spans:
+        if span.end < span.start or not span.text.strip():
+            raise ValueError(
+                f"{key}: {span.text[:40]!r} lasts from {span.start:g} to {span.end:g} s; give text and times"
+            )
+    for before, after in pairwise(spans):
+        if after.start < before.start or (key == "segments" and after.start < before.end - _SLACK_S):
+            raise ValueError(f"{key}: {after.text[:40]!r} begins at {after.start:g} s, before the one before it ends")
+    return tuple(spans)
+
+
+def _audio(entry: dict[str, Any], folder: Path) -> Path | bytes | StoredAudio:
+    audio = entry.get("audio", entry.get("file_name"))
+    if isinstance(audio, StoredAudio):
+        return audio
+    if isinstance(audio, dict) and isinstance(audio.get("bytes"), str):
+        try:
+            return base64.b64decode(audio["bytes"], validate=True)
+        except ValueError as error:
+            raise ValueError(f"its audio's bytes are not base64 ({error})") from None
+    if not isinstance(audio, str) or not audio:
+        raise ValueError('has no audio; give a path, or {"bytes": "..."} in base64')
+    path = folder / audio
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; check the path")
+    return path
+
+
+def _duration_s(audio: Path | bytes | StoredAudio) -> float:
+    """From the file's header; where it does not say, by decoding the whole."""
+    import av
+
+    with audio.open("rb") if isinstance(audio, Path) else io.BytesIO(_encoded(audio)) as file:
+        try:
+            # No protocols: a playlist in disguise must not make us open other files or addresses.
+            with av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace") as container:
+                (stream,) = container.streams.audio
+                if stream.duration and stream.time_base:
+                    return float(stream.duration * stream.time_base)
+        except (av.FFmpegError, ValueError):
+            pass  # load_audio knows better, and says what is wrong
+    return len(load_audio(audio)) / SAMPLE_RATE
+
+
+def _encoded(audio: bytes | StoredAudio) -> bytes:
+    return audio if isinstance(audio, bytes) else audio.read()

@@ -1,0 +1,373 @@
+"""A run from its start, or from where it stopped, to its end: the loop around the step, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from whisper_nnx.features import POSITIONS_PER_SECOND
+from whisper_nnx.model import Whisper
+from whisper_nnx.training.checkpoints import WER, Checkpoints
+from whisper_nnx.training.config import TrainConfig, check, to_dict
+from whisper_nnx.training.manifest import Row, read_manifest
+from whisper_nnx.training.metrics import Mean, Metrics, write_whole
+from whisper_nnx.training.pipeline import Pipeline, make_pipeline
+from whisper_nnx.training.step import (
+    create_state,
+    make_mesh,
+    make_step,
+    make_trainee,
+    put_batch,
+    trained_model,
+)
+from whisper_nnx.windows import tokenizer_of
+
+CHECKPOINTS, BEST, EXPORT, CONFIG = "checkpoints", "best", "export", "config.json"
+MAX_ROW_S = 30.0
+SHOWN_PROBLEMS = 10
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+Export = Callable[[Whisper, Path], None]
+Evaluate = Callable[[Whisper], Mapping[str, float]]
+
+
+class TrainingFailed(ValueError):
+    """A run that cannot go on; the message, one line, says why and what is left."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a run. step: batches done. stopped: the signal that ended it before its last step, or ""."""
+
+    step: int
+    best_wer: float | None
+    stopped: str = ""
+
+
+def train(
+    config: TrainConfig,
+    model: Whisper,
+    export: Export,
+    teacher: Whisper | None = None,
+    evaluate: Evaluate | None = None,
+) -> Result:
+    """Trains `model` (or goes on with what `config.output` holds of this run) up to `config.steps`.
+
+    export: writes a model into a folder. evaluate: what is to be recorded of a model; its "wer" chooses the best.
+    A first SIGINT or SIGTERM ends the run after its step, with a checkpoint; a second one at once.
+    Raises ValueError for a configuration that cannot be met, TrainingFailed where the loss is no longer finite.
+    """
+    check(config)
+    _check_model(config, model)
+    output = Path(config.output)
+    rows = read_rows(config, tokenizer_of(model).languages)
+    with _sole_user(output), Checkpoints(output / CHECKPOINTS, config.keep, to_dict(config)) as checkpoints:
+        notes = checkpoints.notes()
+        if notes and notes["step"] > config.steps:
+            raise ValueError(f"steps={config.steps}, but {output} is at step {notes['step']} already; give more steps")
+        for partial in output.glob(".*.partial"):  # of an export during which the run was killed
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        with Metrics(output, notes["records"] if notes else 0) as metrics, _Signals() as signals:
+            write_whole(output / CONFIG, json.dumps(to_dict(config), indent=2).encode())
+            run = _Run(config, model, rows, teacher, evaluate, export, checkpoints, metrics, signals)
+            if notes:
+                run.go_on_from(notes)
+            with closing(run.batches):
+                return run.go()
+
+
+@contextmanager
+def _sole_user(output: Path) -> Iterator[None]:
+    """Raises ValueError where another process of this machine trains into `output`: each would delete the other's."""
+    output.mkdir(parents=True, exist_ok=True)
+    if fcntl is None or jax.process_index():
+        yield
+        return
+    with (output / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{output} is another run's, which still goes; stop that, or give another output"
+            ) from None
+        yield
+
+
+def read_rows(config: TrainConfig, languages: tuple[str, ...]) -> list[Row]:
+    """Those of all training manifests that can be used; tells of the others on stderr.
+
+    Raises ValueError where there are none.
+    """
+    rows: list[Row] = []
+    for path in config.data.train:
+        manifest = read_manifest(path, languages, MAX_ROW_S)
+        rows += manifest.rows
+        for problem in manifest.problems[:SHOWN_PROBLEMS]:
+            _say(f"{path}:{problem.line}: {problem.reason}")
+        if len(manifest.problems) > SHOWN_PROBLEMS:
+            _say(f"{path}: and {len(manifest.problems) - SHOWN_PROBLEMS} more such lines")
+        hours = sum(row.duration for row in manifest.rows) / 3600
+        _say(f"{path}: {len(manifest.rows)} rows of {hours:.2f} h; {len(manifest.problems)} rows cannot be used")
+    if not rows:
+        raise ValueError(f"{', '.join(config.data.train)}: no row can be used; correct data.train")
+    return rows
+
+
+def _check_model(config: TrainConfig, model: Whisper) -> None:
+    """What the configuration asks of the model, beyond what its parts check themselves."""
+    shape, window_s = model.config, model.config.max_source_positions / POSITIONS_PER_SECOND
+    if config.data.window_s > window_s:
+        raise ValueError(f"data.window_s={config.data.window_s} is longer than the model's window of {window_s:g} s")
+    if config.data.max_label_length > shape.max_target_positions:
+        raise ValueError(
+            f"data.max_label_length={config.data.max_label_length} is more than the model's "
+            f"{shape.max_target_positions} positions"
+        )
+
+
+class _Run:
+    """The parts of a run, and what changes while it goes."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Whisper,
+        rows: list[Row],
+        teacher: Whisper | None,
+        evaluate: Evaluate | None,
+        export: Export,
+        checkpoints: Checkpoints,
+        metrics: Metrics,
+        signals: _Signals,
+    ):
+        self.config, self.output = config, Path(config.output)
+        self.evaluate, self.export = evaluate, export
+        self.checkpoints, self.metrics, self.signals = checkpoints, metrics, signals
+        self.mesh = make_mesh()
+        self.pipeline: Pipeline = make_pipeline(
+            config.data,
+            config.augment,
+            rows,
+            tokenizer_of(model),
+            config.batch_size,
+            config.seed,
+            model.config.max_target_positions,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        self.batches = iter(self.pipeline)
+        trainee = make_trainee(model, config, nnx.Rngs(config.seed))
+        self.state, self.static = create_state(trainee, config, self.mesh)
+        self.run_step = make_step(self.static, config, self.mesh, teacher)
+        self.step, self.best_wer = 0, math.inf
+        self.evaluated = self.saved = 0  # the steps at which that was last done
+        self.pending: deque[tuple[int, Any, np.ndarray]] = deque()
+        self.mean, self.since = Mean(), time.monotonic()
+
+    def go_on_from(self, notes: Mapping[str, Any]) -> None:
+        """From the newest checkpoint, beside which these notes were saved."""
+        self.state = self.checkpoints.state(self.state)
+        self.batches.set_state(notes["batches"])
+        self.step = self.saved = notes["step"]
+        self.evaluated = notes["evaluated"]
+        self.best_wer = math.inf if notes["best_wer"] is None else notes["best_wer"]
+
+    def go(self) -> Result:
+        start, steps = self.step, self.config.steps
+        if start:
+            _say(f"{self.output}: going on from step {start} of {steps}")
+        with tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True) as self.bar:
+            self._keep()  # an evaluation that was interrupted
+            while self.step < steps and not self.signals.received:
+                # The first ones start the processes that read them.
+                if (batch := self._next_batch(self.step < start + self.config.data.workers)) is None:
+                    break
+                self.state, values = self.run_step(self.state, put_batch(batch, self.mesh))
+                self.step += 1
+                self.pending.append((self.step, values, batch["rows"]))
+                # The last step's metrics are waited for later: meanwhile the next batch is read.
+                self._take(len(self.pending) - 1)
+                self._keep()
+            if self.signals.received:
+                self._save()
+        self.checkpoints.wait()
+        self.metrics.plot()
+        if not self.signals.received:
+            self._write_model(EXPORT)
+        wer = None if math.isinf(self.best_wer) else self.best_wer
+        return Result(self.step, wer, self.signals.received)
+
+    def _next_batch(self, starts_children: bool) -> dict[str, np.ndarray] | None:
+        """None where it cannot be had since a signal has also ended those who read it."""
+        try:
+            with self.signals.kept_from_children() if starts_children else nullcontext():
+                return next(self.batches)
+        except Exception:
+            if self.signals.received:
+                return None
+            raise
+
+    def _keep(self) -> None:
+        """Evaluates and saves, where it is time to."""
+        config, step = self.config, self.step
+        if not step:
+            return
+        every = config.evaluate.every
+        due = self.evaluate is not None and (step == config.steps or (every > 0 and step % every == 0))
+        wer = self._evaluate() if due and self.evaluated < step else None
+        if wer is not None or (self.saved < step and (step == config.steps or step % config.save_every == 0)):
+            self._save(wer)
+
+    def _take(self, count: int) -> None:
+        """Waits for the metrics of the first `count` steps that are pending, and records them."""
+        for _ in range(count):
+            step, device_values, rows = self.pending.popleft()
+            values = {name: float(value) for name, value in jax.device_get(device_values).items()}
+            for name in ("loss", "gradient_norm"):
+                if not math.isfinite(values[name]):
+                    raise TrainingFailed(self._not_finite(name, values[name], step, rows))
+            self.mean.add(values)
+            self.bar.update()
+            self.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+            if step % self.config.log_every == 0:
+                self._record(step)
+
+    def _record(self, step: int) -> None:
+        now, count = time.monotonic(), self.mean.count
+        speed = count * self.config.batch_size / max(now - self.since, 1e-9)
+        self.metrics.write(step, {"steps": count, **self.mean.take(), "windows_per_s": round(speed, 3)})
+        self.since = now
+
+    def _not_finite(self, name: str, value: float, step: int, rows: np.ndarray) -> str:
+        numbers = sorted({int(number) for number in rows.ravel() if number >= 0})
+        listed = [f"{self.pipeline.rows[i].manifest}:{self.pipeline.rows[i].line}" for i in numbers]
+        kept = self.checkpoints.steps
+        left = f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint yet"
+        return (
+            f"{name.replace('_', ' ')} is {value} at step {step}, on {', '.join(listed) or 'no row'}; {left}; look at "
+            f"these rows, or lower optimizer.learning_rate={self.config.optimizer.learning_rate:g}"
+        )
+
+    def _evaluate(self) -> float | None:
+        """Of the weights as they are now -> their WER; None where a signal ended it."""
+        assert self.evaluate is not None
+        self._take(len(self.pending))
+        model = self._model()
+        try:
+            with self.signals.interrupting():
+                found = dict(self.evaluate(model))
+        except KeyboardInterrupt:
+            if not self.signals.received:
+                raise
+            return None
+        except Exception:
+            self._save()  # the steps since the last checkpoint are not to blame
+            raise
+        self.evaluated = self.step
+        if self.mean.count:
+            self._record(self.step)
+        self.metrics.write(self.step, found)
+        _say(f"step {self.step}: word error rate {found[WER]:.2%}")
+        if found[WER] <= self.best_wer:
+            self.best_wer = found[WER]
+            self._write_model(BEST, model)
+        return found[WER]
+
+    def _save(self, wer: float | None = None) -> None:
+        self._take(len(self.pending))
+        if self.saved == self.step:  # it went on from here, with an evaluation that had been interrupted
+            return
+        if self.mean.count:  # so that a run that goes on from here has no part of a mean to remember
+            self._record(self.step)
+        notes = {
+            "step": self.step,
+            "batches": self.batches.get_state(),
+            "evaluated": self.evaluated,
+            "records": len(self.metrics.records),
+            "best_wer": None if math.isinf(self.best_wer) else self.best_wer,
+        }
+        self.checkpoints.save(self.step, self.state, notes, wer)
+        self.saved = self.step
+        self.metrics.plot()
+        self.since = time.monotonic()
+
+    def _model(self) -> Whisper:
+        """The trained weights, averaged if they are, on one device."""
+        model = trained_model(self.static, self.state, use_ema=True)
+        return jax.device_put(model, jax.local_devices()[0])
+
+    def _write_model(self, folder: str, model: Whisper | None = None) -> None:
+        if jax.process_index() == 0:
+            self.export(model or self._model(), self.output / folder)
+
+
+class _Signals:
+    """Remembers the first SIGINT or SIGTERM, and lets the second do what it does. A context."""
+
+    def __init__(self) -> None:
+        self.received = ""
+        self._interrupting = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Within it, the first signal raises KeyboardInterrupt: what is done there is not waited for."""
+        self._interrupting = True
+        try:
+            yield
+        finally:
+            self._interrupting = False
+
+    @contextmanager
+    def kept_from_children(self) -> Iterator[None]:
+        """Processes that are started within it never see SIGINT, which a terminal sends to all processes of a run."""
+        if sys.platform == "win32":
+            yield
+            return
+        resource_tracker.ensure_running()  # if it is started with the first of them, it ends the mask
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self.received = bool(self.received), signal.Signals(number).name
+        if again or self._interrupting:
+            raise KeyboardInterrupt
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        tqdm.write(line, file=sys.stderr)

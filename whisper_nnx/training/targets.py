@@ -1,0 +1,215 @@
+"""What the decoder is given and what it is to say: Whisper's format (Radford et al. 2022, section 2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from whisper_nnx.tokenizer import UNSPACED, Tokenizer
+from whisper_nnx.training.manifest import Span
+
+STEP_S = 0.02  # of a timestamp, and of an encoder position
+CTC_UNITS_PER_SECOND = 20  # at most; quick speech has about 15 letters
+_EOT_POSITIONS = 3  # after the last word, in which the end can be heard
+
+
+@dataclass(frozen=True)
+class Said:
+    """A segment of the clip. start, end: s of the clip; end None: it goes on behind the clip, its text is not told.
+
+    spans: of each token, s of the clip in which it is spoken; None: unknown.
+    """
+
+    start: float
+    end: float | None
+    tokens: tuple[int, ...] = ()
+    spans: tuple[tuple[float, float] | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """One window's part of a batch; see `encode_target`."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    spans: np.ndarray
+    ctc: np.ndarray
+    ctc_weight: float
+
+
+class TooLong(ValueError):
+    """The text takes more tokens than there is room for."""
+
+
+def spoken_tokens(tokenizer: Tokenizer, language: str, task: str, span: Span, words: Iterable[Span] = ()) -> Said:
+    """A segment with its tokens, and where each is spoken: words share their time among their bytes.
+
+    span: s. words: of the segment, in order, written as in its text; a token that belongs to none has no time.
+    """
+    spaced = task == "translate" or language not in UNSPACED
+    text = (" " if spaced else "") + span.text.strip()
+    tokens = tokenizer.encode(text)
+    raw, at = text.encode(), 0
+    heard: list[tuple[float, float] | None] = [None] * len(raw)  # of each byte
+    for word in words:
+        spelled = word.text.strip().encode()
+        if spelled and (found := raw.find(spelled, at)) >= 0:
+            at = found + len(spelled)
+            edges = np.linspace(word.start, word.end, len(spelled) + 1).tolist()
+            heard[found:at] = pairwise(edges)
+    spans: list[tuple[float, float] | None] = []
+    end = 0
+    for piece in tokenizer.token_bytes(tokens):
+        begin, end = end, end + len(piece)
+        known = [part for part in heard[begin:end] if part]
+        spans.append((known[0][0], known[-1][1]) if known else None)
+    if end != len(raw):  # a small vocabulary leaves bytes out
+        spans = [None] * len(tokens)
+    return Said(span.start, span.end, tuple(tokens), tuple(spans))
+
+
+@dataclass(frozen=True)
+class Format:
+    """What is the same for all windows. positions: of the clip, 20 ms each; length: S."""
+
+    tokenizer: Tokenizer
+    positions: int
+    length: int
+    max_prompt: int
+    ctc_units: str = "tokens"
+
+    @property
+    def ctc_length(self) -> int:
+        return round(self.positions * STEP_S * CTC_UNITS_PER_SECOND)
+
+    @property
+    def room(self) -> int:
+        """Tokens that segments may take, timestamps included, behind sot, language, task and no_timestamps."""
+        return self.length - (4 if self.tokenizer.is_multilingual else 2)
+
+
+def encode_target(
+    form: Format,
+    language: str,
+    task: str,
+    said: Sequence[Said],
+    *,
+    timestamps: bool,
+    first_position: int = 0,
+    previous_text: str = "",
+    no_speech: bool = False,
+) -> Target:
+    """ids, labels i32 [S], weights f32 [S], spans i32 [S,2], ctc i32 [ctc_length] of a window, as the batch has them.
+
+    first_position: where the clip lies in the model's window, 20 ms each. no_speech: the label of sot is no_speech, and
+    the transcript is empty. Raises TooLong where the segments do not fit.
+    """
+    tokenizer, special = form.tokenizer, form.tokenizer.special
+    content = [] if no_speech else _content(form, said, timestamps, first_position)
+    start = tokenizer.sot_sequence(language, task, timestamps)
+    if no_speech and timestamps:
+        content = [(special.timestamp_begin, (0, 0))]
+    if len(start) + len(content) > form.length:
+        raise TooLong(f"its text takes {len(start) + len(content)} tokens, max_label_length is {form.length}; raise it")
+    prompt = _prompt(form, previous_text, form.length - len(start) - len(content))
+
+    told = [token for token, _ in content]
+    ids = [*prompt, *start, *told]
+    labels = [*ids[1:], special.eot]
+    where = [
+        *[(0, 0)] * (len(prompt) + len(start) - 1),
+        *(span for _, span in content),
+        _end_span(form, said, no_speech),
+    ]
+    weights = [0.0] * len(prompt) + [1.0] * (len(ids) - len(prompt))
+    if no_speech:
+        at = len(prompt)  # sot's
+        labels[at] = labels[at] if special.no_speech is None else special.no_speech
+        weights[at] = float(special.no_speech is not None)
+        if tokenizer.is_multilingual:
+            weights[at + 1] = 0.0  # of a language that nobody speaks here, no task follows
+    ctc, ctc_weight = _ctc(form, task, said, no_speech)
+    missing = form.length - len(ids)
+    return Target(
+        ids=np.array(ids + [special.eot] * missing, np.int32),
+        labels=np.array(labels + [special.eot] * missing, np.int32),
+        weights=np.array(weights + [0.0] * missing, np.float32),
+        spans=np.array(where + [(0, 0)] * missing, np.int32),
+        ctc=ctc,
+        ctc_weight=ctc_weight,
+    )
+
+
+def position(time_s: float) -> int:
+    """Of a time, on the grid of 20 ms."""
+    return round(time_s / STEP_S)
+
+
+def _content(
+    form: Format, said: Sequence[Said], timestamps: bool, first_position: int
+) -> list[tuple[int, tuple[int, int]]]:
+    """(token, its span in positions of the clip) of all segments; times never go back."""
+    content: list[tuple[int, tuple[int, int]]] = []
+    last = 0
+
+    def tell(at: int) -> None:
+        token = form.tokenizer.special.timestamp_begin + first_position + at
+        content.append((token, (max(at - 1, 0), min(at + 2, form.positions))))
+
+    for segment in said:
+        begin = min(max(position(segment.start), last), form.positions)
+        if timestamps:
+            tell(begin)
+        if segment.end is None:
+            break
+        spans = (_span(form, span) for span in segment.spans)
+        content += zip(segment.tokens, spans, strict=True)
+        last = min(max(position(segment.end), begin + 1), form.positions)
+        if timestamps:
+            tell(last)
+    return content
+
+
+def _span(form: Format, span: tuple[float, float] | None) -> tuple[int, int]:
+    """s -> [first, end) of at least one position; (0, 0): unknown, or not in the clip."""
+    if span is None:
+        return 0, 0
+    first = min(max(int(span[0] / STEP_S + 1e-6), 0), form.positions - 1)
+    return first, min(max(int(np.ceil(span[1] / STEP_S - 1e-6)), first + 1), form.positions)
+
+
+def _end_span(form: Format, said: Sequence[Said], no_speech: bool) -> tuple[int, int]:
+    """Where one can hear that no more is said; unknown without words, or where a segment goes on behind the clip."""
+    if no_speech or not said or said[-1].end is None:
+        return 0, 0
+    ends = [span[1] for span in said[-1].spans if span is not None]
+    if not ends:
+        return 0, 0
+    first = min(int(np.ceil(ends[-1] / STEP_S - 1e-6)), form.positions - 1)
+    return first, min(first + _EOT_POSITIONS, form.positions)
+
+
+def _prompt(form: Format, text: str, room: int) -> list[int]:
+    """sot_prev and the end of what was said before, as much as fits; [] for nothing."""
+    keep = min(form.max_prompt, room - 1)
+    tokens = form.tokenizer.encode(" " + text.strip()) if text.strip() and keep > 0 else []
+    return [form.tokenizer.special.sot_prev, *tokens[-keep:]] if tokens else []
+
+
+def _ctc(form: Format, task: str, said: Sequence[Said], no_speech: bool) -> tuple[np.ndarray, float]:
+    """([ctc_length] units, whether they are what is heard): not in translations, nor where a segment is cut."""
+    ctc = np.full(form.ctc_length, -1, np.int32)
+    if no_speech:
+        return ctc, 1.0
+    tokens = [token for segment in said for token in segment.tokens]
+    if form.ctc_units == "bytes":
+        spelled = b"".join(form.tokenizer.token_bytes(tokens)).decode(errors="replace").lower()
+        tokens = [form.tokenizer.byte_tokens[byte] for byte in spelled.strip().encode()]
+    if task != "transcribe" or not tokens or len(tokens) > len(ctc) or said[-1].end is None:
+        return ctc, 0.0
+    ctc[: len(tokens)] = tokens
+    return ctc, 1.0
