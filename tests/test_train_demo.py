@@ -39,7 +39,7 @@ def test_only_numbers_in_other_languages_are_translated():
     german = {each.text: each.english for each in drawn("de", 3000)}
     assert german["Drei."] == "Three."
     assert german["Guten Morgen, wie geht es dir?"] is None
-    assert 0.3 < sum(map(bool, german.values())) / len(german)
+    assert sum(map(bool, german.values())) > 0.3 * len(german)
 
 
 def test_words_that_are_spoken_in_one_breath_share_its_time_by_their_letters():
@@ -51,7 +51,7 @@ def test_words_that_are_spoken_in_one_breath_share_its_time_by_their_letters():
 def test_words_of_flite_are_joined_to_those_of_the_text():
     spoken = [("it", 0.0, 0.1), ("'s", 0.1, 0.2), ("half", 0.2, 0.5), ("past", 0.5, 0.8)]
     assert speech._match("It's half past.", spoken) == [("It's", 0.0, 0.2), ("half", 0.2, 0.5), ("past.", 0.5, 0.8)]
-    with pytest.raises(ValueError, match="flite speaks 'half' for 'past.'"):
+    with pytest.raises(ValueError, match=r"flite speaks 'half' for 'past\.'"):
         speech._match("past.", spoken[2:])
 
 
