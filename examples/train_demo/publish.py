@@ -63,7 +63,7 @@ network. It is no general recognizer: it knows a few hundred words, the numbers 
 short commands, in English, German, Spanish and French, spoken by the voices below. Of other speech it makes such
 sentences as it knows.
 
-- Speech by espeak-ng (formants; 24 variants of its voices) and flite (kal, awb, rms, slt), from sentences of
+- Speech by espeak-ng (formants; 10 variants of its voices) and flite (kal, awb, rms, slt), from sentences of
   `sentences.py`. No one's recordings are in it.
 - Real digits, English, six people: the Free Spoken Digit Dataset (Jackson, Souza, Flaks, Pan, Nicolas, Thite;
   doi 10.5281/zenodo.1342401), CC BY-SA 4.0, and so is this model. Recordings 0 to 4 of each person and digit were not

@@ -36,6 +36,7 @@ def made_up_batch(rows: int = 8, seed: int = 0, seconds: float = 1.0, **changes:
         "spans": spans,
         "ctc": ctc,
         "ctc_weight": np.ones(rows, np.float32),
+        "frames": random.integers(-1, TEXT, (rows, round(seconds * 50))).astype(np.int32),
         "rows": np.full((rows, 8), -1, np.int32),
     }
     return {**made, **changes}
@@ -43,7 +44,8 @@ def made_up_batch(rows: int = 8, seed: int = 0, seconds: float = 1.0, **changes:
 
 def small_run(**changes: Any) -> TrainConfig:
     """All losses at once; of OptimizerConfig's and LossConfig's fields those that are given."""
-    loss = {"label_smoothing": 0.1, "ctc_weight": 0.3, "guide_weight": 0.5, "guide_heads": ((0, 1), (1, 0))}
+    loss = {"label_smoothing": 0.1, "ctc_weight": 0.3, "frame_weight": 0.2}
+    loss |= {"guide_weight": 0.5, "guide_heads": ((0, 1), (1, 0))}
     optimizer = {"learning_rate": 1e-3, "warmup_steps": 2}
     loss |= {name: changes.pop(name) for name in list(changes) if name in LossConfig.__dataclass_fields__}
     optimizer |= {name: changes.pop(name) for name in list(changes) if name in OptimizerConfig.__dataclass_fields__}

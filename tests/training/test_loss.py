@@ -79,7 +79,7 @@ def test_without_known_spans_nothing_is_guided():
 
 # CTC. Blank is the last class.
 
-ctc = jax.jit(loss.ctc, static_argnums=(3, 4))
+ctc = jax.jit(loss.ctc, static_argnums=3)
 CTC_LOGITS = jnp.asarray(random.normal(0, 2, (4, T, V)), jnp.float32)
 CTC_LABELS = jnp.asarray([[0, 1, 2, -1], [3, 3, -1, -1], [5, 4, 5, 4], [-1, -1, -1, -1]])
 EMPTY = jnp.ones(4)
@@ -139,5 +139,8 @@ def test_ctc_counts_the_rows_that_can_be_said(labels, empty, counted):
     assert (value > 0) == counted == gradient.any()
 
 
-def test_ctc_counts_no_row_with_more_labels_than_the_longest():
-    assert ctc(CTC_LOGITS, CTC_LABELS, 0 * EMPTY, V - 1, 3).weight == 3 + 2
+def test_frames_are_the_cross_entropy_of_the_positions_that_are_known():
+    labels = np.array([[0, -1, 3, 6, -1]] * B)
+    expected = -log_softmax(LOGITS)[:, [0, 2, 3], [0, 3, 6]].mean()
+    assert float(loss.frames(LOGITS, jnp.asarray(labels)).value) == pytest.approx(expected, rel=1e-5)
+    assert float(loss.frames(LOGITS, jnp.full((B, S), -1)).value) == 0

@@ -63,6 +63,7 @@ def test_batches_have_the_shapes_that_a_step_is_compiled_for(rows):
         "spans": ((4, 48, 2), np.int32),
         "ctc": ((4, 20), np.int32),
         "ctc_weight": ((4,), np.float32),
+        "frames": ((4, 50), np.int32),
         "rows": ((4, 8), np.int32),
     }
     for batch in take(iter(pipeline(rows)), 5):

@@ -15,7 +15,7 @@ from whisper_nnx.training import step
 from whisper_nnx.training.config import AugmentConfig, LossConfig, ModelConfig, TrainConfig
 from whisper_nnx.training.step import create_state, make_mesh, make_trainee, new_model, put_batch, trained_model
 
-PLAIN = {"ctc_weight": 0.0, "guide_weight": 0.0, "label_smoothing": 0.0}
+PLAIN = {"ctc_weight": 0.0, "frame_weight": 0.0, "guide_weight": 0.0, "label_smoothing": 0.0}
 
 
 def moved(config: TrainConfig, batches: int = 2, **model) -> dict[str, np.ndarray]:
@@ -46,6 +46,7 @@ def test_a_plain_step_is_the_textbooks():
     metrics = training(**batch)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
+    @jax.jit
     @jax.value_and_grad
     def loss_of(params):
         mel = log_mel_spectrogram(batch["waveform"], small_config().num_mel_bins)

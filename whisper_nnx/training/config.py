@@ -63,6 +63,7 @@ class AugmentConfig:
 class LossConfig:
     label_smoothing: float = 0.0
     ctc_weight: float = 0.0  # of the auxiliary CTC on the encoder's output
+    frame_weight: float = 0.0  # of telling, at each position, which unit of the CTC is spoken there (needs word times)
     guide_weight: float = 0.0  # of the attention that is told where each token is spoken
     guide_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of the decoder; they become alignment_heads
 
@@ -144,7 +145,7 @@ _RANGES = {
         ("augment.gain_db", "augment.time_mask_s", "augment.time_masks", "optimizer.clip_norm"), "[0, inf)"
     ),
     **dict.fromkeys(("augment.frequency_masks", "augment.frequency_mask_bins"), "[0, inf)"),
-    **dict.fromkeys(("loss.ctc_weight", "loss.guide_weight", "distill.kl_weight"), "[0, inf)"),
+    **dict.fromkeys(("loss.ctc_weight", "loss.frame_weight", "loss.guide_weight", "distill.kl_weight"), "[0, inf)"),
     **dict.fromkeys(("distill.cross_entropy_weight", "optimizer.warmup_steps", "optimizer.weight_decay"), "[0, inf)"),
     "data.window_s": "(0, 30]",
     "data.pack_gap_s": "[0, 30]",

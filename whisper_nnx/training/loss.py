@@ -66,21 +66,28 @@ def guide(scores: jax.Array, spans: jax.Array) -> Mean:
     return Mean(loss.sum(), known.sum() * scores.shape[1])
 
 
-def ctc(logits: jax.Array, labels: jax.Array, empty: jax.Array, blank: int, longest: int = 256) -> Mean:
+def frames(logits: jax.Array, labels: jax.Array) -> Mean:
+    """Cross-entropy of CTC's classes, position by position: logits [B,T,C]; labels [B,T], -1 where it is unknown."""
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    hit = jnp.take_along_axis(log_probs, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    known = labels >= 0
+    return Mean(-jnp.where(known, hit, 0).sum(), known.sum())
+
+
+def ctc(logits: jax.Array, labels: jax.Array, empty: jax.Array, blank: int) -> Mean:
     """Connectionist temporal classification (Graves et al. 2006), per label.
 
     logits [B,T,C]; labels [B,N], padded with -1; empty [B]: rows without labels that count (nothing is said in them)
-    where it is 1. A row that has more than `longest` labels, more than fit into T positions, or labels that are no
-    classes below `blank`, does not count.
+    where it is 1. A row that has more labels than fit into T positions, or labels that are no classes below `blank`,
+    does not count.
     """
     n_positions = logits.shape[1]
-    longest = min(longest, labels.shape[1], n_positions)
     there = labels >= 0
     lengths = there.sum(axis=1)
     repeats = ((labels[:, 1:] == labels[:, :-1]) & there[:, 1:]).sum(axis=1)
-    fits = (lengths + repeats <= n_positions) & (lengths <= longest) & (labels < blank).all(axis=1)
+    fits = (lengths + repeats <= n_positions) & (labels < blank).all(axis=1)
     counted = fits & ((lengths > 0) | (empty > 0))
-    labels = jnp.where(there & fits[:, None], labels, blank)[:, :longest]
+    labels = jnp.where(there & fits[:, None], labels, blank)[:, :n_positions]
     per_row = _ctc(logits, labels, jnp.where(fits, lengths, 0), blank)
     return Mean(jnp.where(counted, per_row, 0).sum(), (counted * jnp.maximum(lengths, 1)).sum())
 

@@ -30,7 +30,8 @@ Arrays = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Path = tuple[Any, ...]
 _ALL = PartitionSpec("data")
-_USED = ("waveform", "first_position", "ids", "labels", "weights", "spans", "ctc", "ctc_weight")  # rows are for people
+# Of a batch; its rows are for people.
+_USED = ("waveform", "first_position", "ids", "labels", "weights", "spans", "ctc", "ctc_weight", "frames")
 
 
 class Trainee(nnx.Module):
@@ -102,10 +103,10 @@ def make_trainee(model: Whisper, config: TrainConfig, rngs: nnx.Rngs) -> Trainee
         model.config = replace(model.config, alignment_heads=config.loss.guide_heads)
     if config.lora.rank:
         model = add_lora(model, config.lora, rngs)
-    if not config.loss.ctc_weight:
+    if not (config.loss.ctc_weight or config.loss.frame_weight):
         return Trainee(model)
     if model.tokenizer is None:
-        raise ValueError("loss.ctc_weight needs the number of text tokens; give the model a tokenizer")
+        raise ValueError("loss.ctc_weight and frame_weight need the number of text tokens; give the model a tokenizer")
     dtype = model.decoder.dtype
     products: dict[str, Any] = {"dtype": dtype, "precision": precision_of(dtype), "rngs": rngs}
     init = nnx.initializers.normal(0.02)
@@ -186,8 +187,8 @@ def make_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """step(state, batch) -> (state, metrics); compiled at its first call. The state that is given is used up.
 
-    metrics: float32 scalars of this batch before the update: loss, cross_entropy, ctc, guide, kl, accuracy (of labels,
-    given those before), gradient_norm (before clipping), learning_rate.
+    metrics: float32 scalars of this batch before the update: loss, cross_entropy, ctc, frames, guide, kl, accuracy (of
+    labels, given those before), gradient_norm (before clipping), learning_rate.
     Raises ValueError for a teacher that hears or says other things than the student.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -284,7 +285,7 @@ def _losses(
 
     entropy, accuracy = loss.cross_entropy(logits, batch["labels"], batch["weights"], settings.label_smoothing)
     zero = jnp.zeros((), jnp.float32)
-    parts = {"cross_entropy": entropy.value, "ctc": zero, "guide": zero, "kl": zero}
+    parts = {"cross_entropy": entropy.value, "ctc": zero, "frames": zero, "guide": zero, "kl": zero}
     total = entropy.value
     if teacher is not None:
         heard_by_teacher = heard if shares_encoder else teacher.encode(mel, first_position=first)
@@ -293,10 +294,11 @@ def _losses(
         total = config.distill.cross_entropy_weight * total + config.distill.kl_weight * parts["kl"]
     if trainee.ctc_head is not None:
         blank = trainee.ctc_head.out_features - 1
-        longest = batch["ids"].shape[1]  # what is said in a window is also in its ids
-        said = loss.ctc(trainee.ctc_head(heard), batch["ctc"], batch["ctc_weight"], blank, longest)
+        spelled = trainee.ctc_head(heard)
+        said = loss.ctc(spelled, batch["ctc"], batch["ctc_weight"], blank)
         parts["ctc"] = said.value
-        total += settings.ctc_weight * parts["ctc"]
+        parts["frames"] = loss.frames(spelled, batch["frames"]).value
+        total += settings.ctc_weight * parts["ctc"] + settings.frame_weight * parts["frames"]
     if settings.guide_weight:
         parts["guide"] = loss.guide(scores, batch["spans"]).value
         total += settings.guide_weight * parts["guide"]

@@ -16,17 +16,22 @@ CTC_UNITS_PER_SECOND = 20  # at most; quick speech has about 15 letters
 _EOT_POSITIONS = 3  # after the last word, in which the end can be heard
 
 
+Unit = tuple[int, tuple[float, float] | None]  # of CTC: its id, and s of the clip in which it is spoken
+
+
 @dataclass(frozen=True)
 class Said:
     """A segment of the clip. start, end: s of the clip; end None: it goes on behind the clip, its text is not told.
 
-    spans: of each token, s of the clip in which it is spoken; None: unknown.
+    spans: of each token, s of the clip in which it is spoken; None: unknown. text, heard: the same of its bytes.
     """
 
     start: float
     end: float | None
     tokens: tuple[int, ...] = ()
     spans: tuple[tuple[float, float] | None, ...] = ()
+    text: bytes = b""
+    heard: tuple[tuple[float, float] | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Target:
     spans: np.ndarray
     ctc: np.ndarray
     ctc_weight: float
+    frames: np.ndarray
 
 
 class TooLong(ValueError):
@@ -69,7 +75,7 @@ def spoken_tokens(tokenizer: Tokenizer, language: str, task: str, span: Span, wo
         spans.append((known[0][0], known[-1][1]) if known else None)
     if end != len(raw):  # a small vocabulary leaves bytes out
         spans = [None] * len(tokens)
-    return Said(span.start, span.end, tuple(tokens), tuple(spans))
+    return Said(span.start, span.end, tuple(tokens), tuple(spans), raw, tuple(heard))
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,8 @@ def encode_target(
     previous_text: str = "",
     no_speech: bool = False,
 ) -> Target:
-    """ids, labels i32 [S], weights f32 [S], spans i32 [S,2], ctc i32 [ctc_length] of a window, as the batch has them.
+    """ids, labels i32 [S], weights f32 [S], spans i32 [S,2], ctc i32 [ctc_length], frames i32 [positions], as the batch
+    has them.
 
     first_position: where the clip lies in the model's window, 20 ms each. no_speech: the label of sot is no_speech, and
     the transcript is empty. Raises TooLong where the segments do not fit.
@@ -132,7 +139,8 @@ def encode_target(
         weights[at] = float(special.no_speech is not None)
         if tokenizer.is_multilingual:
             weights[at + 1] = 0.0  # of a language that nobody speaks here, no task follows
-    ctc, ctc_weight = _ctc(form, task, said, no_speech)
+    units = _units(form, task, said)
+    ctc, ctc_weight = _ctc(form, said, units, no_speech)
     missing = form.length - len(ids)
     return Target(
         ids=np.array(ids + [special.eot] * missing, np.int32),
@@ -141,6 +149,7 @@ def encode_target(
         spans=np.array(where + [(0, 0)] * missing, np.int32),
         ctc=ctc,
         ctc_weight=ctc_weight,
+        frames=_frames(form, units, no_speech),
     )
 
 
@@ -200,16 +209,33 @@ def _prompt(form: Format, text: str, room: int) -> list[int]:
     return [form.tokenizer.special.sot_prev, *tokens[-keep:]] if tokens else []
 
 
-def _ctc(form: Format, task: str, said: Sequence[Said], no_speech: bool) -> tuple[np.ndarray, float]:
-    """([ctc_length] units, whether they are what is heard): not in translations, nor where a segment is cut."""
+def _units(form: Format, task: str, said: Sequence[Said]) -> list[Unit]:
+    """What CTC spells, and where it is spoken; nothing of translations."""
+    if task != "transcribe":
+        return []
+    if form.ctc_units == "tokens":
+        return [unit for segment in said for unit in zip(segment.tokens, segment.spans, strict=True)]
+    ids = form.tokenizer.byte_tokens
+    text = b"".join(segment.text for segment in said).lower()
+    return list(zip((ids[byte] for byte in text), (span for one in said for span in one.heard), strict=True))
+
+
+def _ctc(form: Format, said: Sequence[Said], units: Sequence[Unit], no_speech: bool) -> tuple[np.ndarray, float]:
+    """([ctc_length] units, whether they are what is heard, which they are not where a segment is cut)."""
     ctc = np.full(form.ctc_length, -1, np.int32)
     if no_speech:
         return ctc, 1.0
-    tokens = [token for segment in said for token in segment.tokens]
-    if form.ctc_units == "bytes":
-        spelled = b"".join(form.tokenizer.token_bytes(tokens)).decode(errors="replace").lower()
-        tokens = [form.tokenizer.byte_tokens[byte] for byte in spelled.strip().encode()]
-    if task != "transcribe" or not tokens or len(tokens) > len(ctc) or said[-1].end is None:
+    if not units or len(units) > len(ctc) or said[-1].end is None:
         return ctc, 0.0
-    ctc[: len(tokens)] = tokens
+    ctc[: len(units)] = [unit for unit, _ in units]
     return ctc, 1.0
+
+
+def _frames(form: Format, units: Sequence[Unit], no_speech: bool) -> np.ndarray:
+    """[positions] the unit that is spoken there; eot, CTC's blank, where nobody speaks; -1 where it is unknown."""
+    frames = np.full(form.positions, form.tokenizer.special.eot if no_speech else -1, np.int32)
+    for unit, span in units:
+        if span is not None:
+            first, end = _span(form, span)
+            frames[first:end] = unit
+    return frames

@@ -223,6 +223,7 @@ def _arrays(
         "spans": target.spans,
         "ctc": target.ctc,
         "ctc_weight": np.array(target.ctc_weight * usable, np.float32),
+        "frames": target.frames if usable else np.full_like(target.frames, -1),
         "rows": np.array(listed + [-1] * (ROWS - len(listed)), np.int32),
         "trouble": np.array(trouble[0][:_REASON_LENGTH] if trouble else "", f"U{_REASON_LENGTH}"),
     }
