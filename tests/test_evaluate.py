@@ -1,6 +1,7 @@
 """`evaluate` and its command: what rows are transcribed with, what is told of them, and what is refused."""
 
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -322,3 +323,11 @@ def test_the_help_imports_no_jax_and_running_the_module_gives_no_warning() -> No
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert not imported & {"jax", "flax", "jiwer"}
     assert all(line.startswith("import time:") for line in done.stderr.splitlines())
+
+
+def test_a_missing_package_is_a_usage_error_that_says_what_to_install(run, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jiwer" else find(name))
+    line = refusal(run, capsys, "--manifest", "none.jsonl")
+    assert 'needs the package jiwer; pip install "whisper-nnx[evaluate]"' in line
+    assert "unexpected" not in line

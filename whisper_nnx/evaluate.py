@@ -235,6 +235,10 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name in DETECTION_OPTIONS:
         if getattr(args, name) != parser.get_default(name) and not args.detect_language:
             parser.error(f"--{name} is about finding the language out; it requires --detect_language True")
+    try:
+        require_packages()
+    except ImportError as error:
+        parser.error(str(error))
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -242,7 +246,6 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         os.environ["PJRT_NPROC"] = str(args.threads)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        require_packages()
         if args.output_dir is not None:
             make_output_folder(args.output_dir)
         options = cli.transcribe_options(parser, args)

@@ -18,7 +18,7 @@ def require_packages() -> None:
     """Raises ImportError where a package of the extra `evaluate` is missing."""
     for module, package in (("jiwer", "jiwer"), ("whisper_normalizer", "whisper-normalizer")):
         if importlib.util.find_spec(module) is None:
-            raise ImportError(f'evaluation needs the package {package}; pip install "whisper_nnx[evaluate]"')
+            raise ImportError(f'evaluation needs the package {package}; pip install "whisper-nnx[evaluate]"')
 
 
 def normalize(text: str, language: str | None, normalizer: str = "auto") -> str:
