@@ -176,11 +176,6 @@ class Tokenizer:
         known[list(self._bytes)] = True
         return known
 
-    @cached_property
-    def byte_tokens(self) -> dict[int, int]:
-        """Single byte -> its id; all 256, but for some in a small vocabulary."""
-        return {piece[0]: i for i, piece in self.vocabulary.text.items() if len(piece) == 1}
-
     @property
     def languages(self) -> tuple[str, ...]:
         """Codes of the languages that have a token, in the tokens' order."""

@@ -19,7 +19,10 @@ STEPS = 4
 def train() -> dict[str, object]:
     """Everything that is random, random: masks, dropout; and rows that do not count the same number of labels."""
     config = small_run(
-        augment=AugmentConfig(time_masks=2, time_mask_s=0.2, frequency_masks=1), ema_decay=0.9, learning_rate=0.01
+        method="muon",
+        augment=AugmentConfig(time_masks=2, time_mask_s=0.2, frequency_masks=1),
+        ema_decay=0.9,
+        learning_rate=0.01,
     )
     training = Run(config, small_model(spread=0.8, dropout=0.1))
     metrics = []

@@ -3,10 +3,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from whisper_nnx.training.config import OptimizerConfig
-from whisper_nnx.training.optimizer import averaged, is_decayed, learning_rate, make_optimizer
+from whisper_nnx.training.optimizer import (
+    averaged,
+    is_decayed,
+    is_matrix,
+    learning_rate,
+    make_optimizer,
+    orthogonalized,
+)
 
 
 def rates(steps: int, **config) -> list[float]:
@@ -102,3 +110,31 @@ def test_the_average_forgets_by_its_decay_and_faster_at_first():
     old, new = {"x": jnp.zeros(2)}, {"x": jnp.ones(2)}
     np.testing.assert_allclose(averaged(old, new, 0.99, jnp.asarray(0))["x"], 0.9)
     np.testing.assert_allclose(averaged(old, new, 0.99, jnp.asarray(5000))["x"], 0.01, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
+def test_muon_moves_matrices_as_optax_does(shape):
+    """The first update of both: a step without its size, in all directions alike."""
+    path = "encoder.layers.0.fc1.kernel"
+    gradient = {path: jax.random.normal(jax.random.key(0), shape)}
+    of_optax = optax.contrib.scale_by_muon(
+        weight_dimension_numbers=lambda tree: {name: optax.contrib.MuonDimensionNumbers(0, 1) for name in tree}
+    )
+    theirs = of_optax.update(gradient, of_optax.init(gradient), gradient)[0][path]
+    np.testing.assert_allclose(orthogonalized(gradient[path]), theirs, atol=1e-3)
+
+    config = OptimizerConfig(method="muon", learning_rate=0.1, warmup_steps=0, weight_decay=0.5, clip_norm=0.0)
+    ours = make_optimizer(config, 100)
+    update = ours.update(gradient, ours.init(gradient), {path: jnp.ones(shape)})[0][path]
+    np.testing.assert_allclose(update, -0.1 * (0.2 * max(shape) ** 0.5 * theirs + 0.5), atol=1e-3)
+    assert 0.01 < float(jnp.std(update)) < 0.03  # about 0.2 * rate, whatever the shape
+
+
+def test_muon_leaves_all_but_the_layers_matrices_to_adamw():
+    changes = {"method": "muon", "warmup_steps": 0, "decay": "constant"}
+    gradients = [params(1), params(2)]
+    for path, x in run(OptimizerConfig(**changes), gradients).items():
+        np.testing.assert_array_equal(x, run(OptimizerConfig(**changes | {"method": "adamw"}), gradients)[path])
+    assert is_matrix("decoder.layers.0.encoder_attn.q_proj.kernel")
+    others = ("encoder.conv1.kernel", "ctc_head.kernel", "decoder.proj_out.kernel", "decoder.embed_tokens.embedding")
+    assert not any(map(is_matrix, (*others, "encoder.layers.0.fc1.bias", "encoder.layers.0.fc1.a")))

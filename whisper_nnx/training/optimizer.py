@@ -1,8 +1,9 @@
-"""AdamW with warm-up, decay, clipping and accumulation (Loshchilov & Hutter 2019), and averaged weights."""
+"""AdamW (Loshchilov & Hutter 2019) or Muon (Jordan et al. 2024), warm-up, decay, clipping, averaged weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,38 @@ def is_decayed(path: str) -> bool:
     return name not in ("bias", "scale") and "embed_positions" not in path
 
 
+def is_matrix(path: str) -> bool:
+    """Whether Muon moves it: products inside the layers; not convolutions, embeddings, heads, low-rank additions."""
+    return "layers." in path and path.endswith(".kernel")
+
+
+def orthogonalized(matrix: jax.Array) -> jax.Array:
+    """[M,N] -> roughly U V^T of its singular value decomposition U S V^T, by five steps of Newton and Schulz.
+
+    What `optax.contrib.muon` computes; written out in products that XLA's CPU compiler makes three times as fast.
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = wide / (jnp.linalg.norm(wide) + 1e-8)
+    for _ in range(5):
+        square = jnp.dot(x, x.T)
+        x = 3.4445 * x + jnp.dot(-4.775 * square + 2.0315 * jnp.dot(square, square), x)
+    return x if wide is matrix else x.T
+
+
+def _muon(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """Of matrices alone. An entry moves by about 0.2 * rate, as it does with AdamW: one rate suits both."""
+
+    def moved(updates: Any, _: Any) -> Any:
+        return jax.tree.map(lambda x: 0.2 * max(x.shape) ** 0.5 * orthogonalized(x), updates)
+
+    return optax.chain(
+        optax.trace(0.95, nesterov=True),
+        optax.stateless(moved),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """For a flat dict of parameters by path; `steps` are batches, of which `accumulate` make one update.
 
@@ -51,16 +84,25 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """
     if config.accumulate < 1:
         raise ValueError(f"optimizer.accumulate={config.accumulate} must be at least 1")
-    rate = learning_rate(config, steps)
+    by_batch = learning_rate(config, steps)
+
+    def rate(updates: jax.Array) -> jax.Array:
+        return by_batch(updates * config.accumulate)
+
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    adam = optax.adamw(
-        lambda updates: rate(updates * config.accumulate),
+    moved = optax.adamw(
+        rate,
         *config.betas,
         eps=config.epsilon,
         weight_decay=config.weight_decay,
         mask=lambda params: {path: is_decayed(path) for path in params},
     )
-    chain = optax.chain(clip, adam)
+    if config.method == "muon":
+        moved = optax.partition(
+            {True: _muon(rate, config.weight_decay), False: moved},
+            lambda params: {path: is_matrix(path) for path in params},
+        )
+    chain = optax.chain(clip, moved)
     if config.accumulate == 1:
         return chain
     return optax.MultiSteps(chain, config.accumulate).gradient_transformation()

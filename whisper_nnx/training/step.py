@@ -23,7 +23,9 @@ from whisper_nnx.training import loss
 from whisper_nnx.training.config import ModelConfig, TrainConfig
 from whisper_nnx.training.lora import LoraParam, add_lora, merge
 from whisper_nnx.training.optimizer import averaged, learning_rate, make_optimizer
+from whisper_nnx.training.products import round_products
 from whisper_nnx.training.spec_augment import spec_augment
+from whisper_nnx.training.targets import blank_of
 
 Batch = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -110,7 +112,7 @@ def make_trainee(model: Whisper, config: TrainConfig, rngs: nnx.Rngs) -> Trainee
     dtype = model.decoder.dtype
     products: dict[str, Any] = {"dtype": dtype, "precision": precision_of(dtype), "rngs": rngs}
     init = nnx.initializers.normal(0.02)
-    classes = model.tokenizer.special.eot + 1  # text, and the end in the part of the blank
+    classes = blank_of(model.tokenizer, config.data.ctc_units) + 1
     return Trainee(model, nnx.Linear(model.config.d_model, classes, kernel_init=init, **products))
 
 
@@ -236,6 +238,8 @@ def _step(
 
     def losses(params: Arrays) -> tuple[jax.Array, Metrics]:
         trainee = static.trainee(state.frozen | params)
+        if config.model.product_dtype:
+            round_products(trainee)
         return _losses(trainee, teacher, batch, key, config, mesh, shares_encoder)
 
     gradient, metrics = jax.grad(losses, has_aux=True)(state.params)

@@ -78,6 +78,11 @@ def spoken_tokens(tokenizer: Tokenizer, language: str, task: str, span: Span, wo
     return Said(span.start, span.end, tuple(tokens), tuple(spans), raw, tuple(heard))
 
 
+def blank_of(tokenizer: Tokenizer, ctc_units: str) -> int:
+    """CTC's class for nothing, behind all of its units: the 256 bytes, or the text tokens (where the end's id is)."""
+    return 256 if ctc_units == "bytes" else tokenizer.special.eot
+
+
 @dataclass(frozen=True)
 class Format:
     """What is the same for all windows. positions: of the clip, 20 ms each; length: S."""
@@ -215,9 +220,8 @@ def _units(form: Format, task: str, said: Sequence[Said]) -> list[Unit]:
         return []
     if form.ctc_units == "tokens":
         return [unit for segment in said for unit in zip(segment.tokens, segment.spans, strict=True)]
-    ids = form.tokenizer.byte_tokens
     text = b"".join(segment.text for segment in said).lower()
-    return list(zip((ids[byte] for byte in text), (span for one in said for span in one.heard), strict=True))
+    return list(zip(text, (span for one in said for span in one.heard), strict=True))
 
 
 def _ctc(form: Format, said: Sequence[Said], units: Sequence[Unit], no_speech: bool) -> tuple[np.ndarray, float]:
@@ -232,8 +236,8 @@ def _ctc(form: Format, said: Sequence[Said], units: Sequence[Unit], no_speech: b
 
 
 def _frames(form: Format, units: Sequence[Unit], no_speech: bool) -> np.ndarray:
-    """[positions] the unit that is spoken there; eot, CTC's blank, where nobody speaks; -1 where it is unknown."""
-    frames = np.full(form.positions, form.tokenizer.special.eot if no_speech else -1, np.int32)
+    """[positions] the unit that is spoken there; CTC's blank where nobody speaks; -1 where it is unknown."""
+    frames = np.full(form.positions, blank_of(form.tokenizer, form.ctc_units) if no_speech else -1, np.int32)
     for unit, span in units:
         if span is not None:
             first, end = _span(form, span)

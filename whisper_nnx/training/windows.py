@@ -65,8 +65,6 @@ class Windows:
         self.form = Format(
             tokenizer, positions, config.max_label_length, max_target_positions // 2 - 1, config.ctc_units
         )
-        if config.ctc_units == "bytes" and len(tokenizer.byte_tokens) < 256:
-            raise ValueError('ctc_units="bytes" needs a vocabulary with all 256 bytes, which this is not; use "tokens"')
         self.samples = round(config.window_s * SAMPLE_RATE)
         groups: dict[Group, list[int]] = defaultdict(list)
         for index, row in enumerate(rows):

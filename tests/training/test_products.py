@@ -1,0 +1,42 @@
+"""Products of rounded factors: what they and their gradients are, and that a step with them is nearly the same step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.small import quick_compilation, small_model  # noqa: F401
+from tests.training.batches import Run, arrays_of, made_up_batch, small_run
+from whisper_nnx.training.config import ModelConfig
+from whisper_nnx.training.products import product
+from whisper_nnx.training.step import trained_model
+
+
+def rounded(x: jax.Array) -> np.ndarray:
+    return np.asarray(x.astype(jnp.bfloat16).astype(jnp.float32), np.float64)
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(32, 64), (64, 32), (48, 48)])
+def test_factors_are_rounded_and_sums_are_not(n_in, n_out):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, w, g = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, [(80, n_in), (n_in, n_out), (80, n_out)], strict=True)
+    )
+    y, gradient = jax.jit(lambda x, w, g: (lambda y, back: (y, back(g)))(*jax.vjp(product, x, w)))(x, w, g)
+    assert {a.dtype for a in (y, *gradient)} == {jnp.dtype(jnp.float32)}
+    x, w, g = map(rounded, (x, w, g))
+    for ours, exact in zip((y, *gradient), (x @ w, g @ w.T, x.T @ g), strict=True):
+        np.testing.assert_allclose(ours, exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_with_them_is_nearly_the_same_and_the_model_rounds_no_more(dtype):
+    model, batch = small_model(spread=0.8, dtype=jnp.dtype(dtype)), made_up_batch()
+    exact, ours = (Run(small_run(model=ModelConfig(product_dtype=name)), model) for name in ("", "bfloat16"))
+    metrics, theirs = ours(**batch), exact(**batch)
+    for name in ("loss", "cross_entropy", "ctc", "gradient_norm"):
+        assert metrics[name] == pytest.approx(theirs[name], rel=0.02), name
+    weights = arrays_of(exact.state)
+    assert any((x != weights[path]).any() for path, x in arrays_of(ours.state).items())
+    trained, plain = (trained_model(run.static, run.state).encoder.layers[0].fc1 for run in (ours, exact))
+    assert trained.dot_general is plain.dot_general

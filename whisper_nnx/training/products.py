@@ -1,0 +1,65 @@
+"""Products whose factors are rounded to bfloat16, for processors that have matrix units for it (Intel's AMX)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
+
+_ROW_BY_ROW = Layout(major_to_minor=(0, 1))
+_apart = jax.lax.optimization_barrier  # what is rounded once is not rounded again inside of each product
+
+
+def round_products(module: nnx.Module) -> None:
+    """Lets all linear layers of a module round their factors; the parameters and all else stay as they are."""
+    for _, layer in nnx.iter_modules(module):
+        if type(layer) is nnx.Linear:
+            layer.dot_general = _dot_general
+
+
+def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """x [...,n_in], kernel [n_in,n_out] -> [...,n_out]: as `nnx.Linear` calls it."""
+    return product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@jax.custom_vjp
+def product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [N,I] w [I,O] -> [N,O] of x's dtype; factors rounded to bfloat16, sums in float32, and so in the gradient.
+
+    XLA's CPU compiler only uses the matrix units for factors that lie row by row and a result in float32. Its own
+    gradient of such a product has neither: hence the transposes that are written out here. Not for `jax.jvp`.
+    """
+    return _forward(x, w)[0]
+
+
+def _forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    rounded = _apart((x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)))
+    kinds = jnp.zeros((0,), x.dtype), jnp.zeros((0,), w.dtype)
+    return _dot(*rounded).astype(x.dtype), (*rounded, *kinds)
+
+
+def _backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w, of_x, of_w = residuals
+    g = _apart(gradient.astype(jnp.bfloat16))
+    # The narrower of the two long factors is transposed; a product's own transpose XLA would turn round, and lose.
+    dw = _dot(_transposed(x), g) if x.shape[1] <= g.shape[1] else _apart(_rows(_dot(_transposed(g), x))).T
+    return _dot(g, _transposed(w)).astype(of_x.dtype), dw.astype(of_w.dtype)
+
+
+product.defvjp(_forward, _backward)
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """Laid out row by row, on CPUs; elsewhere the compiler knows best."""
+    return with_layout_constraint(x, _ROW_BY_ROW) if jax.default_backend() == "cpu" else x
+
+
+def _transposed(x: jax.Array) -> jax.Array:
+    return _rows(x.T)
