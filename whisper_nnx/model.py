@@ -101,6 +101,7 @@ class MultiHeadAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, layers: _Layers):
         self.heads = heads
+        self.attend = dot_product_attention  # may be replaced by another way to compute it
         self.q_proj = layers.linear(width, width)
         self.k_proj = layers.linear(width, width, use_bias=False)
         self.v_proj = layers.linear(width, width)
@@ -121,7 +122,7 @@ class MultiHeadAttention(nnx.Module):
 
     def __call__(self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None) -> jax.Array:
         """x [B,S,D] attends to kv [B,H,T,K] where mask allows -> [B,S,D]."""
-        attended = dot_product_attention(self._split(self.q_proj(x)), kv.k, kv.v, mask)
+        attended = self.attend(self._split(self.q_proj(x)), kv.k, kv.v, mask)
         return self.out_proj(attended.swapaxes(1, 2).reshape(x.shape))
 
 

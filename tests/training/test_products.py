@@ -7,8 +7,9 @@ import pytest
 
 from tests.small import quick_compilation, small_model  # noqa: F401
 from tests.training.batches import Run, arrays_of, made_up_batch, small_run
+from whisper_nnx.model import dot_product_attention
 from whisper_nnx.training.config import ModelConfig
-from whisper_nnx.training.products import product
+from whisper_nnx.training.products import attend, product
 from whisper_nnx.training.step import trained_model
 
 
@@ -27,6 +28,23 @@ def test_factors_are_rounded_and_sums_are_not(n_in, n_out):
     x, w, g = map(rounded, (x, w, g))
     for ours, exact in zip((y, *gradient), (x @ w, g @ w.T, x.T @ g), strict=True):
         np.testing.assert_allclose(ours, exact, atol=1e-4)
+
+
+def test_attention_of_rounded_factors_is_attention_and_so_is_its_gradient():
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, g = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, [(40, 16), *[(56, 16)] * 2, (40, 16)], strict=True)
+    )
+
+    def exact(q, k, v):
+        return dot_product_attention(*(x[None, None] for x in (q * 4, k, v)))[0, 0]
+
+    ours, theirs = (
+        jax.jit(lambda f=f: (lambda y, back: (y, *back(g)))(*jax.vjp(f, q, k, v)))() for f in (attend, exact)
+    )
+    for mine, true in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, true, atol=0.02 * float(jnp.abs(true).max()))
+        assert jnp.corrcoef(mine.ravel(), true.ravel())[0, 1] > 0.9999
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

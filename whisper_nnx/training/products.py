@@ -9,15 +9,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from whisper_nnx.model import MultiHeadAttention, dot_product_attention
+
 _ROW_BY_ROW = Layout(major_to_minor=(0, 1))
 _apart = jax.lax.optimization_barrier  # what is rounded once is not rounded again inside of each product
 
 
 def round_products(module: nnx.Module) -> None:
-    """Lets all linear layers of a module round their factors; the parameters and all else stay as they are."""
+    """Lets all linear layers of a module round their factors; the parameters and all else stay as they are.
+
+    So does attention without a mask where a single CPU does everything.
+    """
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
     for _, layer in nnx.iter_modules(module):
         if type(layer) is nnx.Linear:
             layer.dot_general = _dot_general
+        elif isinstance(layer, MultiHeadAttention) and alone:
+            layer.attend = _attend
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
@@ -50,6 +58,48 @@ def _backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[ja
 
 
 product.defvjp(_forward, _backward)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """As `dot_product_attention`, head after head: the scores of one stay in the processor's cache."""
+    if mask is not None:
+        return dot_product_attention(q, k, v, mask)
+    heads = (x.reshape(-1, *x.shape[2:]) for x in (q * q.shape[-1] ** -0.5, k, v))
+    return jax.lax.map(lambda head: attend(*head), tuple(heads)).reshape(q.shape)
+
+
+@jax.custom_vjp
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """q [S,K], scaled, attends to k and v [T,K] -> [S,K]. Factors rounded as in `product`; the softmax is float32.
+
+    The gradient computes the scores again instead of keeping them (Dao et al. 2022, without their blocks).
+    """
+    return _attend_forward(q, k, v)[0]
+
+
+def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    rounded = qr, kr, vr = _apart(tuple(x.astype(jnp.bfloat16) for x in (q, k, v)))
+    scores = _dot(qr, _transposed(kr))
+    top = scores.max(axis=-1, keepdims=True)
+    parts = jnp.exp(scores - top)
+    total = parts.sum(axis=-1, keepdims=True)
+    attended = (_dot(parts.astype(jnp.bfloat16), vr) / total).astype(q.dtype)
+    return attended, (*rounded, top + jnp.log(total), attended)
+
+
+def _attend_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
+    q, k, v, log_total, attended = residuals
+    g, to = gradient.astype(jnp.bfloat16), attended.dtype
+    weights = jnp.exp(_dot(q, _transposed(k)) - log_total)
+    mean = (gradient.astype(jnp.float32) * attended).sum(axis=-1, keepdims=True)
+    of_scores = weights * (_dot(g, _transposed(v)) - mean)
+    weights, of_scores = _apart((weights.astype(jnp.bfloat16), of_scores.astype(jnp.bfloat16)))
+    # [K,T], whose narrow factor is the one that is transposed.
+    dk, dv = _apart((_rows(_dot(_transposed(q), of_scores)), _rows(_dot(_transposed(g), weights))))
+    return _dot(of_scores, k).astype(to), dk.T.astype(to), dv.T.astype(to)
+
+
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
