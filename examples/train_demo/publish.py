@@ -146,6 +146,8 @@ def write_recordings() -> None:
             said = flite(text, voice) if voice in ("slt", "rms") else espeak(text, voice, rate=160)
             pieces += [said.waveform, pause]
         write_flac(AUDIO / f"{language}.flac", np.concatenate(pieces))
+        text = "\n".join(text for text, _ in sentences)
+        (AUDIO / f"{language}.txt").write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 from tests.small import quick_compilation, small_model  # noqa: F401
 from tests.training.recordings import cache, write_manifest  # noqa: F401
@@ -24,6 +25,7 @@ from whisper_nnx.training.config import (
 )
 from whisper_nnx.training.metrics import read_records
 from whisper_nnx.training.run import Result, _Run, train
+from whisper_nnx.training.step import make_trainee
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -191,3 +193,18 @@ def test_a_loss_that_is_no_number_is_never_saved(config):
     ):
         train(replace(config, save_every=1, evaluate=EvaluateConfig()), model, save_pretrained)
     assert not [path for path in (Path(config.output) / "checkpoints").iterdir() if path.name.isdigit()]
+
+
+def test_a_further_stage_goes_on_with_the_head_that_spells(config, tmp_path):
+    first = replace(config, steps=2, loss=LossConfig(ctc_weight=0.3), evaluate=EvaluateConfig())
+    run(first)
+    export = tmp_path / "out" / "export"
+    second = replace(first, model=ModelConfig(init=str(export)))
+    learnt, new = (make_trainee(small_model(), stage, nnx.Rngs(7)).ctc_head for stage in (second, first))
+    stored = load_file(export / "ctc_head.safetensors")
+    np.testing.assert_array_equal(learnt.kernel[...], stored["kernel"])
+    np.testing.assert_array_equal(learnt.bias[...], stored["bias"])
+    assert (new.kernel[...] != stored["kernel"]).any()
+    other_units = replace(second, data=replace(second.data, ctc_units="bytes"))
+    assert make_trainee(small_model(), other_units, nnx.Rngs(7)).ctc_head.out_features == 257
+    load_model(export)  # which is as it was

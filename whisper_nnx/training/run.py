@@ -27,6 +27,7 @@ from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.model import Whisper
 from whisper_nnx.training.checkpoints import WER, Checkpoints
 from whisper_nnx.training.config import TrainConfig, check, to_dict
+from whisper_nnx.training.ctc_head import save_ctc_head
 from whisper_nnx.training.manifest import Row, read_manifest
 from whisper_nnx.training.metrics import Mean, Metrics, write_whole
 from whisper_nnx.training.pipeline import Pipeline, make_pipeline
@@ -321,6 +322,7 @@ class _Run:
     def _write_model(self, folder: str, model: Whisper | None = None) -> None:
         if jax.process_index() == 0:
             self.export(model or self._model(), self.output / folder)
+            save_ctc_head(self.state.ema or self.state.params, self.output / folder)
 
 
 class _Signals:

@@ -21,6 +21,7 @@ from whisper_nnx.model import Whisper, precision_of
 from whisper_nnx.tokenizer import Tokenizer
 from whisper_nnx.training import loss
 from whisper_nnx.training.config import ModelConfig, TrainConfig
+from whisper_nnx.training.ctc_head import load_ctc_head
 from whisper_nnx.training.lora import LoraParam, add_lora, merge
 from whisper_nnx.training.optimizer import averaged, learning_rate, make_optimizer
 from whisper_nnx.training.products import round_products
@@ -93,6 +94,8 @@ def new_model(config: ModelConfig, tokenizer: Tokenizer, rngs: nnx.Rngs) -> Whis
 def make_trainee(model: Whisper, config: TrainConfig, rngs: nnx.Rngs) -> Trainee:
     """A copy of the model, with float32 weights, ready to be trained: LoRA and the CTC head are added as configured.
 
+    The head is that of an earlier stage where `config.model.init` has one, else random.
+
     Raises ValueError for guided heads that the decoder lacks, unknown LoRA targets, or CTC without a tokenizer.
     """
     graph, weights = nnx.split(model)
@@ -113,7 +116,9 @@ def make_trainee(model: Whisper, config: TrainConfig, rngs: nnx.Rngs) -> Trainee
     products: dict[str, Any] = {"dtype": dtype, "precision": precision_of(dtype), "rngs": rngs}
     init = nnx.initializers.normal(0.02)
     classes = blank_of(model.tokenizer, config.data.ctc_units) + 1
-    return Trainee(model, nnx.Linear(model.config.d_model, classes, kernel_init=init, **products))
+    head = nnx.Linear(model.config.d_model, classes, kernel_init=init, **products)
+    load_ctc_head(head, config.model.init)
+    return Trainee(model, head)
 
 
 def make_mesh() -> Mesh:
