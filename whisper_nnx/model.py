@@ -334,8 +334,7 @@ class Whisper(nnx.Module):
         tokenizer: Tokenizer | None = None,
     ):
         layers = _Layers(rngs or nnx.Rngs(0), dtype, param_dtype)
-        self.config = config
-        self.tokenizer = tokenizer
+        self.config, self.tokenizer = config, tokenizer
         self.encoder = AudioEncoder(config, layers)
         self.decoder = TextDecoder(config, layers)
 
