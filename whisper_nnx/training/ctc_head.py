@@ -20,7 +20,9 @@ def save_ctc_head(params: Mapping[str, jax.Array], folder: Path) -> None:
 
     head = {name: np.asarray(params[f"ctc_head.{name}"]) for name in _NAMES if f"ctc_head.{name}" in params}
     if head:
-        save_file(head, folder / FILE)
+        partial = folder / f".{FILE}.partial"
+        save_file(head, partial)
+        partial.replace(folder / FILE)  # whole or not at all
 
 
 def load_ctc_head(head: nnx.Linear, folder: str) -> None:
