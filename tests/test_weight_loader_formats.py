@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -166,12 +167,15 @@ def test_convert_there_and_back_is_the_same_model(model, folder, tmp_path, capsy
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_of_the_stored_arrays_two_at_most_are_in_memory(folder):
+def test_stored_arrays_are_let_go_as_they_are_read(folder):
     checkpoint, alive = open_checkpoint(folder), []
 
     def watched():
         for name, array in checkpoint.tensors:
-            assert sum(reference() is not None for reference in alive) <= 1  # XLA lets the last one go a bit later
+            deadline = time.monotonic() + 30  # a thread of XLA's lets go of an array, some time after its conversion
+            while sum(reference() is not None for reference in alive) > 1 and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert sum(reference() is not None for reference in alive) <= 1
             copy = array.copy()
             alive.append(weakref.ref(copy))
             yield name, copy
