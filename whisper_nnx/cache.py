@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from whisper_nnx.products import cache_dtype
+
 
 class KeysValues(NamedTuple):
     """Keys and values of one attention, heads first: each [B,H,T,K]."""
@@ -34,7 +36,9 @@ class KVCache:
     def init(cls, cross_attention: tuple[KeysValues, ...], size: int) -> KVCache:
         """An empty cache of `size` text positions for windows whose cross-attention is given."""
         rows, heads, _, width = cross_attention[0].k.shape
-        empty = jnp.zeros((rows, heads, size, width), cross_attention[0].k.dtype)
+        dtype = cache_dtype(cross_attention[0].k.dtype)
+        empty = jnp.zeros((rows, heads, size, width), dtype)
+        cross_attention = jax.tree.map(lambda x: x.astype(dtype), cross_attention)
         return cls(
             tuple(KeysValues(empty, empty) for _ in cross_attention), cross_attention, jnp.zeros(rows, jnp.int32)
         )
@@ -45,7 +49,10 @@ class KVCache:
         A row without room for n positions overwrites its last ones: the caller stops it in time.
         """
         write = jax.vmap(lambda buffer, value, at: jax.lax.dynamic_update_slice(buffer, value, (0, at, 0)))
+        if self.length.shape == (1,):  # of a batched update of one row XLA makes copies
+            write = lambda buffer, value, at: jax.lax.dynamic_update_slice(buffer, value, (0, 0, at[0], 0))  # noqa: E731
         past = self.self_attention[layer]
+        new = jax.tree.map(lambda x: x.astype(past.k.dtype), new)
         return KeysValues(write(past.k, new.k, self.length), write(past.v, new.v, self.length))
 
     def advance(self, written: list[KeysValues], n: jax.Array | int) -> KVCache:

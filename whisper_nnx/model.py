@@ -17,6 +17,13 @@ from flax import nnx
 
 from whisper_nnx.cache import KeysValues, KVCache
 from whisper_nnx.config import ALIASES, RELEASED, WhisperConfig
+from whisper_nnx.products import (
+    attention_scores,
+    dot_product_attention,
+    flat_product,
+    precision_of,
+    within,
+)
 
 if TYPE_CHECKING:
     from whisper_nnx.tokenizer import Tokenizer
@@ -49,7 +56,7 @@ class _Layers:
         self.embed: dict[str, Any] = {"dtype": dtype, "embedding_init": init, **self.common}
 
     def linear(self, n_in: int, n_out: int, use_bias: bool = True) -> nnx.Linear:
-        return nnx.Linear(n_in, n_out, use_bias=use_bias, dot_general=_flat_dot_general, **self.product)
+        return nnx.Linear(n_in, n_out, use_bias=use_bias, dot_general=flat_product, **self.product)
 
     def conv(self, n_in: int, n_out: int, stride: int) -> nnx.Conv:
         # padding=1, not "SAME": at stride 2 that would pad on the right alone and shift every frame by half a position.
@@ -62,34 +69,6 @@ class _Layers:
         return nnx.Embed(n, width, **self.embed)
 
 
-def precision_of(dtype: Dtype) -> jax.lax.Precision | None:
-    """A float32 product is asked for as such: GPUs and TPUs would otherwise round its factors to 10 or 8 bits."""
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
-
-
-def _flat_dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> jax.Array:
-    """x [...,n_in], kernel [n_in,n_out]: one flat product, whose gradient XLA computes without transposed copies."""
-    return jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, **options).reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    """q [B,H,S,K], k [B,H,T,K] -> [B,H,S,T], float32, before the softmax."""
-    q = q * q.shape[-1] ** -0.5
-    return jnp.einsum("bhsk,bhtk->bhst", q, k, precision=precision_of(q.dtype), preferred_element_type=jnp.float32)
-
-
-def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """q [B,H,S,K], k and v [B,H,T,K], mask broadcastable to [B,H,S,T] (True: attend) -> [B,H,S,K].
-
-    The scores and their softmax are float32, whatever the inputs are.
-    """
-    scores = attention_scores(q, k)
-    if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhst,bhtk->bhsk", weights, v, precision=precision_of(v.dtype))
-
-
 def _run(remat: bool, layer: EncoderLayer, *args: Any, **options: Any) -> Any:
     """layer(*args, **options); with `remat`, the backward pass computes what is inside again rather than keep it."""
     call: Callable[..., Any] = lambda layer, *args: layer(*args, **options)  # noqa: E731
@@ -100,7 +79,7 @@ class MultiHeadAttention(nnx.Module):
     """Queries come from one sequence, keys and values from another or the same. No bias on the keys."""
 
     def __init__(self, width: int, heads: int, layers: _Layers):
-        self.heads = heads
+        self.heads, self.dtype = heads, layers.dtype
         self.attend = dot_product_attention  # may be replaced by another way to compute it
         self.q_proj = layers.linear(width, width)
         self.k_proj = layers.linear(width, width, use_bias=False)
@@ -113,16 +92,19 @@ class MultiHeadAttention(nnx.Module):
 
     def keys_values(self, x: jax.Array) -> KeysValues:
         """x [B,T,D] -> keys and values [B,H,T,K]."""
-        return KeysValues(self._split(self.k_proj(x)), self._split(self.v_proj(x)))
+        return KeysValues(*(self._split(project(x)).astype(self.dtype) for project in (self.k_proj, self.v_proj)))
 
     def scores(self, x: jax.Array, k: jax.Array, heads: Sequence[int]) -> jax.Array:
         """How x [B,S,D] would attend to k [B,H,T,K] in some of the heads: [B,len(heads),S,T], before the softmax."""
         chosen = jnp.array(heads, jnp.int32)
         return attention_scores(self._split(self.q_proj(x))[:, chosen], k[:, chosen])
 
-    def __call__(self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None) -> jax.Array:
-        """x [B,S,D] attends to kv [B,H,T,K] where mask allows -> [B,S,D]."""
-        attended = self.attend(self._split(self.q_proj(x)), kv.k, kv.v, mask)
+    def __call__(
+        self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None, span: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B,S,D] attends to kv [B,H,T,K] where mask allows, which is within the first `span` -> [B,S,D]."""
+        attend = self.attend if span is None else within(span, self.attend)
+        attended = attend(self._split(self.q_proj(x)), kv.k, kv.v, mask)
         return self.out_proj(attended.swapaxes(1, 2).reshape(x.shape))
 
 
@@ -159,15 +141,20 @@ class DecoderLayer(EncoderLayer):
         self.encoder_attn_layer_norm = layers.norm(width)
 
     def attend_to_text(
-        self, x: jax.Array, mask: jax.Array, append: Append = lambda new: new, drop: Drop = lambda x: x
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        append: Append = lambda new: new,
+        span: jax.Array | None = None,
+        drop: Drop = lambda x: x,
     ) -> tuple[jax.Array, KeysValues]:
         """x [B,S,D], mask [B,1,S,S'] -> ([B,S,D], the S' keys and values attended to).
 
-        `append` puts the keys and values of x behind those of the past, if there is one.
+        `append` puts the keys and values of x behind those of the past, if there is one; then `span` of them are used.
         """
         h = self.self_attn_layer_norm(x).astype(x.dtype)
         kv = append(self.self_attn.keys_values(h))
-        return x + drop(self.self_attn(h, kv, mask)), kv
+        return x + drop(self.self_attn(h, kv, mask, span)), kv
 
     def attend_to_audio(self, x: jax.Array, cross: KeysValues, drop: Drop = lambda x: x) -> jax.Array:
         """x [B,S,D], cross [B/G,H,T,K] -> [B,S,D]."""
@@ -237,7 +224,7 @@ class AudioEncoder(nnx.Module):
         x = self.dropout(x, deterministic=deterministic, rngs=rngs)
         for layer in self.layers:
             x = _run(remat, layer, x, rngs, deterministic=deterministic)
-        return self.layer_norm(x).astype(x.dtype)
+        return self.layer_norm(x).astype(self.conv1.dtype)
 
 
 class TextDecoder(nnx.Module):
@@ -263,11 +250,15 @@ class TextDecoder(nnx.Module):
         tokens, places = self.embed_tokens.embedding[...], self.embed_positions.embedding[...]
         return tokens[ids].astype(self.dtype) + places[positions].astype(self.dtype)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """hidden [...,D] -> [...,V], float32."""
+    def logits_table(self) -> jax.Array:
+        """[D,V], what `logits` multiplies by."""
         table = self.embed_tokens.embedding[...].T if self.proj_out is None else self.proj_out.kernel[...]
-        table, precision = table.astype(hidden.dtype), precision_of(hidden.dtype)
-        return _flat_dot_general(hidden, table, precision=precision, preferred_element_type=jnp.float32)
+        return table.astype(self.dtype)
+
+    def logits(self, hidden: jax.Array, table: jax.Array | None = None) -> jax.Array:
+        """hidden [...,D] -> [...,V], float32. A loop may give the table, if it has made it once for all its steps."""
+        table, precision = self.logits_table() if table is None else table, precision_of(hidden.dtype)
+        return flat_product(hidden, table, precision=precision, preferred_element_type=jnp.float32)
 
     def __call__(
         self, ids: jax.Array, encoder_output: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None
@@ -301,7 +292,7 @@ class TextDecoder(nnx.Module):
             wanted = [head for at, head in heads if at == i]
             x, of_layer = _run(remat, layer, x, rngs, kv, mask=mask, heads=wanted, deterministic=deterministic)
             scores.append(of_layer)
-        return self.layer_norm(x).astype(x.dtype), jnp.concatenate(scores, axis=1)
+        return self.layer_norm(x).astype(self.dtype), jnp.concatenate(scores, axis=1)
 
     def step(self, ids: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """ids [B,n] follow what the cache remembers -> (hidden [B,n,D] for `logits`, the cache n positions longer)."""
@@ -311,10 +302,10 @@ class TextDecoder(nnx.Module):
         x = self._embed(ids, jnp.minimum(new_positions, self.embed_positions.num_embeddings - 1))
         written = []
         for i, (layer, cross) in enumerate(zip(self.layers, cache.cross_attention, strict=True)):
-            x, kv = layer.attend_to_text(x, mask, partial(cache.append, i))
+            x, kv = layer.attend_to_text(x, mask, partial(cache.append, i), new_positions.max() + 1)
             x = layer.feed_forward(layer.attend_to_audio(x, cross))
             written.append(kv)
-        return self.layer_norm(x).astype(x.dtype), cache.advance(written, ids.shape[1])
+        return self.layer_norm(x).astype(self.dtype), cache.advance(written, ids.shape[1])
 
 
 class Whisper(nnx.Module):

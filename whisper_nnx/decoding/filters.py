@@ -90,8 +90,11 @@ def timestamp_rules(
     forbidden |= ~column.begun & (~timestamp | (token > special.timestamp_begin + max_initial[:, None]))
     logits = suppress(logits, forbidden)
 
-    all_timestamps = jax.nn.logsumexp(logits, axis=-1, where=timestamp, keepdims=True)
-    best_other = jnp.max(logits, axis=-1, where=~timestamp, initial=-jnp.inf, keepdims=True)
+    first, end = special.timestamp_begin, special.timestamp_end + 1
+    all_timestamps = jax.nn.logsumexp(logits[:, first:end], axis=-1, keepdims=True)
+    best_other = jnp.max(logits[:, :first], axis=-1, keepdims=True)
+    if end < logits.shape[1]:
+        best_other = jnp.maximum(best_other, jnp.max(logits[:, end:], axis=-1, keepdims=True))
     return suppress(logits, (all_timestamps > best_other) & ~timestamp)
 
 

@@ -76,7 +76,7 @@ def prefill(
     """Feeds the initial ids -> (the cache after them, hidden [B,D] at the start of transcript, and at the last id)."""
     rows = batch.initial_ids.shape[0]
     cache = KVCache.init(cross, batch.initial_ids.shape[1])
-    nothing = jnp.zeros((rows, decoder.embed_tokens.features), cross[0].k.dtype)
+    nothing = jnp.zeros((rows, decoder.embed_tokens.features), decoder.dtype)
     wanted = jnp.stack([batch.sot_index, batch.initial_length - 1], axis=1)
 
     def feed(carry: tuple[jax.Array, KVCache, jax.Array]) -> tuple[jax.Array, KVCache, jax.Array]:
@@ -128,7 +128,7 @@ def generate(
 
     def step(loop: _Loop) -> _Loop:
         history, said, cache, chosen = loop.history, loop.repetition, loop.cache, loop.chosen
-        logits = decoder.logits(loop.hidden)
+        logits = decoder.logits(loop.hidden, table)
         if said is not None:
             logits = repetition_rules(logits, said, special)
         logits = suppress(logits, batch.suppressed | (batch.suppressed_first & (loop.step == 0)))
@@ -148,6 +148,7 @@ def generate(
         hidden, cache = decoder.step(token[:, None], cache)
         return _Loop(loop.step + 1, hidden[:, 0], cache, history.append(token, special), said, chosen)
 
+    table = decoder.logits_table()
     sequences = Sequences.init(limit, batch.initial_ids.shape[1], special.eot)
     chosen = BeamState.init(sequences, strategy) if isinstance(strategy, Beam) else sequences
     loop = _Loop(jnp.int32(0), jnp.repeat(at_last, group, axis=0), cache.repeat(group), history, said, chosen)
@@ -158,6 +159,6 @@ def generate(
         candidates = beam_candidates(loop.chosen, strategy)
     else:
         candidates = Candidates.of(loop.sequences, group)
-    probs = jax.nn.softmax(decoder.logits(at_sot), axis=-1)
+    probs = jax.nn.softmax(decoder.logits(at_sot, table), axis=-1)
     no_speech = jnp.full(probs.shape[:1], jnp.nan) if special.no_speech is None else probs[:, special.no_speech]
     return Generated(candidates, no_speech)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from whisper_nnx.model import Whisper, precision_of
+from whisper_nnx.model import Whisper
+from whisper_nnx.products import precision_of
 from whisper_nnx.training.config import LoraConfig
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)

@@ -17,7 +17,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from whisper_nnx.config import RELEASED, WhisperConfig
 from whisper_nnx.features import log_mel_spectrogram
-from whisper_nnx.model import Whisper, precision_of
+from whisper_nnx.model import Whisper
+from whisper_nnx.products import precision_of
 from whisper_nnx.tokenizer import Tokenizer
 from whisper_nnx.training import loss
 from whisper_nnx.training.config import ModelConfig, TrainConfig
