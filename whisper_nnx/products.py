@@ -1,0 +1,90 @@
+"""Matrix products and attention, computed in the way that the processor at hand does best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+Dtype = Any
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+_FEW_ROWS = 4  # below, XLA's CPU compiler leaves bfloat16 to a loop of its own, 10 times slower
+_SPANS = (64, 128, 256)  # text positions that are read while there are no more
+
+
+def precision_of(dtype: Dtype) -> jax.lax.Precision | None:
+    """A float32 product is asked for as such: GPUs and TPUs would otherwise round its factors to 10 or 8 bits."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def on_cpu() -> bool:
+    """Whether what is traced now is for a CPU."""
+    return jax.default_backend() == "cpu"
+
+
+def cache_dtype(dtype: Dtype) -> Dtype:
+    """Of keys and values that are read once for each token: CPUs read bfloat16 slower than float32, others do not."""
+    return jnp.float32 if on_cpu() else dtype
+
+
+def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> jax.Array:
+    """x [...,n_in], kernel [n_in,n_out] -> [...,n_out]: one flat product, as `nnx.Linear` calls it.
+
+    XLA computes its gradient without transposed copies. On CPUs the product of factors in bfloat16 is float32: only
+    then are their matrix units used, and what comes next computes in float32 in any case.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if x.dtype != jnp.bfloat16 or not on_cpu():
+        product = jnp.matmul(rows, kernel, **options)
+    else:
+        missing = max(0, _FEW_ROWS - len(rows))
+        product = jnp.matmul(jnp.pad(rows, ((0, missing), (0, 0))), kernel, preferred_element_type=jnp.float32)
+        product = product[: len(rows)]
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def right_factor(x: jax.Array) -> jax.Array:
+    """A matrix laid out as `flat_product` wants it: row by row for the matrix units; else the compiler knows best."""
+    return with_layout_constraint(x, Layout((0, 1))) if x.dtype == jnp.bfloat16 and on_cpu() else x
+
+
+def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """q [B,H,S,K], k [B,H,T,K] -> [B,H,S,T], float32, before the softmax."""
+    q = (q * q.shape[-1] ** -0.5).astype(k.dtype)
+    return jnp.einsum("bhsk,bhtk->bhst", q, k, precision=precision_of(q.dtype), preferred_element_type=jnp.float32)
+
+
+def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """q [B,H,S,K], k and v [B,H,T,K], mask broadcastable to [B,H,S,T] (True: attend) -> [B,H,S,K] of q's dtype.
+
+    The scores and their softmax are float32, whatever the inputs are; products are of factors of the keys' dtype.
+    """
+    to = q.dtype
+    if k.dtype == jnp.bfloat16 and on_cpu():  # laid out in order, or XLA does without the matrix units
+        q, k, v = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (q.astype(k.dtype), k, v))
+    scores = attention_scores(q, k)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    sums = jnp.float32 if on_cpu() else None
+    precision = precision_of(v.dtype)
+    return jnp.einsum("bhst,bhtk->bhsk", weights, v, precision=precision, preferred_element_type=sums).astype(to)
+
+
+def within(span: jax.Array, attend: Attend) -> Attend:
+    """`attend` to the first `span` of the keys and values at most: on CPUs what lies behind is not even read.
+
+    On accelerators, which read fast and decide slowly, all are read; the mask decides what counts in either case.
+    """
+
+    def attend_within(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+        assert mask is not None
+        sizes = [*(n for n in _SPANS if n < k.shape[2]), k.shape[2]]
+        ways = [lambda q, k, v, mask, n=n: attend(q, k[:, :, :n], v[:, :, :n], mask[..., :n]) for n in sizes]
+        return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), span), ways, q, k, v, mask)
+
+    return attend_within if on_cpu() else attend
