@@ -1,19 +1,17 @@
 """Times whisper_nnx beside its peers: the same checkpoint, the same work, in one run.
 
-    python benchmarks/compare.py CHECKPOINT_FOLDER RECORDING [--random tiny] [--only PATTERN] [--repeats 5]
+    python benchmarks/compare.py CHECKPOINT_FOLDER RECORDING [--random tiny] [--only PATTERN] [--systems PATTERN]
 
-Every system lives in a process of its own and is warmed up by doing each piece of work once (our first run, with
-compilation, is reported apart); then they take turns. Reported: medians, the ratio of ours to each peer's, and the most
-memory that each process held. All must decode the same number of tokens: a system that does not gets no time. With
---random the weights are random ones of a released shape, with the checkpoint's vocabulary; the end of text and
-timestamps are suppressed, so that each window takes exactly 100 tokens.
+Every system lives in a process of its own (with --environments, in a virtual environment of its own) and is warmed up by
+doing each piece of work once; the time of that is reported apart. Then they take turns. Reported: medians, the ratio
+of ours to each peer's, and the most memory that each process held. All must decode the same number of tokens: a system
+that does not gets no time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import statistics
@@ -23,22 +21,26 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.systems import SYSTEMS, peak_memory_mb, prepare, reset_peak_memory, work
+from benchmarks.checkpoints import FIXED, prepare
+from benchmarks.environments import python_of
+from benchmarks.memory import peak_memory_mb, reset_peak_memory
+from benchmarks.systems import CORES, SYSTEMS, work
 
 LONG_S = 5.0  # what takes longer is done only twice after the warm-up
 
 
-def serve(name: str, checkpoint: Path, recording: Path) -> None:
+def serve(name: str, checkpoint: Path) -> None:
     """The process of one system: reads names of pieces of work, answers with seconds, tokens and megabytes."""
-    from whisper_nnx.audio import load_audio
-
     answers, sys.stdout = sys.stdout, sys.stderr
+    fixed = checkpoint / FIXED
     start = time.perf_counter()
-    system = SYSTEMS[name](checkpoint)
+    system = SYSTEMS[name](checkpoint, int(fixed.read_text()) if fixed.exists() else None)
     loaded_s = time.perf_counter() - start
-    pieces = work(system, load_audio(recording))
+    pieces = work(system, np.load(checkpoint / "recording.npy"))
     print(json.dumps({"version": system.version(), "load_s": loaded_s, "work": list(pieces)}), file=answers, flush=True)
     for line in sys.stdin:
         reset_peak_memory()
@@ -51,8 +53,8 @@ def serve(name: str, checkpoint: Path, recording: Path) -> None:
 class Worker:
     """A system in its process, as seen from here."""
 
-    def __init__(self, name: str, checkpoint: Path, recording: Path):
-        command = [sys.executable, __file__, str(checkpoint), str(recording), "--serve", name]
+    def __init__(self, name: str, python: Path, checkpoint: Path):
+        command = [python, __file__, checkpoint, "-", "--serve", name]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.name, self.about = name, self._answer()
 
@@ -72,46 +74,46 @@ class Worker:
         self.process.wait()
 
 
-def row(piece: str, workers: list[Worker], repeats: int) -> str:
-    """A row of the table: warm-up, then the workers in turn."""
+def measure(piece: str, workers: list[Worker], repeats: int) -> dict[str, dict]:
+    """System -> median seconds, those of the first run, megabytes, or why it is refused: warm-up, then in turn."""
     able = [worker for worker in workers if piece in worker.about["work"]]
     first = {worker.name: worker.run(piece) for worker in able}
     long = max(run["s"] for run in first.values()) > LONG_S
     runs = [{worker.name: worker.run(piece) for worker in able} for _ in range(min(repeats, 2) if long else repeats)]
-    ours = workers[0].name
-    tokens = first[ours]["tokens"]
-    times, ratios, memory = [], [], []
-    for name in (worker.name for worker in workers):
-        answers = [run[name] for run in runs if name in run]
+    tokens, found = first[able[0].name]["tokens"], {}
+    for name in first:
+        answers = [run[name] for run in runs]
         counts = {answer["tokens"] for answer in answers}
-        median_s = statistics.median(answer["s"] for answer in answers) if answers else None
-        refused = None if counts <= {tokens} else f"refused: {'/'.join(map(str, counts))} tokens, not {tokens}"
-        times.append(refused or (f"{median_s * 1000:.0f} ms" if median_s else ""))
-        memory.append(f"{max(answer['mb'] for answer in answers):.0f}" if answers else "-")
-        if name == ours:
-            ours_s = median_s
-        else:
-            ratios.append(f"{ours_s / median_s:.2f}" if median_s and not refused else "")
-    cells = [piece, *times, *ratios, f"{first[ours]['s']:.1f} s", " / ".join(memory)]
-    return f"| {' | '.join(cells)} |"
+        found[name] = {
+            "s": statistics.median(answer["s"] for answer in answers),
+            "first_s": first[name]["s"],
+            "mb": max(answer["mb"] for answer in answers),
+            "refused": None if counts <= {tokens} else f"refused: {'/'.join(map(str, counts))} tokens, not {tokens}",
+        }
+    return found
 
 
-def compare(checkpoint: Path, recording: Path, only: str, repeats: int) -> list[str]:
-    """The rows of the table."""
-    workers = [Worker(name, checkpoint, recording) for name in SYSTEMS]
-    names = [worker.name for worker in workers]
-    headings = ["work", *names, *(f"ours / {name}" for name in names[1:]), "our first run", "peak memory, MB"]
-    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
-    for piece in workers[0].about["work"]:
-        if re.search(only, piece):
-            lines.append(row(piece, workers, repeats))
-            print(lines[-1], file=sys.stderr, flush=True)
-    versions = "; ".join(f"{w.name} {w.about['version']}, loaded in {w.about['load_s']:.1f} s" for w in workers)
-    runs = f"median of {repeats} interleaved runs, of at most 2 where one takes over {LONG_S:g} s"
-    lines.append(f"\n{versions}; {platform.machine()}, {os.cpu_count()} cores, float32, {runs}.")
-    for worker in workers:
-        worker.stop()
-    return lines
+def tables(found: dict[str, dict[str, dict]], systems: list[str]) -> list[str]:
+    """Markdown: a row for each piece of work, a column for each system."""
+
+    def table(title: str, columns: list[str], cell) -> list[str]:
+        rows = [[piece, *(cell(of, name) if name in of else "" for name in columns)] for piece, of in found.items()]
+        return [
+            f"\n{title}\n",
+            *(f"| {' | '.join(row)} |" for row in ([title, *columns], ["---"] * (len(columns) + 1))),
+        ] + [f"| {' | '.join(row)} |" for row in rows]
+
+    def ratios(ours: str) -> list[str]:
+        def cell(of: dict, name: str) -> str:
+            return "" if ours not in of or of[name]["refused"] else f"{of[ours]['s'] / of[name]['s']:.2f}"
+
+        return table(f"{ours} / peer", [name for name in systems if name != ours], cell)
+
+    lines = table("ms", systems, lambda of, name: of[name]["refused"] or f"{of[name]['s'] * 1000:.0f}")
+    for ours in (name for name in systems if name.startswith("whisper_nnx")):
+        lines += ratios(ours)
+    lines += table("first run, s", systems, lambda of, name: f"{of[name]['first_s']:.1f}")
+    return lines + table("peak memory, MB", systems, lambda of, name: f"{of[name]['mb']:.0f}")
 
 
 def main() -> None:
@@ -120,14 +122,35 @@ def main() -> None:
     parser.add_argument("recording", type=Path, help="repeated or cut to the lengths that are timed")
     parser.add_argument("--random", metavar="SIZE", help="random weights of this released shape instead")
     parser.add_argument("--only", default="", metavar="PATTERN", help="the rows whose name has this regular expression")
+    parser.add_argument("--systems", default="", metavar="PATTERN", help="ours, and the peers whose name has it")
+    parser.add_argument("--environments", type=Path, metavar="FOLDER", help="makes and uses a virtual environment each")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve(args.serve, args.folder, args.recording)
+        return serve(args.serve, args.folder)
+    names = [name for name in SYSTEMS if name.startswith("whisper_nnx") or re.search(args.systems, name)]
     with tempfile.TemporaryDirectory() as scratch:
+        from whisper_nnx.audio import load_audio
+
         checkpoint = prepare(args.folder, Path(scratch), args.random)
-        print("\n".join(compare(checkpoint, args.recording, args.only, args.repeats)))
+        np.save(checkpoint / "recording.npy", load_audio(args.recording))
+        workers = [Worker(name, python_of(name, args.environments), checkpoint) for name in names]
+        found = {}
+        for piece in workers[0].about["work"]:
+            if re.search(args.only, piece):
+                found[piece] = measure(piece, workers, args.repeats)
+                print(
+                    piece,
+                    {name: of["refused"] or round(of["s"], 3) for name, of in found[piece].items()},
+                    file=sys.stderr,
+                )
+        for worker in workers:
+            worker.stop()
+    print("\n".join(tables(found, names)))
+    versions = "; ".join(f"{w.name} {w.about['version']}, loaded in {w.about['load_s']:.1f} s" for w in workers)
+    runs = f"medians of {args.repeats} interleaved runs, of at most 2 where one takes over {LONG_S:g} s"
+    print(f"\n{versions}; {platform.machine()}, {CORES} cores, {runs}.")
     return None
 
 

@@ -27,7 +27,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.systems import SAMPLE_RATE, SYSTEMS, peak_memory_mb, prepare, reset_peak_memory
+from benchmarks.checkpoints import prepare
+from benchmarks.memory import peak_memory_mb, reset_peak_memory
+from benchmarks.systems import SAMPLE_RATE, SYSTEMS
 
 WARM_UP_S = 120
 
@@ -76,7 +78,7 @@ def measure(system: str, options: dict, checkpoint: Path, folder: Path, minutes:
     import jiwer
 
     audio, truth = make_hour(folder, minutes)
-    made = SYSTEMS[system](checkpoint)
+    made = SYSTEMS[system](checkpoint, None)
     start = time.perf_counter()
     made.text(audio[: WARM_UP_S * SAMPLE_RATE], **options)
     warm_up_s = time.perf_counter() - start

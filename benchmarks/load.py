@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.systems import peak_memory_mb, reset_peak_memory
+from benchmarks.memory import peak_memory_mb, reset_peak_memory
 
 FORMATS = {"hf": "hf", "openai": "model.pt", "mlx": "mlx"}  # what is written: its name in the folder
 

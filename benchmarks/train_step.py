@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.systems import peak_memory_mb
+from benchmarks.memory import peak_memory_mb
 from whisper_nnx.allocator import keep_memory
 
 Step = Callable[[], float]

@@ -85,7 +85,8 @@ def test_two_hundred_greedy_tokens_at_tinys_shape_equal_both_references(tmp_path
     """Random weights, with positions so large that the tokens vary; the end of text is suppressed."""
     from transformers import WhisperForConditionalGeneration
 
-    from benchmarks.systems import openai_from_hf
+    from weight_loader.load import read_content
+    from weight_loader.writers import write_checkpoint
     from whisper_nnx import Tokenizer, create_whisper_tiny, load_model, save_pretrained
 
     random = create_whisper_tiny()
@@ -93,7 +94,8 @@ def test_two_hundred_greedy_tokens_at_tinys_shape_equal_both_references(tmp_path
     positions = random.decoder.embed_positions.embedding
     positions[...] = positions[...] * 20
     save_pretrained(random, tmp_path / "tiny")
-    ours, openai = load_model(str(tmp_path / "tiny")), openai_from_hf(tmp_path / "tiny")
+    write_checkpoint(read_content(tmp_path / "tiny"), tmp_path / "tiny.pt", "openai")
+    ours, openai = load_model(str(tmp_path / "tiny")), whisper.load_model(str(tmp_path / "tiny.pt"), device="cpu")
     transformers = WhisperForConditionalGeneration.from_pretrained(tmp_path / "tiny").eval()
     mel = whisper.log_mel_spectrogram(recordings["en_one_speaker_30s"], padding=480_000)[:, :3000]
 
