@@ -2,10 +2,10 @@
 
     python benchmarks/compare.py CHECKPOINT_FOLDER RECORDING [--random tiny] [--only PATTERN] [--systems PATTERN]
 
-Every system lives in a process of its own (with --environments, in a virtual environment of its own) and is warmed up by
-doing each piece of work once; the time of that is reported apart. Then they take turns. Reported: medians, the ratio
-of ours to each peer's, and the most memory that each process held. All must decode the same number of tokens: a system
-that does not gets no time.
+Every system lives in a process of its own (with --environments, in a virtual environment of its own) and is warmed up
+by doing each piece of work once; the time of that is reported apart. Then they take turns. Reported: medians, the
+ratio of ours to each peer's, and the most memory that each process held. All must decode the same number of tokens: a
+system that does not gets no time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -96,12 +97,10 @@ def measure(piece: str, workers: list[Worker], repeats: int) -> dict[str, dict]:
 def tables(found: dict[str, dict[str, dict]], systems: list[str]) -> list[str]:
     """Markdown: a row for each piece of work, a column for each system."""
 
-    def table(title: str, columns: list[str], cell) -> list[str]:
-        rows = [[piece, *(cell(of, name) if name in of else "" for name in columns)] for piece, of in found.items()]
-        return [
-            f"\n{title}\n",
-            *(f"| {' | '.join(row)} |" for row in ([title, *columns], ["---"] * (len(columns) + 1))),
-        ] + [f"| {' | '.join(row)} |" for row in rows]
+    def table(title: str, columns: list[str], cell: Callable[[dict, str], str]) -> list[str]:
+        rows = [[title, *columns], ["---"] * (len(columns) + 1)]
+        rows += [[piece, *(cell(of, name) if name in of else "" for name in columns)] for piece, of in found.items()]
+        return ["", *(f"| {' | '.join(row)} |" for row in rows)]
 
     def ratios(ours: str) -> list[str]:
         def cell(of: dict, name: str) -> str:
@@ -140,11 +139,8 @@ def main() -> None:
         for piece in workers[0].about["work"]:
             if re.search(args.only, piece):
                 found[piece] = measure(piece, workers, args.repeats)
-                print(
-                    piece,
-                    {name: of["refused"] or round(of["s"], 3) for name, of in found[piece].items()},
-                    file=sys.stderr,
-                )
+                told = {name: of["refused"] or round(of["s"], 3) for name, of in found[piece].items()}
+                print(piece, told, file=sys.stderr, flush=True)
         for worker in workers:
             worker.stop()
     print("\n".join(tables(found, names)))

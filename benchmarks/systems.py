@@ -1,8 +1,8 @@
 """The systems that are timed, each behind the same pieces of work; `compare.py` runs each in a process of its own.
 
-A system is made from a folder with one checkpoint in several formats (`checkpoints.prepare`), is given samples of 16 kHz,
-and returns the number of tokens that it decoded. What a system cannot do it has no method for. `tokens`: how many of
-each window, where the weights are random; None where they are trained. Each imports what it needs when it is made.
+A system is made from a folder with one checkpoint in several formats (`checkpoints.prepare`), is given samples of
+16 kHz, and returns the number of tokens that it decoded. What a system cannot do it has no method for. `tokens`: how
+many of each window, where the weights are random; None where they are trained. Each imports what it needs when made.
 """
 
 from __future__ import annotations
