@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from whisper_nnx.allocator import keep_memory
 from whisper_nnx.cli_options import (
     DRIVER_OPTIONS,
     OPTIONS,
@@ -135,6 +136,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.threads:
         os.environ["PJRT_NPROC"] = str(args.threads)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    keep_memory()
     options = transcribe_options(parser, args)
     try:
         make_output_folder(args.output_dir)

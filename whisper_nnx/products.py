@@ -47,9 +47,9 @@ def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> ja
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def right_factor(x: jax.Array) -> jax.Array:
-    """A matrix laid out as `flat_product` wants it: row by row for the matrix units; else the compiler knows best."""
-    return with_layout_constraint(x, Layout((0, 1))) if x.dtype == jnp.bfloat16 and on_cpu() else x
+def prepared(table: jax.Array) -> jax.Array | None:
+    """The right factor of a loop's products, laid out for the CPU's matrix units; None where nothing is to prepare."""
+    return with_layout_constraint(table, Layout((0, 1))) if table.dtype == jnp.bfloat16 and on_cpu() else None
 
 
 def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:

@@ -172,7 +172,7 @@ def decode_windows(
         if o is not None:
             results[row] = DecodingResult(encoded.features[row], o.language or "en", probs.get(row))
             if o.task != "lang_id":
-                together[_strategy(o), *_suppression(o)].append(row)
+                together[strategy_of(o), *_suppression(o)].append(row)
     for (strategy, *_), rows in together.items():
         batch = _batch(model.config, tokenizer, [o if r in rows else None for r, o in enumerate(options)], seeds)
         generated = generate(model.decoder, encoded.cross, batch, strategy, tokenizer.special)
@@ -213,7 +213,8 @@ def _with_languages(
     ], probs
 
 
-def _strategy(options: DecodingOptions) -> Sampling | Beam:
+def strategy_of(options: DecodingOptions) -> Sampling | Beam:
+    """How a window is searched."""
     if options.beam_size is not None:
         return Beam(options.beam_size, options.max_candidates)
     return Sampling(options.best_of or 1)

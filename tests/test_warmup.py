@@ -1,0 +1,46 @@
+"""After `warmup` nothing is compiled."""
+
+import numpy as np
+import pytest
+
+from tests.small import small_model
+from whisper_nnx import transcribe, warmup
+
+RANDOM = np.random.default_rng(1)
+
+
+def noise(seconds):
+    return RANDOM.normal(0, 0.1, int(seconds * 16_000)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"language": "en", "temperature": 0.0, "beam_size": 2},
+        {"best_of": 3, "word_timestamps": True, "alignment_heads": [(1, 0)]},
+        {"repetition_penalty": 1.1, "initial_prompt": "a b", "temperature": 0.0},
+    ],
+    ids=lambda options: ",".join(options) or "defaults",
+)
+def test_recordings_compile_nothing_after_it(options, compilations):
+    model = small_model()
+    warmup(model, batch_sizes=(1, 2), **options)
+    assert compilations
+    compilations.clear()
+    transcribe(model, noise(2.5), **options)
+    transcribe(model, [noise(3.2), noise(0.7)], batch_size=2, **options)
+    assert compilations == []
+
+
+def test_a_batch_size_that_was_not_warmed_up_is_compiled(compilations):
+    model = small_model()
+    warmup(model, temperature=0.0)
+    compilations.clear()
+    transcribe(model, [noise(1), noise(1), noise(1)], batch_size=3, temperature=0.0)
+    assert compilations
+
+
+def test_options_that_cannot_be_met_are_refused_at_once():
+    with pytest.raises(ValueError, match="lang_id"):
+        warmup(small_model(), task="lang_id")

@@ -1,0 +1,56 @@
+"""`warmup`: all that `transcribe` will run, compiled before the first recording comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whisper_nnx.audio import SAMPLE_RATE
+from whisper_nnx.features import POSITIONS_PER_SECOND
+from whisper_nnx.options import TranscribeOptions
+from whisper_nnx.transcribe import transcribe
+from whisper_nnx.windows import strategy_of, tokenizer_of
+
+if TYPE_CHECKING:
+    from whisper_nnx.model import Whisper
+
+_TOKENS = 4
+_OF_RECORDINGS = (
+    *("vad_filter", "vad_parameters", "independent_clips", "clip_timestamps", "offset_s", "duration_s", "diarize"),
+)
+
+
+def warmup(model: Whisper, batch_sizes: Sequence[int] = (1,), **options: Any) -> None:
+    """Afterwards `transcribe(model, ..., batch_size=..., **options)` compiles nothing for these sizes and options.
+
+    For a server, which should not let its first users wait. It transcribes noise: a few tokens by each strategy that
+    the ladder of temperatures may come to, with word times if these are asked for. With a persistent compilation cache
+    the next process only reads what this one has compiled. Raises what `transcribe` raises for options.
+    """
+    chosen, tokenizer = TranscribeOptions.of(**options), tokenizer_of(model)
+    tries = {
+        strategy_of(chosen.fallback.options_at(t, replace(chosen.decoding, temperature=t))): t
+        for t in chosen.fallback.temperatures
+    }
+    special = tokenizer.special
+    said = {name: value for name, value in options.items() if name not in _OF_RECORDINGS} | {
+        "no_speech_threshold": None,
+        "logprob_threshold": None,
+        "compression_ratio_threshold": None,
+        "without_timestamps": True,
+        "sample_len": _TOKENS,
+        "max_new_tokens": None,
+        "prefix": None,
+        # Text alone, so that there are words to time.
+        "suppress_tokens": (-1, special.eot, *range(special.timestamp_begin, special.timestamp_end + 1)),
+    }
+    samples = model.config.max_source_positions * SAMPLE_RATE // POSITIONS_PER_SECOND  # of one window
+    noise = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    for size in batch_sizes:
+        for temperature in tries.values():
+            for result in transcribe(model, [noise] * size, batch_size=size, **{**said, "temperature": temperature}):
+                if isinstance(result, Exception):
+                    raise result
