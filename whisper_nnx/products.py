@@ -12,7 +12,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 Dtype = Any
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
-_FEW_ROWS = 4  # below, XLA's CPU compiler leaves bfloat16 to a loop of its own, 10 times slower
+_FEW_ROWS = 4  # with fewer, XLA's CPU compiler leaves bfloat16 to a loop of its own, 10 times slower
 _SPANS = (64, 128, 256)  # text positions that are read while there are no more
 
 
@@ -38,18 +38,18 @@ def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> ja
     then are their matrix units used, and what comes next computes in float32 in any case.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if x.dtype != jnp.bfloat16 or not on_cpu():
-        product = jnp.matmul(rows, kernel, **options)
-    else:
-        missing = max(0, _FEW_ROWS - len(rows))
-        product = jnp.matmul(jnp.pad(rows, ((0, missing), (0, 0))), kernel, preferred_element_type=jnp.float32)
-        product = product[: len(rows)]
+    if x.dtype == jnp.bfloat16 and on_cpu():
+        options["preferred_element_type"] = jnp.float32
+        if len(rows) < _FEW_ROWS:
+            rows, kernel = rows.astype(jnp.float32), kernel.astype(jnp.float32)
+    product = jnp.matmul(rows, kernel, **options)
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def prepared(table: jax.Array) -> jax.Array | None:
+def prepared(table: jax.Array, rows: int) -> jax.Array | None:
     """The right factor of a loop's products, laid out for the CPU's matrix units; None where nothing is to prepare."""
-    return with_layout_constraint(table, Layout((0, 1))) if table.dtype == jnp.bfloat16 and on_cpu() else None
+    units = table.dtype == jnp.bfloat16 and on_cpu() and rows >= _FEW_ROWS
+    return with_layout_constraint(table, Layout((0, 1))) if units else None
 
 
 def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:

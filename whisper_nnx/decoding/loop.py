@@ -149,7 +149,7 @@ def generate(
         hidden, cache = decoder.step(token[:, None], cache)
         return _Loop(loop.step + 1, hidden[:, 0], cache, history.append(token, special), said, chosen)
 
-    table = prepared(decoder.logits_table())
+    table = prepared(decoder.logits_table(), batch.limit.shape[0] * group)
     sequences = Sequences.init(limit, batch.initial_ids.shape[1], special.eot)
     chosen = BeamState.init(sequences, strategy) if isinstance(strategy, Beam) else sequences
     loop = _Loop(jnp.int32(0), jnp.repeat(at_last, group, axis=0), cache.repeat(group), history, said, chosen)
