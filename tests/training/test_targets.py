@@ -99,6 +99,14 @@ def test_previous_text_is_cut_from_the_left_to_what_fits(length, kept):
         assert it.ids[1:at].tolist() == TOKENIZER.encode(" " + text)[-kept:]
 
 
+@pytest.mark.parametrize("timestamps", [True, False])
+def test_segments_of_the_windows_before_are_told_as_those_of_this_one(timestamps):
+    it = target(*ONE_TWO, previous=[ONE_TWO, ONE_TWO[:1]], timestamps=timestamps)
+    text = "<|0.10|> one<|0.40|><|0.50|> two<|0.90|><|0.10|> one<|0.40|>" if timestamps else " one two one"
+    assert read(it) == "<|startofprev|>" + text + read(target(*ONE_TWO, timestamps=timestamps))
+    assert learned(it) == learned(target(*ONE_TWO, timestamps=timestamps))
+
+
 def test_windows_without_speech_teach_that_and_an_empty_transcript():
     it = target(no_speech=True, language="de")
     assert read(it) == "<|startoftranscript|><|de|><|transcribe|><|0.00|>"

@@ -272,12 +272,28 @@ def test_previous_text_is_the_rows_own_or_anothers_of_its_kind(rows):
     others = set()
     for index, window in enumerate(some(windows(mixed, previous_text_rate=1.0))):
         if window["ids"][0] == SPECIAL.sot_prev:
-            letter = TOKENIZER.decode(window["ids"][1:3].tolist())[1]
-            assert "abcdefgh".index(letter) % 2 == index % 2
-            assert "abcdefgh".index(letter) != index % 8
-            others.add(letter)
+            ids = window["ids"].tolist()
+            letters = set(TOKENIZER.decode(ids[1 : ids.index(SPECIAL.sot)])) - {" "}
+            assert {"abcdefgh".index(letter) % 2 for letter in letters} == {index % 2}
+            assert "abcdefgh"[index % 8] not in letters
+            others |= letters
     assert others == set("abcdefgh")
     assert all(window["ids"][0] == SPECIAL.sot for window in some(windows(own)))
+
+
+@pytest.mark.parametrize("no_timestamps_rate", [0.0, 1.0])
+def test_what_other_rows_said_before_has_times_as_the_window_has_them(rows, no_timestamps_rate):
+    timed = 0
+    made = some(windows(rows, previous_text_rate=1.0, no_timestamps_rate=no_timestamps_rate), 200)
+    for window in made:
+        ids = window["ids"].tolist()
+        before = ids[1 : ids.index(SPECIAL.sot)]
+        times = [token - SPECIAL.timestamp_begin for token in before if token >= SPECIAL.timestamp_begin]
+        timed += bool(times)
+        steps = np.diff(times)
+        assert all(0 <= time <= TIMESTAMPS for time in times)
+        assert (steps < 0).sum() <= len(times) // 4  # they begin anew with a window
+    assert 0.7 * len(made) < timed < 0.9 * len(made) if no_timestamps_rate == 0 else timed == 0
 
 
 def test_a_window_depends_on_nothing_but_its_number_and_the_seed(rows):

@@ -112,13 +112,15 @@ def encode_target(
     timestamps: bool,
     first_position: int = 0,
     previous_text: str = "",
+    previous: Sequence[Sequence[Said]] = (),
     no_speech: bool = False,
 ) -> Target:
     """ids, labels i32 [S], weights f32 [S], spans i32 [S,2], ctc i32 [ctc_length], frames i32 [positions], as the batch
     has them.
 
-    first_position: where the clip lies in the model's window, 20 ms each. no_speech: the label of sot is no_speech, and
-    the transcript is empty. Raises TooLong where the segments do not fit.
+    first_position: where the clip lies in the model's window, 20 ms each. previous: what was said in the windows
+    before, told as this one is, as `transcribe` does it; or previous_text. no_speech: the label of sot is no_speech,
+    and the transcript is empty. Raises TooLong where the segments do not fit.
     """
     tokenizer, special = form.tokenizer, form.tokenizer.special
     content = [] if no_speech else _content(form, said, timestamps, first_position)
@@ -127,7 +129,10 @@ def encode_target(
         content = [(special.timestamp_begin, (0, 0))]
     if len(start) + len(content) > form.length:
         raise TooLong(f"its text takes {len(start) + len(content)} tokens, max_label_length is {form.length}; raise it")
-    prompt = _prompt(form, previous_text, form.length - len(start) - len(content))
+    before = tokenizer.encode(" " + previous_text.strip()) if previous_text.strip() else []
+    before += [token for window in previous for token, _ in _content(form, window, timestamps, 0)]
+    keep = min(form.max_prompt, form.length - len(start) - len(content) - 1)
+    prompt = [special.sot_prev, *before[-keep:]] if before and keep > 0 else []
 
     told = [token for token, _ in content]
     ids = [*prompt, *start, *told]
@@ -205,13 +210,6 @@ def _end_span(form: Format, said: Sequence[Said], no_speech: bool) -> tuple[int,
         return 0, 0
     first = min(int(np.ceil(ends[-1] / STEP_S - 1e-6)), form.positions - 1)
     return first, min(first + _EOT_POSITIONS, form.positions)
-
-
-def _prompt(form: Format, text: str, room: int) -> list[int]:
-    """sot_prev and the end of what was said before, as much as fits; [] for nothing."""
-    keep = min(form.max_prompt, room - 1)
-    tokens = form.tokenizer.encode(" " + text.strip()) if text.strip() and keep > 0 else []
-    return [form.tokenizer.special.sot_prev, *tokens[-keep:]] if tokens else []
 
 
 def _units(form: Format, task: str, said: Sequence[Said]) -> list[Unit]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,8 @@ ROWS = 8  # of a window, whose indices a batch tells; there may be more
 _REASON_LENGTH = 300
 _SLACK_S = 1e-3  # of rounding
 _HEARD_S = 0.2  # of a partial segment, at least; a shorter beginning is left out with its sound
-_MOST_BEFORE = 12  # rows that the text before a window is made of
+_MOST_BEFORE = 24  # rows that the text before a window is made of
+_PLAIN_BEFORE = 0.2  # how often it is told without times even where the window has them, as a user's prompt is
 _FULLEST = 1.5  # how full a window is to be is drawn from 0 to this: a third are as full as they can be
 
 Group = tuple[str, str, str, str]
@@ -99,7 +101,7 @@ class Windows:
             clip.said,
             timestamps=timestamps,
             first_position=first_position,
-            previous_text=self._previous_text(first, rng),
+            **self._before(first, rng),
             no_speech=no_speech,
         )
         usable = made or bool(clip.rows)
@@ -111,17 +113,31 @@ class Windows:
         free = self.window_positions - self.form.positions
         return 0 if rng.random() < 0.5 else int(rng.integers(free + 1))
 
-    def _previous_text(self, index: int, rng: np.random.Generator) -> str:
-        """What was said before the window; of other rows where the row does not know."""
+    def _before(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """What was said before the window, for `encode_target`; of other rows where the row does not know."""
         row = self.rows[index]
         group = self.groups.get(_group(row), np.zeros(0, int))
-        wanted = rng.random() < self.config.previous_text_rate
-        others = rng.integers(max(len(group), 1), size=rng.integers(1, _MOST_BEFORE + 1) if self.config.pack else 1)
+        wanted, plain = rng.random() < self.config.previous_text_rate, rng.random() < _PLAIN_BEFORE
+        picks = rng.integers(max(len(group), 1), size=rng.integers(1, _MOST_BEFORE + 1) if self.config.pack else 1)
         if not wanted:
-            return ""
+            return {}
         if row.previous_text or len(group) < 2:
-            return row.previous_text
-        return " ".join(self.rows[other].text for other in group[others] if other != index)
+            return {"previous_text": row.previous_text}
+        others = [self.rows[other] for other in group[picks] if other != index]
+        if plain:
+            return {"previous_text": " ".join(other.text for other in others)}
+        windows: list[list[Said]] = [[]]
+        at = 0.0
+        for other in others:
+            at += self._gap(rng)
+            if at + other.duration > self.config.window_s:
+                windows.append([])
+                at = 0.0
+            for segment in other.segments or (Span(0.0, other.duration, other.text),):
+                moved = Span(at + segment.start, at + segment.end, segment.text)
+                windows[-1].append(spoken_tokens(self.form.tokenizer, row.language, row.task, moved, ()))
+            at += other.duration
+        return {"previous": windows}
 
     def _gap(self, rng: np.random.Generator) -> float:
         least, most = self.config.pack_gap_s
