@@ -53,17 +53,20 @@ def divergence(logits: jax.Array, teacher: jax.Array, weights: jax.Array, temper
 
 
 def guide(scores: jax.Array, spans: jax.Array) -> Mean:
-    """Attention that is told where each label is spoken: -log of its probability inside the label's span.
+    """Attention that is told where each label is spoken: how far it is from being even over the label's span, in nats.
+
+    Kullback-Leibler divergence from the even distribution. (Its probability inside the span would not do: attention to
+    the begin of each word alone makes all boundaries early.)
 
     scores [B,A,S,T]: of the guided heads, before the softmax. spans [B,S,2]: positions [first, end), (0, 0): unknown.
     """
     first, end = spans[:, None, :, :1], spans[:, None, :, 1:]
     at = jnp.arange(scores.shape[-1])
     inside = (first <= at) & (at < end)
-    known = inside.any(axis=-1)
-    within = jax.nn.logsumexp(jnp.where(inside | ~known[..., None], scores, _NEVER), axis=-1)
-    loss = jax.nn.logsumexp(scores, axis=-1) - within  # 0 where the span is unknown: all is inside then
-    return Mean(loss.sum(), known.sum() * scores.shape[1])
+    count = inside.sum(axis=-1)
+    mean = jnp.where(inside, scores, 0).sum(axis=-1) / jnp.maximum(count, 1)
+    loss = jnp.where(count > 0, jax.nn.logsumexp(scores, axis=-1) - mean - jnp.log(jnp.maximum(count, 1)), 0)
+    return Mean(loss.sum(), (count > 0).sum() * scores.shape[1])
 
 
 def frames(logits: jax.Array, labels: jax.Array) -> Mean:
