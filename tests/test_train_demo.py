@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.training.config import load_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "train_demo"))
 
@@ -17,10 +18,22 @@ import make_tokenizer
 import sentences
 import speech
 
+RECIPE = Path(speech.__file__).parent
+
 
 def drawn(language: str, n: int, seed: int = 0) -> list[sentences.Sentence]:
     rng = random.Random(seed)
     return [sentences.sentence(language, rng) for _ in range(n)]
+
+
+def test_each_stage_begins_with_the_model_of_the_one_before():
+    stages = [load_config(RECIPE / f"{name}.toml") for name in ("clips", "passages", "windows", "polish", "context")]
+    assert len(stages) == len(list(RECIPE.glob("*.toml")))
+    assert [stage.model.init for stage in stages] == ["", *(f"{stage.output}/export" for stage in stages[:-1])]
+    text = (RECIPE / "README.md").read_text("utf-8")
+    commands = [text.index(f"--config examples/train_demo/{Path(stage.output).name[5:]}.toml") for stage in stages]
+    assert commands == sorted(commands)
+    assert f"--model {stages[-1].output}/export" in text
 
 
 @pytest.mark.parametrize("language", sentences.LANGUAGES)

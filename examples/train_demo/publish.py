@@ -1,6 +1,6 @@
 """Writes the trained demo model into the package, with what was measured of it and recordings to try it on.
 
-python examples/train_demo/publish.py --model runs/demo_windows/export --data data/demo
+python examples/train_demo/publish.py --model runs/demo_context/export --data data/demo
 """
 
 from __future__ import annotations
