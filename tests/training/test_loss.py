@@ -58,14 +58,17 @@ def test_divergence_is_the_sum_over_the_vocabulary_at_the_temperature():
     np.testing.assert_allclose(loss.divergence(LOGITS, LOGITS, WEIGHTS, 2.0).value, 0, atol=1e-6)
 
 
-def test_guide_is_how_far_attention_is_from_even_over_the_spans():
+def test_guide_is_how_far_attention_is_from_even_over_the_thirds_of_the_spans():
     scores = jnp.asarray(random.normal(0, 2, (B, 2, S, T)), jnp.float32)
     spans = np.zeros((B, S, 2), np.int32)
-    spans[0, 1], spans[2, 4] = (2, 5), (8, 9)
-    log_probability = log_softmax(scores)
-    expected = -np.sum([log_probability[0, head, 1, 2:5].mean() + np.log(3) for head in (0, 1)])
-    expected -= np.sum([log_probability[2, head, 4, 8] for head in (0, 1)])
-    np.testing.assert_allclose(loss.guide(scores, jnp.asarray(spans)).value, expected / 4, rtol=1e-5)
+    spans[0, 1], spans[1, 0], spans[2, 4] = (2, 8), (3, 5), (8, 9)
+    probability = np.exp(log_softmax(scores))
+    expected = 0.0
+    for head in (0, 1):
+        expected -= np.log(3 * probability[0, head, 1, 2:8].reshape(3, 2).sum(axis=1)).mean()
+        expected -= np.log(2 * probability[1, head, 0, 3:5]).mean()
+        expected -= np.log(probability[2, head, 4, 8])
+    np.testing.assert_allclose(loss.guide(scores, jnp.asarray(spans)).value, expected / 6, rtol=1e-5)
 
 
 def test_without_known_spans_nothing_is_guided():

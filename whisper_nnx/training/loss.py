@@ -53,20 +53,22 @@ def divergence(logits: jax.Array, teacher: jax.Array, weights: jax.Array, temper
 
 
 def guide(scores: jax.Array, spans: jax.Array) -> Mean:
-    """Attention that is told where each label is spoken: how far it is from being even over the label's span, in nats.
+    """Attention that is told where each label is spoken: each third of the label's span is to have a third of it.
 
-    Kullback-Leibler divergence from the even distribution. (Its probability inside the span would not do: attention to
-    the begin of each word alone makes all boundaries early.)
+    In nats, 0 at best. (With the span as a whole, heads look at the begin of each word alone, and boundaries found by
+    them are early; attention that is even over all positions costs more of the rest than it brings.)
 
     scores [B,A,S,T]: of the guided heads, before the softmax. spans [B,S,2]: positions [first, end), (0, 0): unknown.
     """
     first, end = spans[:, None, :, :1], spans[:, None, :, 1:]
-    at = jnp.arange(scores.shape[-1])
-    inside = (first <= at) & (at < end)
-    count = inside.sum(axis=-1)
-    mean = jnp.where(inside, scores, 0).sum(axis=-1) / jnp.maximum(count, 1)
-    loss = jnp.where(count > 0, jax.nn.logsumexp(scores, axis=-1) - mean - jnp.log(jnp.maximum(count, 1)), 0)
-    return Mean(loss.sum(), (count > 0).sum() * scores.shape[1])
+    at, length = jnp.arange(scores.shape[-1]), jnp.maximum(end - first, 1)
+    third = jnp.where((first <= at) & (at < end), (at - first) * 3 // length, -1)  # a span of two has two of them
+    inside = [jax.nn.logsumexp(jnp.where(third == part, scores, _NEVER), axis=-1) for part in range(3)]
+    there = [(third == part).any(axis=-1) for part in range(3)]
+    count = jnp.maximum(sum(there), 1)
+    mean = sum(jnp.where(known, log_sum, 0) for known, log_sum in zip(there, inside, strict=True)) / count
+    loss = jnp.where(there[0], jax.nn.logsumexp(scores, axis=-1) - mean - jnp.log(count), 0)
+    return Mean(loss.sum(), there[0].sum() * scores.shape[1])
 
 
 def frames(logits: jax.Array, labels: jax.Array) -> Mean:
