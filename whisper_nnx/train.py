@@ -21,7 +21,6 @@ from whisper_nnx.training.config import TrainConfig, load_config, to_dict
 
 if TYPE_CHECKING:
     from whisper_nnx.model import Whisper
-    from whisper_nnx.training.manifest import Row
     from whisper_nnx.training.run import Evaluate
 
 EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143}  # 128 + the signal's number, as shells have it
@@ -193,11 +192,11 @@ def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
     if not rows:
         raise ValueError(f"{', '.join(config.evaluate.manifest)}: no row can be used; correct evaluate.manifest")
 
-    def tell(row: Row, error: Exception) -> None:
-        print(f"{cli.NAME}: {row.manifest}:{row.line}: {cli.one_line(error)}", file=sys.stderr)
-
     def run(model: Whisper) -> dict[str, float]:
-        found = evaluate(model, rows, on_error=tell, **options)
+        found = evaluate(model, rows, **options)
+        for row, result in zip(rows, found.rows, strict=True):
+            if result.error is not None:
+                print(f"{cli.NAME}: {row.manifest}:{row.line}: {result.error}", file=sys.stderr)
         if found.wer is None:
             raise ValueError("evaluate.manifest has no words, so there is no word error rate; add rows with speech")
         return {"wer": found.wer, "cer": found.cer or 0.0, "evaluate_s": round(found.wall_s, 1)}

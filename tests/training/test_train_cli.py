@@ -1,5 +1,6 @@
 """`python -m whisper_nnx.train`: what it says, what it leaves behind, and runs that are killed and started again."""
 
+import importlib
 import json
 import os
 import signal
@@ -242,3 +243,33 @@ finally:
     assert done.stdout.startswith("usage: python -m whisper_nnx.train")
     assert "--optimizer.learning_rate" in done.stdout
     assert done.stdout.endswith("set()\n")
+
+
+def test_a_run_that_evaluates_writes_error_rates_and_keeps_the_best(run, folder, tmp_path):
+    held_out = folder / "held_out.jsonl"
+    held_out.write_text("".join((folder / "train.jsonl").read_text().splitlines(True)[:3]))
+    code, told = run(
+        "--evaluate.manifest", str(held_out), "--evaluate.every", "4", "--evaluate.options.sample_len", "3"
+    )
+    assert code == 0, told
+    rates = [record["wer"] for record in read_records(tmp_path / "out" / "metrics.jsonl") if "wer" in record]
+    assert len(rates) == 2
+    assert load_model(tmp_path / "out" / "best").config == load_model(folder / "model").config
+
+
+def test_recordings_that_an_evaluation_cannot_read_are_told_by_their_line(run, folder, tmp_path, monkeypatch):
+    module = importlib.import_module("whisper_nnx.evaluate")
+    real = module._result
+
+    def without_the_second(row, task, guessed, heard, normalizer):
+        heard = ValueError("gone") if row.line == 2 else heard
+        return real(row, task, guessed, heard, normalizer)
+
+    monkeypatch.setattr(module, "_result", without_the_second)
+    manifest = folder / "train.jsonl"
+    code, told = run(
+        *("--evaluate.manifest", str(manifest), "--evaluate.every", "8", "--evaluate.max_rows", "2"),
+        *("--evaluate.options.sample_len", "3"),
+    )
+    assert code == 0, told
+    assert [line for line in told if line.endswith(f"{manifest}:2: gone")]
