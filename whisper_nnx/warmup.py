@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from whisper_nnx.model import Whisper
 
 _TOKENS = 4
-_OF_RECORDINGS = (
+_OF_RECORDINGS = {  # what part of a recording is heard: of noise, all
     *("vad_filter", "vad_parameters", "independent_clips", "clip_timestamps", "offset_s", "duration_s", "diarize"),
-)
+}
 
 
 def warmup(model: Whisper, batch_sizes: Sequence[int] = (1,), **options: Any) -> None:

@@ -55,8 +55,8 @@ def divergence(logits: jax.Array, teacher: jax.Array, weights: jax.Array, temper
 def guide(scores: jax.Array, spans: jax.Array) -> Mean:
     """Attention that is told where each label is spoken: each third of the label's span is to have a third of it.
 
-    In nats, 0 at best. (With the span as a whole, heads look at the begin of each word alone, and boundaries found by
-    them are early; attention that is even over all positions costs more of the rest than it brings.)
+    In nats, 0 at best. Not the span as a whole: heads would look at the begin of each word alone, and boundaries found
+    by them be early. Not each position: that upset the rest of a trained decoder.
 
     scores [B,A,S,T]: of the guided heads, before the softmax. spans [B,S,2]: positions [first, end), (0, 0): unknown.
     """
