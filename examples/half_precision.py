@@ -29,7 +29,7 @@ expected = logits_of(exact, mel[None], ids)
 print(f"logits {expected.shape}: standard deviation {expected.std():.2f}")
 
 for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
-    # dtype is that of the computation and, unless param_dtype is given, of the parameters.
+    # dtype is that of the computation and, unless `weights` is given, of the parameters.
     model = load_model(args.checkpoint, dtype=dtype)
     megabytes = sum(p.nbytes for p in jax.tree.leaves(nnx.state(model, nnx.Param))) / 1e6
     logits = logits_of(model, mel[None], ids)

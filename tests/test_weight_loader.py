@@ -110,13 +110,19 @@ def test_every_half_precision_number_is_converted_as_numpy_does():
             np.testing.assert_array_equal(ours.view(np.uint8), expected.view(np.uint8))
 
 
-def test_dtype_is_that_of_computation_and_parameters_unless_param_dtype_is_given(folder):
+def test_dtype_is_that_of_computation_and_parameters_unless_weights_is_given(folder):
     half = load_model(folder, dtype="bfloat16")
     assert {str(array.dtype) for array in arrays(half).values()} == {"bfloat16"}
     assert half.encoder.conv1.dtype == half.decoder.dtype == jnp.bfloat16
-    mixed = load_model(folder, dtype=jnp.bfloat16, param_dtype="float32")
+    mixed = load_model(folder, dtype=jnp.bfloat16, weights="float32")
     assert {str(array.dtype) for array in arrays(mixed).values()} == {"float32"}
     assert mixed.encode(jnp.ones((1, 80, 20))).dtype == mixed.decoder.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("weights", ["fp16", "int4", jnp.float64])
+def test_other_weights_are_refused(folder, weights):
+    with pytest.raises(ValueError, match=r"weights=.* is not supported; choose float32, bfloat16, float16, int8"):
+        load_model(folder, weights=weights)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "int8", "float64", 7])

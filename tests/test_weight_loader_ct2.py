@@ -83,7 +83,7 @@ def test_floats_are_read_bit_for_bit(tmp_path, dtype):
     assert reader.detect(path)
     assert reader.detect(path / "model.bin")
     for source in (path, path / "model.bin"):
-        model = load_model(source, param_dtype=dtype)
+        model = load_model(source, weights=dtype)
         assert model.config == CONFIG
         for at, loaded in nnx.to_flat_state(nnx.state(model)):
             np.testing.assert_array_equal(np.asarray(loaded[...]), rounded[at], err_msg=str(at))

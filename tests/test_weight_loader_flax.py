@@ -107,7 +107,7 @@ def test_what_flax_wrote_loads_bit_for_bit(tmp_path, dtype, tied):
     model = small_model(param_dtype=dtype, tie_word_embeddings=tied, **SHAPE)
     folder = checkpoint(model, tmp_path / "model", to_bytes(flax_tree(model)))
     for path in (folder, folder / "flax_model.msgpack"):
-        loaded = load_model(path, param_dtype=dtype)
+        loaded = load_model(path, weights=dtype)
         assert_same(loaded, model)
         assert loaded.config == model.config
         assert loaded.tokenizer == model.tokenizer

@@ -51,7 +51,7 @@ def assert_same(model, arrays):
 def test_the_true_shape_of_tiny_comes_back_bit_for_bit(tokenizer, tmp_path, dtype):
     tiny = content(tokenizer, RELEASED["tiny"], dtype)
     assert not writer.write(tiny, tmp_path / "tiny.bin", dtype)
-    model = load_model(tmp_path / "tiny.bin", param_dtype=dtype)
+    model = load_model(tmp_path / "tiny.bin", weights=dtype)
     assert_same(model, tiny.arrays)
     # A ggml file names no alignment heads: those of the released size count.
     assert model.config == dataclasses.replace(RELEASED["tiny"], alignment_heads=RELEASED_ALIGNMENT_HEADS["tiny"])

@@ -24,6 +24,7 @@ from weight_loader.readers import huggingface, open_checkpoint
 from weight_loader.vocabulary import tokenizer_from_tiktoken
 from whisper_nnx.config import WhisperConfig
 from whisper_nnx.model import Dtype, Whisper, sinusoids
+from whisper_nnx.quantized import quantize_model
 from whisper_nnx.tokenizer import FILE_NAMES as TOKENIZER_FILES
 from whisper_nnx.tokenizer import Tokenizer
 
@@ -36,7 +37,7 @@ def load_model(
     name_or_path: Name,
     *,
     dtype: Dtype = None,
-    param_dtype: Dtype = None,
+    weights: Dtype = None,
     tokenizer: Name | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -47,15 +48,17 @@ def load_model(
     name_or_path: a folder or file in any format that `weight_loader.readers` knows; a repository ("owner/name";
       `revision`, `token`, `cache_dir` are for it) or a short name: "tiny", "base.en", "large-v3", "turbo",
       "distil-large-v3"; OpenAI's own file by its name, "tiny.pt", or address. A folder or file of that name wins.
-    dtype, param_dtype: float32, bfloat16 or float16 of the computation (default float32) and of the parameters
-      (default: the same). Whatever is stored is converted tensor by tensor.
+    dtype: float32, bfloat16 or float16, of the computation (default float32).
+    weights: one of these, or int8 (the matrices; see `quantized.py`), of the parameters in memory (default: as dtype).
+      Whatever is stored is converted tensor by tensor.
     tokenizer: where the tokenizer comes from, if not from the checkpoint or what lies beside it: a folder, a .tiktoken
       file, a repository or a short name.
 
     Raises FileNotFoundError for a path to nothing, CheckpointError for a checkpoint that cannot be had or used.
     """
     dtype = _floating(dtype or jnp.float32)
-    param_dtype = _floating(param_dtype or dtype)
+    int8 = weights in ("int8", jnp.int8, np.dtype("int8"))
+    param_dtype = dtype if int8 else _floating(weights or dtype, "weights", ", int8")
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     path = checkpoint_path(name_or_path, **options)
     checkpoint = open_checkpoint(path)
@@ -63,6 +66,8 @@ def load_model(
     model = abstract_model(checkpoint.config, dtype, param_dtype)
     params = read_arrays(checkpoint, param_dtype, model)
     nnx.update(model, nnx.State(unflatten_dict(params)))
+    if int8:
+        quantize_model(model)
     model.tokenizer = found
     return model
 
@@ -277,12 +282,12 @@ def _dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
-def _floating(dtype: Dtype) -> np.dtype:
-    """float32, bfloat16 or float16. Raises ValueError for anything else."""
+def _floating(dtype: Dtype, name: str = "dtype", others: str = "") -> np.dtype:
+    """float32, bfloat16 or float16. Raises ValueError for anything else, naming what else `name` may be."""
     known = [jnp.dtype(name) for name in ("float32", "bfloat16", "float16")]
     try:
         if jnp.dtype(dtype) in known:
             return jnp.dtype(dtype)
     except TypeError:
         pass
-    raise ValueError(f"dtype={dtype!r} is not supported; choose {', '.join(map(str, known))}")
+    raise ValueError(f"{name}={dtype!r} is not supported; choose {', '.join(map(str, known))}{others}")

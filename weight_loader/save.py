@@ -11,9 +11,11 @@ from typing import cast
 from flax import nnx
 
 from weight_loader.checkpoint import Content
+from weight_loader.folder import CheckpointError
 from weight_loader.names import Path
 from weight_loader.writers import huggingface, write_checkpoint
 from whisper_nnx.model import Whisper
+from whisper_nnx.quantized import Int8Embedding
 
 
 def save_pretrained(model: Whisper, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
@@ -47,7 +49,9 @@ def save_model(model: Whisper, path: str | os.PathLike[str], format: str = "hf",
 
 
 def content_of(model: Whisper) -> Content:
-    """The model as writers take it."""
+    """The model as writers take it. Raises CheckpointError for one whose weights were rounded to 8 bits."""
+    if isinstance(model.decoder.embed_tokens, Int8Embedding):
+        raise CheckpointError("the model's weights are int8, which no format here stores; load it with other weights")
     state = cast(Iterable[tuple[Path, nnx.Variable]], nnx.to_flat_state(nnx.state(model)))
     arrays = {path: variable[...] for path, variable in state}
     return Content(model.config, model.tokenizer, arrays)

@@ -166,7 +166,7 @@ def model_of(args: argparse.Namespace, device: jax.Device) -> Whisper:
 
     dtype = _choose_dtype(args.dtype, args.fp16, device.platform)
     where = {"cache_dir": args.model_dir, "revision": args.revision, "token": args.token}
-    return load_model(args.model, dtype=dtype, tokenizer=args.tokenizer, **where)
+    return load_model(args.model, dtype=dtype, weights=args.weights, tokenizer=args.tokenizer, **where)
 
 
 def transcribe_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:

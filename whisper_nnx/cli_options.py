@@ -45,7 +45,7 @@ SUBTITLE_OPTIONS = (
 # All that openai-whisper's command does not have.
 OWN_OPTIONS = {
     *(*OWN_TRANSCRIBE_OPTIONS, *VAD_OPTIONS, "max_len", "split_on_word", "tokenizer", "revision", "token"),
-    *("dtype", "compilation_cache", "traceback", "version"),
+    *("dtype", "weights", "compilation_cache", "traceback", "version"),
 }
 
 
@@ -122,6 +122,7 @@ TEXT, FOLDER = _kind(str, "TEXT"), _kind(str, "FOLDER")
 TASK = _kind(str, None, choices=["transcribe", "translate"])
 CACHE = _kind(_cache, "WHERE")
 DTYPE = _kind(str, None, choices=["float32", "bfloat16", "float16"])
+WEIGHTS = _kind(str, None, choices=["float32", "bfloat16", "float16", "int8"])
 
 # Group -> options, each with its kind, default and help. The order is that of --help.
 OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
@@ -208,6 +209,7 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
         ("--batch_size", SOME, 1, "recordings, or pieces of them, to decode together"),
         ("--device", _kind(_device, "NAME"), None, "cpu, gpu, cuda, tpu; gpu:1 is the second (default: the fastest)"),
         ("--dtype", DTYPE, None, "of the computation (default: float32 on CPUs, float16 on GPUs, bfloat16 on TPUs)"),
+        ("--weights", WEIGHTS, None, "of the parameters in memory (default: as --dtype); int8 takes least"),
         ("--fp16", FLAG, None, "True is --dtype float16 (on CPUs float32 all the same), False is --dtype float32"),
         ("--threads", COUNT_OR_NONE, 0, "of the CPU; 0: one per core"),
         ("--compilation_cache", CACHE, True, "keep compiled programs: True, False, or in this folder"),

@@ -44,6 +44,18 @@ def sinusoids(length: int, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
 
+class Embedding(nnx.Embed):
+    """A table of rows. They are taken before they are cast, and checked by nobody: V is large."""
+
+    def rows(self, ids: jax.Array) -> jax.Array:
+        """ids [...] -> [...,D]."""
+        return self.embedding[...][ids].astype(self.dtype)
+
+    def table(self) -> jax.Array:
+        """[V,D]."""
+        return self.embedding[...].astype(self.dtype)
+
+
 class _Layers:
     """Makes the layers of one model with its dtypes; keeps their traps in one place."""
 
@@ -65,8 +77,8 @@ class _Layers:
     def norm(self, width: int) -> nnx.LayerNorm:
         return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, **self.common)
 
-    def embedding(self, n: int, width: int) -> nnx.Embed:
-        return nnx.Embed(n, width, **self.embed)
+    def embedding(self, n: int, width: int) -> Embedding:
+        return Embedding(n, width, **self.embed)
 
 
 def _run(remat: bool, layer: EncoderLayer, *args: Any, **options: Any) -> Any:
@@ -246,13 +258,12 @@ class TextDecoder(nnx.Module):
         return tuple(layer.encoder_attn.keys_values(encoder_output) for layer in self.layers)
 
     def _embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
-        """ids [B,S] and their positions [B,S] or [S] -> [B,S,D]. Rows are taken before they are cast: V is large."""
-        tokens, places = self.embed_tokens.embedding[...], self.embed_positions.embedding[...]
-        return tokens[ids].astype(self.dtype) + places[positions].astype(self.dtype)
+        """ids [B,S] and their positions [B,S] or [S] -> [B,S,D]."""
+        return self.embed_tokens.rows(ids) + self.embed_positions.rows(positions)
 
     def logits_table(self) -> jax.Array:
         """[D,V], what `logits` multiplies by."""
-        table = self.embed_tokens.embedding[...].T if self.proj_out is None else self.proj_out.kernel[...]
+        table = self.embed_tokens.table().T if self.proj_out is None else self.proj_out.kernel[...]
         return table.astype(self.dtype)
 
     def logits(self, hidden: jax.Array, table: jax.Array | None = None) -> jax.Array:

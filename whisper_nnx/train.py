@@ -153,7 +153,7 @@ def load_models(config: TrainConfig) -> tuple[Whisper, Whisper | None]:
     from whisper_nnx.tokenizer import Tokenizer
     from whisper_nnx.training.step import new_model
 
-    dtype, masters = config.model.dtype, {"param_dtype": "float32"}
+    dtype, masters = config.model.dtype, {"weights": "float32"}
     tokenizer = config.model.tokenizer or None
     teacher = load_model(config.distill.teacher, dtype=dtype, **masters) if config.distill.teacher else None
     if config.model.init:

@@ -119,7 +119,7 @@ def test_digits_that_mlx_saved_load_to_the_state_of_the_hugging_face_folder(ours
 
 def test_bfloat16_is_kept(ours, openai, tmp_path):
     save(whisper_of(openai["model_state_dict"], openai["dims"], mx.bfloat16), tmp_path / "mlx", "mlx")
-    loaded = load_model(tmp_path / "mlx", param_dtype="bfloat16")
+    loaded = load_model(tmp_path / "mlx", weights="bfloat16")
     assert loaded.config.alignment_heads is None  # what mlx-whisper keeps where it knows none
     assert_same(loaded, rounded(ours, jnp.bfloat16), positions_atol=1 / 128)
 
