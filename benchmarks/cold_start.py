@@ -9,6 +9,7 @@ folder; faster-whisper, which has no command, is a script that prints. All decod
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -21,13 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.checkpoints import FIXED, prepare
 
+ROOT = Path(__file__).parents[1]
 SCRIPT = """
-import sys
+import json, sys
 from faster_whisper import WhisperModel
 model = WhisperModel(sys.argv[1], device="cpu", compute_type=sys.argv[3], cpu_threads=int(sys.argv[4]))
-segments, _ = model.transcribe(sys.argv[2], language="en", beam_size=1, temperature=0.0, **eval(sys.argv[5]))
+segments, _ = model.transcribe(sys.argv[2], language="en", beam_size=1, temperature=0.0, **json.loads(sys.argv[5]))
 for segment in segments:
-    print(segment.start, segment.end, segment.text)
+    print(f"{segment.start:05.2f} {segment.end:05.2f} {segment.text}")
 """
 
 
@@ -38,7 +40,7 @@ def commands(checkpoint: Path, recording: Path, scratch: Path) -> dict[str, list
     ours = [sys.executable, "-m", "whisper_nnx.transcribe", recording, "--model", checkpoint / "huggingface", *common]
     ours += ["--compilation_cache", scratch / "cache"]
     # Whose weights never end stop at half the context, 224 tokens; faster-whisper has to be told.
-    limit = "dict(max_new_tokens=444)" if (checkpoint / FIXED).exists() else "{}"
+    limit = json.dumps({"max_new_tokens": 444} if (checkpoint / FIXED).exists() else {})
     script = [sys.executable, "-c", SCRIPT, checkpoint / "ctranslate2", recording]
     cores = str(os.cpu_count() or 1)
     return {
@@ -53,10 +55,25 @@ def commands(checkpoint: Path, recording: Path, scratch: Path) -> dict[str, list
     }
 
 
-def seconds(command: list) -> float:
+def seconds(command: list, programs: Path) -> float:
+    """How long it runs; `programs` goes first in its PATH. AssertionError where it prints no text."""
+    path = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | path | {"PYTHONPATH": str(ROOT)}  # ours need not be installed
     start = time.perf_counter()
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    return time.perf_counter() - start
+    run = subprocess.run(list(map(str, command)), check=True, capture_output=True, env=environment, text=True)
+    took = time.perf_counter() - start
+    assert "00" in run.stdout, run.stderr
+    assert "Skipping" not in run.stdout, run.stderr
+    return took
+
+
+def with_ffmpeg(folder: Path) -> Path:
+    """A folder of programs: openai-whisper calls one named ffmpeg."""
+    import imageio_ffmpeg
+
+    folder.mkdir()
+    (folder / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    return folder
 
 
 def main() -> None:
@@ -69,8 +86,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = prepare(args.folder, Path(scratch), args.random)
         chosen = commands(checkpoint, args.recording.resolve(), Path(scratch))
-        first = {name: seconds(command) for name, command in chosen.items()}
-        runs = [{name: seconds(command) for name, command in chosen.items()} for _ in range(args.repeats)]
+        programs = with_ffmpeg(Path(scratch) / "programs")
+        first, *runs = (
+            {name: seconds(command, programs) for name, command in chosen.items()} for _ in range(args.repeats + 1)
+        )
     medians = {name: statistics.median(run[name] for run in runs) for name in chosen}
     print("| process | s | first, s | ours / it |", "|---|---|---|---|", sep="\n")
     for name, median in medians.items():
