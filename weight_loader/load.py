@@ -188,10 +188,14 @@ def print_model_info(config: WhisperConfig) -> None:
 
 def abstract_model(config: WhisperConfig, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32) -> Whisper:
     """A model whose arrays have shapes and dtypes, but no memory."""
-    key = jax.random.key(0)
-    # Stands for nnx.Rngs, whose counter, traced once for each parameter, takes 13 s at large-v3 (flax 0.12.8).
-    rngs: Any = SimpleNamespace(params=lambda: key)
-    return nnx.eval_shape(lambda: Whisper(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype))
+
+    def make() -> Whisper:
+        key = jax.random.key(0)
+        # Stands for nnx.Rngs, whose counter, traced once for each parameter, takes 13 s at large-v3 (flax 0.12.8).
+        rngs: Any = SimpleNamespace(params=lambda: key)
+        return Whisper(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+    return nnx.eval_shape(make)
 
 
 def read_arrays(checkpoint: Checkpoint, dtype: Dtype = None, model: Whisper | None = None) -> dict[Path, jax.Array]:
@@ -241,7 +245,7 @@ def _variables(model: nnx.Module) -> dict[Path, nnx.Variable]:
 def _convert(array: np.ndarray, axes: tuple[int, ...], dtype: Dtype) -> jax.Array:
     """A stored array in the model's order and dtype."""
     if array.ndim == 1:
-        return jnp.asarray(array.astype(dtype))
+        return jax.device_put(array.astype(dtype))
     return _transposed(array, axes, jnp.dtype(dtype))
 
 

@@ -30,6 +30,7 @@ _EXPORTS = {
     "whisper_nnx.vad": ["VadOptions", "speech_spans"],
     "whisper_nnx.transcribe": ["iter_segments", "iter_transcripts", "transcribe"],
     "whisper_nnx.warmup": ["warmup"],
+    "whisper_nnx.programs": ["keep_programs"],
     "whisper_nnx.likelihood": ["TextScore", "score"],
     "whisper_nnx.known_text": ["align"],
     "whisper_nnx.alignment_heads": ["find_alignment_heads"],

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from whisper_nnx.products import cache_dtype
+from whisper_nnx.programs import given_back
 
 
+@given_back
 class KeysValues(NamedTuple):
     """Keys and values of one attention, heads first: each [B,H,T,K]."""
 

@@ -8,12 +8,14 @@ matrix products (TF32, bfloat16) can get into it.
 from __future__ import annotations
 
 from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from whisper_nnx.audio import FRAMES_PER_SECOND, SAMPLE_RATE
+from whisper_nnx.programs import program
 
 N_FFT = 400
 HOP_LENGTH = SAMPLE_RATE // FRAMES_PER_SECOND
@@ -113,7 +115,7 @@ class RecordingMel:
         self._n_mels = n_mels
         self._n_window_frames = n_window_frames
         self.content_frames = len(self._waveform) // HOP_LENGTH
-        self._maximum = jnp.log10(np.float32(_FLOOR))
+        self._maximum: Any = np.log10(np.float32(_FLOOR))
         for start in range(0, self.content_frames + 3, n_window_frames):  # three frames reach back into the sound
             self._maximum = _louder(self._maximum, self._samples(start), n_mels)
 
@@ -138,12 +140,12 @@ class RecordingMel:
         return np.pad(samples, (before, 0), mode="reflect")
 
 
-@partial(jax.jit, static_argnums=2)
+@program(static_argnames=("n_mels",))
 def _louder(maximum: jax.Array, samples: jax.Array, n_mels: int) -> jax.Array:
     return jnp.maximum(maximum, _log10_mel(samples, n_mels).max())
 
 
-@partial(jax.jit, static_argnums=3)
+@program(static_argnames=("n_mels",))
 def _window(samples: jax.Array, maximum: jax.Array, n_frames: jax.Array, n_mels: int) -> jax.Array:
     mel = _normalise(_log10_mel(samples, n_mels), maximum)
     return jnp.where(jnp.arange(mel.shape[1]) < n_frames, mel, 0)

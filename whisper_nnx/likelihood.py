@@ -14,6 +14,7 @@ from whisper_nnx.audio import FRAMES_PER_SECOND, load_audio
 from whisper_nnx.cache import KeysValues
 from whisper_nnx.features import RecordingMel
 from whisper_nnx.model import TextDecoder, Whisper
+from whisper_nnx.programs import program
 from whisper_nnx.timing import padded_ids
 from whisper_nnx.windows import EncodedWindows, detect_languages, encode_windows, most_probable, tokenizer_of
 
@@ -42,7 +43,7 @@ class TextScore:
         return self.logprob / (len(self.tokens) + 1)
 
 
-@jax.jit
+@program()
 def following_logprobs(
     decoder: TextDecoder, cross: tuple[KeysValues, ...], ids: jax.Array, wanted: jax.Array
 ) -> jax.Array:

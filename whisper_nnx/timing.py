@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from whisper_nnx.cache import KeysValues
 from whisper_nnx.config import WhisperConfig, released_alignment_heads
 from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.model import TextDecoder
+from whisper_nnx.programs import program
 
 if TYPE_CHECKING:
     from whisper_nnx.tokenizer import Tokenizer
@@ -100,7 +101,7 @@ def bucket(length: int, max_positions: int) -> int:
     return min(next((b for b in BUCKETS if b >= length), max_positions), max_positions)
 
 
-@partial(jax.jit, static_argnames="heads")
+@program(static_argnames=("heads",))
 def token_times(
     decoder: TextDecoder,
     cross: tuple[KeysValues, ...],

@@ -24,9 +24,11 @@ from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
 from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.languages import to_language_code
 from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper
+from whisper_nnx.programs import given_back, program
 from whisper_nnx.tokenizer import Tokenizer
 
 
+@given_back
 class EncodedWindows(NamedTuple):
     """B windows after the encoder: features [B,T,D], and each decoder layer's cross-attention keys and values.
 
@@ -116,13 +118,13 @@ def row_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-@jax.jit
+@program()
 def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> EncodedWindows:
     features = encoder(mel)
     return EncodedWindows(features, decoder.cross_attention(features))
 
 
-@jax.jit
+@program()
 def _cross_attention(decoder: TextDecoder, features: jax.Array) -> EncodedWindows:
     return EncodedWindows(features, decoder.cross_attention(features))
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
 from whisper_nnx.cache import KeysValues, KVCache
 from whisper_nnx.config import SpecialTokens
 from whisper_nnx.model import TextDecoder
+from whisper_nnx.programs import program
 
 
-@partial(jax.jit, static_argnames="special")
+@program(static_argnames=("special",))
 def language_probs(decoder: TextDecoder, cross: tuple[KeysValues, ...], special: SpecialTokens) -> jax.Array:
     """Windows given by their cross-attention -> [B, number of languages], in the order of `special.languages`."""
     cache = KVCache.init(cross, 1)

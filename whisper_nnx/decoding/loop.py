@@ -7,7 +7,6 @@ the vocabulary's special ids are static. So one compilation serves all.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +27,7 @@ from whisper_nnx.decoding.strategies import (
 )
 from whisper_nnx.model import TextDecoder
 from whisper_nnx.products import prepared
+from whisper_nnx.programs import given_back, program
 
 PREFILL_CHUNK = 32  # ids fed at once; a prompt of any length is so many passes of one shape
 
@@ -59,6 +59,7 @@ class DecodingBatch:
     repetition: Repetition | None = None
 
 
+@given_back
 class Generated(NamedTuple):
     """Candidates of each window, and no_speech_prob [B]: that token's probability after `<|startoftranscript|>`."""
 
@@ -110,7 +111,7 @@ class _Loop(NamedTuple):
         return self.chosen.beams if isinstance(self.chosen, BeamState) else self.chosen
 
 
-@partial(jax.jit, static_argnames=("strategy", "special"))
+@program(static_argnames=("strategy", "special"))
 def generate(
     decoder: TextDecoder,
     cross: tuple[KeysValues, ...],

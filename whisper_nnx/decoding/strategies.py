@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from whisper_nnx.programs import given_back
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -68,6 +70,7 @@ class Sequences:
         return replace(self, looped=self.looped | loops, done=self.done | loops)
 
 
+@given_back
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Candidates:

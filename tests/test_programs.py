@@ -1,0 +1,164 @@
+"""Programs that are kept: nothing is traced for them again, and what they say stays the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.small import small_mel, small_model
+from whisper_nnx import keep_programs, transcribe, warmup
+from whisper_nnx.programs import Program
+from whisper_nnx.windows import _encode, encode_windows
+
+NOISE = np.random.default_rng(1).normal(0, 0.1, 40_000).astype(np.float32)
+OPTIONS = {"temperature": 0.0, "sample_len": 8}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    keep_programs(tmp_path)
+    yield tmp_path
+    keep_programs(None)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Grows by a name for each program that is traced."""
+    seen, made = [], Program.exported
+
+    def tell(self, *args):
+        seen.append(self.__name__)
+        return made(self, *args)
+
+    monkeypatch.setattr(Program, "exported", tell)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"language": "en", "beam_size": 2, "word_timestamps": True, "alignment_heads": [(1, 0)]},
+        {"best_of": 3, "temperature": 0.5, "repetition_penalty": 1.1},
+    ],
+    ids=lambda options: ",".join(options) or "greedy",
+)
+def test_kept_programs_say_the_same_and_are_not_traced_again(options, tmp_path, traced):
+    model = small_model()
+    options = {**OPTIONS, **options}
+    before = transcribe(model, NOISE, **options)
+    for _ in range(2):  # as in another process: what this one knows is forgotten
+        keep_programs(tmp_path)
+        try:
+            assert transcribe(model, NOISE, **options) == before
+        finally:
+            keep_programs(None)
+        names = sorted(file.name.partition("-")[0] for file in tmp_path.glob("*.stablehlo"))
+        assert sorted(traced) == names
+        assert {"_encode", "generate"} <= set(names)
+
+
+def test_warmup_keeps_all_that_recordings_need(folder, traced):
+    model = small_model()
+    warmup(model, batch_sizes=(1, 2), **OPTIONS)
+    keep_programs(folder)
+    traced.clear()
+    transcribe(model, [NOISE, NOISE[:9000]], batch_size=2, **OPTIONS)
+    transcribe(model, NOISE, initial_prompt="a b", **OPTIONS)
+    assert traced == []
+
+
+def test_models_of_the_same_arrays_but_other_heads_have_programs_of_their_own(folder, traced):
+    for heads in (2, 4):
+        model = small_model(encoder_attention_heads=heads)
+        mel = small_mel(1, config=model.config)
+        np.testing.assert_allclose(encode_windows(model, mel).features, model.encode(mel), atol=1e-5)
+    assert traced == ["_encode", "_encode"]
+
+
+def test_damaged_files_and_other_versions_are_made_again(folder, traced, monkeypatch):
+    model, mel = small_model(), small_mel(1)
+    expected = encode_windows(model, mel).features
+    for file in folder.iterdir():
+        file.write_bytes(b"no program")
+    keep_programs(folder)
+    np.testing.assert_array_equal(encode_windows(model, mel).features, expected)
+    monkeypatch.setattr("whisper_nnx.programs._version", lambda: "another")
+    keep_programs(folder)
+    np.testing.assert_array_equal(encode_windows(model, mel).features, expected)
+    assert len(traced) == 3
+    assert len(list(folder.iterdir())) == 2  # and nothing half-written
+
+
+def test_where_nothing_can_be_written_it_goes_on(tmp_path):
+    keep_programs(tmp_path / "missing")
+    try:
+        assert encode_windows(small_model(), small_mel(1)).features.shape[0] == 1
+    finally:
+        keep_programs(None)
+
+
+def test_only_so_many_are_kept(folder, monkeypatch):
+    monkeypatch.setattr("whisper_nnx.programs._MOST_FILES", 2)
+    model = small_model()
+    for rows in (1, 2, 3):
+        encode_windows(model, small_mel(rows))
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_under_transforms_it_is_plain_jit(folder, traced):
+    model, mel = small_model(), small_mel(2)
+    expected = encode_windows(model, mel).features
+    traced.clear()
+    inside = jax.jit(lambda model, mel: _encode(model.encoder, model.decoder, mel))(model, mel)
+    mapped = jax.vmap(lambda one: _encode(model.encoder, model.decoder, one[None]).features[0])(mel)
+    for found in (inside.features, mapped):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert traced == []
+
+
+def run_python(code, **environment):
+    """What it prints."""
+    options = {"cwd": Path(__file__).parents[1], "env": os.environ | environment, "text": True}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, **options).stdout
+
+
+def test_on_several_devices_it_is_plain_jit(tmp_path):
+    code = f"""
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from tests.small import small_mel, small_model
+from whisper_nnx import keep_programs
+from whisper_nnx.windows import encode_windows
+model, mel = small_model(), small_mel(2)
+expected = model.encode(mel)
+everywhere = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+model = jax.device_put(model, NamedSharding(everywhere, PartitionSpec()))
+mel = jax.device_put(mel, NamedSharding(everywhere, PartitionSpec("rows")))
+keep_programs({str(tmp_path)!r})
+found = encode_windows(model, mel).features
+np.testing.assert_allclose(found, expected, atol=1e-5)
+print(len(found.devices()))
+"""
+    assert run_python(code, XLA_FLAGS="--xla_force_host_platform_device_count=2") == "2\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_process_finds_them(tmp_path):
+    code = f"""
+import numpy as np, sys
+from tests.small import small_model
+from whisper_nnx import keep_programs, transcribe
+from whisper_nnx.programs import Program
+made = Program.exported
+Program.exported = lambda self, *args: print("traced") or made(self, *args)
+keep_programs({str(tmp_path)!r})
+print(transcribe(small_model(), np.ones(9000, np.float32), **{OPTIONS!r})["text"].encode())
+"""
+    first, second = run_python(code), run_python(code)
+    assert "traced" in first
+    assert second == first.replace("traced\n", "")

@@ -1,0 +1,132 @@
+"""Programs that outlive the process: traced and lowered once, kept as StableHLO (`jax.export`), and called from there.
+
+JAX's compilation cache keeps machine code, but to find it a program has to be traced and lowered each time. What is
+kept here is found by what it is called with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.export
+
+AnyType = TypeVar("AnyType", bound=type)
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_CUSTOM_CALLS = ("LayoutConstraint",)  # JAX promises nothing for those; other versions of it have files of their own
+
+_MOST_FILES = 500  # about 100 kB each; the oldest go first
+
+_folder: Path | None = None
+
+
+def keep_programs(folder: str | os.PathLike[str] | None) -> None:
+    """From now on the programs of transcription are kept in `folder`, and taken from there; None: no longer.
+
+    Where the compilation cache is on too, and a process before this one has run the same model shape, options and batch
+    sizes (by `warmup`, say), nothing is traced and nothing compiled. The folder must exist, and be one that nobody else
+    can write to: what lies in it is run. Files of another version of JAX or of this package are not looked at.
+    """
+    global _folder
+    _folder = None if folder is None else Path(folder)
+    _find.cache_clear()
+
+
+def given_back(kind: AnyType) -> AnyType:
+    """Marks a named tuple, or a dataclass of arrays that JAX knows, that programs give back."""
+    name = f"{kind.__module__}.{kind.__name__}"
+    if issubclass(kind, tuple):
+        jax.export.register_namedtuple_serialization(kind, serialized_name=name)
+    else:
+        jax.export.register_pytree_node_serialization(
+            kind, serialized_name=name, serialize_auxdata=lambda _: b"", deserialize_auxdata=lambda _: ()
+        )
+    return kind
+
+
+class Program:
+    """`jax.jit` of a function, for `keep_programs`. Where its arguments are traced or sharded it is just that."""
+
+    def __init__(self, function: Callable[..., Any], static_argnames: Sequence[str] = ()):
+        self._function, self._static = function, tuple(static_argnames)
+        self._signature = inspect.signature(function)
+        self.jitted = jax.jit(function, static_argnames=self._static)
+        self.__doc__, self.__name__ = function.__doc__, function.__name__
+        self.__wrapped__ = function
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if _folder is None:
+            return self.jitted(*args, **options)
+        bound = self._signature.bind(*args, **options)
+        bound.apply_defaults()
+        given = {name: value for name, value in bound.arguments.items() if name not in self._static}
+        statics = {name: bound.arguments[name] for name in self._static}
+        leaves, tree = jax.tree.flatten(given)
+        if not all(map(_is_plain, leaves)):
+            return self.jitted(*args, **options)
+        call = _find(self, tree, tuple(map(jax.typeof, leaves)), tuple(statics.items()))
+        return call(*leaves)
+
+    def exported(self, tree: Any, shapes: Sequence[Any], statics: dict[str, Any]) -> jax.export.Exported:
+        """Traces and lowers it for leaves of these shapes."""
+
+        def flat(*leaves: Any) -> Any:
+            return self._function(**jax.tree.unflatten(tree, leaves), **statics)
+
+        checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in _CUSTOM_CALLS]
+        structs = [jax.ShapeDtypeStruct(s.shape, s.dtype, weak_type=s.weak_type) for s in shapes]
+        return jax.export.export(jax.jit(flat), disabled_checks=checks)(*structs)
+
+
+def program(static_argnames: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Program]:
+    """A decorator: as `jax.jit`."""
+    return lambda function: Program(function, static_argnames)
+
+
+@cache
+def _find(program: Program, tree: Any, shapes: tuple[Any, ...], statics: tuple[tuple[str, Any], ...]) -> Callable:
+    """The kept program for such a call; if there is none yet, it is made and written, whole or not at all."""
+    assert _folder is not None
+    # The structure tells all that is static in modules; of functions in it, their names.
+    said = (jax.default_backend(), program.__name__, _ADDRESS.sub("", str(tree)), shapes, statics, _version())
+    name = hashlib.blake2b(repr(said).encode(), digest_size=20).hexdigest()
+    file = _folder / f"{program.__name__}-{name}.stablehlo"
+    try:
+        kept = jax.export.deserialize(bytearray(file.read_bytes()))
+    except Exception:  # no such file, or a damaged one
+        kept = program.exported(tree, shapes, dict(statics))
+        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(kept.serialize())
+            os.replace(partial, file)
+            for old in sorted(_folder.glob("*.stablehlo"), key=lambda path: path.stat().st_mtime)[:-_MOST_FILES]:
+                old.unlink(missing_ok=True)
+        except OSError:  # a full disk: this process goes on without
+            partial.unlink(missing_ok=True)
+    return jax.jit(kept.call)
+
+
+def _is_plain(leaf: Any) -> bool:
+    """Whether it lies, whole, where the default backend computes."""
+    if isinstance(leaf, jax.core.Tracer):
+        return False
+    devices = leaf.devices() if isinstance(leaf, jax.Array) else ()
+    return len(devices) <= 1 and all(device.platform == jax.default_backend() for device in devices)
+
+
+@cache
+def _version() -> str:
+    """Of all that decides what a program is: JAX, Flax and the source of this package."""
+    from importlib.metadata import version
+
+    source = hashlib.blake2b(digest_size=20)
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        source.update(file.read_bytes())
+    return f"{version('jax')} {version('jaxlib')} {version('flax')} {source.hexdigest()}"
