@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from whisper_nnx.cache import KeysValues, KVCache
-from whisper_nnx.products import attention_scores, dot_product_attention, flat_product, prepared, within
+from whisper_nnx.products import (
+    attention_scores,
+    dot_product_attention,
+    flat_product,
+    is_narrow_row,
+    narrow_row,
+    prepared,
+    within,
+)
 
 RANDOM = np.random.default_rng(0)
 
@@ -24,6 +32,21 @@ def test_products_of_bfloat16_are_sums_in_float32_however_few_rows(rows):
         product = jax.jit(flat_product)(x, factor)
         assert product.shape == (rows, 2, 16)
         np.testing.assert_allclose(product, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int8])
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (1, 1, 24)])
+def test_a_row_times_narrow_numbers_is_a_product_in_float32(dtype, shape):
+    x, table = normal(*shape), (30 * normal(50, 24)).astype(dtype)
+    assert is_narrow_row(x, table)
+    found = jax.jit(narrow_row)(x, table)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, x @ table.astype(jnp.float32).T, rtol=1e-4, atol=1e-4)
+
+
+def test_several_rows_and_float32_are_multiplied_otherwise():
+    assert not is_narrow_row(normal(2, 24), normal(50, 24, dtype=jnp.bfloat16))
+    assert not is_narrow_row(normal(1, 24), normal(50, 24))
 
 
 def test_only_bfloat16_is_prepared():

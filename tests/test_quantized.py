@@ -54,6 +54,17 @@ def test_rows_of_an_embedding_are_rows_of_its_table():
     np.testing.assert_array_equal(embedding.rows(ids), embedding.table()[ids])
 
 
+@pytest.mark.parametrize("weights", ["bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_of_a_single_row_are_those_that_it_has_among_others(folder, weights, dtype):
+    decoder = load_model(folder, dtype=dtype, weights=weights).decoder
+    hidden = jnp.asarray(RANDOM.normal(size=(4, decoder.embed_tokens.features)), dtype)
+    together, alone = decoder.logits(hidden), [decoder.logits(row[None])[0] for row in hidden]
+    np.testing.assert_allclose(jnp.stack(alone), together, atol=0.02 * float(jnp.abs(together).max()))
+    if dtype == "float32":
+        np.testing.assert_allclose(jnp.stack(alone), together, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_model_computes_with_its_rounded_matrices(dtype):
     rounded, model = small_model(dtype=dtype, spread=0.8), small_model(dtype=dtype, spread=0.8)

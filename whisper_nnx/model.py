@@ -21,6 +21,8 @@ from whisper_nnx.products import (
     attention_scores,
     dot_product_attention,
     flat_product,
+    is_narrow_row,
+    narrow_row,
     precision_of,
     within,
 )
@@ -54,6 +56,10 @@ class Embedding(nnx.Embed):
     def table(self) -> jax.Array:
         """[V,D]."""
         return self.embedding[...].astype(self.dtype)
+
+    def scores(self, x: jax.Array) -> jax.Array:
+        """x [...,D] of a single row -> its product with each row of the table [...,V], float32."""
+        return narrow_row(x, self.embedding[...])
 
 
 class _Layers:
@@ -268,6 +274,8 @@ class TextDecoder(nnx.Module):
 
     def logits(self, hidden: jax.Array, table: jax.Array | None = None) -> jax.Array:
         """hidden [...,D] -> [...,V], float32. A loop may give the table, if it has made it once for all its steps."""
+        if table is None and self.proj_out is None and is_narrow_row(hidden, self.embed_tokens.embedding[...]):
+            return self.embed_tokens.scores(hidden)
         table, precision = self.logits_table() if table is None else table, precision_of(hidden.dtype)
         return flat_product(hidden, table, precision=precision, preferred_element_type=jnp.float32)
 

@@ -46,6 +46,22 @@ def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> ja
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def is_narrow_row(x: jax.Array, table: jax.Array) -> bool:
+    """Whether `narrow_row` is the fastest way to multiply x [...,K] and a table [N,K]."""
+    return on_cpu() and x.size == x.shape[-1] and table.dtype.itemsize < 4
+
+
+def narrow_row(x: jax.Array, table: jax.Array) -> jax.Array:
+    """x [...,K] of a single row, table [N,K] of 8 or 16 bits -> [...,N], float32: as fast as the table can be read.
+
+    XLA's CPU compiler widens numbers as it multiplies them, if they lie along K. The barrier keeps it from widening all
+    of the table before a loop, whose steps then would read two or four times as much.
+    """
+    row, table = jax.lax.optimization_barrier((x.reshape(1, -1).astype(jnp.float32), table))
+    product = jnp.matmul(row, table.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
+    return product.reshape(*x.shape[:-1], len(table))
+
+
 def prepared(table: jax.Array, rows: int) -> jax.Array | None:
     """The right factor of a loop's products, laid out for the CPU's matrix units; None where nothing is to prepare."""
     units = table.dtype == jnp.bfloat16 and on_cpu() and rows >= _FEW_ROWS

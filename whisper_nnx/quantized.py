@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from whisper_nnx.products import flat_product
+from whisper_nnx.products import flat_product, narrow_row
 
 if TYPE_CHECKING:
     from whisper_nnx.model import Whisper
@@ -61,6 +61,10 @@ class Int8Embedding(nnx.Module):
     def table(self) -> jax.Array:
         """[V,D]."""
         return (self.embedding[...] * self.scale[...][:, None]).astype(self.dtype)
+
+    def scores(self, x: jax.Array) -> jax.Array:
+        """x [...,D] of a single row -> its product with each row of the table [...,V], float32."""
+        return narrow_row(x, self.embedding[...]) * self.scale[...]
 
 
 def quantize_model(model: Whisper) -> None:
