@@ -94,12 +94,18 @@ def test_damaged_files_and_other_versions_are_made_again(folder, traced, monkeyp
     assert len(list(folder.iterdir())) == 2  # and nothing half-written
 
 
-def test_where_nothing_can_be_written_it_goes_on(tmp_path):
-    keep_programs(tmp_path / "missing")
-    try:
-        assert encode_windows(small_model(), small_mel(1)).features.shape[0] == 1
-    finally:
-        keep_programs(None)
+def test_where_nothing_can_be_written_it_goes_on(folder):
+    folder.rmdir()
+    assert encode_windows(small_model(), small_mel(1)).features.shape[0] == 1
+
+
+def test_a_folder_is_made_and_what_cannot_be_one_is_refused(tmp_path):
+    keep_programs(tmp_path / "new" / "programs")
+    keep_programs(None)
+    assert (tmp_path / "new" / "programs").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        keep_programs(tmp_path / "file")
 
 
 def test_only_so_many_are_kept(folder, monkeypatch):

@@ -31,10 +31,13 @@ def keep_programs(folder: str | os.PathLike[str] | None) -> None:
     """From now on the programs of transcription are kept in `folder`, and taken from there; None: no longer.
 
     Where the compilation cache is on too, and a process before this one has run the same model shape, options and batch
-    sizes (by `warmup`, say), nothing is traced and nothing compiled. The folder must exist, and be one that nobody else
-    can write to: what lies in it is run. Files of another version of JAX or of this package are not looked at.
+    sizes (by `warmup`, say), nothing is traced and nothing compiled. The folder is made if there is none. Nobody else
+    may be able to write to it: what lies there is run. Files of another version of JAX or of this package are not looked
+    at. Raises OSError where there can be no such folder.
     """
     global _folder
+    if folder is not None:
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     _folder = None if folder is None else Path(folder)
     _find.cache_clear()
 
