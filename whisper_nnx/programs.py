@@ -32,8 +32,8 @@ def keep_programs(folder: str | os.PathLike[str] | None) -> None:
 
     Where the compilation cache is on too, and a process before this one has run the same model shape, options and batch
     sizes (by `warmup`, say), nothing is traced and nothing compiled. The folder is made if there is none. Nobody else
-    may be able to write to it: what lies there is run. Files of another version of JAX or of this package are not looked
-    at. Raises OSError where there can be no such folder.
+    may be able to write to it: what lies there is run. Files of another version of JAX or of this package are not
+    looked at. Raises OSError where there can be no such folder.
     """
     global _folder
     if folder is not None:
