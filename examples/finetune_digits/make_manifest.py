@@ -1,6 +1,6 @@
-"""Makes manifests of spoken English digits to fine-tune on: several of one speaker, their names written in a new way.
+"""Makes manifests of spoken English digits to fine-tune on: several of one speaker, their names written in Spanish.
 
-    python examples/finetune_digits/make_manifest.py free_spoken_digits_train.tar data/digits --names numerals
+    python examples/finetune_digits/make_manifest.py free_spoken_digits_train.tar data/digits
 
 The archive holds FLAC files {digit}_{speaker}_{index}.flac, as of the Free Spoken Digit Dataset. In data/digits come
 train.jsonl (index below 40), validation.jsonl (the others: other recordings of the same speakers) and their sound.
@@ -12,8 +12,8 @@ import json
 import tarfile
 import wave
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +21,7 @@ from whisper_nnx import load_audio
 
 FIRST_VALIDATION = 40
 RATE = 16_000
-NAMES = {
-    "numerals": [*"0123456789"],
-    "spanish": ["cero", "uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve"],
-}
+NAMES = ["cero", "uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve"]
 ROWS = {"train": 1200, "validation": 60}
 DIGITS = (3, 7)  # of a row: from, to
 GAP_S = (0.05, 0.4)  # before each digit, and after the last
@@ -46,17 +43,17 @@ def read(archive: Path) -> dict[str, Recordings]:
     return found
 
 
-def make_row(
-    folder: Path, name: str, recordings: Recordings, names: Sequence[str], random: np.random.Generator
-) -> dict[str, object]:
+def make_row(folder: Path, name: str, recordings: Recordings, random: np.random.Generator) -> dict[str, object]:
     """Writes the sound of a row -> its line of the manifest."""
     speaker = str(random.choice(sorted(recordings)))
-    parts, words, at = [], [], 0
+    parts: list[np.ndarray] = []
+    words: list[dict[str, Any]] = []
+    at = 0
     for number in random.integers(len(recordings[speaker]), size=random.integers(DIGITS[0], DIGITS[1] + 1)):
         digit, samples = recordings[speaker][number]
         gap = int(random.uniform(*GAP_S) * RATE)
         parts += [np.zeros(gap, np.float32), samples]
-        words.append({"word": names[digit], "start": (at + gap) / RATE, "end": (at + gap + len(samples)) / RATE})
+        words.append({"word": NAMES[digit], "start": (at + gap) / RATE, "end": (at + gap + len(samples)) / RATE})
         at += gap + len(samples)
     parts.append(np.zeros(int(random.uniform(*GAP_S) * RATE), np.float32))
     with wave.open(str(folder / name), "wb") as file:
@@ -64,7 +61,8 @@ def make_row(
         file.setsampwidth(2)
         file.setframerate(RATE)
         file.writeframes((np.concatenate(parts).clip(-1, 1) * 32767).astype("<i2").tobytes())
-    text = " ".join(str(word["word"]) for word in words)
+    words[0]["word"], words[-1]["word"] = words[0]["word"].capitalize(), f"{words[-1]['word']}."
+    text = " ".join(word["word"] for word in words)
     return {"audio": name, "text": text, "language": "en", "words": words, "source": speaker}
 
 
@@ -72,15 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--names", choices=NAMES, default="numerals", help="what is written for a digit")
     given = parser.parse_args()
     found, random = read(given.archive), np.random.default_rng(0)
     (given.folder / "sound").mkdir(parents=True, exist_ok=True)
     for split, count in ROWS.items():
-        rows = [
-            make_row(given.folder, f"sound/{split}_{i}.wav", found[split], NAMES[given.names], random)
-            for i in range(count)
-        ]
+        rows = [make_row(given.folder, f"sound/{split}_{i}.wav", found[split], random) for i in range(count)]
         (given.folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         print(f"{given.folder / split}.jsonl: {count} rows")
 
