@@ -85,8 +85,12 @@ def words(folder, cache, tmp_path) -> list[str]:  # noqa: F811
 
 
 @pytest.fixture
-def run(words, capsys):
-    """Runs the command in this process -> its exit status and the lines on stderr."""
+def run(words, capsys, monkeypatch):
+    """Runs the command in this process -> its exit status and the lines on stderr.
+
+    Without the compilation cache, which would stay on for the tests behind it; XLA once crashed as it wrote to it.
+    """
+    monkeypatch.setattr("whisper_nnx.compilation_cache.enable_compilation_cache", lambda folder: None)
 
     def run(*more: str) -> tuple[int, list[str]]:
         try:
