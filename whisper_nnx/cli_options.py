@@ -121,8 +121,8 @@ WHOLE_OR_NONE, COUNT_OR_NONE = _kind(_optional(int), "N"), _kind(_optional(_coun
 TEXT, FOLDER = _kind(str, "TEXT"), _kind(str, "FOLDER")
 TASK = _kind(str, None, choices=["transcribe", "translate"])
 CACHE = _kind(_cache, "WHERE")
-DTYPE = _kind(str, None, choices=["float32", "bfloat16", "float16"])
-WEIGHTS = _kind(str, None, choices=["float32", "bfloat16", "float16", "int8"])
+FLOATS = ["float32", "bfloat16", "float16"]
+DTYPE, WEIGHTS = _kind(str, None, choices=FLOATS), _kind(str, None, choices=[*FLOATS, "int8"])
 
 # Group -> options, each with its kind, default and help. The order is that of --help.
 OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {

@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, update_wrapper
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,6 @@ import jax.export
 AnyType = TypeVar("AnyType", bound=type)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _CUSTOM_CALLS = ("LayoutConstraint",)  # JAX promises nothing for those; other versions of it have files of their own
-
 _MOST_FILES = 500  # about 100 kB each; the oldest go first
 
 _folder: Path | None = None
@@ -57,12 +56,13 @@ def given_back(kind: AnyType) -> AnyType:
 class Program:
     """`jax.jit` of a function, for `keep_programs`. Where its arguments are traced or sharded it is just that."""
 
+    __name__: str
+
     def __init__(self, function: Callable[..., Any], static_argnames: Sequence[str] = ()):
         self._function, self._static = function, tuple(static_argnames)
         self._signature = inspect.signature(function)
         self.jitted = jax.jit(function, static_argnames=self._static)
-        self.__doc__, self.__name__ = function.__doc__, function.__name__
-        self.__wrapped__ = function
+        update_wrapper(self, function)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if _folder is None:
