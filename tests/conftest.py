@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,18 @@ def shared() -> Path:
 def digits(shared: Path) -> Path:
     """A small trained Whisper as a Hugging Face folder (and, in openai.pt, as openai-whisper's)."""
     return shared / "checkpoints" / "digits"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_go() -> Iterator[None]:
+    """Lets go of a module's programs behind it.
+
+    Each that XLA compiles for the CPU holds tens of memory mappings; where a process has Linux's 65,530 of them
+    (`vm.max_map_count`), XLA crashes, which all tests in one process came to.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
