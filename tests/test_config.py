@@ -109,6 +109,14 @@ def test_alignment_heads_come_from_the_generation_config():
     assert WhisperConfig.from_hf(small_config().to_hf(), {}).alignment_heads is None
 
 
+def test_the_generation_config_may_say_whether_to_tell_the_text_before():
+    config, told = small_config().to_hf(), "condition_on_prev_tokens"
+    assert WhisperConfig.from_hf(config, {told: False}).condition_on_prev_tokens is False
+    assert WhisperConfig.from_hf(config, {told: True}).to_hf() == config
+    for nothing in ({}, {told: None}, {told: "no"}):
+        assert WhisperConfig.from_hf(config, nothing).condition_on_prev_tokens is None
+
+
 def test_a_distilled_model_with_its_teachers_alignment_heads_still_loads():
     """Some are published so: two decoder layers, and the heads of a model of thirty-two."""
     with pytest.warns(UserWarning, match=r"\(25, 6\)"):
@@ -131,4 +139,5 @@ def test_a_config_that_is_no_whispers_is_refused(changes, told):
 
 
 def test_every_field_of_the_shape_stands_in_hugging_faces_form():
-    assert {field.name for field in fields(WhisperConfig)} - {"alignment_heads"} <= set(small_config().to_hf())
+    elsewhere = {"alignment_heads", "condition_on_prev_tokens"}
+    assert {field.name for field in fields(WhisperConfig)} - elsewhere <= set(small_config().to_hf())

@@ -1,6 +1,7 @@
 """Whole recordings through the driver, on the trained checkpoint."""
 
 import io
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -38,6 +39,20 @@ def test_a_path_its_bytes_a_file_and_its_samples_say_the_same(model, short):
     assert texts == {" Six zero nine."}
     slow = transcribe(model, np.repeat(samples, 2), sampling_rate=32_000, temperature=0.0)
     assert slow["text"] == " Six zero nine."
+
+
+def test_a_checkpoint_may_say_that_windows_are_not_told_the_text_before(model, shared, monkeypatch):
+    audio = load_audio(shared / "audio" / "en_mixed_75s.flac")
+
+    def text(**options) -> str:
+        return transcribe(model, audio, language="en", temperature=0.0, **options)["text"]
+
+    told, alone = (text(condition_on_previous_text=conditioned) for conditioned in (True, False))
+    assert told != alone
+    assert text() == told
+    monkeypatch.setattr(model, "config", replace(model.config, condition_on_prev_tokens=False))
+    assert text() == alone
+    assert text(condition_on_previous_text=True) == told
 
 
 def test_progress_ends_at_the_recordings_end(model, shared):

@@ -20,6 +20,7 @@ from weight_loader.checkpoint import Checkpoint, Content
 from weight_loader.load import read_arrays
 from weight_loader.readers import READERS, _with_alignment_heads, open_checkpoint, reader
 from weight_loader.save import content_of
+from weight_loader.writers import write_checkpoint
 from whisper_nnx.config import RELEASED, RELEASED_ALIGNMENT_HEADS
 from whisper_nnx.model import Whisper
 
@@ -117,6 +118,15 @@ def test_what_a_format_has_no_place_for_is_refused(tmp_path):
     ):
         save_model(untied, tmp_path / "model.pt", "openai")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whether_to_tell_the_text_before_is_kept_in_hugging_faces_folder_and_else_said(model, tmp_path):
+    content = content_of(model)
+    content = replace(content, config=replace(content.config, condition_on_prev_tokens=False))
+    lost = {name: write_checkpoint(content, tmp_path / name, name) for name in ("hf", "openai", "mlx")}
+    told = "condition_on_prev_tokens: transcribe with condition_on_previous_text=False"
+    assert [name for name, texts in lost.items() if told not in texts] == ["hf"]
+    assert load_model(tmp_path / "hf").config == content.config
 
 
 def test_numbers_that_half_precision_cannot_hold_are_refused(model, tmp_path):

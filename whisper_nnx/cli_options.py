@@ -169,7 +169,7 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
         ("--initial_prompt", TEXT, None, "what may have been said before: names, spelling, style"),
         ("--carry_initial_prompt", FLAG, False, "put it before every window, not the first alone"),
         ("--hotwords", TEXT, None, "words that may come up, told to every window"),
-        ("--condition_on_previous_text", FLAG, True, "tell each window what those before it said"),
+        ("--condition_on_previous_text", FLAG, None, "tell windows the text before (default: as the model wants)"),
         ("--max_context", COUNT_OR_NONE, None, "tokens of previous text to tell (default: half the model's context)"),
         ("--temperature_increment_on_fallback", NUMBER_OR_NONE, 0.2, "added for each new try, up to 1; None: one try"),
         ("--compression_ratio_threshold", NUMBER_OR_NONE, 2.4, "try again if text repeats itself: compresses better"),

@@ -12,6 +12,7 @@ class WhisperConfig:
     """Everything that decides the shapes of a model; field names are those of Hugging Face's `config.json`.
 
     `alignment_heads` are the (layer, head) pairs whose cross-attention follows the audio in time, None where unknown.
+    `condition_on_prev_tokens`: whether the model was trained to be told the text before a window; None: not said.
     Raises ValueError for a shape that cannot be built.
     """
 
@@ -29,6 +30,7 @@ class WhisperConfig:
     dropout: float = 0.0
     tie_word_embeddings: bool = True
     alignment_heads: tuple[tuple[int, int], ...] | None = None
+    condition_on_prev_tokens: bool | None = None
 
     def __post_init__(self):
         for name in ("encoder_ffn_dim", "decoder_ffn_dim"):
@@ -61,7 +63,7 @@ class WhisperConfig:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], generation_config: dict[str, Any] | None = None) -> WhisperConfig:
-        """From the contents of `config.json`, and of `generation_config.json` for the alignment heads.
+        """From the contents of `config.json`, and of `generation_config.json` for what decides no shape.
 
         Heads that the decoder does not have are ignored with a warning: distilled models often keep their teacher's
         file. Raises ValueError where `config.json` is not a Whisper's or lacks a size.
@@ -75,9 +77,11 @@ class WhisperConfig:
         required = ("d_model", "encoder_layers", "encoder_attention_heads", "decoder_layers", "decoder_attention_heads")
         if missing := [name for name in (*required, "vocab_size") if config.get(name) is None]:
             raise ValueError(f"config.json lacks {', '.join(missing)}; take it from the model's original repository")
-        known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
-        made = cls(**{**known, "alignment_heads": None})
-        heads = (generation_config or {}).get("alignment_heads") or config.get("alignment_heads")
+        known = {name: config[name] for name in _names_of_shape() if config.get(name) is not None}
+        generation_config = generation_config or {}
+        conditioned = generation_config.get("condition_on_prev_tokens")
+        made = cls(**known, condition_on_prev_tokens=conditioned if isinstance(conditioned, bool) else None)
+        heads = generation_config.get("alignment_heads") or config.get("alignment_heads")
         try:
             return replace(made, alignment_heads=heads and tuple(map(tuple, heads)))
         except (TypeError, ValueError) as error:
@@ -87,7 +91,7 @@ class WhisperConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The model's part of a Hugging Face `config.json` (the tokens' ids belong to the tokenizer)."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "alignment_heads"}
+        own = {name: getattr(self, name) for name in _names_of_shape()}
         return {
             "model_type": "whisper",
             "architectures": ["WhisperForConditionalGeneration"],
@@ -95,6 +99,12 @@ class WhisperConfig:
             "is_encoder_decoder": True,
             **own,
         }
+
+
+def _names_of_shape() -> list[str]:
+    """The fields that are in `config.json`."""
+    elsewhere = ("alignment_heads", "condition_on_prev_tokens")
+    return [field.name for field in fields(WhisperConfig) if field.name not in elsewhere]
 
 
 def _size(d_model: int, layers: int, heads: int, **other: Any) -> WhisperConfig:
@@ -159,7 +169,7 @@ def released_alignment_heads(config: WhisperConfig) -> tuple[tuple[int, int], ..
 
     large-v1 and large-v2 have the same shape: it is taken for large-v2, by far the more used.
     """
-    shape = replace(config, alignment_heads=None, dropout=0.0)
+    shape = replace(config, alignment_heads=None, condition_on_prev_tokens=None, dropout=0.0)
     name = next((name for name in reversed(RELEASED) if RELEASED[name] == shape), None)
     return RELEASED_ALIGNMENT_HEADS[name] if name else None
 

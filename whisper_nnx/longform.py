@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 class LongformOptions:
     """How windows follow each other; meaning and names are openai-whisper's.
 
-    condition_on_previous_text: each window is told what the ones before it said. initial_prompt: text before the first
-    window; with carry_initial_prompt before every one. clip_timestamps: start,end,start,end,... in s (text or numbers)
-    of what to transcribe; a missing last end is that of the recording. word_timestamps: segments have words, and the
-    next window begins after the last one; prepend_punctuations and append_punctuations join the word behind or before
-    them. hallucination_silence_threshold: silences longer than that, in s, are skipped beside what looks invented.
+    condition_on_previous_text: each window is told what the ones before it said; None: unless the checkpoint says
+    otherwise (`WhisperConfig.condition_on_prev_tokens`). initial_prompt: text before the first window; with
+    carry_initial_prompt before every one. clip_timestamps: start,end,start,end,... in s (text or numbers) of what to
+    transcribe; a missing last end is that of the recording. word_timestamps: segments have words, and the next window
+    begins after the last one; prepend_punctuations and append_punctuations join the word behind or before them.
+    hallucination_silence_threshold: silences longer than that, in s, are skipped beside what looks invented.
 
     hotwords: text told to every window, before all else. max_context: tokens of previous text to tell at most (in the
     reference only bounded by the room). offset_s, duration_s: the one clip to transcribe. independent_clips: each clip
@@ -36,7 +37,7 @@ class LongformOptions:
     pairs that time words and tokens, or in how many top layers all do; None leaves it to the checkpoint.
     """
 
-    condition_on_previous_text: bool = True
+    condition_on_previous_text: bool | None = None
     initial_prompt: str | None = None
     carry_initial_prompt: bool = False
     clip_timestamps: str | Sequence[float] = "0"
@@ -283,7 +284,7 @@ class Recording:
                         segment[listed] = []
         self.segments += segments
         self._history += [token for segment in segments for token in segment["tokens"]]
-        if not self.options.condition_on_previous_text or draft.temperature > 0.5:
+        if self.options.condition_on_previous_text is False or draft.temperature > 0.5:
             # What was found at a high temperature misleads more than it helps.
             self._forgotten = len(self._history)
         return segments

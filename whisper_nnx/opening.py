@@ -105,14 +105,17 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
     decoding = replace(options.decoding, language=language)
     initial = initial_ids(decoding, tokenizer_of(model), config.max_target_positions)
     room = min(config.max_target_positions // 2 - 1, config.max_target_positions - 2 - len(initial.ids))
-    heads = alignment_heads(config, options.longform.alignment_heads) if options.longform.timed else ()
+    longform = options.longform
+    if longform.condition_on_previous_text is None:
+        longform = replace(longform, condition_on_previous_text=config.condition_on_prev_tokens)
+    heads = alignment_heads(config, longform.alignment_heads) if longform.timed else ()
     lives = [
         Live(
             Recording(
                 tokenizer_of(model),
                 language,
                 mel.content_frames,
-                options.longform,
+                longform,
                 frames,
                 config.max_source_positions,
                 config.max_target_positions,

@@ -51,6 +51,9 @@ def write_checkpoint(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         lost = module.write(content, temporary, dtype)
+        conditioned = content.config.condition_on_prev_tokens
+        if format != "hf" and conditioned is not None:
+            lost.append(f"condition_on_prev_tokens: transcribe with condition_on_previous_text={conditioned}")
         os.replace(temporary, path)
     finally:
         if temporary.is_dir():

@@ -34,6 +34,8 @@ def _write_configs(content: Content, folder: Path, dtype: str) -> None:
     generation: dict[str, Any] = {"max_length": config.max_target_positions, "return_timestamps": False, **ids}
     if config.alignment_heads is not None:
         generation["alignment_heads"] = config.alignment_heads
+    if config.condition_on_prev_tokens is not None:
+        generation["condition_on_prev_tokens"] = config.condition_on_prev_tokens
     if tokenizer:
         generation |= _generation_ids(tokenizer)
         for name, file in tokenizer.files.items():
