@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,8 @@ FILES = {  # format -> where it lies, in what precision
 }
 
 
-def prepare(folder: Path, scratch: Path, random_shape: str | None = None) -> Path:
-    """Puts the checkpoint of a Hugging Face folder, or random weights with its vocabulary, in all formats into
+def prepare(folder: Path, scratch: Path, random_shape: str | None = None, formats: Collection[str] = FILES) -> Path:
+    """Puts the checkpoint of a Hugging Face folder, or random weights with its vocabulary, in all these formats into
     `scratch`, from which each system is made."""
     from weight_loader.load import read_content
     from weight_loader.writers import write_checkpoint
@@ -32,10 +33,10 @@ def prepare(folder: Path, scratch: Path, random_shape: str | None = None) -> Pat
     else:
         made.symlink_to(folder.resolve())
     for format, (name, dtype) in FILES.items():
-        if format != "hf":
+        if format != "hf" and format in formats:
             write_checkpoint(read_content(made), scratch / name, format, dtype)
     for name in ("tokenizer.json", "preprocessor_config.json"):
-        if (folder / name).exists():
+        if "ct2" in formats and (folder / name).exists():
             shutil.copyfile(folder / name, scratch / "ctranslate2" / name)
     return scratch
 

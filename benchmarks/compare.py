@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import statistics
@@ -29,19 +30,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.checkpoints import FIXED, prepare
 from benchmarks.environments import python_of
 from benchmarks.memory import peak_memory_mb, reset_peak_memory
-from benchmarks.systems import CORES, SYSTEMS, work
+from benchmarks.systems import CORES, FORMATS, SYSTEMS, work
 
 LONG_S = 5.0  # what takes longer is done only twice after the warm-up
 
 
-def serve(name: str, checkpoint: Path) -> None:
+def serve(name: str, checkpoint: Path, hour_batch: int) -> None:
     """The process of one system: reads names of pieces of work, answers with seconds, tokens and megabytes."""
     answers, sys.stdout = sys.stdout, sys.stderr
     fixed = checkpoint / FIXED
     start = time.perf_counter()
     system = SYSTEMS[name](checkpoint, int(fixed.read_text()) if fixed.exists() else None)
     loaded_s = time.perf_counter() - start
-    pieces = work(system, np.load(checkpoint / "recording.npy"))
+    pieces = work(system, np.load(checkpoint / "recording.npy"), hour_batch)
     print(json.dumps({"version": system.version(), "load_s": loaded_s, "work": list(pieces)}), file=answers, flush=True)
     for line in sys.stdin:
         reset_peak_memory()
@@ -54,9 +55,12 @@ def serve(name: str, checkpoint: Path) -> None:
 class Worker:
     """A system in its process, as seen from here."""
 
-    def __init__(self, name: str, python: Path, checkpoint: Path):
-        command = [python, __file__, checkpoint, "-", "--serve", name]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, name: str, python: Path, checkpoint: Path, hour_batch: int):
+        command = [python, __file__, checkpoint, "-", "--serve", name, "--hour", str(hour_batch)]
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # a GPU is for all of them
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
         self.name, self.about = name, self._answer()
 
     def _answer(self) -> dict:
@@ -121,20 +125,23 @@ def main() -> None:
     parser.add_argument("recording", type=Path, help="repeated or cut to the lengths that are timed")
     parser.add_argument("--random", metavar="SIZE", help="random weights of this released shape instead")
     parser.add_argument("--only", default="", metavar="PATTERN", help="the rows whose name has this regular expression")
-    parser.add_argument("--systems", default="", metavar="PATTERN", help="ours, and the peers whose name has it")
+    # By default without the one that torch compiles for minutes.
+    parser.add_argument("--systems", default="(?<!static)$", metavar="PATTERN", help="ours, and the peers with it")
     parser.add_argument("--environments", type=Path, metavar="FOLDER", help="makes and uses a virtual environment each")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--hour", type=int, default=0, metavar="N", help="an hour in batches of N as well")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve(args.serve, args.folder)
+        return serve(args.serve, args.folder, args.hour)
     names = [name for name in SYSTEMS if name.startswith("whisper_nnx") or re.search(args.systems, name)]
     with tempfile.TemporaryDirectory() as scratch:
         from whisper_nnx.audio import load_audio
 
-        checkpoint = prepare(args.folder, Path(scratch), args.random)
+        formats = {FORMATS[name.split(",")[0]] for name in names}
+        checkpoint = prepare(args.folder, Path(scratch), args.random, formats)
         np.save(checkpoint / "recording.npy", load_audio(args.recording))
-        workers = [Worker(name, python_of(name, args.environments), checkpoint) for name in names]
+        workers = [Worker(name, python_of(name, args.environments), checkpoint, args.hour) for name in names]
         found = {}
         for piece in workers[0].about["work"]:
             if re.search(args.only, piece):

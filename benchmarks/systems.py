@@ -34,6 +34,7 @@ class WhisperNNX:
         self.nnx, self.jax = whisper_nnx, jax
         self.model = whisper_nnx.load_model(str(checkpoint / "huggingface"), dtype=dtype)
         self.encoder = jax.jit(lambda encoder, mel: encoder(mel))
+        self.whole = jax.jit(lambda model, mel, ids: model(mel, ids))
         self.fixed = {"sample_len": tokens, "without_timestamps": True} if tokens else {}
 
     def version(self) -> str:
@@ -44,6 +45,9 @@ class WhisperNNX:
 
     def encode(self, mel: Any) -> None:
         self.encoder(self.model.encoder, mel[None]).block_until_ready()
+
+    def forward(self, mel: Any) -> None:
+        self.whole(self.model, mel[None], np.full((1, 3), 1, np.int32)).block_until_ready()
 
     def transcribe(self, audio: np.ndarray, **options: Any) -> int:
         return self.transcribe_all([audio], 1, **options)
@@ -58,46 +62,48 @@ class WhisperNNX:
 
 
 class OpenAIWhisper:
-    """openai-whisper, in float32; it knows no batches."""
+    """openai-whisper, in float32 (on a GPU in float16); it knows no batches."""
 
     def __init__(self, checkpoint: Path, tokens: int | None):
         import torch
         import whisper
 
         self.whisper, self.torch = whisper, torch
-        self.model = whisper.load_model(str(checkpoint / "openai.pt"), device="cpu")
+        self.model = whisper.load_model(str(checkpoint / "openai.pt"), device=_torch_device())
         self.fixed = {"sample_len": tokens, "without_timestamps": True} if tokens else {}
+        self.half = _torch_device() == "cuda"
 
     def version(self) -> str:
         return f"{self.whisper.__version__}, torch {self.torch.__version__}"
 
     def mel(self, audio: np.ndarray) -> Any:
-        return self.whisper.log_mel_spectrogram(audio, self.model.dims.n_mels)
+        mel = self.whisper.log_mel_spectrogram(audio, self.model.dims.n_mels, device=self.model.device)
+        return mel.half() if self.half else mel
 
     def encode(self, mel: Any) -> None:
         with self.torch.no_grad():
-            self.model.encoder(mel[None])
+            self.model.encoder(mel[None]).cpu()
 
     def transcribe(self, audio: np.ndarray, **options: Any) -> int:
-        options = {"language": "en", "temperature": 0.0, "fp16": False, **_whole(self.fixed), **options}
+        options = {"language": "en", "temperature": 0.0, "fp16": self.half, **_whole(self.fixed), **options}
         return _tokens(self.model.transcribe(audio, **options))
 
     def text(self, audio: np.ndarray, **options: Any) -> str:
-        return self.model.transcribe(audio, language="en", fp16=False, **options)["text"]
+        return self.model.transcribe(audio, language="en", fp16=self.half, **options)["text"]
 
 
 class Transformers:
     """Hugging Face's, with torch's scaled dot-product attention; recordings as windows of 30 s, alone or in batches."""
 
-    def __init__(self, dtype: str, checkpoint: Path, tokens: int | None):
+    def __init__(self, dtype: str, cache: str | None, checkpoint: Path, tokens: int | None):
         import torch
         import transformers
 
-        self.torch, self.transformers = torch, transformers
+        self.torch, self.transformers, self.cache = torch, transformers, cache
         folder = checkpoint / "huggingface"
         self.dtype, self.tokens = getattr(torch, dtype), tokens
         load = transformers.WhisperForConditionalGeneration.from_pretrained
-        self.model = load(folder, dtype=self.dtype, attn_implementation="sdpa").eval()
+        self.model = load(folder, dtype=self.dtype, attn_implementation="sdpa").eval().to(_torch_device())
         self.extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
 
     def version(self) -> str:
@@ -105,17 +111,24 @@ class Transformers:
 
     def mel(self, *windows: np.ndarray) -> Any:
         found = self.extractor(list(windows), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        return found.input_features.to(self.dtype)
+        return found.input_features.to(self.model.device, self.dtype)
 
     def encode(self, mel: Any) -> None:
         with self.torch.no_grad():
-            self.model.model.encoder(mel)
+            self.model.model.encoder(mel).last_hidden_state.cpu()
+
+    def forward(self, mel: Any) -> None:
+        ids = self.torch.ones((1, 3), dtype=self.torch.long, device=self.model.device)
+        with self.torch.no_grad():
+            self.model(mel, decoder_input_ids=ids).logits.cpu()
 
     def transcribe(self, audio: np.ndarray, beam_size: int = 1) -> int:
         return self.transcribe_all([audio], 1, beam_size)
 
     def transcribe_all(self, recordings: Sequence[np.ndarray], batch_size: int, beam_size: int = 1) -> int:
-        options = {"max_new_tokens": self.tokens} if self.tokens else {}
+        options: dict[str, Any] = {"max_new_tokens": self.tokens} if self.tokens else {}
+        if self.cache:
+            options["cache_implementation"] = self.cache
         size = 30 * SAMPLE_RATE
         windows = [audio[start : start + size] for audio in recordings for start in range(0, len(audio), size)]
         batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
@@ -127,14 +140,15 @@ class Transformers:
 
 
 class FasterWhisper:
-    """faster-whisper, with all cores; recordings one after the other."""
+    """faster-whisper, with all cores or a GPU; recordings one after the other."""
 
     def __init__(self, compute_type: str, checkpoint: Path, tokens: int | None):
         import ctranslate2
         import faster_whisper
 
         self.about = f"{faster_whisper.__version__}, ctranslate2 {ctranslate2.__version__}"
-        place = {"device": "cpu", "compute_type": compute_type, "cpu_threads": CORES}
+        device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
+        place = {"device": device, "compute_type": compute_type, "cpu_threads": CORES}
         self.model = faster_whisper.WhisperModel(str(checkpoint / "ctranslate2"), **place)
         # Its length limit is halved with the prompt (4 ids, without previous text) counted in.
         self.fixed = {"max_new_tokens": 2 * tokens - 4, "without_timestamps": True} if tokens else {}
@@ -243,8 +257,9 @@ SYSTEMS: dict[str, Callable[[Path, int | None], Any]] = {  # ours first
     "whisper_nnx": partial(WhisperNNX, "float32"),
     "whisper_nnx, bfloat16": partial(WhisperNNX, "bfloat16"),
     "openai-whisper": OpenAIWhisper,
-    "transformers": partial(Transformers, "float32"),
-    "transformers, bfloat16": partial(Transformers, "bfloat16"),
+    "transformers": partial(Transformers, "float32", None),
+    "transformers, bfloat16": partial(Transformers, "bfloat16", None),
+    "transformers, bfloat16, static": partial(Transformers, "bfloat16", "static"),
     "faster-whisper": partial(FasterWhisper, "float32"),
     "faster-whisper, int8": partial(FasterWhisper, "int8"),
     "faster-whisper, batched": partial(FasterWhisperBatched, "float32"),
@@ -252,6 +267,22 @@ SYSTEMS: dict[str, Callable[[Path, int | None], Any]] = {  # ours first
     "whisper.cpp": WhisperCpp,
     "mlx-whisper": MLXWhisper,
 }
+
+
+FORMATS = {  # of the checkpoint that each is made from, by its name up to the comma
+    "whisper_nnx": "hf",
+    "openai-whisper": "openai",
+    "transformers": "hf",
+    "faster-whisper": "ct2",
+    "whisper.cpp": "ggml",
+    "mlx-whisper": "mlx",
+}
+
+
+def _torch_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _whole(fixed: dict) -> dict:
@@ -263,8 +294,11 @@ def _tokens(result: Any) -> int:
     return sum(len(segment["tokens"]) for segment in result["segments"])
 
 
-def work(system: Any, audio: np.ndarray) -> dict[str, Callable[[], int | None]]:
-    """What is timed, by name; what decodes returns its number of tokens, which must be the same for all systems."""
+def work(system: Any, audio: np.ndarray, hour_batch: int = 0) -> dict[str, Callable[[], int | None]]:
+    """What is timed, by name; what decodes returns its number of tokens, which must be the same for all systems.
+
+    hour_batch: recordings of 30 s at once in which an hour is done; 0: it is not.
+    """
     window, ten_minutes = (fitted(audio, seconds) for seconds in (30, 600))
     recordings = np.split(ten_minutes, 20)
     mel = system.mel(window) if hasattr(system, "mel") else None
@@ -274,12 +308,16 @@ def work(system: Any, audio: np.ndarray) -> dict[str, Callable[[], int | None]]:
     pieces = {
         "log-mel, 30 s": ("mel", lambda: system.mel(window) is None),
         "encoder, 30 s": ("encode", lambda: system.encode(mel)),
+        "encoder and 3 tokens, 30 s": ("forward", lambda: system.forward(mel)),
         "one window": ("transcribe", lambda: system.transcribe(window)),
         "one window, beam 5": (beam, lambda: system.transcribe(window, **beams)),
         "10 min, one by one": ("transcribe", lambda: system.transcribe(ten_minutes)),
         "10 min, with words": (timed, lambda: system.transcribe(ten_minutes, **words)),
         "10 min, batch 20": ("transcribe_all", lambda: system.transcribe_all(recordings, 20)),
     }
+    if hour_batch:
+        hour = 6 * recordings
+        pieces[f"1 h, batch {hour_batch}"] = ("transcribe_all", lambda: system.transcribe_all(hour, hour_batch))
     return {name: run for name, (method, run) in pieces.items() if hasattr(system, method)}
 
 
