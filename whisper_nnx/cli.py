@@ -144,13 +144,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         check_options(parser, args, options)
         import jax
 
-        if args.compilation_cache is False:
-            jax.config.update("jax_enable_compilation_cache", False)
-        else:
-            from whisper_nnx.compilation_cache import enable_compilation_cache
-            from whisper_nnx.programs import keep_programs
+        from whisper_nnx.compilation_cache import choose_compilation_cache
+        from whisper_nnx.programs import keep_programs
 
-            keep_programs(enable_compilation_cache(None if args.compilation_cache is True else args.compilation_cache))
+        keep_programs(choose_compilation_cache(args.compilation_cache))
         device = find_device(args.device)
         with jax.default_device(device):
             model = model_of(args, device)

@@ -43,6 +43,16 @@ def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Pa
     return path
 
 
+def choose_compilation_cache(wanted: bool | str) -> Path | None:
+    """What a command's --compilation_cache asks for: none (False), the user's (True) or one in a folder."""
+    import jax
+
+    if wanted is False:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return None
+    return enable_compilation_cache(None if wanted is True else wanted)
+
+
 def user_cache_folder() -> Path:
     """Where this system keeps a user's caches; $XDG_CACHE_HOME, if it is absolute, goes before ~/.cache."""
     if sys.platform == "win32":

@@ -300,12 +300,9 @@ def _about(parser: argparse.ArgumentParser, args: argparse.Namespace, problems: 
 def _evaluate(args: argparse.Namespace, rows: list[Row], options: dict[str, Any], about: dict[str, Any]) -> Evaluation:
     import jax
 
-    if args.compilation_cache is False:
-        jax.config.update("jax_enable_compilation_cache", False)
-    else:
-        from whisper_nnx.compilation_cache import enable_compilation_cache
+    from whisper_nnx.compilation_cache import choose_compilation_cache
 
-        enable_compilation_cache(None if args.compilation_cache is True else args.compilation_cache)
+    choose_compilation_cache(args.compilation_cache)
     device = cli.find_device(args.device)
     with jax.default_device(device):
         model = cli.model_of(args, device)

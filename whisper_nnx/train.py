@@ -117,14 +117,9 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # see cli.py
     # Of a process that cleans up behind grain's: it tells of each batch that was read ahead and is not needed.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
-    import jax
+    from whisper_nnx.compilation_cache import choose_compilation_cache
 
-    if args.compilation_cache is False:
-        jax.config.update("jax_enable_compilation_cache", False)
-    else:
-        from whisper_nnx.compilation_cache import enable_compilation_cache
-
-        enable_compilation_cache(None if args.compilation_cache is True else args.compilation_cache)
+    choose_compilation_cache(args.compilation_cache)
     _require_packages()
     from weight_loader import save_pretrained
     from whisper_nnx.training.run import train

@@ -88,9 +88,9 @@ def words(folder, cache, tmp_path) -> list[str]:  # noqa: F811
 def run(words, capsys, monkeypatch):
     """Runs the command in this process -> its exit status and the lines on stderr.
 
-    Without the compilation cache, which would stay on for the tests behind it; XLA once crashed as it wrote to it.
+    Without the compilation cache, which would stay on for the tests behind it.
     """
-    monkeypatch.setattr("whisper_nnx.compilation_cache.enable_compilation_cache", lambda folder: None)
+    monkeypatch.setattr("whisper_nnx.compilation_cache.choose_compilation_cache", lambda wanted: None)
 
     def run(*more: str) -> tuple[int, list[str]]:
         try:
