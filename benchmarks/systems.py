@@ -23,7 +23,7 @@ CORES = os.cpu_count() or 1
 class WhisperNNX:
     """This project."""
 
-    def __init__(self, dtype: str, checkpoint: Path, tokens: int | None):
+    def __init__(self, dtype: str, weights: str, checkpoint: Path, tokens: int | None):
         from whisper_nnx.allocator import keep_memory
 
         keep_memory()  # as the command does
@@ -32,7 +32,7 @@ class WhisperNNX:
         import whisper_nnx
 
         self.nnx, self.jax = whisper_nnx, jax
-        self.model = whisper_nnx.load_model(str(checkpoint / "huggingface"), dtype=dtype)
+        self.model = whisper_nnx.load_model(str(checkpoint / "huggingface"), dtype=dtype, weights=weights)
         self.encoder = jax.jit(lambda encoder, mel: encoder(mel))
         self.whole = jax.jit(lambda model, mel, ids: model(mel, ids))
         self.fixed = {"sample_len": tokens, "without_timestamps": True} if tokens else {}
@@ -254,8 +254,9 @@ class MLXWhisper:
 
 
 SYSTEMS: dict[str, Callable[[Path, int | None], Any]] = {  # ours first
-    "whisper_nnx": partial(WhisperNNX, "float32"),
-    "whisper_nnx, bfloat16": partial(WhisperNNX, "bfloat16"),
+    "whisper_nnx": partial(WhisperNNX, "float32", "float32"),
+    "whisper_nnx, bfloat16": partial(WhisperNNX, "bfloat16", "bfloat16"),
+    "whisper_nnx, int8": partial(WhisperNNX, "bfloat16", "int8"),  # computes in bfloat16
     "openai-whisper": OpenAIWhisper,
     "transformers": partial(Transformers, "float32", None),
     "transformers, bfloat16": partial(Transformers, "bfloat16", None),

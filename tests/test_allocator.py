@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,15 +19,21 @@ for _ in range(3):
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
     f(x).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+large = [line for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")][0].split()[1]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, large)
 """
 
 
-def faults(*arguments: str) -> int:
+def faults(*arguments: str) -> tuple[int, int]:
+    """Of the steady state, and kB in large pages."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    few, large = map(int, done.stdout.split())
+    return few, large
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_memory_that_is_kept_is_not_mapped_again():
-    assert faults("keep") < faults() / 2
+def test_memory_that_is_kept_is_not_mapped_again_and_lies_in_large_pages():
+    (kept, large), (mapped, _) = faults("keep"), faults()
+    assert kept < mapped / 2
+    allowed = "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    assert (large > 10_000) == allowed
