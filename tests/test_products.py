@@ -67,6 +67,24 @@ def test_attention_is_that_of_the_formula(dtype):
     np.testing.assert_allclose(np.asarray(found, np.float64), exact, atol=1e-6 if dtype == jnp.float32 else 0.03)
 
 
+@pytest.mark.parametrize("positions", [1100, 1101])
+def test_a_windows_attention_cut_to_pieces_and_its_gradient_are_those_of_the_whole(positions):
+    q, k, v = (normal(1, 2, n, 8) for n in (positions, 1000, 1000))
+
+    @jax.jit
+    def attended_and_slopes(*inputs):
+        attended, back = jax.vjp(dot_product_attention, *inputs)
+        return attended, back(jnp.cos(attended))
+
+    assert "while" in attended_and_slopes.lower(q, k, v).as_text() or jax.default_backend() != "cpu"
+    twice = tuple(jnp.concatenate([x, x]) for x in (q, k, v))
+    assert "while" not in attended_and_slopes.lower(*twice).as_text()
+    for ours, whole in zip(
+        *map(jax.tree.leaves, (attended_and_slopes(q, k, v), attended_and_slopes(*twice))), strict=True
+    ):
+        np.testing.assert_allclose(ours[0], whole[0], atol=1e-6)
+
+
 def test_queries_may_be_finer_than_keys():
     q, k = normal(1, 2, 3, 8), normal(1, 2, 4, 8, dtype=jnp.bfloat16)
     assert attention_scores(q, k).dtype == jnp.float32
