@@ -17,6 +17,7 @@ import pytest
 
 from tests.small import small_model
 from weight_loader import CheckpointError, load_model, save_model
+from weight_loader.readers import READERS, reader
 from weight_loader.readers.openai import dimensions_of
 
 MEGABYTE = 2**20
@@ -34,6 +35,8 @@ def _audit(event: str, arguments: tuple) -> None:
 
 
 sys.addaudithook(_audit)  # for good: it cannot be removed
+for _name in READERS:
+    reader(_name)  # imported now: Python evaluates text for each named tuple
 
 
 class Calls:
