@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -21,6 +22,7 @@ _WEIGHTS = (
     ("model.bin", "vocabulary.*"),  # CTranslate2
     ("flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*.msgpack"),
 )
+DEMO = "demo"  # the model in the package; examples/train_demo makes it
 _FILE_ADDRESS = re.compile(r"/([\w.-]+/[\w.-]+)/(?:resolve|blob)/([^/?#]+)/([^?#*\[\]]+)(?:\?.*)?")
 
 
@@ -35,6 +37,8 @@ def checkpoint_path(name_or_path: str | os.PathLike[str], *, files: tuple[str, .
     path = Path(text).expanduser()
     if text and path.exists():
         return path
+    if text == DEMO:
+        return _packaged(DEMO)
     if address := address_of(text):
         return download(address, options.get("cache_dir"))
     if text.startswith(("https://", "http://")):
@@ -48,6 +52,17 @@ def checkpoint_path(name_or_path: str | os.PathLike[str], *, files: tuple[str, .
         folder = _snapshot(repository, (*CONFIG_FILES, *TOKENIZER_FILES, *patterns), **options)
         if any(match for pattern in patterns for match in folder.glob(pattern)):
             break
+    return folder
+
+
+def _packaged(name: str) -> Path:
+    """The folder of a model that is part of the installed package."""
+    spec = importlib.util.find_spec("whisper_nnx")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "assets" / name
+    if not folder.is_dir():
+        raise CheckpointError(f"this installation lacks {folder}; install whisper-nnx again")
     return folder
 
 
@@ -82,7 +97,7 @@ def _repository(name: str) -> str:
         return f"distil-whisper/{name}"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
-    names = ", ".join([*RELEASED, *ALIASES])
+    names = ", ".join([*RELEASED, *ALIASES, DEMO])
     raise CheckpointError(f"unknown model {name!r}; give a folder, a repository as owner/name, or one of {names}")
 
 

@@ -47,7 +47,8 @@ def load_model(
 
     name_or_path: a folder or file in any format that `weight_loader.readers` knows; a repository ("owner/name";
       `revision`, `token`, `cache_dir` are for it) or a short name: "tiny", "base.en", "large-v3", "turbo",
-      "distil-large-v3"; OpenAI's own file by its name, "tiny.pt", or address. A folder or file of that name wins.
+      "distil-large-v3"; "demo", the small model of this package; OpenAI's own file by its name, "tiny.pt", or
+      address. A folder or file of that name wins.
     dtype: float32, bfloat16 or float16, of the computation (default float32).
     weights: one of these, or int8 (the matrices; see `quantized.py`), of the parameters in memory (default: as dtype).
       Whatever is stored is converted tensor by tensor.
