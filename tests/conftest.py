@@ -36,7 +36,7 @@ def digits(shared: Path) -> Path:
 def compiled_programs_go() -> Iterator[None]:
     """Lets go of a module's programs behind it.
 
-    Each that XLA compiles for the CPU holds tens of memory mappings; where a process has Linux's 65,530 of them
+    What XLA compiles for the CPU holds memory mappings; where a process has Linux's 65,530 of them
     (`vm.max_map_count`), XLA crashes, which all tests in one process came to.
     """
     yield
