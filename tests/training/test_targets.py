@@ -133,9 +133,22 @@ def test_tokens_of_a_word_share_its_time_by_their_bytes():
     heard = dict(zip(TOKENIZER.token_bytes(it.tokens), it.spans, strict=True))
     assert list(heard) == [b" one", b",", b" and", b"x", b"y", b"z"]
     assert heard[b" one"] == pytest.approx((0.2, 0.4))
-    assert heard[b","] is None
     assert heard[b" and"] == pytest.approx((0.4, 0.7))
     assert [heard[b] for b in (b"x", b"y", b"z")] == [pytest.approx((0.4 + t, 0.5 + t)) for t in (0.3, 0.4, 0.5)]
+
+
+def test_a_mark_is_where_the_pause_behind_its_word_is():
+    """transcribe() joins it to the word and takes not its time: that of the word is all the word's own."""
+    it = said(0.0, 0.9, "one, two.", [("one,", 0.2, 0.4), ("two.", 0.6, 0.8)])
+    heard = dict(zip(TOKENIZER.token_bytes(it.tokens), it.spans, strict=True))
+    assert (heard[b" one"], heard[b","], heard[b" two"]) == ((0.2, 0.4), (0.4, 0.6), (0.6, 0.8)), heard
+    assert heard[b"."] == (0.8, 0.8)
+
+
+@pytest.mark.parametrize(("after", "end"), [((), 50), ([0.9], 45)])
+def test_the_mark_behind_a_segment_is_where_the_pause_to_the_next_is(after, end):
+    it = target(said(0.1, 0.4, "one.", [("one.", 0.1, 0.4)]), *(said(start, 1.0, "two") for start in after))
+    assert it.spans[it.labels.tolist().index(TOKENIZER.encode(".")[0])].tolist() == [20, end]
 
 
 def test_the_same_word_twice_is_at_its_two_times():

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import numpy as np
 
 from whisper_nnx.tokenizer import UNSPACED, Tokenizer
 from whisper_nnx.training.manifest import Span
+from whisper_nnx.words import APPENDED, PREPENDED
 
 STEP_S = 0.02  # of a timestamp, and of an encoder position
 CTC_UNITS_PER_SECOND = 20  # at most; quick speech has about 15 letters
 _EOT_POSITIONS = 3  # after the last word, in which the end can be heard
+_PAUSE_S = 1.0  # of a longer one the mark before it has the beginning
+_MARKS = PREPENDED + APPENDED
 
 
 Unit = tuple[int, tuple[float, float] | None]  # of CTC: its id, and s of the clip in which it is spoken
@@ -52,7 +55,11 @@ class TooLong(ValueError):
 
 
 def spoken_tokens(tokenizer: Tokenizer, language: str, task: str, span: Span, words: Iterable[Span] = ()) -> Said:
-    """A segment with its tokens, and where each is spoken: words share their time among their bytes.
+    """A segment with its tokens, and where each is spoken: words share their time among their letters.
+
+    A mark behind a word is where the pause is, since `transcribe` joins it to the word without its time: else words
+    would end early, and the next begin in the pause. The pause behind the last word is a moment, until `_content`
+    knows how long it is.
 
     span: s. words: of the segment, in order, written as in its text; a token that belongs to none has no time.
     """
@@ -61,12 +68,19 @@ def spoken_tokens(tokenizer: Tokenizer, language: str, task: str, span: Span, wo
     tokens = tokenizer.encode(text)
     raw, at = text.encode(), 0
     heard: list[tuple[float, float] | None] = [None] * len(raw)  # of each byte
+    found: list[tuple[int, int, Span]] = []  # words: first byte, the one behind the last
     for word in words:
-        spelled = word.text.strip().encode()
-        if spelled and (found := raw.find(spelled, at)) >= 0:
-            at = found + len(spelled)
-            edges = np.linspace(word.start, word.end, len(spelled) + 1).tolist()
-            heard[found:at] = pairwise(edges)
+        spelled = (word.text.strip().strip(_MARKS) or word.text.strip()).encode()
+        if spelled and (first := raw.find(spelled, at)) >= 0:
+            at = first + len(spelled)
+            heard[first:at] = pairwise(np.linspace(word.start, word.end, len(spelled) + 1).tolist())
+            found.append((first, at, word))
+    for (_, first, before), (end, _, after) in pairwise([(0, 0, None), *found, (len(raw), 0, None)]):
+        behind, _, ahead = raw[first:end].partition(b" ")
+        if before and not behind.decode().strip(_MARKS):
+            heard[first : first + len(behind)] = [(before.end, after.start if after else before.end)] * len(behind)
+        if after and not ahead.decode().strip(_MARKS):
+            heard[end - len(ahead) : end] = [(after.start, after.start)] * len(ahead)
     spans: list[tuple[float, float] | None] = []
     end = 0
     for piece in tokenizer.token_bytes(tokens):
@@ -179,13 +193,16 @@ def _content(
         token = form.tokenizer.special.timestamp_begin + first_position + at
         content.append((token, (max(at - 1, 0), min(at + 2, form.positions))))
 
-    for segment in said:
+    for segment, after in zip_longest(said, said[1:]):
         begin = min(max(position(segment.start), last), form.positions)
         if timestamps:
             tell(begin)
         if segment.end is None:
             break
-        spans = (_span(form, span) for span in segment.spans)
+        spans = [_span(form, span) for span in segment.spans]
+        if segment.spans and segment.spans[-1] and segment.spans[-1][0] == segment.spans[-1][1]:
+            pause_s = min((after.start if after else np.inf) - segment.spans[-1][0], _PAUSE_S)
+            spans[-1] = _span(form, (segment.spans[-1][0], segment.spans[-1][0] + pause_s))
         content += zip(segment.tokens, spans, strict=True)
         last = min(max(position(segment.end), begin + 1), form.positions)
         if timestamps:
