@@ -24,6 +24,7 @@ from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
 from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.languages import to_language_code
 from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper
+from whisper_nnx.products import cache_dtype, on_cpu
 from whisper_nnx.programs import given_back, program
 from whisper_nnx.tokenizer import Tokenizer
 
@@ -120,20 +121,26 @@ def row_seed(*numbers: int) -> int:
 
 @program()
 def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> EncodedWindows:
-    features = encoder(mel)
-    return EncodedWindows(features, decoder.cross_attention(features))
+    def encode(mel: jax.Array) -> EncodedWindows:
+        return _with_cross_attention(decoder, encoder(mel))
+
+    if len(mel) > 1 and on_cpu() and jax.device_count() == 1:  # one by one: what is in work stays in the cache
+        return jax.tree.map(lambda x: x[:, 0], jax.lax.map(lambda window: encode(window[None]), mel))
+    return encode(mel)
 
 
 @program()
-def _cross_attention(decoder: TextDecoder, features: jax.Array) -> EncodedWindows:
-    return EncodedWindows(features, decoder.cross_attention(features))
+def _with_cross_attention(decoder: TextDecoder, features: jax.Array) -> EncodedWindows:
+    """Keys and values are kept as the token loop reads them."""
+    cross = decoder.cross_attention(features)
+    return EncodedWindows(features, jax.tree.map(lambda x: x.astype(cache_dtype(x.dtype)), cross))
 
 
 def encode_windows(model: Whisper, windows: jax.Array) -> EncodedWindows:
     """windows [B,M,T], or what the encoder made of them [B,T,D]."""
     config = model.config
     if windows.shape[-2:] == (config.max_source_positions, config.d_model):
-        return _cross_attention(model.decoder, windows.astype(model.decoder.dtype))
+        return _with_cross_attention(model.decoder, windows.astype(model.decoder.dtype))
     return _encode(model.encoder, model.decoder, windows)
 
 
