@@ -15,8 +15,10 @@ from tests.oracle import ROWS, PlainDecoder
 from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer  # noqa: F401
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model import Whisper
+from whisper_nnx.products import cache_dtype
 from whisper_nnx.tokenizer import Tokenizer
 from whisper_nnx.windows import (
+    _encode,
     _suppressed,
     compression_ratio,
     decode,
@@ -356,3 +358,32 @@ def test_other_weights_need_no_compilation(mel, compilations, model):
     compilations.clear()
     decode(other, mel, GERMAN)
     assert compilations == []
+
+
+# What a batch costs.
+
+
+def test_a_batch_is_encoded_as_each_of_its_windows_alone(model, mel):
+    together = jax.tree.leaves(encode_windows(model, mel))
+    for row, window in enumerate(mel):
+        for ours, alone in zip(together, jax.tree.leaves(encode_windows(model, window[None])), strict=True):
+            np.testing.assert_array_equal(ours[row], alone[0])
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu" or jax.device_count() > 1, reason="of a single CPU")
+def test_what_encoding_holds_in_work_does_not_grow_with_the_batch(model, mel):
+    def in_work(rows: int) -> int:
+        batch = jax.ShapeDtypeStruct((rows, *mel.shape[1:]), mel.dtype)
+        compiled = _encode.jitted.lower(model.encoder, model.decoder, batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert in_work(12) < 1.5 * in_work(3)
+
+
+@pytest.mark.parametrize("given_features", [False, True])
+def test_keys_and_values_are_kept_as_the_token_loop_reads_them(mel, given_features):
+    model = small_model(decoder_layers=1, dtype=jnp.bfloat16)
+    encoded = encode_windows(model, mel)
+    encoded = encode_windows(model, encoded.features) if given_features else encoded
+    assert encoded.features.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(encoded.cross)} == {jnp.dtype(cache_dtype(jnp.bfloat16))}
