@@ -26,6 +26,7 @@ from whisper_nnx.subtitles import (
     subtitle_cues,
 )
 
+UNFINISHED = ".whisper_nnx-"  # what the names of files begin with that are being written
 _ASS_HEAD = """\
 [Script Info]
 ScriptType: v4.00+
@@ -260,12 +261,16 @@ def make_output_folder(folder: str | os.PathLike[str]) -> None:
         raise type(error)(f"cannot write to output folder {os.fspath(folder)!r}: {why}; choose another") from None
 
 
-def write_whole(path: Path, content: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replaces the file by `content` (text as UTF-8) or, if that fails, leaves it as it was.
+
+    Raises OSError with the path and what to do.
+    """
     # Not a tempfile: those are readable by their owner alone, while the output is to have the user's usual permissions.
-    unfinished = path.with_name(f".whisper_nnx-{secrets.token_hex(8)}.tmp")
+    unfinished = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}.tmp")
     try:
-        with open(unfinished, "x", encoding="utf-8", newline="\n") as file:
-            file.write(content)
+        with open(unfinished, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         os.replace(unfinished, path)
     except OSError as error:
         raise type(error)(

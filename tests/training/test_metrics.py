@@ -1,12 +1,11 @@
 """Records of a run: each step's once, however often the run was killed."""
 
-import json
 import math
 
 import pytest
 from PIL import Image
 
-from whisper_nnx.training.metrics import Mean, Metrics, draw_curves, read_records, write_whole
+from whisper_nnx.training.metrics import Mean, Metrics, draw_curves, read_records
 
 
 def picture_size(folder):
@@ -83,11 +82,3 @@ def test_curves_are_a_picture_of_what_was_recorded(tmp_path):
 
 def test_values_that_a_logarithm_does_not_know_are_drawn_without_a_complaint():
     draw_curves([{"step": 1, "loss": 1.0, "kl": 0.0}, {"step": 2, "loss": math.inf, "kl": 0.5}])
-
-
-def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
-    file = tmp_path / "config.json"
-    write_whole(file, json.dumps({"steps": 1}).encode())
-    with pytest.raises(TypeError):
-        write_whole(file, "text")  # type: ignore[arg-type]
-    assert json.loads(file.read_text()) == {"steps": 1}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from whisper_nnx.writers import write_whole
 
 FILE, CURVES, TENSORBOARD = "metrics.jsonl", "curves.png", "tensorboard"
 # The panels of curves.png: title, what is drawn in it, whether its axis is logarithmic.
@@ -33,7 +34,7 @@ class Metrics:
         self.output = output
         self.records = read_records(output / FILE)[:keep]
         text = "".join(json.dumps(record) + "\n" for record in self.records)
-        write_whole(output / FILE, text.encode())
+        write_whole(output / FILE, text)
         self._file = (output / FILE).open("a", encoding="utf-8")
         # TensorBoard leaves out what a killed run wrote from this step on. A writer empties a file of the same name.
         first = self.records[-1]["step"] + 1 if self.records else 0
@@ -91,13 +92,6 @@ def read_records(file: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Replaces the file by `content`, or, if that fails, leaves it as it was."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, file)
 
 
 def draw_curves(records: Sequence[Mapping[str, float]]) -> bytes:

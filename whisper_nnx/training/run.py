@@ -29,7 +29,7 @@ from whisper_nnx.training.checkpoints import WER, Checkpoints
 from whisper_nnx.training.config import TrainConfig, check, to_dict
 from whisper_nnx.training.ctc_head import save_ctc_head
 from whisper_nnx.training.manifest import Row, read_manifest
-from whisper_nnx.training.metrics import Mean, Metrics, write_whole
+from whisper_nnx.training.metrics import Mean, Metrics
 from whisper_nnx.training.pipeline import Pipeline, make_pipeline
 from whisper_nnx.training.step import (
     create_state,
@@ -40,6 +40,7 @@ from whisper_nnx.training.step import (
     trained_model,
 )
 from whisper_nnx.windows import tokenizer_of
+from whisper_nnx.writers import UNFINISHED, write_whole
 
 CHECKPOINTS, BEST, EXPORT, CONFIG = "checkpoints", "best", "export", "config.json"
 MAX_ROW_S = 30.0
@@ -88,10 +89,10 @@ def train(
         notes = checkpoints.notes()
         if notes and notes["step"] > config.steps:
             raise ValueError(f"steps={config.steps}, but {output} is at step {notes['step']} already; give more steps")
-        for partial in output.glob(".*.partial"):  # of an export during which the run was killed
+        for partial in (*output.glob(".*.partial"), *output.glob(f"{UNFINISHED}*")):  # of a run that was killed
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         with Metrics(output, notes["records"] if notes else 0) as metrics, _Signals() as signals:
-            write_whole(output / CONFIG, json.dumps(to_dict(config), indent=2).encode())
+            write_whole(output / CONFIG, json.dumps(to_dict(config), indent=2))
             run = _Run(config, model, rows, teacher, evaluate, export, checkpoints, metrics, signals)
             if notes:
                 run.go_on_from(notes)
