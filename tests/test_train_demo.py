@@ -27,7 +27,7 @@ def drawn(language: str, n: int, seed: int = 0) -> list[sentences.Sentence]:
 
 
 def test_each_stage_begins_with_the_model_of_the_one_before():
-    names = ("clips", "passages", "windows", "polish", "context", "finish")
+    names = ("clips", "passages", "windows", "polish", "context", "finish", "pauses")
     stages = [load_config(RECIPE / f"{name}.toml") for name in names]
     assert len(stages) == len(list(RECIPE.glob("*.toml")))
     assert [stage.model.init for stage in stages] == ["", *(f"{stage.output}/export" for stage in stages[:-1])]
