@@ -140,7 +140,8 @@ class Batch:
         except jax.errors.JaxRuntimeError:
             self._waiting.appendleft(live)
             raise
-        return _Row(live, window, language), encoded
+        nothing = encoded.features[:, :0]  # of the encoder's output, which nobody asks for here: it takes memory
+        return _Row(live, window, language), encoded._replace(features=nothing)
 
     def _prepare(self) -> None:
         """Encodes what comes next while the device is busy with the rows: nothing here waits for it."""

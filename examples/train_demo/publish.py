@@ -121,7 +121,7 @@ def write_card(data: Path) -> None:
     options = {"normalizer": "basic", "batch_size": 4, "beam_size": 5}
     rows = read_manifest(data / "test.jsonl", None, None).rows
     long, timed = (
-        evaluate(model, rows, detect_language=True, word_timestamps=word_times, **options) for word_times in (False, True)
+        evaluate(model, rows, detect_language=True, word_timestamps=wanted, **options) for wanted in (False, True)
     )
     short = evaluate(model, read_manifest(data / "validation.jsonl", None, None).rows, **options)
     size = model.config
