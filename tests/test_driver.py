@@ -9,6 +9,7 @@ import pytest
 
 from tests.small import small_mel, small_model
 from whisper_nnx import driver, load_audio, load_model, transcribe
+from whisper_nnx.cache import KeysValues
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.driver import Batch, Live
 from whisper_nnx.fallback import FallbackOptions
@@ -44,7 +45,7 @@ class Decoder:
 
     def encode_windows(self, model, mel):
         self.encoded.append(int(mel[0, 0]) - 1)
-        return EncodedWindows(mel, ())
+        return EncodedWindows(mel, (KeysValues(mel, mel),))
 
     def decode_windows(self, model, encoded, options, seeds, meanwhile=None):
         if self.rows_in_memory is not None and len(options) > self.rows_in_memory:
@@ -57,7 +58,7 @@ class Decoder:
                 continue
             n = row.live.number
             key = (n, row.window.start_frame)
-            assert encoded.features[len(rows), 1] == row.window.start_frame  # each window lies in its own row
+            assert encoded.cross[0].k[len(rows), 1] == row.window.start_frame  # each window lies in its own row
             self.tries[key] = self.tries.get(key, 0) + 1
             logprob = -0.5 if self.tries[key] >= self.passes[n] else -2.0
             rows.append((n, row.window.start_frame, o.temperature, seed))
