@@ -146,7 +146,7 @@ def our_transcript(model, invention: Invention, samples: int, options: dict, mon
         return EncodedWindows(x, (KeysValues(x, x),))
 
     def decode(_, encoded, rows, seeds, meanwhile) -> list[DecodingResult]:
-        places = np.asarray(encoded.features, int).tolist()
+        places = np.asarray(encoded.cross[0].k, int).tolist()
         said = [invention.decode(*place, o.prompt, o.temperature) for place, o in zip(places, rows, strict=True)]
         return [DecodingResult(None, "en", **one) for one in said]
 
