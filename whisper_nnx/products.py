@@ -27,6 +27,11 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
+def on_single_cpu() -> bool:
+    """Whether one CPU does everything: then work may be cut into pieces that stay in its cache."""
+    return on_cpu() and jax.device_count() == 1
+
+
 def cache_dtype(dtype: Dtype) -> Dtype:
     """Of keys and values that are read once for each token: CPUs read bfloat16 slower than float32, others do not."""
     return jnp.float32 if on_cpu() else dtype

@@ -24,7 +24,7 @@ from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
 from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.languages import to_language_code
 from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper
-from whisper_nnx.products import cache_dtype, on_cpu
+from whisper_nnx.products import cache_dtype, on_single_cpu
 from whisper_nnx.programs import given_back, program
 from whisper_nnx.tokenizer import Tokenizer
 
@@ -124,7 +124,7 @@ def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> Enco
     def encode(mel: jax.Array) -> EncodedWindows:
         return _with_cross_attention(decoder, encoder(mel))
 
-    if len(mel) > 1 and on_cpu() and jax.device_count() == 1:  # one by one: what is in work stays in the cache
+    if len(mel) > 1 and on_single_cpu():  # one by one: what is in work stays in the cache
         return jax.tree.map(lambda x: x[:, 0], jax.lax.map(lambda window: encode(window[None]), mel))
     return encode(mel)
 

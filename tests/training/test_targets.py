@@ -151,6 +151,11 @@ def test_the_mark_behind_a_segment_is_where_the_pause_to_the_next_is(after, end)
     assert it.spans[it.labels.tolist().index(TOKENIZER.encode(".")[0])].tolist() == [20, end]
 
 
+def test_a_last_word_without_length_is_no_pause():
+    it = target(said(0.1, 0.4, "one", [("one", 0.4, 0.4)]), said(0.9, 1.0, "two"))
+    assert it.spans[it.labels.tolist().index(TOKENIZER.encode(" one")[0])].tolist() == [20, 21]
+
+
 def test_the_same_word_twice_is_at_its_two_times():
     it = said(0.0, 1.0, "one one", [("one", 0.2, 0.4), ("one", 0.6, 0.8)])
     assert it.spans == (pytest.approx((0.2, 0.4)), pytest.approx((0.6, 0.8)))

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from whisper_nnx.model import MultiHeadAttention
-from whisper_nnx.products import dot_product_attention
+from whisper_nnx.products import dot_product_attention, on_single_cpu
 
 _ROW_BY_ROW = Layout(major_to_minor=(0, 1))
 _apart = jax.lax.optimization_barrier  # what is rounded once is not rounded again inside of each product
@@ -21,7 +21,7 @@ def round_products(module: nnx.Module) -> None:
 
     So does attention without a mask where a single CPU does everything.
     """
-    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    alone = on_single_cpu()
     for _, layer in nnx.iter_modules(module):
         if type(layer) is nnx.Linear:
             layer.dot_general = _dot_general

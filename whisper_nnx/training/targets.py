@@ -200,9 +200,9 @@ def _content(
         if segment.end is None:
             break
         spans = [_span(form, span) for span in segment.spans]
-        if segment.spans and segment.spans[-1] and segment.spans[-1][0] == segment.spans[-1][1]:
-            pause_s = min((after.start if after else np.inf) - segment.spans[-1][0], _PAUSE_S)
-            spans[-1] = _span(form, (segment.spans[-1][0], segment.spans[-1][0] + pause_s))
+        if segment.text.decode().endswith(tuple(_MARKS)) and (mark := segment.spans[-1]) and mark[0] == mark[1]:
+            pause_s = min((after.start if after else np.inf) - mark[0], _PAUSE_S)
+            spans[-1] = _span(form, (mark[0], mark[0] + pause_s))
         content += zip(segment.tokens, spans, strict=True)
         last = min(max(position(segment.end), begin + 1), form.positions)
         if timestamps:
