@@ -1,5 +1,7 @@
 """Products of rounded factors: what they and their gradients are, and that a step with them is nearly the same step."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,8 @@ def test_factors_are_rounded_and_sums_are_not(n_in, n_out):
         np.testing.assert_allclose(ours, exact, atol=1e-4)
 
 
-def test_attention_of_rounded_factors_is_attention_and_so_is_its_gradient():
+@pytest.mark.parametrize(("dtype", "off"), [("bfloat16", 0.02), ("float32", 1e-5)])
+def test_attention_of_rounded_factors_is_attention_and_so_is_its_gradient(dtype, off):
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, g = (
         jax.random.normal(key, shape) for key, shape in zip(keys, [(40, 16), *[(56, 16)] * 2, (40, 16)], strict=True)
@@ -40,10 +43,11 @@ def test_attention_of_rounded_factors_is_attention_and_so_is_its_gradient():
         return dot_product_attention(*(x[None, None] for x in (q * 4, k, v)))[0, 0]
 
     ours, theirs = (
-        jax.jit(lambda f=f: (lambda y, back: (y, *back(g)))(*jax.vjp(f, q, k, v)))() for f in (attend, exact)
+        jax.jit(lambda f=f: (lambda y, back: (y, *back(g)))(*jax.vjp(f, q, k, v)))()
+        for f in (partial(attend, dtype=dtype), exact)
     )
     for mine, true in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(mine, true, atol=0.02 * float(jnp.abs(true).max()))
+        np.testing.assert_allclose(mine, true, atol=off * float(jnp.abs(true).max()))
         assert jnp.corrcoef(mine.ravel(), true.ravel())[0, 1] > 0.9999
 
 

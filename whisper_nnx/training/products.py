@@ -1,7 +1,12 @@
-"""Products whose factors are rounded to bfloat16, for processors that have matrix units for it (Intel's AMX)."""
+"""Products and attention with gradients of their own, as a single CPU computes them best.
+
+Products may round their factors to bfloat16, for processors that have matrix units for it (Intel's AMX, AMD's since
+Zen 4).
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,23 +15,28 @@ from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from whisper_nnx.model import MultiHeadAttention
-from whisper_nnx.products import dot_product_attention, on_single_cpu
+from whisper_nnx.products import dot_product_attention, on_single_cpu, precision_of
 
 _ROW_BY_ROW = Layout(major_to_minor=(0, 1))
 _apart = jax.lax.optimization_barrier  # what is rounded once is not rounded again inside of each product
 
 
 def round_products(module: nnx.Module) -> None:
-    """Lets all linear layers of a module round their factors; the parameters and all else stay as they are.
-
-    So does attention without a mask where a single CPU does everything.
-    """
-    alone = on_single_cpu()
+    """Lets all linear layers of a module round their factors; the parameters and all else stay as they are."""
     for _, layer in nnx.iter_modules(module):
         if type(layer) is nnx.Linear:
             layer.dot_general = _dot_general
-        elif isinstance(layer, MultiHeadAttention) and alone:
-            layer.attend = _attend
+
+
+def keep_no_scores(module: nnx.Module, dtype: str) -> None:
+    """Where a single CPU does everything, attention without a mask goes head after head, with factors of `dtype`.
+
+    The scores of one head stay in the processor's cache, and none are kept for the gradient.
+    """
+    if on_single_cpu():
+        for _, layer in nnx.iter_modules(module):
+            if isinstance(layer, MultiHeadAttention):
+                layer.attend = partial(_attend, dtype)
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
@@ -47,64 +57,65 @@ def product(x: jax.Array, w: jax.Array) -> jax.Array:
 def _forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     rounded = _apart((x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)))
     kinds = jnp.zeros((0,), x.dtype), jnp.zeros((0,), w.dtype)
-    return _dot(*rounded).astype(x.dtype), (*rounded, *kinds)
+    return dot(*rounded).astype(x.dtype), (*rounded, *kinds)
 
 
 def _backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w, of_x, of_w = residuals
     g = _apart(gradient.astype(jnp.bfloat16))
     # The narrower of the two long factors is transposed; a product's own transpose XLA would turn round, and lose.
-    dw = _dot(_transposed(x), g) if x.shape[1] <= g.shape[1] else _apart(_rows(_dot(_transposed(g), x))).T
-    return _dot(g, _transposed(w)).astype(of_x.dtype), dw.astype(of_w.dtype)
+    dw = dot(transposed(x), g) if x.shape[1] <= g.shape[1] else _apart(_rows(dot(transposed(g), x))).T
+    return dot(g, transposed(w)).astype(of_x.dtype), dw.astype(of_w.dtype)
 
 
 product.defvjp(_forward, _backward)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """As `dot_product_attention`, head after head: the scores of one stay in the processor's cache."""
+def _attend(dtype: str, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """As `dot_product_attention`, head after head."""
     if mask is not None:
         return dot_product_attention(q, k, v, mask)
     heads = (x.reshape(-1, *x.shape[2:]) for x in (q * q.shape[-1] ** -0.5, k, v))
-    return jax.lax.map(lambda head: attend(*head), tuple(heads)).reshape(q.shape)
+    return jax.lax.map(lambda head: attend(*head, dtype), tuple(heads)).reshape(q.shape)
 
 
-@jax.custom_vjp
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """q [S,K], scaled, attends to k and v [T,K] -> [S,K]. Factors rounded as in `product`; the softmax is float32.
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, dtype: str) -> jax.Array:
+    """q [S,K], scaled, attends to k and v [T,K] -> [S,K]. Factors of `dtype`; sums and the softmax are float32.
 
     The gradient computes the scores again instead of keeping them (Dao et al. 2022, without their blocks).
     """
-    return _attend_forward(q, k, v)[0]
+    return _attend_forward(q, k, v, dtype)[0]
 
 
-def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    rounded = qr, kr, vr = _apart(tuple(x.astype(jnp.bfloat16) for x in (q, k, v)))
-    scores = _dot(qr, _transposed(kr))
+def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array, dtype: str) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    factors = qr, kr, vr = _apart(tuple(x.astype(dtype) for x in (q, k, v)))
+    scores = dot(qr, transposed(kr))
     top = scores.max(axis=-1, keepdims=True)
     parts = jnp.exp(scores - top)
     total = parts.sum(axis=-1, keepdims=True)
-    attended = (_dot(parts.astype(jnp.bfloat16), vr) / total).astype(q.dtype)
-    return attended, (*rounded, top + jnp.log(total), attended)
+    attended = (dot(parts.astype(dtype), vr) / total).astype(q.dtype)
+    return attended, (*factors, top + jnp.log(total), attended, *(jnp.zeros((0,), x.dtype) for x in (k, v)))
 
 
-def _attend_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
-    q, k, v, log_total, attended = residuals
-    g, to = gradient.astype(jnp.bfloat16), attended.dtype
-    weights = jnp.exp(_dot(q, _transposed(k)) - log_total)
+def _attend_backward(dtype: str, residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
+    q, k, v, log_total, attended, of_k, of_v = residuals
+    g = gradient.astype(dtype)
+    weights = jnp.exp(dot(q, transposed(k)) - log_total)
     mean = (gradient.astype(jnp.float32) * attended).sum(axis=-1, keepdims=True)
-    of_scores = weights * (_dot(g, _transposed(v)) - mean)
-    weights, of_scores = _apart((weights.astype(jnp.bfloat16), of_scores.astype(jnp.bfloat16)))
+    of_scores = weights * (dot(g, transposed(v)) - mean)
+    weights, of_scores = _apart((weights.astype(dtype), of_scores.astype(dtype)))
     # [K,T], whose narrow factor is the one that is transposed.
-    dk, dv = _apart((_rows(_dot(_transposed(q), of_scores)), _rows(_dot(_transposed(g), weights))))
-    return _dot(of_scores, k).astype(to), dk.T.astype(to), dv.T.astype(to)
+    dk, dv = _apart((_rows(dot(transposed(q), of_scores)), _rows(dot(transposed(g), weights))))
+    return dot(of_scores, k).astype(attended.dtype), dk.T.astype(of_k.dtype), dv.T.astype(of_v.dtype)
 
 
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a [M,K] b [K,N] -> [M,N], float32."""
+    return jnp.dot(a, b, precision=precision_of(a.dtype), preferred_element_type=jnp.float32)
 
 
 def _rows(x: jax.Array) -> jax.Array:
@@ -112,5 +123,6 @@ def _rows(x: jax.Array) -> jax.Array:
     return with_layout_constraint(x, _ROW_BY_ROW) if jax.default_backend() == "cpu" else x
 
 
-def _transposed(x: jax.Array) -> jax.Array:
-    return _rows(x.T)
+def transposed(x: jax.Array) -> jax.Array:
+    """x [M,N] -> [N,M], as `dot` likes it: laid out anew, but for float32, which is multiplied as it lies."""
+    return x.T if x.dtype == jnp.float32 else _rows(x.T)

@@ -18,14 +18,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from whisper_nnx.config import RELEASED, WhisperConfig
 from whisper_nnx.features import log_mel_spectrogram
 from whisper_nnx.model import Whisper
-from whisper_nnx.products import precision_of
+from whisper_nnx.products import on_single_cpu, precision_of
 from whisper_nnx.tokenizer import Tokenizer
 from whisper_nnx.training import loss
 from whisper_nnx.training.config import ModelConfig, TrainConfig
 from whisper_nnx.training.ctc_head import load_ctc_head
 from whisper_nnx.training.lora import LoraParam, add_lora, merge
 from whisper_nnx.training.optimizer import averaged, learning_rate, make_optimizer
-from whisper_nnx.training.products import round_products
+from whisper_nnx.training.products import keep_no_scores, round_products
+from whisper_nnx.training.projection import projected_cross_entropy
 from whisper_nnx.training.spec_augment import spec_augment
 from whisper_nnx.training.targets import blank_of
 
@@ -246,6 +247,7 @@ def _step(
         trainee = static.trainee(state.frozen | params)
         if config.model.product_dtype:
             round_products(trainee)
+        keep_no_scores(trainee, _factors(trainee, config))
         return _losses(trainee, teacher, batch, key, config, mesh, shares_encoder)
 
     gradient, metrics = jax.grad(losses, has_aux=True)(state.params)
@@ -259,6 +261,11 @@ def _step(
     rate = learning_rate(settings, config.steps)(updates_done * settings.accumulate)
     metrics |= {"gradient_norm": _norm(gradient), "learning_rate": jnp.asarray(rate, jnp.float32)}
     return replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+
+
+def _factors(trainee: Trainee, config: TrainConfig) -> str:
+    """The dtype of what is multiplied."""
+    return config.model.product_dtype or jnp.dtype(trainee.whisper.decoder.dtype).name
 
 
 def _norm(arrays: Arrays) -> jax.Array:
@@ -291,22 +298,27 @@ def _losses(
     rngs = nnx.Rngs(dropout=dropout_key) if whisper.config.dropout else None
     options: dict[str, Any] = {"deterministic": rngs is None, "rngs": rngs, "remat": config.optimizer.remat}
     heard = whisper.encode(mel, first_position=first, **options)
-    logits, scores = _say(whisper, heard, batch["ids"], settings.guide_heads, **options)
-
-    entropy, accuracy = loss.cross_entropy(logits, batch["labels"], batch["weights"], settings.label_smoothing)
+    hidden, scores = _say(whisper, heard, batch["ids"], settings.guide_heads, **options)
+    said = batch["labels"], batch["weights"], settings.label_smoothing
+    if teacher is None and on_single_cpu():
+        table = whisper.decoder.logits_table()
+        entropy, accuracy = projected_cross_entropy(hidden, table, *said, _factors(trainee, config))
+    else:
+        logits = whisper.decoder.logits(hidden)
+        entropy, accuracy = loss.cross_entropy(logits, *said)
     zero = jnp.zeros((), jnp.float32)
     parts = {"cross_entropy": entropy.value, "ctc": zero, "frames": zero, "guide": zero, "kl": zero}
     total = entropy.value
     if teacher is not None:
         heard_by_teacher = heard if shares_encoder else teacher.encode(mel, first_position=first)
         theirs, _ = _say(teacher, heard_by_teacher, batch["ids"], ())
+        theirs = teacher.decoder.logits(theirs)
         parts["kl"] = loss.divergence(logits, theirs, batch["weights"], config.distill.temperature).value
         total = config.distill.cross_entropy_weight * total + config.distill.kl_weight * parts["kl"]
     if trainee.ctc_head is not None:
         blank = trainee.ctc_head.out_features - 1
         spelled = trainee.ctc_head(heard)
-        said = loss.ctc(spelled, batch["ctc"], batch["ctc_weight"], blank)
-        parts["ctc"] = said.value
+        parts["ctc"] = loss.ctc(spelled, batch["ctc"], batch["ctc_weight"], blank).value
         parts["frames"] = loss.frames(spelled, batch["frames"]).value
         total += settings.ctc_weight * parts["ctc"] + settings.frame_weight * parts["frames"]
     if settings.guide_weight:
@@ -318,7 +330,5 @@ def _losses(
 def _say(
     whisper: Whisper, heard: jax.Array, ids: jax.Array, heads: tuple[tuple[int, int], ...], **options: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """(logits [B,S,V], audio scores of the heads [B,A,S,T]) of encoder_output [B,T,D] and ids [B,S]."""
-    decoder = whisper.decoder
-    hidden, scores = decoder.alignment_scores(ids, decoder.cross_attention(heard), heads, **options)
-    return decoder.logits(hidden), scores
+    """(hidden [B,S,D] for `logits`, audio scores of the heads [B,A,S,T]) of encoder_output [B,T,D] and ids [B,S]."""
+    return whisper.decoder.alignment_scores(ids, whisper.decoder.cross_attention(heard), heads, **options)
