@@ -33,6 +33,7 @@ _TO_MEDIAN = (
 )
 PAUSE = 1.0  # likeness of a pause to any sound; a token's mean is 0, its standard deviation 1
 STRAYING = 0.5  # likeness that a row loses with each position outside of where it is expected
+_FAR = 1e30  # cost of what cannot be reached
 DIAGONAL, DOWN, RIGHT = 0, 1, 2  # steps of the warping: next token and position, next token, next position
 
 
@@ -162,9 +163,13 @@ def alignment_matrix(scores: jax.Array, length: jax.Array, positions: jax.Array)
 def median_filter(x: jax.Array, n: jax.Array) -> jax.Array:
     """x [...,T], of whose last axis n entries count, mirrored at both of their ends; as it is where n is too small."""
     half, size = MEDIAN_WIDTH // 2, x.shape[-1]
-    at = jnp.abs(jnp.arange(-half, size + half))
-    at = jnp.clip(jnp.where(at >= n, 2 * (n - 1) - at, at), 0, size - 1)
-    mirrored = jnp.where(jnp.isnan(x), jnp.inf, x)[..., at]  # what is no number counts as the largest
+    if size <= half:
+        return x
+    known = jnp.where(jnp.isnan(x), jnp.inf, x)  # what is no number counts as the largest
+    left = known[..., 1 : half + 1][..., ::-1]
+    right = jax.lax.dynamic_slice_in_dim(known, n - 1 - half, half, axis=-1)[..., ::-1]
+    mirrored = jnp.concatenate([left, known, left], axis=-1)
+    mirrored = jax.lax.dynamic_update_slice_in_dim(mirrored, right, n + half, axis=-1)
     near = [mirrored[..., i : i + size] for i in range(MEDIAN_WIDTH)]
     for i, j in _TO_MEDIAN:
         near[i], near[j] = jnp.minimum(near[i], near[j]), jnp.maximum(near[i], near[j])
@@ -191,10 +196,6 @@ class _Sum(NamedTuple):
     def where(self, condition: jax.Array, other: _Sum) -> _Sum:
         return _Sum(*(jnp.where(condition, a, b) for a, b in zip(self, other, strict=True)))
 
-    def next_row(self) -> _Sum:
-        """Each row sees the one above it."""
-        return _Sum(*(jnp.roll(x, 1) for x in self))
-
 
 def first_positions(cost: jax.Array, n: jax.Array, m: jax.Array) -> jax.Array:
     """Dynamic time warping over cost [N,M], of which [n,m] counts -> [N]: where the cheapest path enters each row.
@@ -204,22 +205,23 @@ def first_positions(cost: jax.Array, n: jax.Array, m: jax.Array) -> jax.Array:
     """
     rows, columns = cost.shape
     row = jnp.arange(rows + 1)  # row and column 0 stand before the matrix
-    unreachable = _Sum(jnp.full(rows + 1, 1e30), jnp.zeros(rows + 1))
+    column = jnp.arange(2, rows + columns + 1)[:, None] - row  # of each anti-diagonal [N+M-1,N+1]
+    inside = (row >= 1) & (column >= 1) & (column <= columns)
+    on_diagonal = cost[jnp.maximum(row - 1, 0), jnp.clip(column - 1, 0, columns - 1)]
+    unreachable = _Sum(jnp.full(rows + 1, _FAR), jnp.zeros(rows + 1))
 
-    def diagonal(carry: tuple[_Sum, _Sum], d: jax.Array) -> tuple[tuple[_Sum, _Sum], jax.Array]:
-        before_last, left = carry
-        up_left, up = before_last.next_row(), left.next_row()
+    def diagonal(carry: tuple[_Sum, _Sum], here: tuple[jax.Array, jax.Array]) -> tuple[tuple[_Sum, _Sum], jax.Array]:
+        up_left, left = carry
+        cost, inside = here
+        up = _Sum(*jnp.roll(jnp.stack(left), 1, axis=1))  # each row sees the one above it
         is_diagonal = up_left.less(up) & up_left.less(left)
         is_down = up.less(up_left) & up.less(left)
         best = up_left.where(is_diagonal, up.where(is_down, left))
-        column = d - row
-        inside = (row >= 1) & (column >= 1) & (column <= columns)
-        here = cost[jnp.maximum(row - 1, 0), jnp.clip(column - 1, 0, columns - 1)]
         step = jnp.where(is_diagonal, DIAGONAL, jnp.where(is_down, DOWN, RIGHT))
-        return (left, best.plus(here).where(inside, unreachable)), step.astype(jnp.int8)
+        return (up, best.plus(cost).where(inside, unreachable)), step.astype(jnp.int8)
 
-    start = (unreachable._replace(high=unreachable.high.at[0].set(0.0)), unreachable)
-    _, steps = jax.lax.scan(diagonal, start, jnp.arange(2, rows + columns + 1))
+    start = (unreachable._replace(high=unreachable.high.at[1].set(0.0)), unreachable)
+    _, steps = jax.lax.scan(diagonal, start, (on_diagonal, inside))
 
     def back(carry: tuple[jax.Array, jax.Array, jax.Array], _: None) -> tuple[tuple, None]:
         i, j, first = carry
