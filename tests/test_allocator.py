@@ -38,3 +38,24 @@ def test_memory_that_is_kept_is_not_mapped_again_and_lies_in_large_pages():
     assert kept < mapped / 2
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # not every kernel has any
     assert (large > 10_000) == (setting.exists() and "[never]" not in setting.read_text())
+
+
+COMPILES = """
+import jax
+from whisper_nnx import allocator
+class Library:
+    calls = []
+    malloc_trim = calls.append
+allocator._trim_behind_the_compiler(Library)
+double = jax.jit(lambda x: 2 * x)
+for x in (1.0, 2.0):
+    double(x)
+    print(len(Library.calls))
+"""
+
+
+def test_what_the_compiler_took_goes_back_and_nothing_else_does():
+    done = subprocess.run([sys.executable, "-c", COMPILES], capture_output=True, text=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert first > 0
+    assert second == first

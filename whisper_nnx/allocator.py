@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
 
 _SETTINGS = {  # of mallopt(3)
     -8: 1,  # M_ARENA_MAX: one heap; those of further threads are cut at 64 MB and then mapped afresh every time
@@ -35,7 +36,19 @@ def keep_memory() -> bool:
     for name, value in _SETTINGS.items():
         library.mallopt(name, value)
     _ask_for_large_pages(library)
+    _trim_behind_the_compiler(library)
     return True
+
+
+def _trim_behind_the_compiler(library: ctypes.CDLL) -> None:
+    """What XLA's compiler took for its work goes back to the system: no later call asks for as much."""
+    import jax
+
+    def trim(event: str, *_: float, **__: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            library.malloc_trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(trim)
 
 
 def _ask_for_large_pages(library: ctypes.CDLL) -> None:

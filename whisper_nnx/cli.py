@@ -136,12 +136,12 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.threads:
         os.environ["PJRT_NPROC"] = str(args.threads)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    keep_memory()
     options = transcribe_options(parser, args)
     try:
         make_output_folder(args.output_dir)
         options["temperature"] = temperature_ladder(args.temperature, args.temperature_increment_on_fallback)
         check_options(parser, args, options)
+        keep_memory()
         import jax
 
         from whisper_nnx.compilation_cache import choose_compilation_cache
