@@ -47,6 +47,7 @@ def _trim_behind_the_compiler(library: ctypes.CDLL) -> None:
     def trim(event: str, *_: float, **__: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             library.malloc_trim(0)
+            _ask_for_large_pages(library)  # the heap has shrunk, and what it grows by is new
 
     jax.monitoring.register_event_duration_secs_listener(trim)
 
