@@ -3,7 +3,7 @@
     python examples/finetune_digits/make_manifest.py free_spoken_digits_train.tar data/digits
 
 The archive holds FLAC files {digit}_{speaker}_{index}.flac, as of the Free Spoken Digit Dataset. In data/digits come
-train.jsonl (index below 40), validation.jsonl (the others: other recordings of the same speakers) and their sound.
+train.jsonl (index below 45), validation.jsonl (the others: other recordings of the same speakers) and their sound.
 """
 
 import argparse
@@ -19,10 +19,10 @@ import numpy as np
 
 from whisper_nnx import load_audio
 
-FIRST_VALIDATION = 40
+FIRST_VALIDATION = 45
 RATE = 16_000
 NAMES = ["cero", "uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve"]
-ROWS = {"train": 1200, "validation": 60}
+ROWS = {"train": 1800, "validation": 120}
 DIGITS = (3, 7)  # of a row: from, to
 GAP_S = (0.05, 0.4)  # before each digit, and after the last
 
