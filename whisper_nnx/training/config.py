@@ -25,7 +25,7 @@ class ModelConfig:
     shape: dict[str, int] = field(default_factory=dict)  # of a new model, WhisperConfig's fields; or {"size": "tiny"}
     tokenizer: str = ""  # a folder with the tokenizer's files, for a new model
     dtype: str = "float32"  # of the computation; masters are float32
-    product_dtype: str = ""  # "bfloat16" rounds the factors of products: faster on CPUs that can multiply them
+    product_dtype: str = ""  # "bfloat16" rounds factors of products: faster on CPUs that multiply it; "": as dtype
     conv_init_scale: float = 1.0  # a new model's convolutions start this much larger (see IMPLEMENTATION.md)
 
 

@@ -1,7 +1,6 @@
 """Products and attention with gradients of their own, as a single CPU computes them best.
 
-Products may round their factors to bfloat16, for processors that have matrix units for it (Intel's AMX, AMD's since
-Zen 4).
+Products may round their factors to bfloat16, for processors that multiply it faster (Intel's AMX, AMD since Zen 4).
 """
 
 from __future__ import annotations
