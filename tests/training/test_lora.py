@@ -1,6 +1,7 @@
 """Low-rank additions: merged, apart, taken out again."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -8,8 +9,10 @@ from flax import nnx
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
 from tests.training.batches import Run, made_up_batch, small_run
 from whisper_nnx.model import Whisper
+from whisper_nnx.products import flat_product
 from whisper_nnx.training.config import LoraConfig
 from whisper_nnx.training.lora import LoraLinear, LoraParam, add_lora, merge, unmerge
+from whisper_nnx.training.products import round_products
 from whisper_nnx.training.step import trained_model
 
 CONFIG = LoraConfig(rank=3, alpha=6.0, targets=("q_proj", "encoder_attn.v_proj", "fc1"))
@@ -40,6 +43,39 @@ def test_lora_starts_as_the_model_itself(plain):
     np.testing.assert_array_equal(
         run(add_lora(plain, CONFIG, nnx.Rngs(0)), small_mel(2), IDS), run(plain, small_mel(2), IDS)
     )
+
+
+@pytest.mark.parametrize(
+    "rank", [1, 8]
+)  # of layers of 16 numbers: factors one after the other, or added to the weights
+def test_outputs_and_gradients_are_those_of_the_factors(rank):
+    random = np.random.default_rng(0)
+    base = nnx.Linear(16, 24, rngs=nnx.Rngs(0), dot_general=flat_product, precision="highest")
+    layer = LoraLinear(base, rank, 2.0, nnx.Rngs(1))
+    layer.b[...] = jnp.asarray(random.normal(size=(rank, 24)), jnp.float32)
+    x, kernel, bias = (
+        np.asarray(v, np.float64) for v in (random.normal(size=(2, 5, 16)), base.kernel[...], base.bias[...])
+    )
+    a, b, scale = np.asarray(layer.a[...], np.float64), np.asarray(layer.b[...], np.float64), 2.0 / rank
+    y, gradient = nnx.value_and_grad(lambda layer: jnp.square(layer(jnp.float32(x))).sum() / 2)(layer)
+    expected = x @ kernel + bias + scale * (x @ a) @ b
+    rows, of_rows = x.reshape(-1, 16), expected.reshape(-1, 24)
+    np.testing.assert_allclose(layer(jnp.float32(x)), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(y, (expected**2).sum() / 2, rtol=1e-5)
+    np.testing.assert_allclose(gradient.a[...], scale * rows.T @ of_rows @ b.T, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(gradient.b[...], scale * (rows @ a).T @ of_rows, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("rank", [1, 8])
+def test_the_factors_too_are_rounded_where_products_are(rank):
+    exact = LoraLinear(nnx.Linear(16, 24, rngs=nnx.Rngs(0), dot_general=flat_product), rank, 2.0, nnx.Rngs(1))
+    exact.b[...] = jnp.asarray(np.random.default_rng(0).normal(size=(rank, 24)), jnp.float32)
+    rounded = nnx.clone(exact)
+    rounded.base.kernel[...], exact.base.kernel[...] = jnp.zeros((16, 24)), jnp.zeros((16, 24))
+    round_products(rounded)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 16)), jnp.float32)
+    difference = np.abs(rounded(x) - exact(x)).max() / np.abs(exact(x)).max()
+    assert 1e-4 < difference < 2e-2
 
 
 def test_merged_lora_equals_lora(plain):

@@ -130,11 +130,13 @@ def test_muon_moves_matrices_as_optax_does(shape):
     assert 0.01 < float(jnp.std(update)) < 0.03  # about 0.2 * rate, whatever the shape
 
 
-def test_muon_leaves_all_but_the_layers_matrices_to_adamw():
+def test_muon_leaves_all_but_the_layers_matrices_and_their_additions_to_adamw():
     changes = {"method": "muon", "warmup_steps": 0, "decay": "constant"}
     gradients = [params(1), params(2)]
     for path, x in run(OptimizerConfig(**changes), gradients).items():
         np.testing.assert_array_equal(x, run(OptimizerConfig(**changes | {"method": "adamw"}), gradients)[path])
     assert is_matrix("decoder.layers.0.encoder_attn.q_proj.kernel")
+    assert is_matrix("encoder.layers.0.fc1.a")
+    assert is_matrix("encoder.layers.0.fc1.b")
     others = ("encoder.conv1.kernel", "ctc_head.kernel", "decoder.proj_out.kernel", "decoder.embed_tokens.embedding")
-    assert not any(map(is_matrix, (*others, "encoder.layers.0.fc1.bias", "encoder.layers.0.fc1.a")))
+    assert not any(map(is_matrix, (*others, "encoder.layers.0.fc1.bias")))

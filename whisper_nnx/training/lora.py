@@ -32,11 +32,16 @@ class LoraLinear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [...,n_in] -> [...,n_out]."""
+        (n_in, rank), n_out = self.a.shape, self.base.out_features
+        # For each row: three products with both factors, gradients included, or the whole gradient of W.
+        if 3 * rank * (n_in + n_out) > n_in * n_out:
+            return _shifted(self.base, self.addition())(x)
         dtype = self.base.dtype or x.dtype
-        a, b = self.a[...].astype(dtype), (self.scale * self.b[...]).astype(dtype)
-        return self.base(x) + jnp.matmul(
-            jnp.matmul(x, a, precision=precision_of(dtype)), b, precision=precision_of(dtype)
-        )
+        options = {"precision": precision_of(dtype)}
+        last_by_first = (((x.ndim - 1,), (0,)), ((), ()))
+        low = self.base.dot_general(x.astype(dtype), self.a[...].astype(dtype), last_by_first, **options)
+        b = (self.scale * self.b[...]).astype(dtype)
+        return self.base(x) + self.base.dot_general(low, b, last_by_first, **options)
 
     def addition(self) -> jax.Array:
         """[n_in,n_out], float32: what W grows by."""

@@ -45,8 +45,8 @@ def is_decayed(path: str) -> bool:
 
 
 def is_matrix(path: str) -> bool:
-    """Whether Muon moves it: products inside the layers; not convolutions, embeddings, heads, low-rank additions."""
-    return "layers." in path and path.endswith(".kernel")
+    """Whether Muon moves it: products inside the layers, and LoRA's factors of them; not convolutions, embeddings, heads."""
+    return "layers." in path and path.endswith((".kernel", ".a", ".b"))
 
 
 def orthogonalized(matrix: jax.Array) -> jax.Array:
