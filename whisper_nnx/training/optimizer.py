@@ -45,7 +45,7 @@ def is_decayed(path: str) -> bool:
 
 
 def is_matrix(path: str) -> bool:
-    """Whether Muon moves it: products inside the layers, and LoRA's factors of them; not convolutions, embeddings, heads."""
+    """Whether Muon moves it: products inside the layers and their low-rank additions; not convolutions, embeddings."""
     return "layers." in path and path.endswith((".kernel", ".a", ".b"))
 
 
