@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from whisper_nnx.compilation_cache import enable_compilation_cache, user_cache_folder
+from whisper_nnx.compilation_cache import enable_compilation_cache
+from whisper_nnx.user_cache import user_cache_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders have no modes there")
 PROGRAM = """
@@ -112,7 +113,7 @@ def test_groups_may_write_only_if_they_are_the_users_own(tmp_path: Path, monkeyp
     (tmp_path / "parent").mkdir()
     (tmp_path / "parent").chmod(0o770)
     own: list[bool] = []
-    monkeypatch.setattr("whisper_nnx.compilation_cache._is_own_group", lambda gid: own[-1])
+    monkeypatch.setattr("whisper_nnx.user_cache._is_own_group", lambda gid: own[-1])
     own.append(False)
     assert f"others may write to {tmp_path / 'parent'}" in refused(tmp_path / "parent" / "cache")
     own.append(True)

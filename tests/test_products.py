@@ -9,9 +9,9 @@ from whisper_nnx.cache import KeysValues, KVCache
 from whisper_nnx.products import (
     attention_scores,
     dot_product_attention,
+    few_rows_product,
     flat_product,
-    is_narrow_row,
-    narrow_row,
+    multiplies_few,
     prepared,
     within,
 )
@@ -38,15 +38,15 @@ def test_products_of_bfloat16_are_sums_in_float32_however_few_rows(rows):
 @pytest.mark.parametrize("shape", [(24,), (1, 24), (1, 1, 24)])
 def test_a_row_times_narrow_numbers_is_a_product_in_float32(dtype, shape):
     x, table = normal(*shape), (30 * normal(50, 24)).astype(dtype)
-    assert is_narrow_row(x, table)
-    found = jax.jit(narrow_row)(x, table)
+    assert multiplies_few(x, table)
+    found = jax.jit(few_rows_product)(x, table)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, x @ table.astype(jnp.float32).T, rtol=1e-4, atol=1e-4)
 
 
 def test_several_rows_and_float32_are_multiplied_otherwise():
-    assert not is_narrow_row(normal(2, 24), normal(50, 24, dtype=jnp.bfloat16))
-    assert not is_narrow_row(normal(1, 24), normal(50, 24))
+    assert not multiplies_few(normal(2, 24), normal(50, 24, dtype=jnp.bfloat16))
+    assert not multiplies_few(normal(1, 24), normal(50, 24))
 
 
 def test_only_bfloat16_is_prepared():
@@ -95,7 +95,9 @@ def test_queries_may_be_finer_than_keys():
 def test_attention_within_a_span_reads_all_that_the_mask_allows(span):
     q, k, v = normal(2, 2, 1, 8), normal(2, 2, 448, 8), normal(2, 2, 448, 8)
     mask = jnp.broadcast_to(jnp.arange(448) < span, (2, 1, 1, 448))
-    found = jax.jit(lambda span, *inputs: within(span, dot_product_attention)(*inputs))(jnp.int32(span), q, k, v, mask)
+    found = jax.jit(lambda spans, *inputs: within(spans, dot_product_attention)(*inputs))(
+        jnp.array([1, span]), q, k, v, mask
+    )
     np.testing.assert_allclose(found, dot_product_attention(q, k, v, mask), atol=1e-6)
 
 
@@ -104,7 +106,7 @@ def test_attention_within_a_span_does_not_read_what_lies_behind():
         pytest.skip("accelerators read all")
     q, k = normal(1, 1, 1, 8), normal(1, 1, 448, 8).at[:, :, 64:].set(jnp.nan)
     mask = (jnp.arange(448) < 10)[None, None, None]
-    assert jnp.isfinite(within(jnp.int32(10), dot_product_attention)(q, k, k, mask)).all()
+    assert jnp.isfinite(within(jnp.array([10]), dot_product_attention)(q, k, k, mask)).all()
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -15,7 +15,7 @@ from tests.oracle import ROWS, PlainDecoder
 from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer  # noqa: F401
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model import Whisper
-from whisper_nnx.products import cache_dtype
+from whisper_nnx.products import cross_cache_dtype
 from whisper_nnx.tokenizer import Tokenizer
 from whisper_nnx.windows import (
     _encode,
@@ -386,4 +386,4 @@ def test_keys_and_values_are_kept_as_the_token_loop_reads_them(mel, given_featur
     encoded = encode_windows(model, mel)
     encoded = encode_windows(model, encoded.features) if given_features else encoded
     assert encoded.features.dtype == jnp.bfloat16
-    assert {x.dtype for x in jax.tree.leaves(encoded.cross)} == {jnp.dtype(cache_dtype(jnp.bfloat16))}
+    assert {x.dtype for x in jax.tree.leaves(encoded.cross)} == {jnp.dtype(cross_cache_dtype(jnp.bfloat16))}

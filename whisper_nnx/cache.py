@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.products import cache_dtype
+from whisper_nnx.products import cache_dtype, cross_cache_dtype
 from whisper_nnx.programs import given_back
 
 
@@ -38,9 +38,8 @@ class KVCache:
     def init(cls, cross_attention: tuple[KeysValues, ...], size: int) -> KVCache:
         """An empty cache of `size` text positions for windows whose cross-attention is given."""
         rows, heads, _, width = cross_attention[0].k.shape
-        dtype = cache_dtype(cross_attention[0].k.dtype)
-        empty = jnp.zeros((rows, heads, size, width), dtype)
-        cross_attention = jax.tree.map(lambda x: x.astype(dtype), cross_attention)
+        empty = jnp.zeros((rows, heads, size, width), cache_dtype(cross_attention[0].k.dtype))
+        cross_attention = jax.tree.map(lambda x: x.astype(cross_cache_dtype(x.dtype)), cross_attention)
         return cls(
             tuple(KeysValues(empty, empty) for _ in cross_attention), cross_attention, jnp.zeros(rows, jnp.int32)
         )

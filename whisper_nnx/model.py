@@ -20,10 +20,11 @@ from whisper_nnx.config import ALIASES, RELEASED, WhisperConfig
 from whisper_nnx.products import (
     attention_scores,
     dot_product_attention,
+    few_rows_product,
     flat_product,
-    is_narrow_row,
-    narrow_row,
+    multiplies_few,
     precision_of,
+    rows_at,
     within,
 )
 
@@ -51,15 +52,15 @@ class Embedding(nnx.Embed):
 
     def rows(self, ids: jax.Array) -> jax.Array:
         """ids [...] -> [...,D]."""
-        return self.embedding[...][ids].astype(self.dtype)
+        return rows_at(self.embedding[...], ids).astype(self.dtype)
 
     def table(self) -> jax.Array:
         """[V,D]."""
         return self.embedding[...].astype(self.dtype)
 
     def scores(self, x: jax.Array) -> jax.Array:
-        """x [...,D] of a single row -> its product with each row of the table [...,V], float32."""
-        return narrow_row(x, self.embedding[...])
+        """x [...,D] of a few rows -> their product with each row of the table [...,V], float32."""
+        return few_rows_product(x, self.embedding[...])
 
 
 class _Layers:
@@ -118,10 +119,10 @@ class MultiHeadAttention(nnx.Module):
         return attention_scores(self._split(self.q_proj(x))[:, chosen], k[:, chosen])
 
     def __call__(
-        self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None, span: jax.Array | None = None
+        self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None, spans: jax.Array | None = None
     ) -> jax.Array:
-        """x [B,S,D] attends to kv [B,H,T,K] where mask allows, which is within the first `span` -> [B,S,D]."""
-        attend = self.attend if span is None else within(span, self.attend)
+        """x [B,S,D] attends to kv [B,H,T,K] where mask allows, within the first `spans` [B] -> [B,S,D]."""
+        attend = self.attend if spans is None else within(spans, self.attend)
         attended = attend(self._split(self.q_proj(x)), kv.k, kv.v, mask)
         return self.out_proj(attended.swapaxes(1, 2).reshape(x.shape))
 
@@ -163,16 +164,16 @@ class DecoderLayer(EncoderLayer):
         x: jax.Array,
         mask: jax.Array,
         append: Append = lambda new: new,
-        span: jax.Array | None = None,
+        spans: jax.Array | None = None,
         drop: Drop = lambda x: x,
     ) -> tuple[jax.Array, KeysValues]:
         """x [B,S,D], mask [B,1,S,S'] -> ([B,S,D], the S' keys and values attended to).
 
-        `append` puts the keys and values of x behind those of the past, if there is one; then `span` of them are used.
+        `append` puts the keys and values of x behind those of the past, if there is one; `spans` [B] of them are used.
         """
         h = self.self_attn_layer_norm(x).astype(x.dtype)
         kv = append(self.self_attn.keys_values(h))
-        return x + drop(self.self_attn(h, kv, mask, span)), kv
+        return x + drop(self.self_attn(h, kv, mask, spans)), kv
 
     def attend_to_audio(self, x: jax.Array, cross: KeysValues, drop: Drop = lambda x: x) -> jax.Array:
         """x [B,S,D], cross [B/G,H,T,K] -> [B,S,D]."""
@@ -274,7 +275,7 @@ class TextDecoder(nnx.Module):
 
     def logits(self, hidden: jax.Array, table: jax.Array | None = None) -> jax.Array:
         """hidden [...,D] -> [...,V], float32. A loop may give the table, if it has made it once for all its steps."""
-        if table is None and self.proj_out is None and is_narrow_row(hidden, self.embed_tokens.embedding[...]):
+        if table is None and self.proj_out is None and multiplies_few(hidden, self.embed_tokens.embedding[...]):
             return self.embed_tokens.scores(hidden)
         table, precision = self.logits_table() if table is None else table, precision_of(hidden.dtype)
         return flat_product(hidden, table, precision=precision, preferred_element_type=jnp.float32)
@@ -321,7 +322,7 @@ class TextDecoder(nnx.Module):
         x = self._embed(ids, jnp.minimum(new_positions, self.embed_positions.num_embeddings - 1))
         written = []
         for i, (layer, cross) in enumerate(zip(self.layers, cache.cross_attention, strict=True)):
-            x, kv = layer.attend_to_text(x, mask, partial(cache.append, i), new_positions.max() + 1)
+            x, kv = layer.attend_to_text(x, mask, partial(cache.append, i), new_positions[:, -1] + 1)
             x = layer.feed_forward(layer.attend_to_audio(x, cross))
             written.append(kv)
         return self.layer_norm(x).astype(self.dtype), cache.advance(written, ids.shape[1])

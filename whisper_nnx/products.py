@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from whisper_nnx import kernels
+
 Dtype = Any
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 _FEW_ROWS = 4  # with fewer, XLA's CPU compiler leaves bfloat16 to a loop of its own, 10 times slower
+_KERNEL_ROWS = 8  # of a product that reads more than it computes
+_KERNEL_QUERIES = 32  # a step of the token loop, or a chunk of its prompt
 _CACHED = 2**20  # scores of an attention that need not be cut to stay in a core's cache
 _SPANS = (64, 128, 256)  # text positions that are read while there are no more
 
@@ -32,9 +36,18 @@ def on_single_cpu() -> bool:
     return on_cpu() and jax.device_count() == 1
 
 
+def _kernels_usable() -> bool:
+    return on_single_cpu() and kernels.usable()
+
+
 def cache_dtype(dtype: Dtype) -> Dtype:
-    """Of keys and values that are read once for each token: CPUs read bfloat16 slower than float32, others do not."""
+    """Of the text's keys and values, which are read once for each token: XLA's CPU compiler reads float32 fastest."""
     return jnp.float32 if on_cpu() else dtype
+
+
+def cross_cache_dtype(dtype: Dtype) -> Dtype:
+    """Of the sound's keys and values: our kernel reads bfloat16 twice as fast as float32."""
+    return dtype if jnp.dtype(dtype) == jnp.bfloat16 and _kernels_usable() else cache_dtype(dtype)
 
 
 def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> jax.Array:
@@ -52,25 +65,53 @@ def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> ja
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def is_narrow_row(x: jax.Array, table: jax.Array) -> bool:
-    """Whether `narrow_row` is the fastest way to multiply x [...,K] and a table [N,K]."""
-    return on_cpu() and x.size == x.shape[-1] and table.dtype.itemsize < 4
+def rows_at(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """The rows [...,D] of a table [V,D] at ids [...], for which XLA's CPU compiler widens all of a bfloat16 table."""
+    if table.dtype == jnp.bfloat16 and _kernels_usable():
+        return kernels.table_rows(table, ids.reshape(-1)).reshape(*ids.shape, -1)
+    return table[ids]
 
 
-def narrow_row(x: jax.Array, table: jax.Array) -> jax.Array:
-    """x [...,K] of a single row, table [N,K] of 8 or 16 bits -> [...,N], float32: as fast as the table can be read.
+def multiplies_few(x: jax.Array, table: jax.Array) -> bool:
+    """Whether `few_rows_product` is the fastest way to multiply x [...,K] and a table [N,K]."""
+    if x.size == x.shape[-1]:
+        return on_cpu() and table.dtype.itemsize < 4
+    return _takes_kernel(x, table)
 
-    XLA's CPU compiler widens numbers as it multiplies them, if they lie along K. The barrier keeps it from widening all
-    of the table before a loop, whose steps then would read two or four times as much.
+
+def _takes_kernel(x: jax.Array, table: jax.Array) -> bool:
+    few = x.size <= _KERNEL_ROWS * x.shape[-1]
+    return few and kernels.can_multiply_table(table) and _kernels_usable()
+
+
+def few_rows_product(x: jax.Array, table: jax.Array) -> jax.Array:
+    """x [...,K] of a few rows, table [N,K] of 8, 16 or 32 bits -> [...,N], float32: as fast as the table can be read.
+
+    Without kernels it is for a single row. XLA's CPU compiler widens numbers as it multiplies them, if they lie along
+    K. The barrier keeps it from widening all of the table before a loop, whose steps then would read much more.
     """
-    row, table = jax.lax.optimization_barrier((x.reshape(1, -1).astype(jnp.float32), table))
-    product = jnp.matmul(row, table.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    if _takes_kernel(x, table):
+        product = kernels.table_product(rows, table)
+    else:
+        rows, table = jax.lax.optimization_barrier((rows, table))
+        product = jnp.matmul(rows, table.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
     return product.reshape(*x.shape[:-1], len(table))
+
+
+def narrow_product(x: jax.Array, kernel: jax.Array) -> jax.Array | None:
+    """x [...,n_in], kernel [n_in,n_out] of 8 bits -> [...,n_out], float32; None where it is better widened first."""
+    few = x.size <= _KERNEL_ROWS * x.shape[-1]
+    if not (few and kernels.can_multiply_layer(kernel) and _kernels_usable()):
+        return None
+    product = kernels.layer_product(x.reshape(-1, x.shape[-1]).astype(jnp.float32), kernel)
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def prepared(table: jax.Array, rows: int) -> jax.Array | None:
     """The right factor of a loop's products, laid out for the CPU's matrix units; None where nothing is to prepare."""
-    units = table.dtype == jnp.bfloat16 and on_cpu() and rows >= _FEW_ROWS
+    least = _KERNEL_ROWS + 1 if _kernels_usable() else _FEW_ROWS
+    units = table.dtype == jnp.bfloat16 and on_cpu() and rows >= least
     return with_layout_constraint(table, Layout((0, 1))) if units else None
 
 
@@ -86,6 +127,8 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Ar
     The scores and their softmax are float32, whatever the inputs are; products are of factors of the keys' dtype.
     """
     to = q.dtype
+    if mask is None and q.shape[2] <= _KERNEL_QUERIES and _attends_by_kernel(k):
+        return _attention_by_kernel(q, k, v, jnp.full(len(q), k.shape[2], jnp.int32))
     if mask is None and k.dtype == jnp.float32 and on_cpu() and len(q) == 1 and q.shape[2] * k.shape[2] > _CACHED:
         return _in_pieces(q, k, v)
     if k.dtype == jnp.bfloat16 and on_cpu():  # laid out in order, or XLA does without the matrix units
@@ -97,6 +140,17 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Ar
     sums = jnp.float32 if on_cpu() else None
     precision = precision_of(v.dtype)
     return jnp.einsum("bhst,bhtk->bhsk", weights, v, precision=precision, preferred_element_type=sums).astype(to)
+
+
+def _attends_by_kernel(k: jax.Array) -> bool:
+    return kernels.can_attend(k) and _kernels_usable()
+
+
+def _attention_by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+    """lengths [B]: of the keys and values of each row, so many count."""
+    queries = (q * q.shape[-1] ** -0.5).astype(jnp.float32)
+    flat = (x.reshape(-1, *x.shape[2:]) for x in (queries, k, v))
+    return kernels.attention(*flat, jnp.repeat(lengths, q.shape[1])).reshape(q.shape).astype(q.dtype)
 
 
 def _in_pieces(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -116,16 +170,19 @@ def _in_pieces(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jax.lax.map(attend, jnp.arange(heads * pieces)).reshape(q.shape).astype(q.dtype)
 
 
-def within(span: jax.Array, attend: Attend) -> Attend:
-    """`attend` to the first `span` of the keys and values at most: on CPUs what lies behind is not even read.
+def within(spans: jax.Array, attend: Attend) -> Attend:
+    """`attend` to the first `spans` [B] of the keys and values at most: on CPUs what lies behind is not even read.
 
-    On accelerators, which read fast and decide slowly, all are read; the mask decides what counts in either case.
+    On accelerators, which read fast and decide slowly, all are read; the mask decides what counts in either case, but
+    a single query is allowed all of its row's span.
     """
 
     def attend_within(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
         assert mask is not None
+        if q.shape[2] == 1 and _attends_by_kernel(k):
+            return _attention_by_kernel(q, k, v, spans)
         sizes = [*(n for n in _SPANS if n < k.shape[2]), k.shape[2]]
         ways = [lambda q, k, v, mask, n=n: attend(q, k[:, :, :n], v[:, :, :n], mask[..., :n]) for n in sizes]
-        return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), span), ways, q, k, v, mask)
+        return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), spans.max()), ways, q, k, v, mask)
 
     return attend_within if on_cpu() else attend

@@ -18,9 +18,14 @@ from typing import Any, TypeVar
 import jax
 import jax.export
 
+from whisper_nnx import kernels
+
 AnyType = TypeVar("AnyType", bound=type)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-_CUSTOM_CALLS = ("LayoutConstraint",)  # JAX promises nothing for those; other versions of it have files of their own
+_CUSTOM_CALLS = (
+    "LayoutConstraint",
+    *kernels.TARGETS,
+)  # JAX promises nothing for those; other versions of it have files of their own
 _MOST_FILES = 500  # about 100 kB each; the oldest go first
 
 _folder: Path | None = None
@@ -132,4 +137,5 @@ def _version() -> str:
     source = hashlib.blake2b(digest_size=20)
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         source.update(file.read_bytes())
-    return f"{version('jax')} {version('jaxlib')} {version('flax')} {source.hexdigest()}"
+    found = jax.default_backend() == "cpu" and kernels.usable()
+    return f"{version('jax')} {version('jaxlib')} {version('flax')} {source.hexdigest()} {'kernels' if found else ''}"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from whisper_nnx.products import flat_product, narrow_row
+from whisper_nnx.products import few_rows_product, flat_product, narrow_product
 
 if TYPE_CHECKING:
     from whisper_nnx.model import Whisper
@@ -40,8 +40,10 @@ class Int8Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [...,n_in] -> [...,n_out]."""
-        x = x.astype(self.dtype)
-        product = flat_product(x, self.kernel[...].astype(self.dtype), precision=self.precision)
+        kernel, x = self.kernel[...], x.astype(self.dtype)
+        product = narrow_product(x, kernel)
+        if product is None:
+            product = flat_product(x, kernel.astype(self.dtype), precision=self.precision)
         product = product * self.scale[...].astype(product.dtype)
         return product if self.bias is None else product + self.bias[...].astype(product.dtype)
 
@@ -63,8 +65,8 @@ class Int8Embedding(nnx.Module):
         return (self.embedding[...] * self.scale[...][:, None]).astype(self.dtype)
 
     def scores(self, x: jax.Array) -> jax.Array:
-        """x [...,D] of a single row -> its product with each row of the table [...,V], float32."""
-        return narrow_row(x, self.embedding[...]) * self.scale[...]
+        """x [...,D] of a few rows -> their product with each row of the table [...,V], float32."""
+        return few_rows_product(x, self.embedding[...]) * self.scale[...]
 
 
 def quantize_model(model: Whisper) -> None:

@@ -24,7 +24,7 @@ from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
 from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.languages import to_language_code
 from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper
-from whisper_nnx.products import cache_dtype, on_single_cpu
+from whisper_nnx.products import cross_cache_dtype, on_single_cpu
 from whisper_nnx.programs import given_back, program
 from whisper_nnx.tokenizer import Tokenizer
 
@@ -133,7 +133,7 @@ def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> Enco
 def _with_cross_attention(decoder: TextDecoder, features: jax.Array) -> EncodedWindows:
     """Keys and values are kept as the token loop reads them."""
     cross = decoder.cross_attention(features)
-    return EncodedWindows(features, jax.tree.map(lambda x: x.astype(cache_dtype(x.dtype)), cross))
+    return EncodedWindows(features, jax.tree.map(lambda x: x.astype(cross_cache_dtype(x.dtype)), cross))
 
 
 def encode_windows(model: Whisper, windows: jax.Array) -> EncodedWindows:

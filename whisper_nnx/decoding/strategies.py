@@ -104,7 +104,7 @@ def sample_step(
     sequences: Sequences, logits: jax.Array, step: jax.Array, temperature: jax.Array, keys: jax.Array, eot: int
 ) -> tuple[jax.Array, Sequences]:
     """logits [R,V], temperature [R], keys [R] -> the next tokens [R] and the longer sequences."""
-    best = jnp.argmax(logits, axis=-1)
+    best = first_best(logits)
 
     def draw() -> jax.Array:
         scaled = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
@@ -114,6 +114,13 @@ def sample_step(
     token = jax.lax.cond(jnp.any(temperature > 0), draw, lambda: best).astype(jnp.int32)
     logprob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
     return token, sequences.append(step, token, logprob, eot)
+
+
+def first_best(logits: jax.Array) -> jax.Array:
+    """logits [R,V] -> where each row's maximum is first [R]: argmax, which XLA's CPU compiler makes a slow loop of."""
+    tokens = jnp.arange(logits.shape[1])
+    at_top = logits == logits.max(axis=-1, keepdims=True)
+    return jnp.where(at_top, tokens, logits.shape[1] - 1).min(axis=-1)
 
 
 @jax.tree_util.register_dataclass

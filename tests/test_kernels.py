@@ -1,0 +1,192 @@
+"""The C++ kernels: the numbers of their twins in JAX, in every shape; where they cannot be had, all goes on without."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conftest import missing
+from whisper_nnx import kernels, products
+from whisper_nnx.decoding.strategies import first_best
+from whisper_nnx.kernels import build
+
+RANDOM = np.random.default_rng(0)
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.int8)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def built() -> None:
+    if not kernels.usable():
+        missing("no C++ compiler")
+
+
+def normal(*shape, dtype=jnp.float32):
+    return jnp.asarray((20 if dtype == jnp.int8 else 1) * RANDOM.standard_normal(shape, dtype=np.float32), dtype)
+
+
+def assert_as_twin(kernel, *operands):
+    found, expected = jax.jit(kernel)(*operands), jax.jit(kernel.twin)(*operands)
+    assert found.dtype == expected.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 13])
+def test_products_with_a_table(rows, dtype):
+    for n, width in ((1, 16), (67, 64), (5003, 192)):  # the last is shared out to threads
+        table = normal(n, width, dtype=dtype)
+        assert kernels.can_multiply_table(table)
+        assert_as_twin(kernels.table_product, normal(rows, width), table)
+    assert not kernels.can_multiply_table(normal(5, 24, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 13])
+def test_products_with_a_layer(rows, dtype):
+    for width, n in ((3, 64), (192, 768)):
+        matrix = normal(width, n, dtype=dtype)
+        assert kernels.can_multiply_layer(matrix)
+        assert_as_twin(kernels.layer_product, normal(rows, width), matrix)
+    assert not kernels.can_multiply_layer(normal(64, 32, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("queries", [1, 5, 32])
+@pytest.mark.parametrize("positions", [1, 17, 64, 1500])
+def test_attention(positions, queries, dtype):
+    k, v = normal(6, positions, 64, dtype=dtype), normal(6, positions, 64, dtype=dtype)
+    assert kernels.can_attend(k)
+    q = normal(6, queries, 64) / (100 if dtype == jnp.int8 else 1)
+    assert_as_twin(kernels.attention, q, k, v, jnp.full(6, positions, jnp.int32))
+    lengths = jnp.asarray(RANDOM.integers(1, positions + 1, 6), jnp.int32)
+    assert_as_twin(kernels.attention, q, k, v, lengths)
+
+
+def test_attention_to_scores_far_apart_neither_overflows_nor_vanishes():
+    q, k, v = 100 * normal(2, 3, 64), normal(2, 50, 64), normal(2, 50, 64)
+    assert_as_twin(kernels.attention, q, k, v, jnp.full(2, 50, jnp.int32))
+
+
+def test_attention_does_not_read_behind_its_length_nor_hide_what_is_no_number():
+    q, k, v = normal(2, 1, 64), normal(2, 40, 64), normal(2, 40, 64)
+    bad = k.at[:, 10:].set(jnp.nan)
+    found = kernels.attention(q, bad, v, jnp.array([10, 11], jnp.int32))
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_a_table(dtype):
+    table, ids = normal(7, 32, dtype=dtype), jnp.array([3, 0, 6, 3], jnp.int32)
+    np.testing.assert_array_equal(kernels.table_rows(table, ids), table.astype(jnp.float32)[ids])
+    for id in (-1, 7):
+        assert np.isnan(kernels.table_rows(table, jnp.array([id], jnp.int32))).all()
+        assert np.isnan(kernels.table_rows.twin(table, jnp.array([id], jnp.int32))).all()
+
+
+def test_kernels_can_be_differentiated_and_mapped():
+    x, table, weight = normal(2, 3, 16), normal(9, 16), normal(3, 9)
+
+    def total(product, x, table):
+        return (jnp.sin(product(x, table)) * weight).sum()
+
+    for found, expected in zip(
+        jax.grad(total, (1, 2))(kernels.table_product, x[0], table),
+        jax.grad(total, (1, 2))(kernels.table_product.twin, x[0], table),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    whole = normal(9, 16, dtype=jnp.int8)
+    found = jax.grad(total, 1)(kernels.table_product, x[0], whole)
+    np.testing.assert_allclose(found, jax.grad(total, 1)(kernels.table_product.twin, x[0], whole), rtol=1e-4)
+    mapped = jax.vmap(kernels.table_product, (0, None))(x, table)
+    np.testing.assert_allclose(mapped, jnp.stack([kernels.table_product.twin(row, table) for row in x]), atol=1e-5)
+
+
+def test_the_first_of_equal_maxima_is_the_best():
+    logits = jnp.asarray(RANDOM.integers(0, 4, (50, 30)), jnp.float32).at[0].set(-jnp.inf)
+    np.testing.assert_array_equal(first_best(logits), jnp.argmax(logits, axis=-1))
+
+
+def test_several_devices_do_without(monkeypatch):
+    table, row = normal(9, 16, dtype=jnp.bfloat16), normal(2, 16)
+    assert products.multiplies_few(row, table)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert not products.multiplies_few(row, table)
+    assert products.cross_cache_dtype(jnp.bfloat16) == jnp.float32
+
+
+SCRIPT = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import jax, jax.numpy as jnp
+from whisper_nnx import kernels
+assert kernels.usable()
+x, table = jnp.ones((5, 64)), jnp.ones((9000, 64), jnp.int8)
+assert (jax.jit(kernels.table_product)(x, table) == 64).all()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux's")
+def test_on_a_single_core():
+    subprocess.run([sys.executable, "-c", SCRIPT], check=True, timeout=120)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of the user's own, and how often something was compiled."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(build.SWITCH, raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    return tmp_path / "cache" / "whisper_nnx" / "kernels"
+
+
+def compiler(folder, script: str) -> str:
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_they_are_compiled_once_for_a_compiler_and_whole_or_not_at_all(cache, tmp_path, monkeypatch):
+    assert build.load() is not None
+    assert [path.suffix for path in cache.iterdir()] == [".so"]
+    monkeypatch.setattr(build, "_compile", None)
+    assert build.load() is not None
+
+
+@pytest.mark.parametrize("way", ["switched off", "no compiler"])
+def test_without_them_nothing_is_said(cache, monkeypatch, way):
+    if way == "switched off":
+        monkeypatch.setenv(build.SWITCH, "0")
+    else:
+        monkeypatch.setenv("PATH", str(cache))
+    assert build.load() is None
+    assert not cache.exists()
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", compiler(tmp_path, "echo 'kernels.cc: error: no such flag' >&2; echo more >&2; exit 1"))
+    with pytest.warns(UserWarning, match=r"slower: kernels.cc: error: no such flag; WHISPER_NNX_KERNELS=0") as told:
+        assert build.load() is None
+    assert "\n" not in str(told[0].message)
+    assert not list(cache.iterdir())
+
+
+def test_a_compiler_that_writes_no_library_is_told(cache, tmp_path, monkeypatch):
+    script = 'while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"'
+    monkeypatch.setenv("CXX", compiler(tmp_path, script))
+    with pytest.warns(UserWarning, match="no kernels for this CPU"):
+        assert build.load() is None
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(cache):
+    cache.mkdir(parents=True)
+    cache.parent.chmod(0o777)
+    with pytest.warns(UserWarning, match="others may write to"):
+        assert build.load() is None

@@ -1,0 +1,91 @@
+"""Products of a few rows and attention of a few queries on the CPU: in C++ (`kernels.cc`), and the same in JAX.
+
+The token loop reads all weights, keys and values for each token and computes little with them. XLA's CPU compiler
+widens numbers of 8 and 16 bits slower than it reads float32; these kernels read as fast as the memory gives. They are
+compiled once for the machine at hand (`build.py`). Where that cannot be done, `usable()` is False; callers must ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+
+from whisper_nnx.kernels.build import load
+
+_LANES = 16  # numbers that the kernels read at once
+_HANDLERS = ("TableProduct", "LayerProduct", "TableRows", "Attention")
+TARGETS = tuple(f"whisper_nnx.{name}" for name in _HANDLERS)  # what compiled programs know them by
+_KINDS = (jnp.float32, jnp.bfloat16, jnp.int8)
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@cache
+def usable() -> bool:
+    """Whether the kernels are there: they are compiled at the first call, which then takes some seconds."""
+    library = load()
+    if library is None:
+        return False
+    for target, name in zip(TARGETS, _HANDLERS, strict=True):
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, f"{name}Handler")), platform="cpu")
+    return True
+
+
+def can_multiply_table(table: jax.Array) -> bool:
+    """Whether `table_product` takes a table [N,K] like this."""
+    return table.dtype in _KINDS and table.shape[1] % _LANES == 0
+
+
+def can_multiply_layer(matrix: jax.Array) -> bool:
+    """Whether `layer_product` takes a matrix [K,N] like this."""
+    return matrix.dtype in _KINDS and matrix.shape[1] % (4 * _LANES) == 0
+
+
+def can_attend(keys: jax.Array) -> bool:
+    """Whether `attention` takes keys [...,K] like these."""
+    return keys.dtype in _KINDS and keys.shape[-1] % (4 * _LANES) == 0
+
+
+def _kernel(name: str) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+    """A decorator of a function of JAX: what the kernel of that name computes, and how it is differentiated."""
+
+    def decorate(twin: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        @jax.custom_jvp
+        def call(*operands: jax.Array) -> jax.Array:
+            result = jax.eval_shape(twin, *operands)
+            return jax.ffi.ffi_call(f"whisper_nnx.{name}", result, vmap_method="sequential")(*operands)
+
+        call.defjvp(lambda operands, tangents: jax.jvp(twin, operands, tangents))
+        call.__doc__, call.twin = twin.__doc__, twin  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+@_kernel("TableProduct")
+def table_product(x: jax.Array, table: jax.Array) -> jax.Array:
+    """x [R,K] float32, table [N,K] of 8, 16 or 32 bits -> [R,N], float32: the product with each row of the table."""
+    return jnp.matmul(x, table.astype(jnp.float32).T, precision=_HIGHEST)
+
+
+@_kernel("LayerProduct")
+def layer_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """x [R,K] float32, matrix [K,N] of 8, 16 or 32 bits -> [R,N], float32."""
+    return jnp.matmul(x, matrix.astype(jnp.float32), precision=_HIGHEST)
+
+
+@_kernel("TableRows")
+def table_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a table [N,K] of 8, 16 or 32 bits at ids [R] -> [R,K], float32; NaN for an id that it does not have."""
+    return table.astype(jnp.float32).at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
+@_kernel("Attention")
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+    """q [H,S,K] float32, scaled, attends to the first `lengths` [H] (1 to T) of k and v [H,T,K] -> [H,S,K], float32."""
+    seen = jnp.arange(k.shape[1]) < lengths[:, None, None]
+    scores = jnp.einsum("hsk,htk->hst", q, k.astype(jnp.float32), precision=_HIGHEST)
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+    return jnp.einsum("hst,htk->hsk", weights, v.astype(jnp.float32), precision=_HIGHEST)
