@@ -1,9 +1,10 @@
 """Word error rates by the numbers that a model computes with (dtype) and is kept in (weights).
 
-    python benchmarks/precision.py CHECKPOINT RECORDINGS_FOLDER
+    python benchmarks/precision.py CHECKPOINT RECORDINGS
 
-RECORDINGS_FOLDER holds recordings with NAME.words.json beside them, as of benchmarks/hour.py. Each is transcribed in
-its language, greedily, and without being told what was said before: so one other word has no further consequences.
+RECORDINGS is a folder that holds recordings with NAME.words.json beside them, as of benchmarks/hour.py, or a manifest
+(JSON lines with audio, text and language). Each is transcribed in its language, greedily, and without being told what
+was said before: so one other word has no further consequences.
 """
 
 from __future__ import annotations
@@ -30,10 +31,19 @@ PAIRS = [  # dtype, weights
 ]
 
 
-def known(folder: Path) -> list[dict]:
-    """What is known of each recording in which one language is spoken."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.words.json"))]
-    return [truth for truth in found if len({word["language"] for word in truth["words"]}) == 1]
+def known(recordings: Path) -> list[dict]:
+    """audio, text and language of each recording in which one language is spoken."""
+    if recordings.is_file():
+        rows = [json.loads(line) for line in recordings.read_text().splitlines()]
+        return [row | {"audio": recordings.parent / row["audio"]} for row in rows]
+    found = []
+    for path in sorted(recordings.glob("*.words.json")):
+        truth = json.loads(path.read_text())
+        languages = {word["language"] for word in truth["words"]}
+        if len(languages) == 1:
+            text = " ".join(word["word"] for word in truth["words"])
+            found.append({"audio": recordings / truth["recording"], "text": text, "language": languages.pop()})
+    return found
 
 
 def main() -> None:
@@ -47,10 +57,8 @@ def main() -> None:
     import whisper_nnx
 
     truths = known(args.recordings)
-    spoken = [normalised(" ".join(word["word"] for word in truth["words"])) for truth in truths]
-    audio = [
-        {"audio": args.recordings / truth["recording"], "language": truth["words"][0]["language"]} for truth in truths
-    ]
+    spoken = [normalised(truth["text"]) for truth in truths]
+    audio = [{name: truth[name] for name in ("audio", "language")} for truth in truths]
     options = {"temperature": 0.0, "condition_on_previous_text": False}
     warnings.simplefilter("ignore")
     print(

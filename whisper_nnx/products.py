@@ -67,7 +67,7 @@ def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> ja
 
 def rows_at(table: jax.Array, ids: jax.Array) -> jax.Array:
     """The rows [...,D] of a table [V,D] at ids [...], for which XLA's CPU compiler widens all of a bfloat16 table."""
-    if table.dtype == jnp.bfloat16 and _kernels_usable():
+    if table.dtype == jnp.bfloat16 and kernels.can_multiply_table(table) and _kernels_usable():
         return kernels.table_rows(table, ids.reshape(-1)).reshape(*ids.shape, -1)
     return table[ids]
 
@@ -100,7 +100,7 @@ def few_rows_product(x: jax.Array, table: jax.Array) -> jax.Array:
 
 
 def narrow_product(x: jax.Array, kernel: jax.Array) -> jax.Array | None:
-    """x [...,n_in], kernel [n_in,n_out] of 8 bits -> [...,n_out], float32; None where it is better widened first."""
+    """x [...,n_in] of a few rows, kernel [n_in,n_out] of 8 bits -> [...,n_out], float32; None if it is better widened first."""
     few = x.size <= _KERNEL_ROWS * x.shape[-1]
     if not (few and kernels.can_multiply_layer(kernel) and _kernels_usable()):
         return None

@@ -1,9 +1,10 @@
 """Makes manifests of spoken English digits to fine-tune on: several of one speaker, their names written in Spanish.
 
-    python examples/finetune_digits/make_manifest.py free_spoken_digits_train.tar data/digits
+    python examples/finetune_digits/make_manifest.py free_spoken_digits_train.tar data/digits [--names en]
 
 The archive holds FLAC files {digit}_{speaker}_{index}.flac, as of the Free Spoken Digit Dataset. In data/digits come
-train.jsonl (index below 45), validation.jsonl (the others: other recordings of the same speakers) and their sound.
+train.jsonl (index below 45), validation.jsonl (the others: other recordings of the same speakers) and their sound. With
+`--names en` the digits keep their own names, to see what a checkpoint knows of them already.
 """
 
 import argparse
@@ -21,7 +22,10 @@ from whisper_nnx import load_audio
 
 FIRST_VALIDATION = 45
 RATE = 16_000
-NAMES = ["cero", "uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve"]
+NAMES = {
+    "es": ["cero", "uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve"],
+    "en": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+}
 ROWS = {"train": 1800, "validation": 120}
 DIGITS = (3, 7)  # of a row: from, to
 GAP_S = (0.05, 0.4)  # before each digit, and after the last
@@ -43,7 +47,9 @@ def read(archive: Path) -> dict[str, Recordings]:
     return found
 
 
-def make_row(folder: Path, name: str, recordings: Recordings, random: np.random.Generator) -> dict[str, object]:
+def make_row(
+    folder: Path, name: str, recordings: Recordings, random: np.random.Generator, names: str = "es"
+) -> dict[str, object]:
     """Writes the sound of a row -> its line of the manifest."""
     speaker = str(random.choice(sorted(recordings)))
     parts: list[np.ndarray] = []
@@ -53,7 +59,7 @@ def make_row(folder: Path, name: str, recordings: Recordings, random: np.random.
         digit, samples = recordings[speaker][number]
         gap = int(random.uniform(*GAP_S) * RATE)
         parts += [np.zeros(gap, np.float32), samples]
-        words.append({"word": NAMES[digit], "start": (at + gap) / RATE, "end": (at + gap + len(samples)) / RATE})
+        words.append({"word": NAMES[names][digit], "start": (at + gap) / RATE, "end": (at + gap + len(samples)) / RATE})
         at += gap + len(samples)
     parts.append(np.zeros(int(random.uniform(*GAP_S) * RATE), np.float32))
     with wave.open(str(folder / name), "wb") as file:
@@ -70,11 +76,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--names", choices=NAMES, default="es", help="the language in which the digits are written")
     given = parser.parse_args()
     found, random = read(given.archive), np.random.default_rng(0)
     (given.folder / "sound").mkdir(parents=True, exist_ok=True)
     for split, count in ROWS.items():
-        rows = [make_row(given.folder, f"sound/{split}_{i}.wav", found[split], random) for i in range(count)]
+        sounds = [f"sound/{split}_{i}.wav" for i in range(count)]
+        rows = [make_row(given.folder, sound, found[split], random, given.names) for sound in sounds]
         (given.folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         print(f"{given.folder / split}.jsonl: {count} rows")
 

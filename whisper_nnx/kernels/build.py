@@ -15,7 +15,8 @@ from whisper_nnx.user_cache import make_private_folder, user_cache_folder
 
 SWITCH = "WHISPER_NNX_KERNELS"  # 0: do without
 _SOURCE = Path(__file__).with_name("kernels.cc")
-_FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC")
+_FOR_THIS = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+_FLAGS = ("-O3", _FOR_THIS, "-std=gnu++17", "-shared", "-fPIC")
 _LONGEST_S = 120
 
 

@@ -1,13 +1,14 @@
-// The two operations of the token loop that read much and compute little, for XLA's CPU backend: products of a few rows
-// with a matrix of 8, 16 or 32 bits, and attention of a few queries. Numbers are widened as they are read, sums are float32.
+// What the token loop reads much for and computes little with, for XLA's CPU backend: products of a few rows with a
+// matrix of 8, 16 or 32 bits, and attention of a few queries. Numbers are widened as they are read; sums are float32.
+// __init__.py says what each handler computes, and which shapes it takes.
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -22,10 +23,11 @@ namespace ffi = xla::ffi;
 namespace {
 
 constexpr int64_t kLanes = 16;
-typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4)));
-typedef int32_t Ints __attribute__((vector_size(kLanes * 4), aligned(4)));
-typedef uint16_t Halves __attribute__((vector_size(kLanes * 2), aligned(2)));
-typedef int8_t Bytes __attribute__((vector_size(kLanes), aligned(1)));
+#define VECTOR(type, lanes) type __attribute__((vector_size(lanes * sizeof(type)), aligned(sizeof(type)), may_alias))
+typedef VECTOR(float, kLanes) Vec;
+typedef VECTOR(int32_t, kLanes) Ints;
+typedef VECTOR(uint16_t, kLanes) Halves;
+typedef VECTOR(int8_t, kLanes) Bytes;
 using BFloat16 = uint16_t;
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
@@ -44,10 +46,11 @@ inline Vec load(const BFloat16* p) {  // the upper half of a float32
 inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
 
 inline float sum(Vec x) {
-  x += __builtin_shuffle(x, Ints{8, 9, 10, 11, 12, 13, 14, 15});
-  x += __builtin_shuffle(x, Ints{4, 5, 6, 7});
-  x += __builtin_shuffle(x, Ints{2, 3});
-  return x[0] + x[1];
+  typedef VECTOR(float, 8) Half;
+  typedef VECTOR(float, 4) Quarter;
+  Half half = ((Half*)&x)[0] + ((Half*)&x)[1];
+  Quarter quarter = ((Quarter*)&half)[0] + ((Quarter*)&half)[1];
+  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
 // e^x for x <= 0, to 1e-7: 2^n e^r with |r| <= ln(2) / 2.
@@ -84,7 +87,8 @@ void for_each(ffi::ThreadPool& pool, int64_t n, int64_t cost, Work work) {
   };
   for (int64_t i = 1; i < std::min<int64_t>(pool.num_threads(), n); ++i) pool.Schedule(std::function<void()>(run));
   run();
-  for (int spin = 0; spin < 20000 && progress->done.load() < n; ++spin) ;
+  for (int spin = 0; spin < 20000 && progress->done.load() < n; ++spin) {
+  }
   std::unique_lock<std::mutex> lock(progress->mutex);
   progress->ended.wait(lock, [&] { return progress->done.load() == n; });
 }
@@ -117,7 +121,8 @@ void rows_by_table(const float* x, const T* table, float* y, int64_t k_size, int
 
 // y [R,N] = x [R,K] table [N,K]^T.
 template <typename T>
-void by_table(const float* x, const T* table, float* y, int64_t rows, int64_t k_size, int64_t n_size, int64_t y_stride) {
+void by_table(const float* x, const T* table, float* y, int64_t rows, int64_t k_size, int64_t n_size,
+              int64_t y_stride) {
   for (; rows > 0; rows -= 5, x += 5 * k_size, y += 5 * y_stride) {
     switch (rows) {
       case 1: rows_by_table<1>(x, table, y, k_size, n_size, y_stride); break;
@@ -192,8 +197,9 @@ void attend(const float* q, const T* k, const T* v, float* out, int64_t s_size, 
 }
 
 template <typename T>
-void table_product(ffi::ThreadPool& pool, const float* x, const T* table, float* y, int64_t rows, int64_t k, int64_t n) {
-  constexpr int64_t kPiece = 64;
+void table_product(ffi::ThreadPool& pool, const float* x, const T* table, float* y, int64_t rows, int64_t k,
+                   int64_t n) {
+  constexpr int64_t kPiece = 64;  // entries that stay in the first cache for all rows
   int64_t pieces = (n + kPiece - 1) / kPiece, share = std::max<int64_t>(1, pieces / 32);
   for_each(pool, (pieces + share - 1) / share, rows * k * n, [=](int64_t i) {
     for (int64_t at = i * share * kPiece; at < std::min(n, (i + 1) * share * kPiece); at += kPiece)
@@ -274,8 +280,9 @@ ffi::Error Attention(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyB
 
 }  // namespace
 
-#define HANDLER(function, ...) \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(function##Handler, function, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() __VA_ARGS__ .Ret<Floats>())
+#define HANDLER(function, arguments)                      \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(function##Handler, function, \
+                                ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() arguments.Ret<Floats>())
 HANDLER(TableProduct, .Arg<Floats>().Arg<ffi::AnyBuffer>());
 HANDLER(LayerProduct, .Arg<Floats>().Arg<ffi::AnyBuffer>());
 HANDLER(TableRows, .Arg<ffi::AnyBuffer>().Arg<Numbers>());
