@@ -100,7 +100,7 @@ def few_rows_product(x: jax.Array, table: jax.Array) -> jax.Array:
 
 
 def narrow_product(x: jax.Array, kernel: jax.Array) -> jax.Array | None:
-    """x [...,n_in] of a few rows, kernel [n_in,n_out] of 8 bits -> [...,n_out], float32; None if it is better widened first."""
+    """x [...,n_in] of a few rows, kernel [n_in,n_out] of 8 bits -> [...,n_out], float32; None for more rows."""
     few = x.size <= _KERNEL_ROWS * x.shape[-1]
     if not (few and kernels.can_multiply_layer(kernel) and _kernels_usable()):
         return None
