@@ -171,11 +171,15 @@ def test_without_them_nothing_is_said(cache, monkeypatch, way):
 
 
 def test_a_compiler_that_fails_is_told_in_one_line(cache, tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", compiler(tmp_path, "echo 'kernels.cc: error: no such flag' >&2; echo more >&2; exit 1"))
+    said = "echo 'a warning' >&2; echo 'kernels.cc: error: no such flag' >&2; echo more >&2; exit 1"
+    monkeypatch.setenv("CXX", compiler(tmp_path, said))
     with pytest.warns(UserWarning, match=r"slower: kernels.cc: error: no such flag; WHISPER_NNX_KERNELS=0") as told:
         assert build.load() is None
     assert "\n" not in str(told[0].message)
     assert not list(cache.iterdir())
+    monkeypatch.setenv("CXX", compiler(tmp_path, "exit 3"))
+    with pytest.warns(UserWarning, match=r"slower: .*compiler failed with exit code 3; WHISPER_NNX_KERNELS=0"):
+        assert build.load() is None
 
 
 def test_a_compiler_that_writes_no_library_is_told(cache, tmp_path, monkeypatch):

@@ -37,12 +37,17 @@ def load() -> ctypes.CDLL | None:
             _compile(compiler, library)
         return ctypes.CDLL(str(library))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", None) or str(error)
-        warnings.warn(
-            f"no kernels for this CPU, decoding is slower: {told.strip().splitlines()[0]}; {SWITCH}=0 does without",
-            stacklevel=2,
-        )
+        told = f"no kernels for this CPU, decoding is slower: {_problem(error)}; {SWITCH}=0 does without"
+        warnings.warn(told, stacklevel=2)
         return None
+
+
+def _problem(error: Exception) -> str:
+    """In one line: of what a compiler says, the first error."""
+    if not isinstance(error, subprocess.CalledProcessError):
+        return str(error)
+    lines = [*error.stderr.strip().splitlines(), f"{error.cmd[0]} failed with exit code {error.returncode}"]
+    return next((line for line in lines if "error" in line), lines[-1])
 
 
 def _compile(compiler: str, library: Path) -> None:
