@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.small import small_mel, small_model
+from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
 from whisper_nnx import keep_programs, transcribe, warmup
 from whisper_nnx.programs import Program
 from whisper_nnx.windows import _encode, encode_windows
@@ -137,7 +137,7 @@ def test_on_several_devices_it_is_plain_jit(tmp_path):
     code = f"""
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from tests.small import small_mel, small_model
+from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
 from whisper_nnx import keep_programs
 from whisper_nnx.windows import encode_windows
 model, mel = small_model(), small_mel(2)
