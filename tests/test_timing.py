@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.small import small_config, small_model, small_tokenizer
+from tests.small import quick_compilation, small_config, small_model, small_tokenizer  # noqa: F401
 from whisper_nnx.config import RELEASED, RELEASED_ALIGNMENT_HEADS
 from whisper_nnx.timing import (
     BUCKETS,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.small import small_model
+from tests.small import quick_compilation, small_model  # noqa: F401
 from whisper_nnx import transcribe, warmup
 
 RANDOM = np.random.default_rng(1)
