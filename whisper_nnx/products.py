@@ -79,9 +79,12 @@ def multiplies_few(x: jax.Array, table: jax.Array) -> bool:
     return _takes_kernel(x, table)
 
 
+def _has_few_rows(x: jax.Array) -> bool:
+    return x.size <= _KERNEL_ROWS * x.shape[-1]
+
+
 def _takes_kernel(x: jax.Array, table: jax.Array) -> bool:
-    few = x.size <= _KERNEL_ROWS * x.shape[-1]
-    return few and kernels.can_multiply_table(table) and _kernels_usable()
+    return _has_few_rows(x) and kernels.can_multiply_table(table) and _kernels_usable()
 
 
 def few_rows_product(x: jax.Array, table: jax.Array) -> jax.Array:
@@ -101,8 +104,7 @@ def few_rows_product(x: jax.Array, table: jax.Array) -> jax.Array:
 
 def narrow_product(x: jax.Array, kernel: jax.Array) -> jax.Array | None:
     """x [...,n_in] of a few rows, kernel [n_in,n_out] of 8 bits -> [...,n_out], float32; None for more rows."""
-    few = x.size <= _KERNEL_ROWS * x.shape[-1]
-    if not (few and kernels.can_multiply_layer(kernel) and _kernels_usable()):
+    if not (_has_few_rows(x) and kernels.can_multiply_layer(kernel) and _kernels_usable()):
         return None
     product = kernels.layer_product(x.reshape(-1, x.shape[-1]).astype(jnp.float32), kernel)
     return product.reshape(*x.shape[:-1], kernel.shape[-1])

@@ -22,10 +22,8 @@ from whisper_nnx import kernels
 
 AnyType = TypeVar("AnyType", bound=type)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-_CUSTOM_CALLS = (
-    "LayoutConstraint",
-    *kernels.TARGETS,
-)  # JAX promises nothing for those; other versions of it have files of their own
+# JAX promises nothing for those; other versions of it have files of their own.
+_CUSTOM_CALLS = ("LayoutConstraint", *kernels.TARGETS)
 _MOST_FILES = 500  # about 100 kB each; the oldest go first
 
 _folder: Path | None = None
