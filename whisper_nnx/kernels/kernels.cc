@@ -1,7 +1,7 @@
-// What the token loop reads much for and computes little with, for XLA's CPU backend: products of a few rows with a
-// matrix of 8, 16 or 32 bits, and attention of a few queries. Numbers are widened as they are read; sums are float32.
+// For XLA's CPU backend: what the token loop reads much for and computes little with (products of a few rows with a
+// matrix of 8, 16 or 32 bits), and attention. Numbers are widened as they are read; sums are float32.
 // __init__.py says what each handler computes, and which shapes it takes.
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -14,6 +14,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <type_traits>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -22,9 +23,23 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int64_t kLanes = 16;
+// What a register holds, and how many of them a tile of sums may take with what is multiplied (see `dots`, `columns`).
+#if defined(__AVX512F__)
+constexpr int64_t kLanes = 16, kDotRows = 6, kColumns = 4;
+#elif defined(__AVX__)
+constexpr int64_t kLanes = 8, kDotRows = 2, kColumns = 2;
+#elif defined(__aarch64__)
+constexpr int64_t kLanes = 4, kDotRows = 6, kColumns = 4;
+#else
+constexpr int64_t kLanes = 4, kDotRows = 2, kColumns = 2;
+#endif
+constexpr int64_t kColumnRows = 6, kEntries = 4;
+constexpr int64_t kBlock = 64;  // columns of a matrix, or keys, that are worked on together
+
 #define VECTOR(type, lanes) type __attribute__((vector_size(lanes * sizeof(type)), aligned(sizeof(type)), may_alias))
 typedef VECTOR(float, kLanes) Vec;
+typedef VECTOR(float, 8) Eight;
+typedef VECTOR(float, 4) Four;
 typedef VECTOR(int32_t, kLanes) Ints;
 typedef VECTOR(uint16_t, kLanes) Halves;
 typedef VECTOR(int8_t, kLanes) Bytes;
@@ -32,25 +47,48 @@ using BFloat16 = uint16_t;
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline Vec load(const int8_t* p) {
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
   return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(__AVX2__)
+  return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 #endif
   return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const Bytes*>(p), Ints), Vec);
 }
 inline Vec load(const BFloat16* p) {  // the upper half of a float32
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
   return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
 #endif
   return (Vec)(__builtin_convertvector(*reinterpret_cast<const Halves*>(p), Ints) << 16);
 }
 inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
 
 inline float sum(Vec x) {
-  typedef VECTOR(float, 8) Half;
-  typedef VECTOR(float, 4) Quarter;
-  Half half = ((Half*)&x)[0] + ((Half*)&x)[1];
-  Quarter quarter = ((Quarter*)&half)[0] + ((Quarter*)&half)[1];
-  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+  Four total = ((Four*)&x)[0];
+  for (int i = 1; i < kLanes / 4; ++i) total += ((Four*)&x)[i];
+  return (total[0] + total[2]) + (total[1] + total[3]);
+}
+
+// The sums of four vectors: faster than one by one.
+inline Four sums(const Vec* x) {
+#ifdef __AVX__
+  auto eight = [](const Vec& x) {
+    Eight total = ((Eight*)&x)[0];
+    if constexpr (kLanes == 16) total += ((Eight*)&x)[1];
+    return (__m256)total;
+  };
+  __m256 pairs = _mm256_hadd_ps(eight(x[0]), eight(x[1])), others = _mm256_hadd_ps(eight(x[2]), eight(x[3]));
+  __m256 quads = _mm256_hadd_ps(pairs, others);
+  return (Four)_mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
+#endif
+  return Four{sum(x[0]), sum(x[1]), sum(x[2]), sum(x[3])};
+}
+
+inline float highest(Vec x) {
+  float top = x[0];
+  for (int i = 1; i < kLanes; ++i) top = std::max(top, x[i]);
+  return top;
 }
 
 // e^x for x <= 0, to 1e-7: 2^n e^r with |r| <= ln(2) / 2.
@@ -93,134 +131,160 @@ void for_each(ffi::ThreadPool& pool, int64_t n, int64_t cost, Work work) {
   progress->ended.wait(lock, [&] { return progress->done.load() == n; });
 }
 
+// Calls work(n) with n as a constant, 1 to Most.
+template <int Most, typename Work>
+void with_constant(int64_t n, Work work) {
+  if constexpr (Most > 1)
+    if (n < Most) return with_constant<Most - 1>(n, work);
+  work(std::integral_constant<int, Most>{});
+}
+
+// Calls work(R, first) for all rows, R at a time: a constant, Most or less, and about the same each time.
+template <int Most, typename Work>
+void in_tiles(int64_t rows, Work work) {
+  const int64_t tiles = (rows + Most - 1) / Most, size = (rows + tiles - 1) / tiles;
+  for (int64_t first = 0; first < rows; first += size)
+    with_constant<Most>(std::min(size, rows - first), [&](auto tile) { work(tile, first); });
+}
+
 // y[r][n] = x[r] . table[n] for R rows of x [R,K] and N of the table.
 template <int R, int N, typename T>
 void dots(const float* x, const T* table, float* y, int64_t k_size, int64_t y_stride) {
-  Vec sums[R][N] = {};
+  Vec parts[R][N] = {};
   for (int64_t k = 0; k < k_size; k += kLanes) {
     Vec entries[N];
-    for (int n = 0; n < N; ++n) {
-      entries[n] = load(table + n * k_size + k);
-      __builtin_prefetch(table + (n + 2 * N) * k_size + k);
-    }
+    for (int n = 0; n < N; ++n) entries[n] = load(table + n * k_size + k);
     for (int r = 0; r < R; ++r) {
       Vec row = load(x + r * k_size + k);
-      for (int n = 0; n < N; ++n) sums[r][n] += row * entries[n];
+      for (int n = 0; n < N; ++n) parts[r][n] += row * entries[n];
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) y[r * y_stride + n] = sum(sums[r][n]);
+    if constexpr (N == kEntries) {
+      *(Four*)(y + r * y_stride) = sums(parts[r]);
+    } else {
+      for (int n = 0; n < N; ++n) y[r * y_stride + n] = sum(parts[r][n]);
+    }
 }
 
-template <int R, typename T>
-void rows_by_table(const float* x, const T* table, float* y, int64_t k_size, int64_t n_size, int64_t y_stride) {
-  int64_t n = 0;
-  for (; n + 4 <= n_size; n += 4) dots<R, 4>(x, table + n * k_size, y + n, k_size, y_stride);
-  for (; n < n_size; ++n) dots<R, 1>(x, table + n * k_size, y + n, k_size, y_stride);
-}
-
-// y [R,N] = x [R,K] table [N,K]^T.
+// y [R,N] = x [R,K] table [N,K]^T. Meanwhile what lies `next` entries on is brought into the second cache.
 template <typename T>
 void by_table(const float* x, const T* table, float* y, int64_t rows, int64_t k_size, int64_t n_size,
-              int64_t y_stride) {
-  for (; rows > 0; rows -= 5, x += 5 * k_size, y += 5 * y_stride) {
-    switch (rows) {
-      case 1: rows_by_table<1>(x, table, y, k_size, n_size, y_stride); break;
-      case 2: rows_by_table<2>(x, table, y, k_size, n_size, y_stride); break;
-      case 3: rows_by_table<3>(x, table, y, k_size, n_size, y_stride); break;
-      case 4: rows_by_table<4>(x, table, y, k_size, n_size, y_stride); break;
-      default: rows_by_table<5>(x, table, y, k_size, n_size, y_stride);
+              int64_t y_stride, int64_t next) {
+  in_tiles<kDotRows>(rows, [=](auto tile, int64_t first) {
+    constexpr int R = decltype(tile)::value;
+    const int64_t from = kEntries * k_size * first / rows, to = kEntries * k_size * (first + R) / rows;
+    int64_t n = 0;
+    for (; n + kEntries <= n_size; n += kEntries) {
+      for (int64_t i = from; i < to; i += 64 / sizeof(T)) __builtin_prefetch(table + (n + next) * k_size + i, 0, 2);
+      dots<R, kEntries>(x + first * k_size, table + n * k_size, y + first * y_stride + n, k_size, y_stride);
     }
-  }
+    for (; n < n_size; ++n)
+      dots<R, 1>(x + first * k_size, table + n * k_size, y + first * y_stride + n, k_size, y_stride);
+  });
 }
 
-// y[r] = sum over k of x[r][k] w[k], for R rows and C vectors of columns of w [K,N].
-template <int R, int C, typename T>
-void columns(const float* x, const T* w, float* y, int64_t k_size, int64_t n_size) {
-  Vec sums[R][C] = {};
-  for (int64_t k = 0; k < k_size; ++k) {
-    Vec entries[C];
-    for (int c = 0; c < C; ++c) entries[c] = load(w + k * n_size + c * kLanes);
-    __builtin_prefetch(w + (k + 16) * n_size);
+// y[r] = sum over k of x[r][k] w[k], for R rows and a few columns of w [K,N].
+template <int R, typename T>
+void columns(const float* x, int64_t x_stride, const T* w, int64_t w_stride, float* y, int64_t y_stride,
+             int64_t k_size) {
+  Vec totals[R][kColumns] = {};
+  for (int64_t k = 0; k < k_size; ++k, w += w_stride) {
+    Vec entries[kColumns];
+    for (int c = 0; c < kColumns; ++c) entries[c] = load(w + c * kLanes);
+    for (int64_t i = 0; i < kColumns * kLanes; i += 64 / sizeof(T)) __builtin_prefetch(w + 8 * w_stride + i);
     for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c) sums[r][c] += x[r * k_size + k] * entries[c];
+      for (int c = 0; c < kColumns; ++c) totals[r][c] += x[r * x_stride + k] * entries[c];
   }
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) store(y + r * n_size + c * kLanes, sums[r][c]);
+    for (int c = 0; c < kColumns; ++c) store(y + r * y_stride + c * kLanes, totals[r][c]);
 }
 
-template <int C, typename T>
-void by_matrix(const float* x, const T* w, float* y, int64_t rows, int64_t k_size, int64_t n_size) {
-  for (; rows > 0; rows -= 5, x += 5 * k_size, y += 5 * n_size) {
-    switch (rows) {
-      case 1: columns<1, C>(x, w, y, k_size, n_size); break;
-      case 2: columns<2, C>(x, w, y, k_size, n_size); break;
-      case 3: columns<3, C>(x, w, y, k_size, n_size); break;
-      case 4: columns<4, C>(x, w, y, k_size, n_size); break;
-      default: columns<5, C>(x, w, y, k_size, n_size);
+// y [R,kBlock] = x [R,K] w [K,kBlock]; the strides are from row to row.
+template <typename T>
+void by_block(const float* x, int64_t x_stride, const T* w, int64_t w_stride, float* y, int64_t y_stride,
+              int64_t rows, int64_t k_size) {
+  in_tiles<kColumnRows>(rows, [=](auto tile, int64_t first) {
+    for (int64_t c = 0; c < kBlock; c += kColumns * kLanes)
+      columns<decltype(tile)::value>(x + first * x_stride, x_stride, w + c, w_stride, y + first * y_stride + c,
+                                     y_stride, k_size);
+  });
+}
+
+// Each row of x [R,N] becomes e^(x - its maximum); `shares` [R] are the reciprocals of their sums.
+void exponentials(float* x, float* shares, int64_t rows, int64_t n_size) {
+  for (int64_t r = 0; r < rows; ++r, x += n_size) {
+    Vec top = load(x), total = {};
+    for (int64_t n = 0; n < n_size; n += kLanes) top = load(x + n) > top ? load(x + n) : top;
+    const float most = highest(top);
+    for (int64_t n = 0; n < n_size; n += kLanes) {
+      Vec part = exponential(load(x + n) - most);
+      store(x + n, part);
+      total += part;
     }
+    shares[r] = 1 / sum(total);
   }
 }
 
 // One head: q [S,K] attends to k and v [T,K] -> out [S,K]. T is at least 1.
 template <typename T>
 void attend(const float* q, const T* k, const T* v, float* out, int64_t s_size, int64_t t_size, int64_t width) {
-  static thread_local std::vector<float> scores;
-  const int64_t padded = (t_size + kLanes - 1) / kLanes * kLanes;
-  scores.resize(s_size * padded);
-  for (int64_t t = 0; t < t_size; t += 64)  // which stay in the first cache for all queries
-    by_table(q, k + t * width, scores.data() + t, s_size, width, std::min<int64_t>(64, t_size - t), padded);
-  for (int64_t s = 0; s < s_size; ++s) {
-    float* row = scores.data() + s * padded;
-    std::fill(row + t_size, row + padded, -std::numeric_limits<float>::infinity());
-    Vec top = load(row), total = {};
-    for (int64_t t = 0; t < padded; t += kLanes) top = load(row + t) > top ? load(row + t) : top;
-    float highest = top[0];
-    for (int i = 1; i < kLanes; ++i) highest = std::max(highest, top[i]);
-    for (int64_t t = 0; t < padded; t += kLanes) {
-      Vec part = exponential(load(row + t) - highest);
-      store(row + t, part);
-      total += part;
-    }
-    float share = 1 / sum(total);
-    for (int64_t t = 0; t < padded; t += kLanes) store(row + t, load(row + t) * share);
+  constexpr int64_t kQueries = 48, kFew = 8;  // whose scores stay in the second cache; that do not pay to turn the keys
+  static thread_local std::vector<float> scores, turned;
+  const int64_t padded = (t_size + kBlock - 1) / kBlock * kBlock;
+  scores.resize(std::min(kQueries, s_size) * padded);
+  if (s_size > kFew) {  // the keys in blocks [K,kBlock]
+    turned.resize(padded * width);
+    for (int64_t t = 0; t < t_size; ++t)
+      for (int64_t c = 0; c < width; c += kLanes) {
+        Vec key = load(k + t * width + c);
+        float* to = turned.data() + (t / kBlock * width + c) * kBlock + t % kBlock;
+        for (int i = 0; i < kLanes; ++i) to[i * kBlock] = key[i];
+      }
   }
-  for (int64_t s = 0; s < s_size; ++s) {
-    const float* row = scores.data() + s * padded;
-    for (int64_t c = 0; c < width; c += 4 * kLanes) {
-      Vec sums[2][4] = {};
-      for (int64_t t = 0; t < t_size; ++t)
-        for (int i = 0; i < 4; ++i) sums[t % 2][i] += row[t] * load(v + t * width + c + i * kLanes);
-      for (int i = 0; i < 4; ++i) store(out + s * width + c + i * kLanes, sums[0][i] + sums[1][i]);
-    }
+  for (int64_t at = 0; at < s_size; at += kQueries, q += kQueries * width, out += kQueries * width) {
+    const int64_t n = std::min(kQueries, s_size - at);
+    float shares[kQueries];
+    for (int64_t t = 0; t < t_size; t += kBlock)
+      if (s_size > kFew)
+        by_block(q, width, turned.data() + t * width, kBlock, scores.data() + t, padded, n, width);
+      else
+        by_table(q, k + t * width, scores.data() + t, n, width, std::min(kBlock, t_size - t), padded, kBlock);
+    for (int64_t s = 0; s < n; ++s)
+      std::fill_n(scores.data() + s * padded + t_size, padded - t_size, -std::numeric_limits<float>::infinity());
+    exponentials(scores.data(), shares, n, padded);
+    for (int64_t c = 0; c < width; c += kBlock)
+      by_block(scores.data(), padded, v + c, width, out + c, width, n, t_size);
+    for (int64_t i = 0; i < n * width; i += kLanes) store(out + i, load(out + i) * shares[i / width]);
   }
 }
 
 template <typename T>
 void table_product(ffi::ThreadPool& pool, const float* x, const T* table, float* y, int64_t rows, int64_t k,
                    int64_t n) {
-  constexpr int64_t kPiece = 64;  // entries that stay in the first cache for all rows
+  constexpr int64_t kPiece = 32;  // entries that stay in the second cache for all rows, with those that come next
   int64_t pieces = (n + kPiece - 1) / kPiece, share = std::max<int64_t>(1, pieces / 32);
   for_each(pool, (pieces + share - 1) / share, rows * k * n, [=](int64_t i) {
     for (int64_t at = i * share * kPiece; at < std::min(n, (i + 1) * share * kPiece); at += kPiece)
-      by_table(x, table + at * k, y + at, rows, k, std::min(kPiece, n - at), n);
+      by_table(x, table + at * k, y + at, rows, k, std::min(kPiece, n - at), n, kPiece);
   });
 }
 
 template <typename T>
 void layer_product(ffi::ThreadPool& pool, const float* x, const T* w, float* y, int64_t rows, int64_t k, int64_t n) {
-  constexpr int64_t kPiece = 4 * kLanes;
-  for_each(pool, n / kPiece, rows * k * n,
-           [=](int64_t i) { by_matrix<4>(x, w + i * kPiece, y + i * kPiece, rows, k, n); });
+  for_each(pool, n / kBlock, rows * k * n,
+           [=](int64_t i) { by_block(x, k, w + i * kBlock, n, y + i * kBlock, n, rows, k); });
 }
 
 template <typename T>
 void attention(ffi::ThreadPool& pool, const float* q, const T* k, const T* v, const int32_t* lengths, float* out,
                int64_t heads, int64_t s, int64_t t, int64_t width) {
-  int64_t longest = *std::max_element(lengths, lengths + heads);
-  for_each(pool, heads, heads * s * longest * width, [=](int64_t i) {
-    int64_t length = std::clamp<int64_t>(lengths[i], 1, t);
-    attend(q + i * s * width, k + i * t * width, v + i * t * width, out + i * s * width, s, length, width);
+  constexpr int64_t kPart = 384;  // queries of a head, for which its keys are turned once
+  const int64_t parts = (s + kPart - 1) / kPart, longest = *std::max_element(lengths, lengths + heads);
+  for_each(pool, heads * parts, heads * s * longest * width, [=](int64_t i) {
+    int64_t head = i / parts, from = i % parts * kPart, at = (head * s + from) * width;
+    attend(q + at, k + head * t * width, v + head * t * width, out + at, std::min(kPart, s - from),
+           std::clamp<int64_t>(lengths[head], 1, t), width);
   });
 }
 
