@@ -25,6 +25,7 @@ POSITIONS_PER_SECOND = FRAMES_PER_SECOND // 2  # after the encoder, and of times
 
 _FLOOR = 1e-10  # of the power; also of silence, -10 after the logarithm
 _RANGE = 8.0  # in powers of ten: what is quieter than the loudest by more is raised to that
+_REACH = 3  # frames behind the last, which reach back into the sound
 _OVERLAP = -(-N_FFT // HOP_LENGTH) * HOP_LENGTH - HOP_LENGTH  # samples that T frames need beyond T hops
 
 
@@ -102,7 +103,7 @@ class RecordingMel:
     """The log-mel spectrogram of a whole recording, cut into windows that are computed when they are asked for.
 
     It equals `log_mel_spectrogram(waveform, n_mels, padding=one window)`, which is what openai-whisper's `transcribe`
-    cuts its windows from, but holds the samples alone. A first pass finds the loudest, to which all are normalised.
+    cuts its windows from, but holds the samples alone. A first pass finds the loudest, to which all are normalised (and keeps the first window).
     All windows of all recordings share one compiled program.
 
     waveform: [N], 16 kHz, in [-1, 1]. n_window_frames: frames of a window. content_frames: those of the recording.
@@ -115,9 +116,10 @@ class RecordingMel:
         self._n_mels = n_mels
         self._n_window_frames = n_window_frames
         self.content_frames = len(self._waveform) // HOP_LENGTH
-        self._maximum: Any = np.log10(np.float32(_FLOOR))
-        for start in range(0, self.content_frames + 3, n_window_frames):  # three frames reach back into the sound
-            self._maximum = _louder(self._maximum, self._samples(start), n_mels)
+        maximum: Any = np.log10(np.float32(_FLOOR))
+        for start in reversed(range(0, self.content_frames + _REACH, n_window_frames + _REACH)):
+            log_mel, maximum = _louder(maximum, self._samples(start), n_mels)
+        self._first, self._maximum = log_mel, maximum  # of short recordings it is all that is asked for
 
     def window(self, start_frame: int, n_frames: int) -> jax.Array:
         """n_frames from start_frame on, of the recording and the silence after it -> [M,n_window_frames].
@@ -128,11 +130,14 @@ class RecordingMel:
             raise ValueError(f"start_frame={start_frame} and n_frames={n_frames} must not be negative")
         there = self.content_frames + self._n_window_frames - start_frame
         n_frames = max(0, min(int(n_frames), there))
-        return _window(self._samples(start_frame), self._maximum, n_frames, self._n_mels)
+        log_mel = self._first
+        if start_frame:
+            log_mel, _ = _louder(self._maximum, self._samples(start_frame), self._n_mels)
+        return _window(log_mel, self._maximum, n_frames, self._n_window_frames)
 
     def _samples(self, start_frame: int) -> np.ndarray:
-        """What the window from start_frame on is made of, with its half frame at both ends."""
-        length = self._n_window_frames * HOP_LENGTH + _OVERLAP
+        """What a window and the few frames behind it are made of, with half a frame at both ends."""
+        length = (self._n_window_frames + _REACH) * HOP_LENGTH + _OVERLAP
         first = start_frame * HOP_LENGTH - N_FFT // 2
         before = max(0, -first)
         samples = self._waveform[max(0, first) : first + length]
@@ -141,11 +146,12 @@ class RecordingMel:
 
 
 @program(static_argnames=("n_mels",))
-def _louder(maximum: jax.Array, samples: jax.Array, n_mels: int) -> jax.Array:
-    return jnp.maximum(maximum, _log10_mel(samples, n_mels).max())
+def _louder(maximum: jax.Array, samples: jax.Array, n_mels: int) -> tuple[jax.Array, jax.Array]:
+    log_mel = _log10_mel(samples, n_mels)
+    return log_mel, jnp.maximum(maximum, log_mel.max())
 
 
-@program(static_argnames=("n_mels",))
-def _window(samples: jax.Array, maximum: jax.Array, n_frames: jax.Array, n_mels: int) -> jax.Array:
-    mel = _normalise(_log10_mel(samples, n_mels), maximum)
-    return jnp.where(jnp.arange(mel.shape[1]) < n_frames, mel, 0)
+@program(static_argnames=("n_window_frames",))
+def _window(log_mel: jax.Array, maximum: jax.Array, n_frames: jax.Array, n_window_frames: int) -> jax.Array:
+    mel = _normalise(log_mel[:, :n_window_frames], maximum)
+    return jnp.where(jnp.arange(n_window_frames) < n_frames, mel, 0)
