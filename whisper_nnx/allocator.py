@@ -19,6 +19,9 @@ _SETTINGS = {  # of mallopt(3)
 
 _MADV_HUGEPAGE = 14
 
+_library: Any = None  # the C library, once memory is kept
+_compiled = False  # since gaps were closed
+
 
 def keep_memory() -> bool:
     """From now on memory that is freed stays with the process; True where the C library can do that.
@@ -36,20 +39,43 @@ def keep_memory() -> bool:
     for name, value in _SETTINGS.items():
         library.mallopt(name, value)
     _ask_for_large_pages(library)
-    _trim_behind_the_compiler(library)
+    _give_back_behind_the_compiler(library)
     return True
 
 
-def _trim_behind_the_compiler(library: ctypes.CDLL) -> None:
-    """What XLA's compiler took for its work goes back to the system: no later call asks for as much."""
+def close_gaps() -> None:
+    """Before large arrays: what is free goes back to the system, if a program was compiled since the last time.
+
+    Compiled programs lie scattered in what the compiler took, and large arrays do not fit in between. Each time would
+    be too often: mapping memory again can cost a tenth of a batch's time. Does nothing where memory is not kept.
+    """
+    global _compiled
+    if _compiled:
+        _compiled = False
+        _give_back()
+
+
+def _give_back() -> None:
+    _library.malloc_trim(0)
+    _ask_for_large_pages(_library)  # the heap has shrunk, and what it grows by is new
+
+
+def _give_back_behind_the_compiler(library: Any) -> None:
+    """What XLA's compiler took for its work is more than any later call asks for."""
     import jax
 
-    def trim(event: str, *_: float, **__: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            library.malloc_trim(0)
-            _ask_for_large_pages(library)  # the heap has shrunk, and what it grows by is new
+    global _library
+    listens, _library = _library is not None, library
+    if listens:
+        return
 
-    jax.monitoring.register_event_duration_secs_listener(trim)
+    def compiled(event: str, *_: float, **__: Any) -> None:
+        global _compiled
+        if event == "/jax/core/compile/backend_compile_duration":
+            _compiled = True
+            _give_back()
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
 
 
 def _ask_for_large_pages(library: ctypes.CDLL) -> None:

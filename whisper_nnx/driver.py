@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from whisper_nnx.allocator import close_gaps
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.fallback import FallbackOptions
 from whisper_nnx.features import RecordingMel
@@ -80,6 +81,8 @@ class Batch:
         self._waiting: deque[Live] = deque()  # begun, and between two windows
         self._prepared: deque[tuple[_Row, EncodedWindows]] = deque()
         self._finished: deque[Live] = deque()
+        if size > 1:
+            close_gaps()  # the keys and values of many windows are the largest arrays there are
 
     def run(self, recordings: Iterator[Live]) -> Iterator[tuple[Live, list[Segment] | None]]:
         """(a recording, the segments of its next window), as they come; (it, None) when it is done.

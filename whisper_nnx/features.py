@@ -103,8 +103,8 @@ class RecordingMel:
     """The log-mel spectrogram of a whole recording, cut into windows that are computed when they are asked for.
 
     It equals `log_mel_spectrogram(waveform, n_mels, padding=one window)`, which is what openai-whisper's `transcribe`
-    cuts its windows from, but holds the samples alone. A first pass finds the loudest, to which all are normalised (and keeps the first window).
-    All windows of all recordings share one compiled program.
+    cuts its windows from, but holds the samples alone. A first pass finds the loudest, to which all are normalised; it
+    keeps the first window. All windows of all recordings share compiled programs.
 
     waveform: [N], 16 kHz, in [-1, 1]. n_window_frames: frames of a window. content_frames: those of the recording.
     """
