@@ -16,6 +16,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array
 
 _FEW_ROWS = 4  # with fewer, XLA's CPU compiler leaves bfloat16 to a loop of its own, 10 times slower
 _KERNEL_ROWS = 32  # of a product with more, XLA's own is faster
+_FEW_QUERIES = 32  # a step of the token loop, or a chunk of its prompt
 _CACHED = 2**20  # scores of an attention that need not be cut to stay in a core's cache
 _SPANS = (64, 128, 256)  # text positions that are read while there are no more
 
@@ -126,7 +127,7 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Ar
     The scores and their softmax are float32, whatever the inputs are; products are of factors of the keys' dtype.
     """
     to = q.dtype
-    if mask is None and _attends_by_kernel(k):
+    if mask is None and (q.shape[2] <= _FEW_QUERIES or k.dtype == jnp.float32) and _attends_by_kernel(k):
         return _attention_by_kernel(q, k, v, jnp.full(len(q), k.shape[2], jnp.int32))
     if mask is None and k.dtype == jnp.float32 and on_cpu() and len(q) == 1 and q.shape[2] * k.shape[2] > _CACHED:
         return _in_pieces(q, k, v)
