@@ -127,7 +127,7 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Ar
     The scores and their softmax are float32, whatever the inputs are; products are of factors of the keys' dtype.
     """
     to = q.dtype
-    if mask is None and (q.shape[2] <= _FEW_QUERIES or k.dtype == jnp.float32) and _attends_by_kernel(k):
+    if mask is None and _attends_by_kernel(k, q.shape[2]):
         return _attention_by_kernel(q, k, v, jnp.full(len(q), k.shape[2], jnp.int32))
     if mask is None and k.dtype == jnp.float32 and on_cpu() and len(q) == 1 and q.shape[2] * k.shape[2] > _CACHED:
         return _in_pieces(q, k, v)
@@ -142,8 +142,10 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Ar
     return jnp.einsum("bhst,bhtk->bhsk", weights, v, precision=precision, preferred_element_type=sums).astype(to)
 
 
-def _attends_by_kernel(k: jax.Array) -> bool:
-    return kernels.can_attend(k) and _kernels_usable()
+def _attends_by_kernel(k: jax.Array, queries: int = 1) -> bool:
+    if not (kernels.can_attend(k) and _kernels_usable()):
+        return False
+    return queries <= _FEW_QUERIES or k.dtype == jnp.float32 or kernels.multiplies_bfloat16()
 
 
 def _attention_by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -1,12 +1,14 @@
-"""Products of a few rows and attention of a few queries on the CPU: in C++ (`kernels.cc`), and the same in JAX.
+"""Products of a few rows and attention on the CPU: in C++ (`kernels.cc`), and the same in JAX.
 
 The token loop reads all weights, keys and values for each token and computes little with them. XLA's CPU compiler
-widens numbers of 8 and 16 bits slower than it reads float32; these kernels read as fast as the memory gives. They are
-compiled once for the machine at hand (`build.py`). Where that cannot be done, `usable()` is False; callers must ask.
+widens numbers of 8 and 16 bits slower than it reads float32; these kernels read as fast as the memory gives. Attention
+of a whole window to itself never leaves the cache. They are compiled once for the machine at hand (`build.py`). Where
+that cannot be done, `usable()` is False; callers must ask.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from functools import cache
 
@@ -23,14 +25,21 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @cache
+def _library() -> ctypes.CDLL | None:
+    library = load()
+    for target, name in zip(TARGETS, _HANDLERS, strict=True) if library else ():
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, f"{name}Handler")), platform="cpu")
+    return library
+
+
 def usable() -> bool:
     """Whether the kernels are there: they are compiled at the first call, which then takes some seconds."""
-    library = load()
-    if library is None:
-        return False
-    for target, name in zip(TARGETS, _HANDLERS, strict=True):
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, f"{name}Handler")), platform="cpu")
-    return True
+    return _library() is not None
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether `attention` of many queries to keys of bfloat16 is faster than to float32: not on every processor."""
+    return (library := _library()) is not None and bool(library.MultipliesBFloat16())
 
 
 def can_multiply_table(table: jax.Array) -> bool:
@@ -84,7 +93,10 @@ def table_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 @_kernel("Attention")
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
-    """q [H,S,K] float32, scaled, attends to the first `lengths` [H] (1 to T) of k and v [H,T,K] -> [H,S,K], float32."""
+    """q [H,S,K] float32, scaled, attends to the first `lengths` [H] (1 to T) of k and v [H,T,K] -> [H,S,K], float32.
+
+    Where the processor `multiplies_bfloat16`, the kernel rounds more than 8 queries, and their weights, to that of k.
+    """
     seen = jnp.arange(k.shape[1]) < lengths[:, None, None]
     scores = jnp.einsum("hsk,htk->hst", q, k.astype(jnp.float32), precision=_HIGHEST)
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))

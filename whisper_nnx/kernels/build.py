@@ -14,7 +14,7 @@ from pathlib import Path
 from whisper_nnx.user_cache import make_private_folder, user_cache_folder
 
 SWITCH = "WHISPER_NNX_KERNELS"  # 0: do without
-_SOURCE = Path(__file__).with_name("kernels.cc")
+_SOURCE, _HEADER = (Path(__file__).with_name(name) for name in ("kernels.cc", "vectors.h"))
 _FOR_THIS = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
 _FLAGS = ("-O3", _FOR_THIS, "-std=gnu++17", "-shared", "-fPIC")
 _LONGEST_S = 120
@@ -67,7 +67,8 @@ def _key(compiler: str) -> str:
     """Of all that decides what is compiled: source, XLA's headers, compiler, and the processor's instructions."""
     import jaxlib
 
-    said = (_SOURCE.read_bytes(), jaxlib.__version__, _FLAGS, compiler, os.stat(compiler).st_mtime, _instructions())
+    source = _SOURCE.read_bytes() + _HEADER.read_bytes()
+    said = (source, jaxlib.__version__, _FLAGS, compiler, os.stat(compiler).st_mtime, _instructions())
     return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()
 
 

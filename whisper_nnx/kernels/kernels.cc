@@ -1,15 +1,9 @@
 // For XLA's CPU backend: what the token loop reads much for and computes little with (products of a few rows with a
 // matrix of 8, 16 or 32 bits), and attention. Numbers are widened as they are read; sums are float32.
 // __init__.py says what each handler computes, and which shapes it takes.
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
-
-#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
-#include <cstdint>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -17,89 +11,15 @@
 #include <type_traits>
 #include <vector>
 
+#include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
 namespace {
 
-// What a register holds, and how many of them a tile of sums may take with what is multiplied (see `dots`, `columns`).
-#if defined(__AVX512F__)
-constexpr int64_t kLanes = 16, kDotRows = 6, kColumns = 4;
-#elif defined(__AVX__)
-constexpr int64_t kLanes = 8, kDotRows = 2, kColumns = 2;
-#elif defined(__aarch64__)
-constexpr int64_t kLanes = 4, kDotRows = 6, kColumns = 4;
-#else
-constexpr int64_t kLanes = 4, kDotRows = 2, kColumns = 2;
-#endif
-constexpr int64_t kColumnRows = 6, kEntries = 4;
-constexpr int64_t kBlock = 64;  // columns of a matrix, or keys, that are worked on together
-
-#define VECTOR(type, lanes) type __attribute__((vector_size(lanes * sizeof(type)), aligned(sizeof(type)), may_alias))
-typedef VECTOR(float, kLanes) Vec;
-typedef VECTOR(float, 8) Eight;
-typedef VECTOR(float, 4) Four;
-typedef VECTOR(int32_t, kLanes) Ints;
-typedef VECTOR(uint16_t, kLanes) Halves;
-typedef VECTOR(int8_t, kLanes) Bytes;
-using BFloat16 = uint16_t;
-
-inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline Vec load(const int8_t* p) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
-#elif defined(__AVX2__)
-  return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
-#endif
-  return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const Bytes*>(p), Ints), Vec);
-}
-inline Vec load(const BFloat16* p) {  // the upper half of a float32
-#if defined(__AVX512F__)
-  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
-#elif defined(__AVX2__)
-  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
-#endif
-  return (Vec)(__builtin_convertvector(*reinterpret_cast<const Halves*>(p), Ints) << 16);
-}
-inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
-
-inline float sum(Vec x) {
-  Four total = ((Four*)&x)[0];
-  for (int i = 1; i < kLanes / 4; ++i) total += ((Four*)&x)[i];
-  return (total[0] + total[2]) + (total[1] + total[3]);
-}
-
-// The sums of four vectors: faster than one by one.
-inline Four sums(const Vec* x) {
-#ifdef __AVX__
-  auto eight = [](const Vec& x) {
-    Eight total = ((Eight*)&x)[0];
-    if constexpr (kLanes == 16) total += ((Eight*)&x)[1];
-    return (__m256)total;
-  };
-  __m256 pairs = _mm256_hadd_ps(eight(x[0]), eight(x[1])), others = _mm256_hadd_ps(eight(x[2]), eight(x[3]));
-  __m256 quads = _mm256_hadd_ps(pairs, others);
-  return (Four)_mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
-#endif
-  return Four{sum(x[0]), sum(x[1]), sum(x[2]), sum(x[3])};
-}
-
-inline float highest(Vec x) {
-  float top = x[0];
-  for (int i = 1; i < kLanes; ++i) top = std::max(top, x[i]);
-  return top;
-}
-
-// e^x for x <= 0, to 1e-7: 2^n e^r with |r| <= ln(2) / 2.
-inline Vec exponential(Vec x) {
-  x = x < -87.0f ? Vec{} - 87.0f : x;
-  Vec shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;  // rounds
-  Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vec p = Vec{} + 1.0f / 5040;
-  for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = p * r + c;
-  return p * (Vec)((__builtin_convertvector(n, Ints) + 127) << 23);
-}
+constexpr int64_t kColumnRows = 6, kEntries = 4;  // of a tile, see `columns` and `dots`
+constexpr int64_t kBlock = 64;                    // columns of a matrix, or keys, that are worked on together
 
 // Calls work(i) for all i < n, on this thread and those of the pool that have time. Waking these takes longer than
 // a few hundred thousand products (`cost`).
@@ -185,24 +105,24 @@ void by_table(const float* x, const T* table, float* y, int64_t rows, int64_t k_
 }
 
 // y[r] = sum over k of x[r][k] w[k], for R rows and a few columns of w [K,N].
-template <int R, typename T>
-void columns(const float* x, int64_t x_stride, const T* w, int64_t w_stride, float* y, int64_t y_stride,
+template <int R, typename X, typename T>
+void columns(const X* x, int64_t x_stride, const T* w, int64_t w_stride, float* y, int64_t y_stride,
              int64_t k_size) {
   Vec totals[R][kColumns] = {};
   for (int64_t k = 0; k < k_size; ++k, w += w_stride) {
-    Vec entries[kColumns];
+    decltype(load(w)) entries[kColumns];
     for (int c = 0; c < kColumns; ++c) entries[c] = load(w + c * kLanes);
     for (int64_t i = 0; i < kColumns * kLanes; i += 64 / sizeof(T)) __builtin_prefetch(w + 8 * w_stride + i);
     for (int r = 0; r < R; ++r)
-      for (int c = 0; c < kColumns; ++c) totals[r][c] += x[r * x_stride + k] * entries[c];
+      for (int c = 0; c < kColumns; ++c) add_product(totals[r][c], x[r * x_stride + k], entries[c]);
   }
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < kColumns; ++c) store(y + r * y_stride + c * kLanes, totals[r][c]);
 }
 
 // y [R,kBlock] = x [R,K] w [K,kBlock]; the strides are from row to row.
-template <typename T>
-void by_block(const float* x, int64_t x_stride, const T* w, int64_t w_stride, float* y, int64_t y_stride,
+template <typename X, typename T>
+void by_block(const X* x, int64_t x_stride, const T* w, int64_t w_stride, float* y, int64_t y_stride,
               int64_t rows, int64_t k_size) {
   in_tiles<kColumnRows>(rows, [=](auto tile, int64_t first) {
     for (int64_t c = 0; c < kBlock; c += kColumns * kLanes)
@@ -211,53 +131,102 @@ void by_block(const float* x, int64_t x_stride, const T* w, int64_t w_stride, fl
   });
 }
 
-// Each row of x [R,N] becomes e^(x - its maximum); `shares` [R] are the reciprocals of their sums.
-void exponentials(float* x, float* shares, int64_t rows, int64_t n_size) {
-  for (int64_t r = 0; r < rows; ++r, x += n_size) {
-    Vec top = load(x), total = {};
-    for (int64_t n = 0; n < n_size; n += kLanes) top = load(x + n) > top ? load(x + n) : top;
+// Scores [R,N], of which the first T count, become e^(score - their maximum); `shares` [R]: 1 / their sum.
+void to_weights(float* scores, float* shares, int64_t rows, int64_t t_size, int64_t n_size) {
+  for (int64_t r = 0; r < rows; ++r, scores += n_size) {
+    std::fill(scores + t_size, scores + n_size, -std::numeric_limits<float>::infinity());
+    Vec top = load(scores), total = {};
+    for (int64_t n = 0; n < n_size; n += kLanes) top = load(scores + n) > top ? load(scores + n) : top;
     const float most = highest(top);
     for (int64_t n = 0; n < n_size; n += kLanes) {
-      Vec part = exponential(load(x + n) - most);
-      store(x + n, part);
-      total += part;
+      Vec weight = exponential(load(scores + n) - most);
+      store(scores + n, weight);
+      total += weight;
     }
     shares[r] = 1 / sum(total);
   }
 }
 
-// One head: q [S,K] attends to k and v [T,K] -> out [S,K]. T is at least 1.
+void multiply_rows(float* x, const float* by, int64_t rows, int64_t n_size) {
+  for (int64_t i = 0; i < rows * n_size; i += kLanes) store(x + i, load(x + i) * by[i / n_size]);
+}
+
+constexpr int64_t kFew = 8;       // queries for which it does not pay to turn the keys
+constexpr int64_t kQueries = 48;  // whose scores stay in the second cache
+
+inline int64_t whole_blocks(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
+
+// One head: q [S,K] attends to k and v [T,K] -> out [S,K]; a few queries.
+template <typename T>
+void attend_few(const float* q, const T* k, const T* v, float* out, int64_t s_size, int64_t t_size, int64_t width) {
+  static thread_local std::vector<float> scores;
+  const int64_t padded = whole_blocks(t_size);
+  float shares[kFew];
+  scores.resize(kFew * padded);
+  for (int64_t t = 0; t < t_size; t += kBlock)
+    by_table(q, k + t * width, scores.data() + t, s_size, width, std::min(kBlock, t_size - t), padded, kBlock);
+  to_weights(scores.data(), shares, s_size, t_size, padded);
+  for (int64_t c = 0; c < width; c += kBlock)
+    by_block(scores.data(), padded, v + c, width, out + c, width, s_size, t_size);
+  multiply_rows(out, shares, s_size, width);
+}
+
+// The same for any number of queries; the keys are turned first, into blocks [K,kBlock].
 template <typename T>
 void attend(const float* q, const T* k, const T* v, float* out, int64_t s_size, int64_t t_size, int64_t width) {
-  constexpr int64_t kQueries = 48, kFew = 8;  // whose scores stay in the second cache; that do not pay to turn the keys
-  static thread_local std::vector<float> scores, turned;
-  const int64_t padded = (t_size + kBlock - 1) / kBlock * kBlock;
-  scores.resize(std::min(kQueries, s_size) * padded);
-  if (s_size > kFew) {  // the keys in blocks [K,kBlock]
-    turned.resize(padded * width);
-    for (int64_t t = 0; t < t_size; ++t)
-      for (int64_t c = 0; c < width; c += kLanes) {
-        Vec key = load(k + t * width + c);
-        float* to = turned.data() + (t / kBlock * width + c) * kBlock + t % kBlock;
-        for (int i = 0; i < kLanes; ++i) to[i * kBlock] = key[i];
-      }
-  }
-  for (int64_t at = 0; at < s_size; at += kQueries, q += kQueries * width, out += kQueries * width) {
-    const int64_t n = std::min(kQueries, s_size - at);
-    float shares[kQueries];
+  static thread_local std::vector<float> scores, keys;
+  const int64_t padded = whole_blocks(t_size);
+  float shares[kQueries];
+  scores.resize(kQueries * padded);
+  keys.resize(padded * width);
+  for (int64_t t = 0; t < t_size; ++t)
+    for (int64_t c = 0; c < width; c += kLanes) {
+      Vec key = load(k + t * width + c);
+      float* to = keys.data() + (t / kBlock * width + c) * kBlock + t % kBlock;
+      for (int i = 0; i < kLanes; ++i) to[i * kBlock] = key[i];
+    }
+  for (; s_size > 0; s_size -= kQueries, q += kQueries * width, out += kQueries * width) {
+    const int64_t n = std::min(kQueries, s_size);
     for (int64_t t = 0; t < t_size; t += kBlock)
-      if (s_size > kFew)
-        by_block(q, width, turned.data() + t * width, kBlock, scores.data() + t, padded, n, width);
-      else
-        by_table(q, k + t * width, scores.data() + t, n, width, std::min(kBlock, t_size - t), padded, kBlock);
-    for (int64_t s = 0; s < n; ++s)
-      std::fill_n(scores.data() + s * padded + t_size, padded - t_size, -std::numeric_limits<float>::infinity());
-    exponentials(scores.data(), shares, n, padded);
+      by_block(q, width, keys.data() + t * width, kBlock, scores.data() + t, padded, n, width);
+    to_weights(scores.data(), shares, n, t_size, padded);
     for (int64_t c = 0; c < width; c += kBlock)
       by_block(scores.data(), padded, v + c, width, out + c, width, n, t_size);
-    for (int64_t i = 0; i < n * width; i += kLanes) store(out + i, load(out + i) * shares[i / width]);
+    multiply_rows(out, shares, n, width);
   }
 }
+
+#ifdef __AVX512BF16__
+// The same, with queries and weights rounded to bfloat16, and pairs along K and T.
+void attend(const float* q, const BFloat16* k, const BFloat16* v, float* out, int64_t s_size, int64_t t_size,
+            int64_t width) {
+  static thread_local std::vector<float> scores;
+  static thread_local std::vector<Pair> keys, values, rows;
+  const int64_t padded = whole_blocks(t_size), half = width / 2;
+  float shares[kQueries];
+  scores.resize(kQueries * padded);
+  keys.resize(padded * half);
+  values.resize(padded * half);
+  rows.resize(kQueries * std::max(padded, width) / 2);
+  for (int64_t t = 0; t < t_size; ++t)
+    for (int64_t c = 0; c < half; ++c)
+      keys[(t / kBlock * half + c) * kBlock + t % kBlock] = reinterpret_cast<const Pair*>(k)[t * half + c];
+  for (int64_t t = 0; t < t_size; t += 2)
+    for (int64_t c = 0; c < width; ++c)
+      values[t * half + c] = v[t * width + c] | (t + 1 < t_size ? Pair(v[(t + 1) * width + c]) << 16 : 0);
+  for (; s_size > 0; s_size -= kQueries, q += kQueries * width, out += kQueries * width) {
+    const int64_t n = std::min(kQueries, s_size);
+    to_pairs(q, rows.data(), n * width);
+    for (int64_t t = 0; t < t_size; t += kBlock)
+      by_block(rows.data(), half, keys.data() + t * half, kBlock, scores.data() + t, padded, n, half);
+    to_weights(scores.data(), shares, n, t_size, padded);
+    to_pairs(scores.data(), rows.data(), n * padded);
+    for (int64_t c = 0; c < width; c += kBlock)
+      by_block(rows.data(), padded / 2, values.data() + c, width, out + c, width, n, (t_size + 1) / 2);
+    multiply_rows(out, shares, n, width);
+  }
+}
+#endif
 
 template <typename T>
 void table_product(ffi::ThreadPool& pool, const float* x, const T* table, float* y, int64_t rows, int64_t k,
@@ -283,8 +252,12 @@ void attention(ffi::ThreadPool& pool, const float* q, const T* k, const T* v, co
   const int64_t parts = (s + kPart - 1) / kPart, longest = *std::max_element(lengths, lengths + heads);
   for_each(pool, heads * parts, heads * s * longest * width, [=](int64_t i) {
     int64_t head = i / parts, from = i % parts * kPart, at = (head * s + from) * width;
-    attend(q + at, k + head * t * width, v + head * t * width, out + at, std::min(kPart, s - from),
-           std::clamp<int64_t>(lengths[head], 1, t), width);
+    const T *keys = k + head * t * width, *values = v + head * t * width;
+    int64_t n = std::min(kPart, s - from), length = std::clamp<int64_t>(lengths[head], 1, t);
+    if (n <= kFew)
+      attend_few(q + at, keys, values, out + at, n, length, width);
+    else
+      attend(q + at, keys, values, out + at, n, length, width);
   });
 }
 
@@ -351,3 +324,10 @@ HANDLER(TableProduct, .Arg<Floats>().Arg<ffi::AnyBuffer>());
 HANDLER(LayerProduct, .Arg<Floats>().Arg<ffi::AnyBuffer>());
 HANDLER(TableRows, .Arg<ffi::AnyBuffer>().Arg<Numbers>());
 HANDLER(Attention, .Arg<Floats>().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Arg<Numbers>());
+
+extern "C" bool MultipliesBFloat16() {
+#ifdef __AVX512BF16__
+  return true;
+#endif
+  return false;
+}
