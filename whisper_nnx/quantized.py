@@ -49,7 +49,7 @@ class Int8Linear(nnx.Module):
 
 
 class Int8Embedding(nnx.Module):
-    """`model.Embedding` whose table is int8, with a scale for each token."""
+    """`layers.Embedding` whose table is int8, with a scale for each token."""
 
     def __init__(self, embedding: nnx.Embed):
         table, scale = quantize(embedding.embedding[...], axis=1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from whisper_nnx.model import MultiHeadAttention
+from whisper_nnx.layers import MultiHeadAttention
 from whisper_nnx.products import dot_product_attention, on_single_cpu, precision_of
 
 _ROW_BY_ROW = Layout(major_to_minor=(0, 1))
