@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from whisper_nnx import features
 from whisper_nnx.features import (
     CHUNK_LENGTH_S,
     HOP_LENGTH,
@@ -144,6 +145,18 @@ def test_windows_of_other_lengths_hold_as_many_frames():
     recording = RecordingMel(samples, 128, n_window_frames=100)
     whole = log_mel_spectrogram(samples, 128, padding=100 * HOP_LENGTH)
     np.testing.assert_allclose(recording.window(150, 1000), whole[:, 150:250], atol=1e-5)
+
+
+@pytest.mark.parametrize(("n_samples", "computed"), [(5_000, 1), (CHUNK, 1), (2 * CHUNK, 2)])
+def test_the_first_window_is_computed_once(n_samples, computed, monkeypatch):
+    calls, louder = [], features._louder
+    monkeypatch.setattr(features, "_louder", lambda *args: calls.append(args) or louder(*args))
+    recording = RecordingMel(noise(n_samples))
+    assert len(calls) == computed
+    recording.window(0, N_FRAMES)
+    assert len(calls) == computed
+    recording.window(1, N_FRAMES)
+    assert len(calls) == computed + 1
 
 
 def test_nothing_is_compiled_for_another_recording_or_window():
