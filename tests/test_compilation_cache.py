@@ -27,10 +27,11 @@ print(events["cache_hits"], events["cache_misses"])
 
 
 @pytest.fixture(autouse=True)
-def same_jax_afterwards() -> Iterator[None]:
+def as_in_a_new_process() -> Iterator[None]:
     names = ["jax_compilation_cache_dir", "jax_compilation_cache_max_size"]
     names += ["jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes"]
     before = {name: jax.config.values[name] for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)  # that of the tests
     yield
     for name, value in before.items():
         jax.config.update(name, value)
