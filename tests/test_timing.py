@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.conftest import missing
 from tests.small import quick_compilation, small_config, small_model, small_tokenizer  # noqa: F401
+from whisper_nnx import kernels
 from whisper_nnx.config import RELEASED, RELEASED_ALIGNMENT_HEADS
 from whisper_nnx.timing import (
     BUCKETS,
@@ -18,18 +20,25 @@ from whisper_nnx.timing import (
     alignment_heads,
     alignment_matrix,
     bucket,
-    first_positions,
     padded_ids,
     parse_heads,
     text_ids,
     token_times,
+    warp_by_diagonals,
+    warp_in_order,
 )
 from whisper_nnx.timing import median_filter as median_filter_of
 from whisper_nnx.windows import encode_windows
 
 ROWS, COLUMNS = 6, 12
-warp = jax.jit(first_positions)
+WAYS = {"diagonals": jax.jit(warp_by_diagonals), "kernel": jax.jit(warp_in_order)}
 median_filter = jax.jit(median_filter_of)
+
+
+def warp(way: str, cost: np.ndarray, n: int, m: int) -> list[int]:
+    if way == "kernel" and not kernels.usable():
+        missing("no C++ compiler")
+    return np.asarray(WAYS[way](cost, np.array([n, m], np.int32)))[:n].tolist()
 
 
 def warp_plainly(cost: np.ndarray) -> list[int]:
@@ -64,20 +73,32 @@ costs = st.one_of(
 )
 
 
+@pytest.mark.parametrize("way", WAYS)
 @settings(deadline=None, max_examples=300)
 @given(costs, st.integers(1, ROWS), st.integers(1, COLUMNS))
-def test_warping_takes_the_path_of_plain_dynamic_programming(cost, n, m):
+def test_warping_takes_the_path_of_plain_dynamic_programming(way, cost, n, m):
     """What lies behind [n,m] is padding. What ties in float64 ties here too: sums are exact in both."""
     padded = cost.copy()
     padded[n:], padded[:, m:] = 99.0, -99.0
-    assert np.asarray(warp(padded, n, m))[:n].tolist() == warp_plainly(cost[:n, :m].astype(np.float64))
+    assert warp(way, padded, n, m) == warp_plainly(cost[:n, :m].astype(np.float64))
 
 
-def test_warping_tells_paths_apart_that_float32_sums_confuse():
+@pytest.mark.parametrize("way", WAYS)
+def test_warping_tells_paths_apart_that_float32_sums_confuse(way):
     """Hundreds of costs around -8 sum up to where float32 resolves 2e-4; the paths differ by less than that."""
     random = np.random.default_rng(0)
     cost = (-8 + random.random((40, 700)) * 1e-3).astype(np.float32)
-    assert np.asarray(warp(cost, 40, 700)).tolist() == warp_plainly(cost.astype(np.float64))
+    assert warp(way, cost, 40, 700) == warp_plainly(cost.astype(np.float64))
+
+
+def test_both_ways_end_where_costs_are_no_numbers():
+    if not kernels.usable():
+        missing("no C++ compiler")
+    cost, counts = np.full((ROWS, COLUMNS), np.nan, np.float32), np.array([4, 9], np.int32)
+    found, expected = (way(cost, counts) for way in WAYS.values())
+    np.testing.assert_array_equal(found, expected)
+    for way in WAYS.values():
+        assert not way(cost, np.zeros(2, np.int32)).any()
 
 
 @settings(deadline=None, max_examples=100)

@@ -36,7 +36,8 @@ def on_single_cpu() -> bool:
     return on_cpu() and jax.device_count() == 1
 
 
-def _kernels_usable() -> bool:
+def kernels_usable() -> bool:
+    """Whether our kernels may do what is traced now."""
     return on_single_cpu() and kernels.usable()
 
 
@@ -47,7 +48,7 @@ def cache_dtype(dtype: Dtype) -> Dtype:
 
 def cross_cache_dtype(dtype: Dtype) -> Dtype:
     """Of the sound's keys and values: our kernel reads bfloat16 twice as fast as float32."""
-    return dtype if jnp.dtype(dtype) == jnp.bfloat16 and _kernels_usable() else cache_dtype(dtype)
+    return dtype if jnp.dtype(dtype) == jnp.bfloat16 and kernels_usable() else cache_dtype(dtype)
 
 
 def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> jax.Array:
@@ -67,7 +68,7 @@ def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> ja
 
 def rows_at(table: jax.Array, ids: jax.Array) -> jax.Array:
     """The rows [...,D] of a table [V,D] at ids [...], for which XLA's CPU compiler widens all of a bfloat16 table."""
-    if table.dtype == jnp.bfloat16 and kernels.can_multiply_table(table) and _kernels_usable():
+    if table.dtype == jnp.bfloat16 and kernels.can_multiply_table(table) and kernels_usable():
         return kernels.table_rows(table, ids.reshape(-1)).reshape(*ids.shape, -1)
     return table[ids]
 
@@ -82,7 +83,7 @@ def _has_few_rows(x: jax.Array) -> bool:
 
 
 def _takes_kernel(x: jax.Array, table: jax.Array) -> bool:
-    return _has_few_rows(x) and kernels.can_multiply_table(table) and _kernels_usable()
+    return _has_few_rows(x) and kernels.can_multiply_table(table) and kernels_usable()
 
 
 def few_rows_product(x: jax.Array, table: jax.Array) -> jax.Array:
@@ -102,7 +103,7 @@ def few_rows_product(x: jax.Array, table: jax.Array) -> jax.Array:
 
 def narrow_product(x: jax.Array, kernel: jax.Array) -> jax.Array | None:
     """x [...,n_in] of a few rows, kernel [n_in,n_out] of 8 bits -> [...,n_out], float32; None for more rows."""
-    if not (_has_few_rows(x) and kernels.can_multiply_layer(kernel) and _kernels_usable()):
+    if not (_has_few_rows(x) and kernels.can_multiply_layer(kernel) and kernels_usable()):
         return None
     product = kernels.layer_product(x.reshape(-1, x.shape[-1]).astype(jnp.float32), kernel)
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
@@ -110,7 +111,7 @@ def narrow_product(x: jax.Array, kernel: jax.Array) -> jax.Array | None:
 
 def prepared(table: jax.Array, rows: int) -> jax.Array | None:
     """The right factor of a loop's products, laid out for the CPU's matrix units; None where nothing is to prepare."""
-    least = _KERNEL_ROWS + 1 if _kernels_usable() else _FEW_ROWS
+    least = _KERNEL_ROWS + 1 if kernels_usable() else _FEW_ROWS
     units = table.dtype == jnp.bfloat16 and on_cpu() and rows >= least
     return with_layout_constraint(table, Layout((0, 1))) if units else None
 
@@ -143,7 +144,7 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Ar
 
 
 def _attends_by_kernel(k: jax.Array, queries: int = 1) -> bool:
-    if not (kernels.can_attend(k) and _kernels_usable()):
+    if not (kernels.can_attend(k) and kernels_usable()):
         return False
     return queries <= _FEW_QUERIES or k.dtype == jnp.float32 or kernels.multiplies_bfloat16()
 

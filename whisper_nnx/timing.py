@@ -17,7 +17,9 @@ import numpy as np
 from whisper_nnx.cache import KeysValues
 from whisper_nnx.config import WhisperConfig, released_alignment_heads
 from whisper_nnx.features import POSITIONS_PER_SECOND
+from whisper_nnx.kernels import kernel
 from whisper_nnx.model import TextDecoder
+from whisper_nnx.products import kernels_usable
 from whisper_nnx.programs import program
 
 if TYPE_CHECKING:
@@ -200,9 +202,14 @@ class _Sum(NamedTuple):
 def first_positions(cost: jax.Array, n: jax.Array, m: jax.Array) -> jax.Array:
     """Dynamic time warping over cost [N,M], of which [n,m] counts -> [N]: where the cheapest path enters each row.
 
-    A scan over the anti-diagonals, each held as a vector over the rows. Where the other two steps tie, the path goes
-    right, even if that costs more: so does the reference's.
+    Where the other two steps tie, the path goes right, even if that costs more: so does the reference's.
     """
+    counts = jnp.stack([jnp.asarray(n, jnp.int32), jnp.asarray(m, jnp.int32)])
+    return (warp_in_order if kernels_usable() else warp_by_diagonals)(cost, counts)
+
+
+def warp_by_diagonals(cost: jax.Array, counts: jax.Array) -> jax.Array:
+    """`first_positions` for counts [2] = n, m: a scan over the anti-diagonals, each held as a vector over the rows."""
     rows, columns = cost.shape
     row = jnp.arange(rows + 1)  # row and column 0 stand before the matrix
     column = jnp.arange(2, rows + columns + 1)[:, None] - row  # of each anti-diagonal [N+M-1,N+1]
@@ -232,9 +239,12 @@ def first_positions(cost: jax.Array, n: jax.Array, m: jax.Array) -> jax.Array:
         j = jnp.where(going & (step != DOWN), j - 1, j)
         return (i, j, first), None
 
-    end = (jnp.asarray(n, jnp.int32), jnp.asarray(m, jnp.int32), jnp.zeros(rows + 1, jnp.int32))
+    end = (*counts, jnp.zeros(rows + 1, jnp.int32))
     (_, _, first), _ = jax.lax.scan(back, end, None, length=rows + columns)
     return first[1:]
+
+
+warp_in_order = kernel("FirstPositions")(warp_by_diagonals)  # on a CPU: row by row, with sums of 64 bits
 
 
 def align_tokens(

@@ -2,8 +2,9 @@
 
 The token loop reads all weights, keys and values for each token and computes little with them. XLA's CPU compiler
 widens numbers of 8 and 16 bits slower than it reads float32; these kernels read as fast as the memory gives. Attention
-of a whole window to itself never leaves the cache. They are compiled once for the machine at hand (`build.py`). Where
-that cannot be done, `usable()` is False; callers must ask.
+of a whole window to itself never leaves the cache. Dynamic time warping is a chain of small decisions, each of which XLA
+would start as a program's step. They are compiled once for the machine at hand (`build.py`). Where that cannot be done,
+`usable()` is False; callers must ask.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from whisper_nnx.kernels.build import load
 
 _LANES = 16  # numbers that the kernels read at once
-_HANDLERS = ("TableProduct", "LayerProduct", "TableRows", "Attention")
+_HANDLERS = ("TableProduct", "LayerProduct", "TableRows", "Attention", "FirstPositions")
 TARGETS = tuple(f"whisper_nnx.{name}" for name in _HANDLERS)  # what compiled programs know them by
 _KINDS = (jnp.float32, jnp.bfloat16, jnp.int8)
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -57,7 +58,7 @@ def can_attend(keys: jax.Array) -> bool:
     return keys.dtype in _KINDS and keys.shape[-1] % (4 * _LANES) == 0
 
 
-def _kernel(name: str) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+def kernel(name: str) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
     """A decorator of a function of JAX: what the kernel of that name computes, and how it is differentiated."""
 
     def decorate(twin: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -73,25 +74,25 @@ def _kernel(name: str) -> Callable[[Callable[..., jax.Array]], Callable[..., jax
     return decorate
 
 
-@_kernel("TableProduct")
+@kernel("TableProduct")
 def table_product(x: jax.Array, table: jax.Array) -> jax.Array:
     """x [R,K] float32, table [N,K] of 8, 16 or 32 bits -> [R,N], float32: the product with each row of the table."""
     return jnp.matmul(x, table.astype(jnp.float32).T, precision=_HIGHEST)
 
 
-@_kernel("LayerProduct")
+@kernel("LayerProduct")
 def layer_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """x [R,K] float32, matrix [K,N] of 8, 16 or 32 bits -> [R,N], float32."""
     return jnp.matmul(x, matrix.astype(jnp.float32), precision=_HIGHEST)
 
 
-@_kernel("TableRows")
+@kernel("TableRows")
 def table_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows of a table [N,K] of 8, 16 or 32 bits at ids [R] -> [R,K], float32; NaN for an id that it does not have."""
     return table.astype(jnp.float32).at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
-@_kernel("Attention")
+@kernel("Attention")
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
     """q [H,S,K] float32, scaled, attends to the first `lengths` [H] (1 to T) of k and v [H,T,K] -> [H,S,K], float32.
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "vectors.h"
@@ -20,6 +21,7 @@ namespace {
 
 constexpr int64_t kColumnRows = 6, kEntries = 4;  // of a tile, see `columns` and `dots`
 constexpr int64_t kBlock = 64;                    // columns of a matrix, or keys, that are worked on together
+constexpr double kFar = 1e30;                     // costs more than any path
 
 // Calls work(i) for all i < n, on this thread and those of the pool that have time. Waking these takes longer than
 // a few hundred thousand products (`cost`).
@@ -315,8 +317,39 @@ ffi::Error Attention(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyB
   });
 }
 
+// Dynamic time warping: where the cheapest path over cost [N,M], of which [n,m] counts, enters each row.
+ffi::Error FirstPositions(Floats cost, Numbers counts, ffi::Result<Numbers> first) {
+  enum Step : uint8_t { kDiagonal, kDown, kRight };
+  const int64_t rows = cost.dimensions()[0], columns = cost.dimensions()[1];
+  const int64_t n = std::clamp<int64_t>(counts.typed_data()[0], 0, rows);
+  const int64_t m = std::clamp<int64_t>(counts.typed_data()[1], 0, columns);
+  std::vector<double> totals(m + 1, kFar);  // of the row above, from the left on already of this one
+  std::vector<uint8_t> steps((n + 1) * (m + 1));
+  totals[0] = 0;
+  for (int64_t i = 1; i <= n; ++i) {
+    double up_left = std::exchange(totals[0], kFar);
+    for (int64_t j = 1; j <= m; ++j) {
+      const double up = totals[j], left = totals[j - 1];
+      const bool diagonal = up_left < up && up_left < left, down = up < up_left && up < left;
+      totals[j] = (diagonal ? up_left : down ? up : left) + cost.typed_data()[(i - 1) * columns + j - 1];
+      steps[i * (m + 1) + j] = diagonal ? kDiagonal : down ? kDown : kRight;
+      up_left = up;
+    }
+  }
+  std::fill_n(first->typed_data(), rows, 0);
+  for (int64_t i = n, j = m; i > 0 || j > 0;) {
+    if (i > 0) first->typed_data()[i - 1] = j - 1;
+    const int step = j == 0 ? kDown : i == 0 ? kRight : steps[i * (m + 1) + j];
+    i -= step != kRight;
+    j -= step != kDown;
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(FirstPositionsHandler, FirstPositions,
+                              ffi::Ffi::Bind().Arg<Floats>().Arg<Numbers>().Ret<Numbers>());
 #define HANDLER(function, arguments)                      \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(function##Handler, function, \
                                 ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() arguments.Ret<Floats>())
