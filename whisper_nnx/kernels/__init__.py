@@ -2,8 +2,8 @@
 
 The token loop reads all weights, keys and values for each token and computes little with them. XLA's CPU compiler
 widens numbers of 8 and 16 bits slower than it reads float32; these kernels read as fast as the memory gives. Attention
-of a whole window to itself never leaves the cache, and dynamic time warping, a chain of small decisions, is a loop. They
-are compiled once for the machine at hand (`build.py`). Where that cannot be done, `usable()` is False; callers must ask.
+of a whole window to itself never leaves the cache, and dynamic time warping is a plain loop. They are compiled once for
+the machine at hand (`build.py`). Where that cannot be done, `usable()` is False; callers must ask.
 """
 
 from __future__ import annotations
