@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -36,6 +36,40 @@ def shared() -> Path:
 def digits(shared: Path) -> Path:
     """A small trained Whisper as a Hugging Face folder (and, in openai.pt, as openai-whisper's)."""
     return shared / "checkpoints" / "digits"
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Path:
+    """The folder with OpenAI's tiny.en and base; WHISPER_NNX_REAL_MODELS names it, `real/models.sh` there makes it."""
+    folder = Path(os.environ.get("WHISPER_NNX_REAL_MODELS", Path(__file__).parents[1] / "data" / "real")).resolve()
+    if not all((folder / name / "model.bin").is_file() for name in ("tiny.en", "base")):
+        missing(f"{folder} lacks tiny.en or base; run $WHISPER_NNX_SHARED/real/models.sh {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_tiny_en(real_models: Path) -> Path:
+    """OpenAI's tiny.en as a CTranslate2 folder in float16."""
+    return real_models / "tiny.en"
+
+
+@pytest.fixture(scope="session")
+def real_base(real_models: Path) -> Path:
+    """OpenAI's base as a CTranslate2 folder in float16."""
+    return real_models / "base"
+
+
+@pytest.fixture(scope="session")
+def real_speech(shared: Path) -> Callable[[str], Path]:
+    """Path of a recording of real speech, by file name: "en_sonnet_53s.mp3"."""
+
+    def path(name: str) -> Path:
+        file = shared / "real" / "audio" / name
+        if not file.is_file():
+            missing(f"{file} does not exist; set WHISPER_NNX_SHARED")
+        return file
+
+    return path
 
 
 @pytest.fixture(autouse=True, scope="module")
