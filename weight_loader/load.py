@@ -23,6 +23,7 @@ from weight_loader.names import SINUSOIDS, Path, parameters
 from weight_loader.readers import huggingface, open_checkpoint
 from weight_loader.vocabulary import tokenizer_from_tiktoken
 from whisper_nnx.config import WhisperConfig
+from whisper_nnx.forking import refuse_after_fork
 from whisper_nnx.model import Dtype, Whisper, sinusoids
 from whisper_nnx.quantized import quantize_model
 from whisper_nnx.tokenizer import FILE_NAMES as TOKENIZER_FILES
@@ -57,6 +58,7 @@ def load_model(
 
     Raises FileNotFoundError for a path to nothing, CheckpointError for a checkpoint that cannot be had or used.
     """
+    refuse_after_fork()
     dtype = _floating(dtype or jnp.float32)
     int8 = weights in ("int8", jnp.int8, np.dtype("int8"))
     param_dtype = dtype if int8 else _floating(weights or dtype, "weights", ", int8")

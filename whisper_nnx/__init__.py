@@ -5,6 +5,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from whisper_nnx import forking as forking  # which sees forks from now on
+
 __version__ = "0.1.0"
 
 _EXPORTS = {

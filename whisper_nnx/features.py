@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from whisper_nnx.audio import FRAMES_PER_SECOND, SAMPLE_RATE
+from whisper_nnx.forking import refuse_after_fork
 from whisper_nnx.programs import program
 
 N_FFT = 400
@@ -56,6 +57,7 @@ def log_mel_spectrogram(waveform: jax.Array | np.ndarray, n_mels: int = 80, padd
     Jitted (once for each N) and differentiable; spectra are held for 30 s at a time, so that memory grows with the
     samples and the result only, backwards too. Raises ValueError for fewer samples than one frame has, or integers.
     """
+    refuse_after_fork()
     waveform = jnp.asarray(waveform)
     if not jnp.issubdtype(waveform.dtype, jnp.floating):
         raise ValueError(f"waveform has dtype {waveform.dtype}, expected floats in [-1, 1]; load_audio() gives them")

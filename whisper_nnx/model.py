@@ -17,6 +17,7 @@ from flax import nnx
 
 from whisper_nnx.cache import KeysValues, KVCache
 from whisper_nnx.config import ALIASES, RELEASED, WhisperConfig
+from whisper_nnx.forking import refuse_after_fork
 from whisper_nnx.layers import DecoderLayer, Dtype, EncoderLayer, Layers, run_layer
 from whisper_nnx.products import flat_product, multiplies_few, precision_of
 
@@ -180,6 +181,7 @@ class Whisper(nnx.Module):
         param_dtype: Dtype = jnp.float32,
         tokenizer: Tokenizer | None = None,
     ):
+        refuse_after_fork()
         layers = Layers(rngs or nnx.Rngs(0), dtype, param_dtype)
         self.config, self.tokenizer = config, tokenizer
         self.encoder = AudioEncoder(config, layers)
@@ -189,6 +191,7 @@ class Whisper(nnx.Module):
         self, input_features: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None, **options: Any
     ) -> jax.Array:
         """Log-mel input_features [B,M,T] -> encoder_output [B,ceil(T/2),D]; options: `AudioEncoder` has two more."""
+        refuse_after_fork()
         return self.encoder(input_features, deterministic, rngs, **options)
 
     def decode(
@@ -199,6 +202,7 @@ class Whisper(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
         """decoder_input_ids [B,S], encoder_output [B,T,D] -> logits [B,S,V], float32."""
+        refuse_after_fork()
         return self.decoder(decoder_input_ids, encoder_output, deterministic, rngs)
 
     def __call__(

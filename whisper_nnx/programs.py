@@ -19,6 +19,7 @@ import jax
 import jax.export
 
 from whisper_nnx import kernels
+from whisper_nnx.forking import refuse_after_fork
 
 AnyType = TypeVar("AnyType", bound=type)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -68,6 +69,7 @@ class Program:
         update_wrapper(self, function)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        refuse_after_fork()
         if _folder is None:
             return self.jitted(*args, **options)
         bound = self._signature.bind(*args, **options)

@@ -22,6 +22,7 @@ from whisper_nnx.decoding.loop import DecodingBatch, generate, padded_positions
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
 from whisper_nnx.features import POSITIONS_PER_SECOND
+from whisper_nnx.forking import refuse_after_fork
 from whisper_nnx.languages import to_language_code
 from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper
 from whisper_nnx.products import cross_cache_dtype, on_single_cpu
@@ -81,6 +82,7 @@ def decode(
     `changes` are fields of DecodingOptions. Samples depend on `seed` and on the row's number, not on the other rows.
     Raises ValueError for options or shapes that do not fit the model.
     """
+    refuse_after_fork()
     options = replace(options or DecodingOptions(), **changes)
     mel = jnp.asarray(mel)
     windows = mel if mel.ndim == 3 else mel[None]
@@ -97,6 +99,7 @@ def detect_language(model: Whisper, mel: Any) -> tuple[Any, Any]:
 
     Raises ValueError for an English-only model.
     """
+    refuse_after_fork()
     mel = jnp.asarray(mel)
     special = tokenizer_of(model).special
     probs = detect_languages(model, encode_windows(model, mel if mel.ndim == 3 else mel[None]))
@@ -106,7 +109,8 @@ def detect_language(model: Whisper, mel: Any) -> tuple[Any, Any]:
 
 
 def tokenizer_of(model: Whisper) -> Tokenizer:
-    """The model's tokenizer; ValueError where it has none."""
+    """The model's tokenizer; ValueError where it has none, RuntimeError where the model cannot run: after a fork."""
+    refuse_after_fork()
     if model.tokenizer is None:
         raise ValueError("this model has no tokenizer; load a checkpoint that has one, or set model.tokenizer")
     return model.tokenizer
