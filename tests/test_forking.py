@@ -97,7 +97,8 @@ def test_a_child_forked_before_any_use_works() -> None:
     code = """
 import os, numpy, whisper_nnx
 pid = os.fork()
-print("parent" if pid else "child", whisper_nnx.log_mel_spectrogram(numpy.ones(16_000, numpy.float32)).shape, flush=True)
+mel = whisper_nnx.log_mel_spectrogram(numpy.ones(16_000, numpy.float32))
+print("parent" if pid else "child", mel.shape, flush=True)
 if pid:
     assert os.waitpid(pid, 0)[1] == 0
 """
