@@ -159,8 +159,7 @@ def _from_file(file: BinaryIO, name: str, stream: int | None, separate: bool) ->
         raise AudioError(f"{name} is empty; give a recording")
     file.seek(0)
     try:
-        # No protocols: a playlist in disguise must not make us open other files or addresses. Tags may be Latin-1.
-        container = av.open(file, mode="r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
+        container = open_container(file)
     except av.FFmpegError as error:
         raise AudioError(f"{name} cannot be read as audio ({error.strerror}); is it a whole, supported file?") from None
     with container:
@@ -185,6 +184,18 @@ def _from_file(file: BinaryIO, name: str, stream: int | None, separate: bool) ->
     if damage:
         warnings.warn(f"{name} is damaged ({', '.join(damage)}); the rest is used", stacklevel=4)
     return samples, None if apart is None else apart.samples()
+
+
+def open_container(file: BinaryIO) -> av.container.InputContainer:
+    """A media file as PyAV reads it; tags need not be Unicode.
+
+    No protocols: a playlist in disguise must not make us open other files or addresses.
+    """
+    import av
+
+    # PyAV 19 has no such option and needs none.
+    tags: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    return av.open(file, mode="r", options={"protocol_whitelist": "none"}, **tags)
 
 
 def _choose_stream(container: av.container.InputContainer, name: str, stream: int | None) -> av.AudioStream:

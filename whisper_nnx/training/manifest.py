@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from whisper_nnx.audio import SAMPLE_RATE, load_audio
+from whisper_nnx.audio import SAMPLE_RATE, load_audio, open_container
 from whisper_nnx.languages import to_language_code
 
 TASKS = ("transcribe", "translate")
@@ -286,8 +286,7 @@ def _duration_s(audio: Path | bytes | StoredAudio) -> float:
 
     with audio.open("rb") if isinstance(audio, Path) else io.BytesIO(_encoded(audio)) as file:
         try:
-            # No protocols: a playlist in disguise must not make us open other files or addresses.
-            with av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace") as container:
+            with open_container(file) as container:
                 (stream,) = container.streams.audio
                 if stream.duration and stream.time_base:
                     return float(stream.duration * stream.time_base)
