@@ -1,4 +1,4 @@
-"""One checkpoint in the formats of all systems: a real one, or random weights of a released shape."""
+"""One checkpoint in the formats of all systems: a released one, or random weights of a released shape."""
 
 from __future__ import annotations
 
@@ -10,39 +10,37 @@ from dataclasses import replace
 from pathlib import Path
 
 TOKENS = 100  # of each window, where the weights are random
-FIXED = "tokens_per_window"  # a file that is there if they are
-FILES = {  # format -> where it lies, in what precision
-    "hf": ("huggingface", "float32"),
-    "openai": ("openai.pt", "float32"),
-    "ct2": ("ctranslate2", "float32"),
-    "mlx": ("mlx", "float32"),
-    "ggml": ("ggml.bin", "float16"),  # whisper.cpp has no float32
+FIXED = "tokens_per_window"  # a file that exists where they are
+FILES = {  # format and dtype as weight_loader names them -> file; released checkpoints are stored in float16
+    ("hf", "float16"): "huggingface",
+    ("openai", "float16"): "openai.pt",
+    ("ct2", "float16"): "ctranslate2",
+    ("ggml", "float16"): "ggml-f16.bin",
+    ("ggml", "q8_0"): "ggml-q8_0.bin",
 }
 
 
-def prepare(folder: Path, scratch: Path, random_shape: str | None = None, formats: Collection[str] = FILES) -> Path:
-    """Puts the checkpoint of a Hugging Face folder, or random weights with its vocabulary, in all these formats into
-    `scratch`, from which each system is made."""
+def prepare(
+    source: Path, folder: Path, random_shape: str | None = None, only: Collection[str] = FILES.values()
+) -> Path:
+    """Writes the checkpoint `source` (of any format), or random weights with its vocabulary, into `folder` in the
+    formats whose file names are in `only`; what exists already is kept."""
     from weight_loader.load import read_content
     from weight_loader.writers import write_checkpoint
 
-    made = scratch / FILES["hf"][0]
-    if random_shape:
-        write_random(random_shape, folder, made)
-        (scratch / FIXED).write_text(str(TOKENS))
-    else:
-        made.symlink_to(folder.resolve())
-    for format, (name, dtype) in FILES.items():
-        if format != "hf" and format in formats:
-            write_checkpoint(read_content(made), scratch / name, format, dtype)
-    for name in ("tokenizer.json", "preprocessor_config.json"):
-        if "ct2" in formats and (folder / name).exists():
-            shutil.copyfile(folder / name, scratch / "ctranslate2" / name)
-    return scratch
+    folder.mkdir(parents=True, exist_ok=True)
+    if random_shape and not (folder / FIXED).exists():
+        write_random(random_shape, source, folder / "huggingface")
+        (folder / FIXED).write_text(str(TOKENS))
+    content = read_content(folder / "huggingface" if random_shape else source)
+    for (form, dtype), name in FILES.items():
+        if name in only and not (folder / name).exists():
+            write_checkpoint(content, folder / name, form, dtype)
+    return folder
 
 
-def write_random(shape: str, folder: Path, to: Path) -> None:
-    """Random weights of a released shape, with a folder's vocabulary, which never end and say no timestamp.
+def write_random(shape: str, source: Path, to: Path) -> None:
+    """Random weights of a released shape, with a folder's vocabulary, which never end and write no timestamp.
 
     The first number of the decoder's output is always 1, and the rows of those tokens begin with -1000. So every system
     decodes as many tokens as it is allowed to.
@@ -52,8 +50,8 @@ def write_random(shape: str, folder: Path, to: Path) -> None:
     from weight_loader import save_pretrained
     from whisper_nnx import RELEASED, Tokenizer, create_whisper
 
-    tokenizer = Tokenizer.from_folder(folder)
-    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    tokenizer = Tokenizer.from_folder(source)
+    size = json.loads((source / "config.json").read_text())["vocab_size"]
     model = create_whisper(replace(RELEASED[shape], vocab_size=size, num_mel_bins=80))
     special, norm, table = tokenizer.special, model.decoder.layer_norm, model.decoder.embed_tokens.embedding
     norm.scale[...] = norm.scale[...].at[0].set(0)
@@ -66,4 +64,5 @@ def write_random(shape: str, folder: Path, to: Path) -> None:
         warnings.simplefilter("ignore")  # no alignment heads
         save_pretrained(model, to)
     for name in ("tokenizer.json", "preprocessor_config.json"):
-        shutil.copyfile(folder / name, to / name)
+        if (source / name).exists():
+            shutil.copyfile(source / name, to / name)

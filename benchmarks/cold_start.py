@@ -1,15 +1,15 @@
-"""Times whole processes, from their start to their end: the command on a recording of 30 s, beside its peers.
+"""Times whole processes on a recording: from their start to the first line of text, and to their end.
 
-    python benchmarks/cold_start.py CHECKPOINT_FOLDER RECORDING [--random tiny] [--repeats 5]
+    python benchmarks/cold_start.py CHECKPOINT RECORDING --result benchmarks/results/NAME.cold_start.json
 
-Ours is run with an empty compilation cache once, then with that cache. Each writes all formats of subtitles into a
-folder; faster-whisper, which has no command, is a script that prints. All decode greedily, without fallback.
+Ours and openai-whisper's are the commands, which print lines as they come and write all formats of subtitles; the
+others are scripts that print. All decode greedily, without fallback. Ours is run with an empty compilation cache first,
+then with that cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -20,51 +20,91 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.checkpoints import FIXED, prepare
+from benchmarks.checkpoints import prepare
+from benchmarks.scoring import write_result
+from benchmarks.systems import CORES
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = """
-import json, sys
+FASTER_WHISPER = """
+import sys
 from faster_whisper import WhisperModel
 model = WhisperModel(sys.argv[1], device="cpu", compute_type=sys.argv[3], cpu_threads=int(sys.argv[4]))
-segments, _ = model.transcribe(sys.argv[2], language="en", beam_size=1, temperature=0.0, **json.loads(sys.argv[5]))
-for segment in segments:
-    print(f"{segment.start:05.2f} {segment.end:05.2f} {segment.text}")
+options = {"beam_size": 1, "temperature": 0.0, "condition_on_previous_text": False}
+for segment in model.transcribe(sys.argv[2], language="en", **options)[0]:
+    print(f"[{segment.start:05.2f} --> {segment.end:05.2f}] {segment.text}")
+"""
+WHISPER_CPP = """
+import sys
+from pywhispercpp.model import Model
+from whisper_nnx.audio import load_audio  # pywhispercpp wants ffmpeg for what is no wav
+options = {"n_threads": int(sys.argv[3]), "temperature_inc": 0.0, "print_progress": False, "language": "en"}
+model = Model(sys.argv[1], redirect_whispercpp_logs_to=None, **options)
+model.transcribe(load_audio(sys.argv[2]), new_segment_callback=lambda s: print(f"[{s.t0} --> {s.t1}] {s.text}"))
+"""
+TRANSFORMERS = """
+import sys, torch, transformers
+from whisper_nnx.audio import load_audio
+model = transformers.WhisperForConditionalGeneration.from_pretrained(sys.argv[1], dtype=torch.float32)
+processor = transformers.WhisperProcessor.from_pretrained(sys.argv[1])
+found = processor(load_audio(sys.argv[2]), sampling_rate=16000, return_tensors="pt", truncation=False,
+                  padding="longest", return_attention_mask=True)
+language = {"language": "en"} if model.generation_config.is_multilingual else {}
+ids = model.generate(**found, return_timestamps=True, do_sample=False, **language)
+print("-->", processor.decode(ids[0], skip_special_tokens=True))
 """
 
 
-def commands(checkpoint: Path, recording: Path, scratch: Path) -> dict[str, list]:
+def commands(checkpoint: Path, recording: Path, scratch: Path) -> dict[str, list[object]]:
     """Name -> the command."""
     common = ["--language", "en", "--temperature", "0", "--temperature_increment_on_fallback", "None"]
-    common += ["--beam_size", "None", "--output_dir", scratch / "out"]
+    common += ["--beam_size", "None", "--condition_on_previous_text", "False", "--output_dir", scratch / "out"]
     ours = [sys.executable, "-m", "whisper_nnx.transcribe", recording, "--model", checkpoint / "huggingface", *common]
     ours += ["--compilation_cache", scratch / "cache"]
-    # Whose weights never end stop at half the context, 224 tokens; faster-whisper has to be told.
-    limit = json.dumps({"max_new_tokens": 444} if (checkpoint / FIXED).exists() else {})
-    script = [sys.executable, "-c", SCRIPT, checkpoint / "ctranslate2", recording]
-    cores = str(os.cpu_count() or 1)
+
+    def script(code: str, name: str, *rest: object) -> list[object]:
+        return [sys.executable, "-W", "ignore", "-c", code, checkpoint / name, recording, *rest]
+
+    openai = [
+        Path(sys.executable).parent / "whisper",
+        recording,
+        "--model",
+        checkpoint / "openai.pt",
+        "--fp16",
+        "False",
+    ]
+    if not openai[0].exists():
+        openai[:1] = [sys.executable, "-m", "whisper"]
     return {
         "whisper_nnx": ours,
         "whisper_nnx, bfloat16": [*ours, "--dtype", "bfloat16"],
-        "openai-whisper": [
-            Path(sys.executable).parent / "whisper",
-            *(recording, "--model", checkpoint / "openai.pt", "--fp16", "False", *common),
-        ],
-        "faster-whisper": [*script, "float32", cores, limit],
-        "faster-whisper, int8": [*script, "int8", cores, limit],
+        "whisper_nnx, int8": [*ours, "--dtype", "bfloat16", "--weights", "int8"],
+        "openai-whisper": [*openai, *common],
+        "transformers": script(TRANSFORMERS, "huggingface"),
+        "faster-whisper": script(FASTER_WHISPER, "ctranslate2", "float32", CORES),
+        "faster-whisper, int8": script(FASTER_WHISPER, "ctranslate2", "int8", CORES),
+        "whisper.cpp, f16": script(WHISPER_CPP, "ggml-f16.bin", CORES),
+        "whisper.cpp, q8_0": script(WHISPER_CPP, "ggml-q8_0.bin", CORES),
     }
 
 
-def seconds(command: list, programs: Path) -> float:
-    """How long it runs; `programs` goes first in its PATH. AssertionError where it prints no text."""
-    path = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+def times(command: list[object], programs: Path) -> tuple[float, float]:
+    """Seconds to the first line with text, and to the end; `programs` goes first in its PATH."""
+    path = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
     environment = os.environ | path | {"PYTHONPATH": str(ROOT)}  # ours need not be installed
-    start = time.perf_counter()
-    run = subprocess.run(list(map(str, command)), check=True, capture_output=True, env=environment, text=True)
-    took = time.perf_counter() - start
-    assert "00" in run.stdout, run.stderr
-    assert "Skipping" not in run.stdout, run.stderr
-    return took
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    first_s, start = None, time.perf_counter()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        )
+        for line in process.stdout:
+            if "-->" in line and first_s is None:
+                first_s = time.perf_counter() - start
+        code, end_s = process.wait(), time.perf_counter() - start
+        if code or first_s is None:
+            errors.seek(0)
+            raise SystemExit(f"{' '.join(map(str, command[:4]))} ended with {code}: {errors.read()[-2000:]}")
+    return first_s, end_s
 
 
 def with_ffmpeg(folder: Path) -> Path:
@@ -78,22 +118,35 @@ def with_ffmpeg(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="a Hugging Face checkpoint")
-    parser.add_argument("recording", type=Path, help="about 30 s")
-    parser.add_argument("--random", metavar="SIZE", help="random weights of this released shape instead")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("checkpoint", type=Path, help="in any format")
+    parser.add_argument("recording", type=Path, help="in English")
+    parser.add_argument("--result", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="each once: shows that everything runs")
+    parser.add_argument("--formats", type=Path, metavar="FOLDER", help="where the converted checkpoint is kept")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = prepare(args.folder, Path(scratch), args.random)
+        checkpoint = prepare(args.checkpoint, args.formats or Path(scratch) / "formats")
         chosen = commands(checkpoint, args.recording.resolve(), Path(scratch))
         programs = with_ffmpeg(Path(scratch) / "programs")
-        first, *runs = (
-            {name: seconds(command, programs) for name, command in chosen.items()} for _ in range(args.repeats + 1)
-        )
-    medians = {name: statistics.median(run[name] for run in runs) for name in chosen}
-    print("| process | s | first, s | ours / it |", "|---|---|---|---|", sep="\n")
-    for name, median in medians.items():
-        print(f"| {name} | {median:.2f} | {first[name]:.2f} | {medians['whisper_nnx'] / median:.2f} |")
+        runs: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
+        for _ in range(1 if args.quick else args.repeats + 1):
+            for name, command in chosen.items():
+                runs[name].append(times(command, programs))
+                print(name, runs[name][-1], file=sys.stderr, flush=True)
+    found = {}
+    for name, (cold, *warm) in runs.items():
+        first, end = (statistics.median(values) for values in zip(*(warm or [cold]), strict=True))
+        found[name] = {
+            "first_line_s": round(first, 2),
+            "end_s": round(end, 2),
+            "runs": len(warm),
+            "cold_s": round(cold[0], 2),
+        }
+    from whisper_nnx.audio import load_audio
+
+    seconds = round(len(load_audio(args.recording)) / 16_000, 1)
+    write_result(args.result, args.checkpoint.name, {}, audio_s=seconds, cold_start=found)
 
 
 if __name__ == "__main__":

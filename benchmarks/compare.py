@@ -1,160 +1,134 @@
-"""Times whisper_nnx beside its peers: the same checkpoint, the same work, in one run.
+"""Times whisper_nnx beside its peers: the same checkpoint, the same recordings, the same options, in one run.
 
-    python benchmarks/compare.py CHECKPOINT_FOLDER RECORDING [--random tiny] [--only PATTERN] [--systems PATTERN]
+    python benchmarks/compare.py CHECKPOINT MANIFEST --result benchmarks/results/NAME.timings.json
 
-Every system lives in a process of its own (with --environments, in a virtual environment of its own) and is warmed up
-by doing each piece of work once; the time of that is reported apart. Then they take turns. Reported: medians, the
-ratio of ours to each peer's, and the most memory that each process held. All must decode the same number of tokens: a
-system that does not gets no time.
+Every system has a process of its own and does each piece of work once as a warm-up, whose time is reported apart (of
+long recordings it does the first 90 s). Then they take turns; what takes long is done twice. All decode greedily at
+temperature 0 without fallback, in float32 where nothing else is named, with the language and with timestamps; no window
+gets text of the one before. Beside the seconds: the words that each wrote, their errors, and the most memory held.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import speech
 from benchmarks.checkpoints import FIXED, prepare
-from benchmarks.environments import python_of
-from benchmarks.memory import peak_memory_mb, reset_peak_memory
-from benchmarks.systems import CORES, FORMATS, SYSTEMS, work
+from benchmarks.scoring import score, write_result
+from benchmarks.systems import SAMPLE_RATE, Work, chosen, formats, is_able
+from benchmarks.worker import Worker, save
 
 LONG_S = 5.0  # what takes longer is done only twice after the warm-up
+WARM_UP_S = 90  # of a long recording
 
 
-def serve(name: str, checkpoint: Path, hour_batch: int) -> None:
-    """The process of one system: reads names of pieces of work, answers with seconds, tokens and megabytes."""
-    answers, sys.stdout = sys.stdout, sys.stderr
-    fixed = checkpoint / FIXED
-    start = time.perf_counter()
-    system = SYSTEMS[name](checkpoint, int(fixed.read_text()) if fixed.exists() else None)
-    loaded_s = time.perf_counter() - start
-    pieces = work(system, np.load(checkpoint / "recording.npy"), hour_batch)
-    print(json.dumps({"version": system.version(), "load_s": loaded_s, "work": list(pieces)}), file=answers, flush=True)
-    for line in sys.stdin:
-        reset_peak_memory()
-        start = time.perf_counter()
-        tokens = pieces[line.strip()]()
-        seconds = time.perf_counter() - start
-        print(json.dumps({"s": seconds, "tokens": tokens, "mb": peak_memory_mb()}), file=answers, flush=True)
+@dataclass(frozen=True)
+class Task:
+    """A piece of work, with its sound in a file."""
+
+    audio: Path
+    warm_up: Path
+    seconds: float
+    text: str
+    work: Work | None
 
 
-class Worker:
-    """A system in its process, as seen from here."""
+def tasks(manifest: Path, minutes: float, batch_size: int, folder: Path) -> dict[str, Task]:
+    """Name -> what is timed."""
+    recordings = speech.read(manifest, {"en"})
+    window, whole = speech.one_window(recordings), speech.long(recordings, minutes)
+    clips = speech.cut(whole.audio)
+    start = whole.audio[: WARM_UP_S * SAMPLE_RATE]
+    sounds = {"window": [window.audio], "whole": [whole.audio], "clips": clips, "start": [start]}
+    files = {name: save(folder / f"{name}.npz", sound) for name, sound in sounds.items()}
 
-    def __init__(self, name: str, python: Path, checkpoint: Path, hour_batch: int):
-        command = [python, __file__, checkpoint, "-", "--serve", name, "--hour", str(hour_batch)]
-        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # a GPU is for all of them
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.name, self.about = name, self._answer()
+    def task(sound: str, warm_up: str, work: Work | None) -> Task:
+        of = window if sound == "window" else whole
+        return Task(files[sound], files[warm_up], of.duration_s, of.text, work)
 
-    def _answer(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} stopped with exit code {self.process.wait()}")
-        return json.loads(line)
-
-    def run(self, piece: str) -> dict:
-        self.process.stdin.write(piece + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def stop(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+    batch = f"in batches of {batch_size}"
+    return {
+        "encoder": task("window", "window", None),
+        "one window": task("window", "window", Work()),
+        "one window, beam 5": task("window", "window", Work(beam_size=5)),
+        "one window, words": task("window", "window", Work(words=True)),
+        "sequential": task("whole", "start", Work()),
+        f"clips, {batch}": task("clips", "clips", Work(batch_size=batch_size)),
+        f"cut by VAD, {batch}": task("whole", "whole", Work(vad=True, batch_size=batch_size)),
+    }
 
 
-def measure(piece: str, workers: list[Worker], repeats: int) -> dict[str, dict]:
-    """System -> median seconds, those of the first run, megabytes, or why it is refused: warm-up, then in turn."""
-    able = [worker for worker in workers if piece in worker.about["work"]]
-    first = {worker.name: worker.run(piece) for worker in able}
-    long = max(run["s"] for run in first.values()) > LONG_S
-    runs = [{worker.name: worker.run(piece) for worker in able} for _ in range(min(repeats, 2) if long else repeats)]
-    tokens, found = first[able[0].name]["tokens"], {}
-    for name in first:
-        answers = [run[name] for run in runs]
-        counts = {answer["tokens"] for answer in answers}
-        found[name] = {
-            "s": statistics.median(answer["s"] for answer in answers),
-            "first_s": first[name]["s"],
-            "mb": max(answer["mb"] for answer in answers),
-            "refused": None if counts <= {tokens} else f"refused: {'/'.join(map(str, counts))} tokens, not {tokens}",
+def measure(task: Task, workers: list[Worker], repeats: int, fixed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """System -> medians, what it wrote and its errors: a warm-up, then in turn."""
+    first = {worker.name: worker.run(task.warm_up, task.work, warm_up=task.warm_up != task.audio) for worker in workers}
+    runs = [{worker.name: worker.run(task.audio, task.work) for worker in workers}]
+    long = max(run["s"] for run in runs[0].values()) > LONG_S
+    for _ in range(min(repeats, 2) - 1 if long else repeats - 1):
+        runs.append({worker.name: worker.run(task.audio, task.work) for worker in workers})
+    for worker in workers:
+        answers = [run[worker.name] for run in runs]
+        found: dict[str, Any] = {
+            "s": round(statistics.median(answer["s"] for answer in answers), 4),
+            "runs": len(runs),
+            "first_s": round(first[worker.name]["s"], 2),
+            "mb": round(max(answer["mb"] for answer in answers)),
         }
-    return found
-
-
-def tables(found: dict[str, dict[str, dict]], systems: list[str]) -> list[str]:
-    """Markdown: a row for each piece of work, a column for each system."""
-
-    def table(title: str, columns: list[str], cell: Callable[[dict, str], str]) -> list[str]:
-        rows = [[title, *columns], ["---"] * (len(columns) + 1)]
-        rows += [[piece, *(cell(of, name) if name in of else "" for name in columns)] for piece, of in found.items()]
-        return ["", *(f"| {' | '.join(row)} |" for row in rows)]
-
-    def ratios(ours: str) -> list[str]:
-        def cell(of: dict, name: str) -> str:
-            return "" if ours not in of or of[name]["refused"] else f"{of[ours]['s'] / of[name]['s']:.2f}"
-
-        return table(f"{ours} / peer", [name for name in systems if name != ours], cell)
-
-    lines = table("ms", systems, lambda of, name: of[name]["refused"] or f"{of[name]['s'] * 1000:.0f}")
-    for ours in (name for name in systems if name.startswith("whisper_nnx")):
-        lines += ratios(ours)
-    lines += table("first run, s", systems, lambda of, name: f"{of[name]['first_s']:.1f}")
-    return lines + table("peak memory, MB", systems, lambda of, name: f"{of[name]['mb']:.0f}")
+        if task.work:
+            found["tokens"] = answers[0]["tokens"]
+            if fixed and found["tokens"] != runs[0][workers[0].name]["tokens"]:
+                print(f"{worker.name} decoded {found['tokens']} tokens: not the same work", file=sys.stderr)
+                continue
+            if not fixed:
+                found |= score([" ".join(answers[0]["texts"])], [task.text], [task.work.language])
+        yield worker.name, found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="a Hugging Face checkpoint")
-    parser.add_argument("recording", type=Path, help="repeated or cut to the lengths that are timed")
-    parser.add_argument("--random", metavar="SIZE", help="random weights of this released shape instead")
-    parser.add_argument("--only", default="", metavar="PATTERN", help="the rows whose name has this regular expression")
-    # By default without the one that torch compiles for minutes.
-    parser.add_argument("--systems", default="(?<!static)$", metavar="PATTERN", help="ours, and the peers with it")
-    parser.add_argument("--environments", type=Path, metavar="FOLDER", help="makes and uses a virtual environment each")
+    parser.add_argument("checkpoint", type=Path, help="in any format")
+    parser.add_argument(
+        "manifest", type=Path, help="JSON lines with audio, text and language, of which the English are taken"
+    )
+    parser.add_argument("--result", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="the pieces of work with this regular expression")
+    parser.add_argument(
+        "--systems", default="", metavar="PATTERN", help="ours, and the peers with this regular expression"
+    )
+    parser.add_argument("--minutes", type=float, default=5, help="of the long recording")
+    parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--hour", type=int, default=0, metavar="N", help="an hour in batches of N as well")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="half a minute, once: shows that everything runs")
+    parser.add_argument("--formats", type=Path, metavar="FOLDER", help="where the converted checkpoint is kept")
+    parser.add_argument("--random", metavar="SIZE", help="random weights of this released shape, 100 tokens a window")
     args = parser.parse_args()
-    if args.serve:
-        return serve(args.serve, args.folder, args.hour)
-    names = [name for name in SYSTEMS if name.startswith("whisper_nnx") or re.search(args.systems, name)]
-    with tempfile.TemporaryDirectory() as scratch:
-        from whisper_nnx.audio import load_audio
-
-        formats = {FORMATS[name.split(",")[0]] for name in names}
-        checkpoint = prepare(args.folder, Path(scratch), args.random, formats)
-        np.save(checkpoint / "recording.npy", load_audio(args.recording))
-        workers = [Worker(name, python_of(name, args.environments), checkpoint, args.hour) for name in names]
-        found = {}
-        for piece in workers[0].about["work"]:
-            if re.search(args.only, piece):
-                found[piece] = measure(piece, workers, args.repeats)
-                told = {name: of["refused"] or round(of["s"], 3) for name, of in found[piece].items()}
-                print(piece, told, file=sys.stderr, flush=True)
-        for worker in workers:
-            worker.stop()
-    print("\n".join(tables(found, names)))
-    versions = "; ".join(f"{w.name} {w.about['version']}, loaded in {w.about['load_s']:.1f} s" for w in workers)
-    runs = f"medians of {args.repeats} interleaved runs, of at most 2 where one takes over {LONG_S:g} s"
-    print(f"\n{versions}; {platform.machine()}, {CORES} cores, {runs}.")
-    return None
+    if args.quick:
+        args.minutes, args.batch_size, args.repeats = 0.5, 2, 1
+    names = chosen(args.systems)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        folder = Path(scratch)
+        checkpoint = prepare(args.checkpoint, args.formats or folder / "formats", args.random, formats(names))
+        workers = [stack.enter_context(Worker(name, checkpoint, keep_compiled=args.quick)) for name in names]
+        versions = {worker.name: worker.about["version"] for worker in workers}
+        load_s = {worker.name: round(worker.about["load_s"], 2) for worker in workers}
+        for piece, task in tasks(args.manifest, args.minutes, args.batch_size, folder).items():
+            able = [worker for worker in workers if is_able(worker.name, task.work)]
+            if re.search(args.only, piece) and able:
+                rows = dict(measure(task, able, args.repeats, (checkpoint / FIXED).exists()))
+                found[piece] = {"audio_s": round(task.seconds, 1), "systems": rows}
+                print(piece, {name: row["s"] for name, row in rows.items()}, file=sys.stderr, flush=True)
+                write_result(args.result, args.random or args.checkpoint.name, versions, load_s=load_s, timings=found)
 
 
 if __name__ == "__main__":

@@ -1,81 +1,75 @@
-"""Word error rates by the numbers that a model computes with (dtype) and is kept in (weights).
+"""Word error rates by the numbers that a model computes with and is stored in, ours and those of its peers.
 
-    python benchmarks/precision.py CHECKPOINT RECORDINGS
+    python benchmarks/precision.py CHECKPOINT MANIFEST --result benchmarks/results/NAME.precision.json
 
-RECORDINGS is a folder that holds recordings with NAME.words.json beside them, as of benchmarks/hour.py, or a manifest
-(JSON lines with audio, text and language). Each is transcribed in its language, greedily, and without being told what
-was said before: so one other word has no further consequences.
+Each recording of the manifest (JSON lines with audio, text and language), alone and with pink noise 5 dB below it, is
+transcribed in its language, greedily at temperature 0 and without previous text: so one other word has no further
+consequences. A phrase four times or more in a row is a loop: its repetitions are counted apart from the errors.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import sys
-import time
-import warnings
+import tempfile
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.hour import normalised
-
-PAIRS = [  # dtype, weights
-    ("float32", "float32"),
-    ("float32", "bfloat16"),
-    ("float32", "float16"),
-    ("float32", "int8"),
-    ("bfloat16", "bfloat16"),
-    ("bfloat16", "int8"),
-    ("float16", "float16"),
-]
-
-
-def known(recordings: Path) -> list[dict]:
-    """audio, text and language of each recording in which one language is spoken."""
-    if recordings.is_file():
-        rows = [json.loads(line) for line in recordings.read_text().splitlines()]
-        return [row | {"audio": recordings.parent / row["audio"]} for row in rows]
-    found = []
-    for path in sorted(recordings.glob("*.words.json")):
-        truth = json.loads(path.read_text())
-        languages = {word["language"] for word in truth["words"]}
-        if len(languages) == 1:
-            text = " ".join(word["word"] for word in truth["words"])
-            found.append({"audio": recordings / truth["recording"], "text": text, "language": languages.pop()})
-    return found
+from benchmarks import speech
+from benchmarks.checkpoints import prepare
+from benchmarks.scoring import score, write_result
+from benchmarks.systems import SYSTEMS, Work, formats
+from benchmarks.worker import Worker, save
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint")
-    parser.add_argument("recordings", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="in any format")
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--result", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--languages", help="separated by commas; default all")
+    parser.add_argument("--systems", default="^(?!transformers, b)", metavar="PATTERN", help="those with it, and ours")
+    parser.add_argument("--noise", type=float, nargs="*", default=[5.0], metavar="DB")
+    parser.add_argument("--quick", action="store_true", help="the shortest recording alone: shows that everything runs")
+    parser.add_argument("--formats", type=Path, metavar="FOLDER", help="where the converted checkpoint is kept")
     args = parser.parse_args()
 
-    import jiwer
-
-    import whisper_nnx
-
-    truths = known(args.recordings)
-    spoken = [normalised(truth["text"]) for truth in truths]
-    audio = [{name: truth[name] for name in ("audio", "language")} for truth in truths]
-    options = {"temperature": 0.0, "condition_on_previous_text": False}
-    warnings.simplefilter("ignore")
-    print(
-        "| dtype | weights | word error rate | differs from float32 | s |",
-        "|---|---|---|---|---|",
-        sep="\n",
-    )
-    exact: list[str] = []
-    for dtype, weights in PAIRS:
-        model = whisper_nnx.load_model(args.checkpoint, dtype=dtype, weights=weights)
-        start = time.perf_counter()
-        texts = [normalised(whisper_nnx.transcribe(model, one, **options)["text"]) for one in audio]
-        seconds = time.perf_counter() - start
-        exact = exact or texts
-        rates = f"{100 * jiwer.wer(spoken, texts):.2f} % | {100 * jiwer.wer(exact, texts):.2f} %"
-        print(f"| {dtype} | {weights} | {rates} | {seconds:.0f} |", flush=True)
-    print(f"\n{len(truths)} recordings, {sum(len(text.split()) for text in spoken)} words; seconds with compilation.")
+    recordings = speech.read(args.manifest, set(args.languages.split(",")) if args.languages else None)
+    if args.quick:
+        recordings, args.noise = [min(recordings, key=lambda recording: recording.duration_s)], []
+    recordings += [speech.noisy(recording, ratio) for ratio in args.noise for recording in recordings]
+    names = [name for name in SYSTEMS if "batched" not in name and re.search(args.systems, name)]
+    names = list(dict.fromkeys(["whisper_nnx", *names]))  # with which the others are compared
+    found: dict[str, Any] = {}
+    versions = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = prepare(args.checkpoint, args.formats or Path(scratch) / "formats", only=formats(names))
+        groups = defaultdict(list)
+        for recording in recordings:
+            groups[recording.language].append(recording)
+        ordered = [recording for group in groups.values() for recording in group]
+        files = {
+            language: save(Path(scratch) / f"{language}.npz", [recording.audio for recording in group])
+            for language, group in groups.items()
+        }
+        spoken, languages = [r.text for r in ordered], [r.language for r in ordered]
+        seconds = round(sum(r.duration_s for r in ordered))
+        about = {"recordings": len(ordered), "audio_s": seconds, "noise_db": args.noise}
+        exact: list[str] = []
+        for name in names:
+            with Worker(name, checkpoint) as worker:
+                texts = [text for lang, file in files.items() for text in worker.run(file, Work(lang))["texts"]]
+                versions[name] = worker.about["version"]
+            exact = exact or texts
+            differs = score(texts, exact, languages)
+            different = sum(differs[kind] for kind in ("substitutions", "deletions", "insertions"))
+            found[name] = score(texts, spoken, languages) | {"differs": different}
+            print(name, found[name], file=sys.stderr, flush=True)
+            write_result(args.result, args.checkpoint.name, versions, **about, precision=found)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,55 @@
-"""The systems that are timed, each behind the same pieces of work; `compare.py` runs each in a process of its own.
+"""The systems that are measured, each behind the same call; `worker.py` runs each in a process of its own.
 
-A system is made from a folder with one checkpoint in several formats (`checkpoints.prepare`), is given samples of
-16 kHz, and returns the number of tokens that it decoded. What a system cannot do it has no method for. `tokens`: how
-many of each window, where the weights are random; None where they are trained. Each imports what it needs when made.
+A system is made from a folder with one checkpoint in several formats (`checkpoints.prepare`). Its `transcribe` takes
+recordings (samples at 16 kHz) and a `Work`, and returns `Written` for each. `ABLE` names what it can do. `tokens`: how
+many every window gets, where the weights are random; None for a trained checkpoint.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 SAMPLE_RATE = 16_000
-CORES = os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+GREEDY = {"temperature": 0.0, "condition_on_previous_text": False}  # so that no window depends on another one's errors
+
+
+class Written(NamedTuple):
+    text: str
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done with some recordings: the same for every system."""
+
+    language: str = "en"
+    beam_size: int = 1
+    words: bool = False  # word times too
+    batch_size: int = 1
+    vad: bool = False  # cut by the system's own voice activity filter
+    defaults: bool = False  # the system's own options, its fallback to higher temperatures included
+
+    @property
+    def needs(self) -> set[str]:
+        wanted = {"beam": self.beam_size > 1, "words": self.words, "batch": self.batch_size > 1, "vad": self.vad}
+        return {name for name, is_wanted in (wanted | {"defaults": self.defaults}).items() if is_wanted}
 
 
 class WhisperNNX:
     """This project."""
+
+    ABLE = frozenset({"encode", "beam", "words", "batch", "vad", "defaults"})
 
     def __init__(self, dtype: str, weights: str, checkpoint: Path, tokens: int | None):
         from whisper_nnx.allocator import keep_memory
@@ -34,146 +62,152 @@ class WhisperNNX:
         self.nnx, self.jax = whisper_nnx, jax
         self.model = whisper_nnx.load_model(str(checkpoint / "huggingface"), dtype=dtype, weights=weights)
         self.encoder = jax.jit(lambda encoder, mel: encoder(mel))
-        self.whole = jax.jit(lambda model, mel, ids: model(mel, ids))
-        self.fixed = {"sample_len": tokens, "without_timestamps": True} if tokens else {}
+        self.fixed = _fixed(tokens)
 
     def version(self) -> str:
         return f"{self.nnx.__version__}, jax {self.jax.__version__}"
 
-    def mel(self, audio: np.ndarray) -> Any:
-        return self.nnx.log_mel_spectrogram(audio, self.model.config.num_mel_bins).block_until_ready()
+    def encode(self, audio: np.ndarray) -> Callable[[], object]:
+        mel = self.nnx.log_mel_spectrogram(self.nnx.pad_or_trim(audio), self.model.config.num_mel_bins)
+        return lambda: self.encoder(self.model.encoder, mel[None]).block_until_ready()
 
-    def encode(self, mel: Any) -> None:
-        self.encoder(self.model.encoder, mel[None]).block_until_ready()
+    def _options(self, work: Work) -> dict[str, Any]:
+        options: dict[str, Any] = {} if work.defaults else GREEDY | self.fixed
+        options |= {"beam_size": work.beam_size} if work.beam_size > 1 else {}
+        return options | {"language": work.language, "word_timestamps": work.words, "vad_filter": work.vad}
 
-    def forward(self, mel: Any) -> None:
-        self.whole(self.model, mel[None], np.full((1, 3), 1, np.int32)).block_until_ready()
+    def warm_up(self, work: Work) -> None:
+        """Compiles what is beyond the first windows of a recording."""
+        self.nnx.warmup(self.model, batch_sizes=(work.batch_size,), **self._options(work))
 
-    def transcribe(self, audio: np.ndarray, **options: Any) -> int:
-        return self.transcribe_all([audio], 1, **options)
-
-    def transcribe_all(self, recordings: Sequence[np.ndarray], batch_size: int, **options: Any) -> int:
-        options = {"language": "en", "temperature": 0.0, **_whole(self.fixed), **options}
-        results = self.nnx.transcribe(self.model, list(recordings), batch_size=batch_size, **options)
-        return sum(map(_tokens, results))
-
-    def text(self, audio: np.ndarray, **options: Any) -> str:
-        return self.nnx.transcribe(self.model, audio, language="en", **options)["text"]
+    def transcribe(self, recordings: Sequence[np.ndarray], work: Work) -> list[Written]:
+        results = self.nnx.transcribe(self.model, list(recordings), batch_size=work.batch_size, **self._options(work))
+        return [_written(result) for result in results]
 
 
 class OpenAIWhisper:
-    """openai-whisper, in float32 (on a GPU in float16); it knows no batches."""
+    """openai-whisper, in float32 (on a GPU in float16); it has no batches."""
+
+    ABLE = frozenset({"encode", "beam", "words", "defaults"})
 
     def __init__(self, checkpoint: Path, tokens: int | None):
         import torch
         import whisper
 
+        torch.manual_seed(0)
         self.whisper, self.torch = whisper, torch
         self.model = whisper.load_model(str(checkpoint / "openai.pt"), device=_torch_device())
-        self.fixed = {"sample_len": tokens, "without_timestamps": True} if tokens else {}
-        self.half = _torch_device() == "cuda"
+        self.fixed, self.half = _fixed(tokens), _torch_device() == "cuda"
 
     def version(self) -> str:
         return f"{self.whisper.__version__}, torch {self.torch.__version__}"
 
-    def mel(self, audio: np.ndarray) -> Any:
-        mel = self.whisper.log_mel_spectrogram(audio, self.model.dims.n_mels, device=self.model.device)
-        return mel.half() if self.half else mel
+    def encode(self, audio: np.ndarray) -> Callable[[], object]:
+        samples = self.whisper.pad_or_trim(audio)
+        mel = self.whisper.log_mel_spectrogram(samples, self.model.dims.n_mels, device=self.model.device)[None]
+        mel = mel.half() if self.half else mel
+        return self.torch.no_grad()(lambda: self.model.encoder(mel).cpu())
 
-    def encode(self, mel: Any) -> None:
-        with self.torch.no_grad():
-            self.model.encoder(mel[None]).cpu()
-
-    def transcribe(self, audio: np.ndarray, **options: Any) -> int:
-        options = {"language": "en", "temperature": 0.0, "fp16": self.half, **_whole(self.fixed), **options}
-        return _tokens(self.model.transcribe(audio, **options))
-
-    def text(self, audio: np.ndarray, **options: Any) -> str:
-        return self.model.transcribe(audio, language="en", fp16=self.half, **options)["text"]
+    def transcribe(self, recordings: Sequence[np.ndarray], work: Work) -> list[Written]:
+        options: dict[str, Any] = {} if work.defaults else GREEDY | self.fixed
+        options |= {"beam_size": work.beam_size} if work.beam_size > 1 else {}
+        options |= {"language": work.language, "word_timestamps": work.words, "fp16": self.half}
+        return [_written(self.model.transcribe(audio, **options)) for audio in recordings]
 
 
 class Transformers:
-    """Hugging Face's, with torch's scaled dot-product attention; recordings as windows of 30 s, alone or in batches."""
+    """Hugging Face's, with torch's scaled dot-product attention: its own long-form decoding, alone or in batches."""
 
-    def __init__(self, dtype: str, cache: str | None, checkpoint: Path, tokens: int | None):
+    ABLE = frozenset({"encode", "beam", "words", "batch"})
+
+    def __init__(self, dtype: str, checkpoint: Path, tokens: int | None):
         import torch
         import transformers
 
-        self.torch, self.transformers, self.cache = torch, transformers, cache
-        folder = checkpoint / "huggingface"
-        self.dtype, self.tokens = getattr(torch, dtype), tokens
+        transformers.logging.set_verbosity_error()
+        self.torch, self.transformers, self.tokens = torch, transformers, tokens
+        folder, self.dtype = checkpoint / "huggingface", getattr(torch, dtype)
         load = transformers.WhisperForConditionalGeneration.from_pretrained
         self.model = load(folder, dtype=self.dtype, attn_implementation="sdpa").eval().to(_torch_device())
         self.extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+        self.tokenizer = transformers.WhisperTokenizerFast.from_pretrained(folder)
 
     def version(self) -> str:
         return f"{self.transformers.__version__}, torch {self.torch.__version__}"
 
-    def mel(self, *windows: np.ndarray) -> Any:
-        found = self.extractor(list(windows), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        return found.input_features.to(self.model.device, self.dtype)
+    def _features(self, recordings: Sequence[np.ndarray]) -> dict[str, Any]:
+        longer = max(map(len, recordings)) > 30 * SAMPLE_RATE
+        padding = {"truncation": False, "padding": "longest"} if longer else {}
+        found = self.extractor(
+            list(recordings),
+            sampling_rate=SAMPLE_RATE,
+            return_tensors="pt",
+            return_attention_mask=True,
+            **padding,
+        ).to(self.model.device)
+        return {
+            "input_features": found.input_features.to(self.dtype),
+            "attention_mask": found.attention_mask,
+        }
 
-    def encode(self, mel: Any) -> None:
-        with self.torch.no_grad():
-            self.model.model.encoder(mel).last_hidden_state.cpu()
+    def encode(self, audio: np.ndarray) -> Callable[[], object]:
+        mel = self._features([audio])["input_features"]
+        return self.torch.no_grad()(lambda: self.model.model.encoder(mel).last_hidden_state.cpu())
 
-    def forward(self, mel: Any) -> None:
-        ids = self.torch.ones((1, 3), dtype=self.torch.long, device=self.model.device)
-        with self.torch.no_grad():
-            self.model(mel, decoder_input_ids=ids).logits.cpu()
-
-    def transcribe(self, audio: np.ndarray, beam_size: int = 1) -> int:
-        return self.transcribe_all([audio], 1, beam_size)
-
-    def transcribe_all(self, recordings: Sequence[np.ndarray], batch_size: int, beam_size: int = 1) -> int:
-        options: dict[str, Any] = {"max_new_tokens": self.tokens} if self.tokens else {}
-        if self.cache:
-            options["cache_implementation"] = self.cache
-        size = 30 * SAMPLE_RATE
-        windows = [audio[start : start + size] for audio in recordings for start in range(0, len(audio), size)]
-        batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
-        count = 0
-        for batch in batches:
-            ids = self.model.generate(self.mel(*batch), language="en", num_beams=beam_size, do_sample=False, **options)
-            count += int((ids < self.model.config.eos_token_id).sum())
-        return count
+    def transcribe(self, recordings: Sequence[np.ndarray], work: Work) -> list[Written]:
+        options: dict[str, Any] = {"num_beams": work.beam_size, "do_sample": False}
+        options |= {"max_new_tokens": self.tokens} if self.tokens else {"return_timestamps": True}
+        if self.model.generation_config.is_multilingual:
+            options |= {"language": work.language, "task": "transcribe"}
+        if work.words:
+            options |= {"return_token_timestamps": True, "return_segments": True}
+        written = []
+        for start in range(0, len(recordings), work.batch_size):
+            made = self.model.generate(**self._features(recordings[start : start + work.batch_size]), **options)
+            for ids in made["sequences"] if isinstance(made, dict) else made:
+                text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                written.append(Written(text, int((ids < self.model.config.eos_token_id).sum())))
+        return written
 
 
 class FasterWhisper:
     """faster-whisper, with all cores or a GPU; recordings one after the other."""
 
+    ABLE = frozenset({"encode", "beam", "words", "vad", "defaults"})
+
     def __init__(self, compute_type: str, checkpoint: Path, tokens: int | None):
         import ctranslate2
         import faster_whisper
 
+        ctranslate2.set_random_seed(0)
         self.about = f"{faster_whisper.__version__}, ctranslate2 {ctranslate2.__version__}"
         device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
         place = {"device": device, "compute_type": compute_type, "cpu_threads": CORES}
         self.model = faster_whisper.WhisperModel(str(checkpoint / "ctranslate2"), **place)
         # Its length limit is halved with the prompt (4 ids, without previous text) counted in.
-        self.fixed = {"max_new_tokens": 2 * tokens - 4, "without_timestamps": True} if tokens else {}
+        limit = {"max_new_tokens": 2 * tokens - 4} if tokens else {}
+        self.fixed = {"no_speech_threshold": None, "without_timestamps": True, **limit} if tokens else {}
 
     def version(self) -> str:
         return self.about
 
-    def mel(self, audio: np.ndarray) -> Any:
-        return self.model.feature_extractor(audio)[:, : len(audio) // 160]
+    def encode(self, audio: np.ndarray) -> Callable[[], object]:
+        from faster_whisper.audio import pad_or_trim
 
-    def encode(self, mel: Any) -> None:
-        self.model.encode(mel)
+        mel = pad_or_trim(self.model.feature_extractor(audio))
+        return lambda: np.asarray(self.model.encode(mel))
 
-    def transcribe(self, audio: np.ndarray, **options: Any) -> int:
-        options = {"language": "en", "temperature": 0.0, "beam_size": 1, **_whole(self.fixed), **options}
-        segments, _ = self.model.transcribe(audio, **options)
-        return sum(len(segment.tokens) for segment in segments)
-
-    def text(self, audio: np.ndarray, **options: Any) -> str:
-        segments, _ = self.model.transcribe(audio, language="en", **options)
-        return " ".join(segment.text for segment in segments)
+    def transcribe(self, recordings: Sequence[np.ndarray], work: Work) -> list[Written]:
+        options: dict[str, Any] = {} if work.defaults else {**GREEDY, "beam_size": work.beam_size, **self.fixed}
+        options |= {"language": work.language, "word_timestamps": work.words, "vad_filter": work.vad}
+        return [_joined(self.model.transcribe(audio, **options)[0]) for audio in recordings]
 
 
 class FasterWhisperBatched:
-    """Its BatchedInferencePipeline, which decodes pieces of one recording together: here the recordings, joined."""
+    """Its BatchedInferencePipeline, which decodes pieces of one recording together: these recordings, joined, or what
+    its voice activity filter makes of one. By its defaults it writes no timestamps within a piece."""
+
+    ABLE = frozenset({"batch", "vad"})
 
     def __init__(self, compute_type: str, checkpoint: Path, tokens: int | None):
         from faster_whisper import BatchedInferencePipeline
@@ -184,73 +218,54 @@ class FasterWhisperBatched:
     def version(self) -> str:
         return self.plain.version()
 
-    def transcribe_all(self, recordings: Sequence[np.ndarray], batch_size: int) -> int:
-        ends_s = np.cumsum([0, *map(len, recordings)]) / SAMPLE_RATE
-        options = {
-            "clip_timestamps": [{"start": start, "end": end} for start, end in pairwise(ends_s)],
-            "language": "en",
-            "temperature": 0.0,
-            "beam_size": 1,
-            "vad_filter": False,
-            "batch_size": batch_size,
-        }
-        segments, _ = self.pipeline.transcribe(np.concatenate(recordings), **options, **self.plain.fixed)
-        return sum(len(segment.tokens) for segment in segments)
-
-    def text(self, audio: np.ndarray, **options: Any) -> str:
-        segments, _ = self.pipeline.transcribe(audio, language="en", **options)
-        return " ".join(segment.text for segment in segments)
+    def transcribe(self, recordings: Sequence[np.ndarray], work: Work) -> list[Written]:
+        options = GREEDY | {"language": work.language, "beam_size": work.beam_size, "batch_size": work.batch_size}
+        options |= {"word_timestamps": work.words, "vad_filter": work.vad} | self.plain.fixed
+        if not work.vad:
+            ends_s = np.cumsum([0, *map(len, recordings)]) / SAMPLE_RATE
+            options["clip_timestamps"] = [{"start": start, "end": end} for start, end in pairwise(ends_s)]
+        return [_joined(self.pipeline.transcribe(np.concatenate(recordings), **options)[0])]
 
 
 class WhisperCpp:
-    """whisper.cpp through pywhispercpp, weights in float16. It counts the end of text, or what stands in its place."""
+    """whisper.cpp through pywhispercpp, as its wheel is compiled; recordings one after the other."""
 
-    def __init__(self, checkpoint: Path, tokens: int | None):
-        import importlib.metadata
+    ABLE = frozenset({"beam"})
 
+    def __init__(self, weights: str, checkpoint: Path, tokens: int | None):
         import _pywhispercpp
+
+        self.api, self.path, self.tokens = _pywhispercpp, str(checkpoint / f"ggml-{weights}.bin"), tokens
+        self.models = {1: self._model(1)}
+
+    def _model(self, beam_size: int) -> Any:
         from pywhispercpp.model import Model
 
-        self.api, self.about = _pywhispercpp, f"pywhispercpp {importlib.metadata.version('pywhispercpp')}"
-        fixed = {"max_tokens": tokens, "no_timestamps": True, "single_segment": True} if tokens else {}
-        options = {"n_threads": CORES, "language": "en", "temperature_inc": 0.0, "no_context": True, **fixed}
+        options: dict[str, Any] = {"n_threads": CORES, "temperature_inc": 0.0, "no_context": True}
         options |= {"print_progress": False, "print_realtime": False, "redirect_whispercpp_logs_to": None}
-        self.model = Model(str(checkpoint / "ggml.bin"), **options)
+        if self.tokens:
+            options |= {"max_tokens": self.tokens, "no_timestamps": True, "single_segment": True}
+        if beam_size > 1:
+            options |= {"params_sampling_strategy": 1, "beam_search": {"beam_size": beam_size, "patience": -1.0}}
+        return Model(self.path, **options)
 
     def version(self) -> str:
-        return self.about
+        return f"pywhispercpp {importlib.metadata.version('pywhispercpp')}"
 
-    def transcribe(self, audio: np.ndarray) -> int:
-        segments, api, context = self.model.transcribe(audio), self.api, self.model._ctx
-        ids = (
-            api.whisper_full_get_token_id(context, i, j)
-            for i in range(len(segments))
-            for j in range(api.whisper_full_n_tokens(context, i))
-        )
-        return sum(token < api.whisper_token_eot(context) for token in ids)
-
-
-class MLXWhisper:
-    """mlx-whisper, in float32, on MLX's CPU device."""
-
-    def __init__(self, checkpoint: Path, tokens: int | None):
-        import importlib.metadata
-
-        import mlx.core as mx
-        import mlx_whisper
-
-        self.whisper, self.folder = mlx_whisper, str(checkpoint / "mlx")
-        names = ("mlx-whisper", "mlx")
-        self.about = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-        mx.set_default_device(mx.cpu)
-        self.fixed = {"sample_len": tokens, "without_timestamps": True} if tokens else {}
-
-    def version(self) -> str:
-        return self.about
-
-    def transcribe(self, audio: np.ndarray, **options: Any) -> int:
-        options = {"language": "en", "temperature": 0.0, "fp16": False, **_whole(self.fixed), **options}
-        return _tokens(self.whisper.transcribe(audio, path_or_hf_repo=self.folder, **options))
+    def transcribe(self, recordings: Sequence[np.ndarray], work: Work) -> list[Written]:
+        if work.beam_size not in self.models:
+            self.models[work.beam_size] = self._model(work.beam_size)
+        model, api, written = self.models[work.beam_size], self.api, []
+        for audio in recordings:
+            segments, context = model.transcribe(audio, language=work.language), model._ctx
+            ids = [
+                api.whisper_full_get_token_id(context, i, j)
+                for i in range(len(segments))
+                for j in range(api.whisper_full_n_tokens(context, i))
+            ]
+            text = " ".join(segment.text for segment in segments)
+            written.append(Written(text, sum(token < api.whisper_token_eot(context) for token in ids)))
+        return written
 
 
 SYSTEMS: dict[str, Callable[[Path, int | None], Any]] = {  # ours first
@@ -258,26 +273,52 @@ SYSTEMS: dict[str, Callable[[Path, int | None], Any]] = {  # ours first
     "whisper_nnx, bfloat16": partial(WhisperNNX, "bfloat16", "bfloat16"),
     "whisper_nnx, int8": partial(WhisperNNX, "bfloat16", "int8"),  # computes in bfloat16
     "openai-whisper": OpenAIWhisper,
-    "transformers": partial(Transformers, "float32", None),
-    "transformers, bfloat16": partial(Transformers, "bfloat16", None),
-    "transformers, bfloat16, static": partial(Transformers, "bfloat16", "static"),
+    "transformers": partial(Transformers, "float32"),
     "faster-whisper": partial(FasterWhisper, "float32"),
     "faster-whisper, int8": partial(FasterWhisper, "int8"),
     "faster-whisper, batched": partial(FasterWhisperBatched, "float32"),
     "faster-whisper, batched, int8": partial(FasterWhisperBatched, "int8"),
-    "whisper.cpp": WhisperCpp,
-    "mlx-whisper": MLXWhisper,
+    "whisper.cpp, f16": partial(WhisperCpp, "f16"),
+    "whisper.cpp, q8_0": partial(WhisperCpp, "q8_0"),
+}
+SYSTEMS |= (
+    ASKED_FOR := {  # only where they are asked for by name: on many CPUs some take minutes a window
+        "whisper_nnx, float16": partial(WhisperNNX, "float16", "float16"),
+        "whisper_nnx, float32, int8 weights": partial(WhisperNNX, "float32", "int8"),
+        "transformers, bfloat16": partial(Transformers, "bfloat16"),
+    }
+)
+
+
+FORMATS = {  # the beginning of a system's name -> the file or folder that it is made from
+    "whisper_nnx": "huggingface",
+    "openai-whisper": "openai.pt",
+    "transformers": "huggingface",
+    "faster-whisper": "ctranslate2",
+    "whisper.cpp, f16": "ggml-f16.bin",
+    "whisper.cpp, q8_0": "ggml-q8_0.bin",
 }
 
 
-FORMATS = {  # of the checkpoint that each is made from, by its name up to the comma
-    "whisper_nnx": "hf",
-    "openai-whisper": "openai",
-    "transformers": "hf",
-    "faster-whisper": "ct2",
-    "whisper.cpp": "ggml",
-    "mlx-whisper": "mlx",
-}
+def formats(names: list[str]) -> set[str]:
+    return {file for start, file in FORMATS.items() if any(name.startswith(start) for name in names)}
+
+
+def chosen(pattern: str) -> list[str]:
+    """Ours, and the peers with this regular expression; those that are to be asked for only where it is not empty."""
+    return [
+        name
+        for name in SYSTEMS
+        if (name not in ASKED_FOR and name.startswith("whisper_nnx"))
+        or (re.search(pattern, name) and (pattern or name not in ASKED_FOR))
+    ]
+
+
+def is_able(name: str, work: Work | None) -> bool:
+    """Whether a system can do it; None: only encode."""
+    factory = SYSTEMS[name]
+    able = (factory.func if isinstance(factory, partial) else factory).ABLE
+    return (work.needs if work else {"encode"}) <= able
 
 
 def _torch_device() -> str:
@@ -286,42 +327,17 @@ def _torch_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _whole(fixed: dict) -> dict:
-    """Options of a recording whose windows have a fixed number of tokens each: none is told what was said before."""
-    return fixed and {**fixed, "no_speech_threshold": None, "condition_on_previous_text": False}
+def _fixed(tokens: int | None) -> dict[str, Any]:
+    """Options with which every window of random weights gets so many tokens."""
+    return {"sample_len": tokens, "without_timestamps": True, "no_speech_threshold": None} if tokens else {}
 
 
-def _tokens(result: Any) -> int:
-    return sum(len(segment["tokens"]) for segment in result["segments"])
+def _written(result: Any) -> Written:
+    if isinstance(result, Exception):
+        raise result
+    return Written(result["text"], sum(len(segment["tokens"]) for segment in result["segments"]))
 
 
-def work(system: Any, audio: np.ndarray, hour_batch: int = 0) -> dict[str, Callable[[], int | None]]:
-    """What is timed, by name; what decodes returns its number of tokens, which must be the same for all systems.
-
-    hour_batch: recordings of 30 s at once in which an hour is done; 0: it is not.
-    """
-    window, ten_minutes = (fitted(audio, seconds) for seconds in (30, 600))
-    recordings = np.split(ten_minutes, 20)
-    mel = system.mel(window) if hasattr(system, "mel") else None
-    beams, words = {"beam_size": 5}, {"word_timestamps": True}
-    beam = "transcribe" if not isinstance(system, WhisperCpp | MLXWhisper) else ""
-    timed = "transcribe" if isinstance(system, WhisperNNX | OpenAIWhisper | FasterWhisper) else ""
-    pieces = {
-        "log-mel, 30 s": ("mel", lambda: system.mel(window) is None),
-        "encoder, 30 s": ("encode", lambda: system.encode(mel)),
-        "encoder and 3 tokens, 30 s": ("forward", lambda: system.forward(mel)),
-        "one window": ("transcribe", lambda: system.transcribe(window)),
-        "one window, beam 5": (beam, lambda: system.transcribe(window, **beams)),
-        "10 min, one by one": ("transcribe", lambda: system.transcribe(ten_minutes)),
-        "10 min, with words": (timed, lambda: system.transcribe(ten_minutes, **words)),
-        "10 min, batch 20": ("transcribe_all", lambda: system.transcribe_all(recordings, 20)),
-    }
-    if hour_batch:
-        hour = 6 * recordings
-        pieces[f"1 h, batch {hour_batch}"] = ("transcribe_all", lambda: system.transcribe_all(hour, hour_batch))
-    return {name: run for name, (method, run) in pieces.items() if hasattr(system, method)}
-
-
-def fitted(audio: np.ndarray, seconds: int) -> np.ndarray:
-    """Samples, repeated or cut to that many seconds."""
-    return np.resize(audio, seconds * SAMPLE_RATE)
+def _joined(segments: Any) -> Written:
+    segments = list(segments)
+    return Written(" ".join(segment.text for segment in segments), sum(len(segment.tokens) for segment in segments))

@@ -133,6 +133,13 @@ def test_what_whisper_cpp_would_misread_is_not_written(tokenizer, tmp_path):
     assert "encoder.conv1.weight: numbers as large as 1" in refused(made, "float16")
 
 
+def test_hebrew_by_its_old_code_is_the_same_token(tmp_path):
+    added = {name.replace("<|he|>", "<|iw|>"): i for name, i in implied_tokens(51865).items()}
+    text = {i: i.to_bytes(2, "big") if i > 255 else bytes((i,)) for i in range(50257)}
+    assert "<|iw|>" in added
+    assert not writer.write(content(tokenizer_of(text, added, 51865)), tmp_path / "ggml.bin", "float32")
+
+
 def test_a_vocabulary_that_makes_no_tokenizer_is_said_to(tmp_path):
     path = tmp_path / "small.bin"
     path.write_bytes(small_file())

@@ -22,6 +22,7 @@ DTYPES = tuple(_STORAGE)
 FOLDER = False
 _QUANTIZER = 2  # the version whose blocks these are
 _FLOAT32 = ("encoder.positional_embedding", "decoder.positional_embedding")  # whisper.cpp takes them in nothing else
+_RENAMED = {"iw": "he", "jv": "jw"}  # codes that some released vocabularies have: the token is the same
 _CONV_BIASES = ("encoder.conv1.bias", "encoder.conv2.bias")
 
 
@@ -76,7 +77,7 @@ def _text_tokens(config: WhisperConfig, tokenizer: Tokenizer | None) -> list[byt
         "<|notimestamps|>": special.no_timestamps,
         "<|0.00|>": special.timestamp_begin,
         "<|30.00|>": special.timestamp_end,
-        **{f"<|{code}|>": i for code, i in special.languages},
+        **{f"<|{_RENAMED.get(code, code)}|>": i for code, i in special.languages},
     }
     if wrong := [f"{name}={i}" for name, i in expected.items() if implied.get(name) != i]:
         raise CheckpointError(

@@ -1,0 +1,63 @@
+"""Invented words: what is written where nobody speaks, in words an hour.
+
+    python benchmarks/nonspeech.py CHECKPOINT --noise_only RECORDING --result benchmarks/results/NAME.nonspeech.json
+
+Silence, noise, hum, chords and a melody, clicks, and a recording of noise; each system with its own defaults (the
+language given), then with its voice activity filter too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import speech
+from benchmarks.checkpoints import prepare
+from benchmarks.scoring import write_result
+from benchmarks.systems import Work, formats, is_able
+from benchmarks.worker import Worker, save
+from whisper_nnx.evaluation.normalizers import split
+
+NAMES = ("whisper_nnx", "openai-whisper", "faster-whisper")
+WAYS = {"defaults": Work(defaults=True), "vad_filter": Work(defaults=True, vad=True)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="in any format")
+    parser.add_argument("--noise_only", type=Path, help="a recording in which nobody speaks")
+    parser.add_argument("--result", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--systems", default="", metavar="PATTERN")
+    parser.add_argument("--minutes", type=float, default=5, help="of each sound")
+    parser.add_argument("--quick", action="store_true", help="half a minute of each: shows that everything runs")
+    parser.add_argument("--formats", type=Path, metavar="FOLDER", help="where the converted checkpoint is kept")
+    args = parser.parse_args()
+    minutes = 0.5 if args.quick else args.minutes
+    sounds = speech.speechless(60 * minutes, args.noise_only)
+    names = [name for name in NAMES if re.search(args.systems, name)]
+    found: dict[str, Any] = {}
+    versions = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = prepare(args.checkpoint, args.formats or Path(scratch) / "formats", only=formats(names))
+        files = {name: save(Path(scratch) / f"{name}.npz", [sound]) for name, sound in sounds.items()}
+        for name in names:
+            with Worker(name, checkpoint) as worker:
+                versions[name] = worker.about["version"]
+                for way, work in ((way, work) for way, work in WAYS.items() if is_able(name, work)):
+                    rows = {}
+                    for sound, file in files.items():
+                        text = worker.run(file, work)["texts"][0]
+                        rows[sound] = {"words": len(split(text, "en")), "begins": text.strip()[:60]}
+                        print(name, way, sound, rows[sound], file=sys.stderr, flush=True)
+                    found[f"{name}, {way}"] = rows
+                    write_result(args.result, args.checkpoint.name, versions, minutes=minutes, nonspeech=found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What is transcribed: real recordings with their texts, joined and cut; and sound in which nobody speaks."""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.systems import SAMPLE_RATE
+
+WINDOW_S = 30
+
+
+@dataclass(frozen=True)
+class Recording:
+    audio: np.ndarray  # float32, 16 kHz
+    text: str
+    language: str
+    name: str
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.audio) / SAMPLE_RATE
+
+
+def read(manifest: Path, languages: set[str] | None = None) -> list[Recording]:
+    """The rows of a manifest (JSON lines with audio, text and language) in these languages."""
+    from whisper_nnx.audio import load_audio
+
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows = [row for row in rows if languages is None or row["language"] in languages]
+    if not rows:
+        raise SystemExit(f"{manifest} has no recordings in {', '.join(sorted(languages or ()))}; give another manifest")
+    return [
+        Recording(load_audio(manifest.parent / row["audio"]), row["text"], row["language"], Path(row["audio"]).stem)
+        for row in rows
+    ]
+
+
+def one_window(recordings: list[Recording]) -> Recording:
+    """As many recordings, shortest first, as fit into a window of 30 s."""
+    chosen, left_s = [], float(WINDOW_S)
+    for recording in sorted(recordings, key=lambda recording: recording.duration_s):
+        if recording.duration_s <= left_s:
+            chosen.append(recording)
+            left_s -= recording.duration_s
+    return joined(chosen, "window")
+
+
+def long(recordings: list[Recording], minutes: float) -> Recording:
+    """A recording of about so many minutes; in each round the recordings come in another order, so that what repeats
+    lies elsewhere in its window."""
+    order, chosen, left_s = random.Random(0), [], minutes * 60
+    while left_s > 0:
+        for recording in order.sample(recordings, len(recordings)):
+            if left_s > 0:
+                chosen.append(recording)
+                left_s -= recording.duration_s
+    return joined(chosen, "long")
+
+
+def joined(recordings: list[Recording], name: str) -> Recording:
+    text = " ".join(recording.text for recording in recordings)
+    return Recording(np.concatenate([r.audio for r in recordings]), text, recordings[0].language, name)
+
+
+def cut(audio: np.ndarray, longest_s: float = WINDOW_S, search_s: float = 10.0) -> list[np.ndarray]:
+    """Clips of at most `longest_s`, each cut at the quietest 0.2 s of its last `search_s`."""
+    clips, size, hop = [], int(longest_s * SAMPLE_RATE), SAMPLE_RATE // 10
+    while len(audio) > size:
+        start = size - int(search_s * SAMPLE_RATE)
+        power = (audio[start:size].reshape(-1, hop) ** 2).mean(axis=1)
+        end = start + hop * (1 + int(np.argmin(power[:-1] + power[1:])))
+        clips.append(audio[:end])
+        audio = audio[end:]
+    return [*clips, audio]
+
+
+def noisy(recording: Recording, ratio_db: float) -> Recording:
+    """With pink noise at a signal-to-noise ratio."""
+    noise = pink(len(recording.audio), np.random.default_rng(len(recording.audio)))
+    scale = np.sqrt((recording.audio**2).mean() / (noise**2).mean()) * 10 ** (-ratio_db / 20)
+    return Recording(
+        recording.audio + noise * np.float32(scale),
+        recording.text,
+        recording.language,
+        f"{recording.name}, {ratio_db:g} dB",
+    )
+
+
+def pink(samples: int, source: np.random.Generator) -> np.ndarray:
+    """Noise whose power falls with frequency, of standard deviation 1."""
+    spectrum = np.fft.rfft(source.standard_normal(samples))
+    spectrum /= np.sqrt(np.maximum(1, np.arange(len(spectrum))))
+    noise = np.fft.irfft(spectrum, samples)
+    return (noise / noise.std()).astype(np.float32)
+
+
+def speechless(seconds: float, noise_only: Path | None = None) -> dict[str, np.ndarray]:
+    """Name -> sound in which nobody speaks; `noise_only`: a recording of some, repeated to that length."""
+    source, size = np.random.default_rng(0), int(seconds * SAMPLE_RATE)
+    t = np.arange(size) / SAMPLE_RATE
+    hum = sum(np.sin(2 * np.pi * 50 * k * t + k) / k for k in range(1, 8))
+    clicks = np.zeros(size)
+    clicks[source.integers(0, size, int(2 * seconds))] = source.uniform(-0.8, 0.8, int(2 * seconds))
+    clicks = np.convolve(clicks, np.exp(-np.arange(80) / 16))[:size] + 1e-4 * source.standard_normal(size)
+    sounds = {
+        "silence": np.zeros(size),
+        "white noise": 0.03 * source.standard_normal(size),
+        "pink noise": 0.05 * pink(size, source),
+        "hum": 0.05 * hum,
+        "music": music(t, source),
+        "clicks": clicks,
+    }
+    if noise_only:
+        from whisper_nnx.audio import load_audio
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sounds["recorded noise"] = np.resize(load_audio(noise_only), size)
+    return {name: sound.astype(np.float32) for name, sound in sounds.items()}
+
+
+def music(t: np.ndarray, source: np.random.Generator) -> np.ndarray:
+    """Chords of three tones a second, a melody of four above them: harmonics that decay."""
+    sound = np.zeros_like(t)
+    for notes_per_s, octave, voices, level in ((1, 0, 3, 0.06), (4, 12, 1, 0.08)):
+        beats = int(t[-1] * notes_per_s) + 1
+        steps = source.choice([0, 2, 4, 5, 7, 9, 11], (voices, beats))
+        beat = (t * notes_per_s).astype(int)
+        decay = np.exp(-3 * (t * notes_per_s - beat))
+        for voice in steps:
+            pitch = 220 * 2 ** ((voice[beat] + octave) / 12)
+            phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
+            sound += level * decay * sum(np.sin(k * phase) / k**2 for k in range(1, 6))
+    return sound

@@ -1,0 +1,151 @@
+"""Writes the tables of the documents from the JSON files in benchmarks/results, between the marks in the text.
+
+    python benchmarks/tables.py [--check]
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`, where NAME is that of its files: `base.timings` for
+benchmarks/results/base.timings.json. --check changes nothing; the exit code is 1 where a document is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "IMPLEMENTATION.md")
+_MARK = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_OURS = "whisper_nnx"
+_NOT_RUN = "(not measured)\n"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def about(result: dict[str, Any]) -> str:
+    """When, where, with what."""
+    families: dict[str, str] = {}
+    for name, version in result["versions"].items():
+        families.setdefault(name.split(",")[0], version)
+    versions = "; ".join(f"{name} {version}" for name, version in families.items())
+    return f"\n{result['checkpoint']}, {result['date']}, {result['machine']}{versions and '; ' + versions}.\n"
+
+
+def errors(row: dict[str, Any]) -> int:
+    return row["substitutions"] + row["deletions"] + row["insertions"]
+
+
+def percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def timings(result: dict[str, Any]) -> str:
+    """A row for each system and piece of work: seconds, ours / its, words, errors, memory."""
+    text = []
+    for piece, found in result["timings"].items():
+        rows, ours = [], found["systems"].get(_OURS)
+        for name, row in found["systems"].items():
+            ratio = f"{ours['s'] / row['s']:.2f}" if ours and name != _OURS else ""
+            written = [f"{row['words']}", percent(errors(row), row["spoken"])] if "words" in row else []
+            cells = [name, seconds(row["s"]), ratio, *written, f"{row['mb']}", seconds(row["first_s"])]
+            rows.append(cells)
+        spoken = next((row["spoken"] for row in found["systems"].values() if "spoken" in row), None)
+        columns = [f"words of {spoken}", "word errors"] if spoken else []
+        title = f"{piece}, {found['audio_s']:g} s"
+        text.append(markdown([title, "s", "ours / it", *columns, "peak MB", "first run, s"], rows))
+    return "\n".join(text) + about(result)
+
+
+def cold_start(result: dict[str, Any]) -> str:
+    ours = result["cold_start"][_OURS]
+    rows = [
+        [
+            name,
+            seconds(row["first_line_s"]),
+            f"{ours['first_line_s'] / row['first_line_s']:.2f}" if name != _OURS else "",
+            seconds(row["end_s"]),
+            seconds(row["cold_s"]),
+        ]
+        for name, row in result["cold_start"].items()
+    ]
+    header = [
+        f"process, {result['audio_s']:g} s of speech",
+        "first line, s",
+        "ours / it",
+        "end, s",
+        "very first start, s",
+    ]
+    return markdown(header, rows) + about(result)
+
+
+def precision(result: dict[str, Any]) -> str:
+    rows = []
+    for name, row in result["precision"].items():
+        kinds = f"{row['substitutions']}, {row['deletions']}, {row['insertions']}"
+        loops = f"{row['loop_words']} ({row['loops']})" if row["loops"] else "0"
+        differs = percent(row["differs"], row["words"]) if name != _OURS else ""
+        rows.append([name, percent(errors(row), row["spoken"]), kinds, loops, f"{row['words']}", differs])
+    spoken = next(iter(result["precision"].values()))["spoken"]
+    header = ["", "word errors", "substituted, missing, invented", "words in loops (recordings)"]
+    header += [f"words of {spoken}", "differ from ours in float32"]
+    return markdown(header, rows) + about(result)
+
+
+def nonspeech(result: dict[str, Any]) -> str:
+    """Words an hour: a row for each sound."""
+    found, per_hour = result["nonspeech"], 60 / result["minutes"]
+    sounds = list(next(iter(found.values())))
+    rows = [[sound, *(f"{row[sound]['words'] * per_hour:.0f}" for row in found.values())] for sound in sounds]
+    return markdown(["words an hour", *found], rows) + about(result)
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "timings": timings,
+    "cold_start": cold_start,
+    "precision": precision,
+    "nonspeech": nonspeech,
+}
+
+
+def table(name: str, results: Path = RESULTS) -> str:
+    """The table of the results of this name: "base.timings"."""
+    path = results / f"{name}.json"
+    if not path.exists():
+        return _NOT_RUN
+    return KINDS[name.rsplit(".", 1)[1]](json.loads(path.read_text()))
+
+
+def filled(text: str, results: Path = RESULTS) -> str:
+    """A document with its tables anew."""
+    return _MARK.sub(lambda mark: f"{mark[1]}{table(mark[2], results)}{mark[3]}", text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="changes nothing")
+    args = parser.parse_args()
+    outdated = []
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text()
+        if (new := filled(text)) != text:
+            outdated.append(name)
+            if not args.check:
+                (ROOT / name).write_text(new)
+    if outdated:
+        print(f"{'outdated' if args.check else 'written'}: {', '.join(outdated)}", file=sys.stderr)
+    return int(bool(outdated) and args.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
