@@ -67,10 +67,25 @@ class Layers:
         return Embedding(n, width, **self.embed)
 
 
-def run_layer(remat: bool, layer: EncoderLayer, *args: Any, **options: Any) -> Any:
-    """layer(*args, **options); with `remat`, the backward pass computes what is inside again rather than keep it."""
-    call: Callable[..., Any] = lambda layer, *args: layer(*args, **options)  # noqa: E731
-    return (nnx.remat(call) if remat else call)(layer, *args)
+def run_layer(remat: bool, layer: EncoderLayer, x: jax.Array, rngs: nnx.Rngs | None, *args: Any, **options: Any) -> Any:
+    """layer(x, rngs, *args, **options); `remat`: the backward pass recomputes its activations instead of keeping them.
+
+    `jax.checkpoint`, not `nnx.remat`: that one writes to the layer, which fails (and leaves it in pieces) where the layer
+    is not an argument of the transformation around it, as in the gradient with respect to the input.
+    """
+    if not remat:
+        return layer(x, rngs, *args, **options)
+    if rngs is None:
+        return jax.checkpoint(lambda x, *args: layer(x, None, *args, **options))(x, *args)
+
+    def call(counts: nnx.State, x: jax.Array, *args: Any) -> tuple[Any, nnx.State]:
+        inner = nnx.merge(streams, counts)
+        return layer(x, inner, *args, **options), nnx.state(inner)
+
+    streams, counts = nnx.split(rngs)  # the counters of random numbers leave the checkpoint as values
+    out, counts = jax.checkpoint(call)(counts, x, *args)
+    nnx.update(rngs, counts)
+    return out
 
 
 class MultiHeadAttention(nnx.Module):
