@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import weight_loader
-from tests.small import quick_compilation, small_model  # noqa: F401
+from tests.small import quick_compilation, small_model, small_tokenizer  # noqa: F401
 from whisper_nnx.cli_options import OPTIONS, OWN_TRANSCRIBE_OPTIONS, TRANSCRIBE_OPTIONS
 from whisper_nnx.evaluate import NOT_HERE, _CompilationClock, build_parser, evaluate, main
 from whisper_nnx.evaluation import Counts
@@ -172,6 +172,36 @@ def test_bad_rows_are_named_by_their_line_and_the_others_still_evaluated(run, sa
     told = report(tmp_path / "out")
     assert (told["summary"]["recordings"], told["summary"]["failed"], told["summary"]["wer"]) == (1, 1, 0.0)
     assert len(told["about"]["rows_left_out"]) == 2
+
+
+def test_rows_without_a_language_are_used_where_the_command_names_or_detects_it(run, says, manifest, capsys) -> None:
+    rows = manifest(one("a.wav", "eins", ""), one("b.wav", "two", "en"))
+    for options, told in (
+        ((), ["en"]),
+        (("--language", "de"), ["de", "de"]),
+        (("--default_language", "German"), ["de", "en"]),
+        (("--detect_language", "True"), [None, None]),
+    ):
+        says["told"] = []
+        assert run("--manifest", rows, *options) == int(not options)
+        assert [language for language, _ in says["told"]] == told
+    assert f"{rows}:1: has no language" in capsys.readouterr().err
+
+
+def test_thousands_of_rows_that_fail_are_a_line_for_each_kind(run, says, manifest, capsys) -> None:
+    says |= {"a.wav": ValueError("a.wav holds no sound"), "b.wav": "two"}
+    rows = manifest(*[one("a.wav", "eins", duration=1)] * 1000, one("b.wav", "two", "en"), *["{"] * 1000)
+    assert run("--manifest", rows) == 1
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first.endswith("; 999 more such rows: lines 1003, 1004, 1005, 1006, 1007, ...")
+    assert second == "whisper-nnx: 1000 of 2001 rows cannot be used and are left out"
+    assert third == f"whisper-nnx: {rows}:1: a.wav holds no sound; 999 more such rows: lines 2, 3, 4, 5, 6, ..."
+
+
+def test_an_english_only_model_detects_no_languages() -> None:
+    model = small_model(tokenizer=small_tokenizer(languages=()))
+    with pytest.raises(ValueError, match="detect_language=True needs a multilingual checkpoint"):
+        evaluate(model, [], detect_language=True)
 
 
 def test_one_bad_row_of_either_kind_makes_the_exit_status_1(run, says, manifest) -> None:

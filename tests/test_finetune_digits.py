@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whisper_nnx.training.config import load_config
+from whisper_nnx.training.config_file import load_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "finetune_digits"))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from whisper_nnx.tokenizer import Tokenizer
-from whisper_nnx.training.config import load_config
+from whisper_nnx.training.config_file import load_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "train_demo"))
 

@@ -78,6 +78,9 @@ def evaluate(
         raise ValueError(f"detect_language=True and language={language!r} exclude each other; drop one of the two")
     if normalizer not in NORMALIZERS:
         raise ValueError(f"normalizer={normalizer!r} is unknown; choose {', '.join(NORMALIZERS)}")
+    tokenizer = getattr(model, "tokenizer", None)
+    if detect_language and tokenizer is not None and not tokenizer.is_multilingual:
+        raise ValueError("detect_language=True needs a multilingual checkpoint, but this model is English-only")
     tasks = [task or row.task for row in rows]
     told = [None if detect_language else language or row.language or None for row in rows]
     sources = [
@@ -180,12 +183,14 @@ def build_parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     group = parser.add_argument_group("evaluation")
-    text = "JSON lines: audio, text, language ...; or the folder of a dataset (Hugging Face)"
+    text = "JSON lines, .csv or .tsv: audio, text, language ...; or the folder of a dataset (Hugging Face)"
     group.add_argument("--manifest", nargs="+", required=True, metavar="MANIFEST", help=text)
     text = "of both texts; auto: english for English, basic for the others; none leaves them as they are"
     group.add_argument("--normalizer", choices=NORMALIZERS, default="auto", help=text)
     text = "let the model find the language out, and count how often it does, instead of telling it the row's"
     group.add_argument("--detect_language", **FLAG, default=False, help=text)
+    language = next(kind for name, kind, *_ in OPTIONS["task"] if name == "--language")
+    group.add_argument("--default_language", **language, default=None, help="of rows that name none: de, German")
     group.add_argument("--task", **TASK, default=None, help="of all rows, instead of their own")
     text = "where to write report.json and report.html; made if missing (default: they are not written)"
     group.add_argument("--output_dir", "-o", **FOLDER, default=None, help=text)
@@ -252,11 +257,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         options["temperature"] = cli.temperature_ladder(args.temperature, args.temperature_increment_on_fallback)
         del options["task"]
         cli.check_options(parser, args, options)
-        rows, problems = _read(args.manifest)
+        rows, problems = _read(args)
         evaluation = _evaluate(args, rows, {**options, "task": args.task}, _about(parser, args, problems))
-        for row, result in zip(rows, evaluation.rows, strict=True):
-            if result.error is not None:
-                print(f"{cli.NAME}: {row.manifest}:{row.line}: {result.error}", file=sys.stderr)
+        for line in error_lines(rows, evaluation):
+            print(f"{cli.NAME}: {line}", file=sys.stderr)
         print(to_table(evaluation, args.worst), end="")
         if args.output_dir is not None:
             report = json.dumps(evaluation.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
@@ -271,23 +275,38 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         return 1
 
 
-def _read(manifests: Sequence[str]) -> tuple[list[Row], list[str]]:
-    """The rows of all, and what is wrong with the others, which is told at once. ValueError where no row is left."""
-    from whisper_nnx.training.manifest import read_manifest
+def error_lines(rows: Sequence[Row], evaluation: Evaluation) -> list[str]:
+    """What kept rows from being evaluated, a line for each kind of error and manifest."""
+    from whisper_nnx.training.manifest import Problem, problem_lines
 
+    found: dict[str, list[Problem]] = {}
+    for row, result in zip(rows, evaluation.rows, strict=True):
+        if result.error is not None:
+            found.setdefault(row.manifest, []).append(Problem(row.line, result.error))
+    return [line for manifest, problems in found.items() for line in problem_lines(manifest, problems)]
+
+
+def _read(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
+    """The rows of all manifests, and what is wrong with the others, summarized on stderr.
+
+    Raises ValueError where no row is left.
+    """
+    from whisper_nnx.training.manifest import problem_lines, read_manifest
+
+    language = args.language or args.default_language
     rows: list[Row] = []
     problems: list[str] = []
-    for path in manifests:
-        manifest = read_manifest(path)
+    for path in args.manifest:
+        manifest = read_manifest(path, language=language, needs_language=not args.detect_language)
         rows += manifest.rows
         problems += [f"{path}:{problem.line}: {problem.reason}" for problem in manifest.problems]
-    for problem in problems:
-        print(f"{cli.NAME}: {cli.one_line(problem)}", file=sys.stderr)
+        for line in problem_lines(path, manifest.problems):
+            print(f"{cli.NAME}: {cli.one_line(line)}", file=sys.stderr)
     if problems:
         of = len(rows) + len(problems)
         print(f"{cli.NAME}: {len(problems)} of {of} rows cannot be used and are left out", file=sys.stderr)
     if not rows:
-        raise ValueError(f"{', '.join(manifests)}: no row can be used")
+        raise ValueError(f"{', '.join(args.manifest)}: no row can be used")
     return rows, problems
 
 

@@ -70,8 +70,8 @@ class Layers:
 def run_layer(remat: bool, layer: EncoderLayer, x: jax.Array, rngs: nnx.Rngs | None, *args: Any, **options: Any) -> Any:
     """layer(x, rngs, *args, **options); `remat`: the backward pass recomputes its activations instead of keeping them.
 
-    `jax.checkpoint`, not `nnx.remat`: that one writes to the layer, which fails (and leaves it in pieces) where the layer
-    is not an argument of the transformation around it, as in the gradient with respect to the input.
+    `jax.checkpoint`, not `nnx.remat`: the latter writes to the layer. Where the layer is not an argument of the
+    transformation around it, as in the gradient with respect to the input, that fails and leaves it incomplete.
     """
     if not remat:
         return layer(x, rngs, *args, **options)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,13 +19,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from whisper_nnx import cli
 from whisper_nnx.cli_options import CACHE, COUNT_OR_NONE
-from whisper_nnx.training.config import TrainConfig, load_config, to_dict
+from whisper_nnx.training.config import TrainConfig, describe
+from whisper_nnx.training.config_file import load_config
 
 if TYPE_CHECKING:
     from whisper_nnx.model import Whisper
     from whisper_nnx.training.run import Evaluate
 
 EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143}  # 128 + the signal's number, as shells have it
+_NAME_WIDTH = 30  # of the first column of the help
 EVALUATE_OPTIONS = ("normalizer", "detect_language", "batch_size")  # of evaluate.options, those not of `transcribe`
 
 
@@ -37,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m whisper_nnx.train",
         usage="%(prog)s [--config FILE] [--NAME VALUE ...]",
         description="Train a Whisper: from nothing, further, with LoRA, or as a smaller student of a larger one.",
-        epilog=f"NAME is any of a configuration's, VALUE one or several:\n{_names()}",
+        epilog=f"NAME is any of the names below, as in a TOML file; VALUE is one value or several:\n{_names()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -50,17 +54,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _names() -> str:
-    """Every name of a configuration, with its default."""
-
-    def lines(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-        for name, value in content.items():
-            if isinstance(value, Mapping) and value:
-                yield from lines(value, f"{prefix}{name}.")
-            else:
-                shown = " ".join(map(str, value)) if isinstance(value, list) else ".KEY" if value == {} else str(value)
-                yield f"  --{prefix + name:<32} {shown}".rstrip()
-
-    return "\n".join(lines(to_dict(TrainConfig())))
+    """Every name of a configuration with its description, in the groups of TOML's tables."""
+    width = min(max(shutil.get_terminal_size().columns, 60), 120) - 2
+    indent = " " * _NAME_WIDTH
+    lines: list[str] = []
+    for title, keys in describe():
+        lines += ["", f"{title}:"]
+        for name, text in keys:
+            start = f"  --{name}"
+            lines += [start] if len(start) + 2 > _NAME_WIDTH else []
+            first = indent if len(start) + 2 > _NAME_WIDTH else start.ljust(_NAME_WIDTH)
+            lines += textwrap.wrap(text, width, initial_indent=first, subsequent_indent=indent)
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,9 +172,9 @@ def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
     """
     if not config.evaluate.manifest:
         return None
-    from whisper_nnx.evaluate import evaluate
+    from whisper_nnx.evaluate import error_lines, evaluate
     from whisper_nnx.options import TranscribeOptions
-    from whisper_nnx.training.manifest import read_manifest
+    from whisper_nnx.training.manifest import limits_of, problem_lines, read_manifest
     from whisper_nnx.windows import tokenizer_of
 
     options: dict[str, Any] = config.evaluate.options
@@ -179,20 +184,23 @@ def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
         raise ValueError(f"evaluate.options: {error}") from None
     rows = []
     for path in config.evaluate.manifest:
-        manifest = read_manifest(path, tokenizer_of(model).languages)
+        manifest = read_manifest(path, **limits_of(tokenizer_of(model), config.data.language))
         rows += manifest.rows
-        for problem in manifest.problems[:10]:
-            print(f"{cli.NAME}: {path}:{problem.line}: {problem.reason}", file=sys.stderr)
+        for line in problem_lines(path, manifest.problems):
+            print(f"{cli.NAME}: {line}", file=sys.stderr)
     rows = rows[: config.evaluate.max_rows or None]
     if not rows:
         raise ValueError(f"{', '.join(config.evaluate.manifest)}: no row can be used; correct evaluate.manifest")
 
     def run(model: Whisper) -> dict[str, float]:
         found = evaluate(model, rows, **options)
-        for row, result in zip(rows, found.rows, strict=True):
-            if result.error is not None:
-                print(f"{cli.NAME}: {row.manifest}:{row.line}: {result.error}", file=sys.stderr)
+        for line in error_lines(rows, found):
+            print(f"{cli.NAME}: {line}", file=sys.stderr)
         if found.wer is None:
+            if found.failed:
+                raise ValueError(
+                    f"evaluate.manifest: none of its rows with speech could be evaluated: {found.failed[0].error}"
+                )
             raise ValueError("evaluate.manifest has no words, so there is no word error rate; add rows with speech")
         return {"wer": found.wer, "cer": found.cer or 0.0, "evaluate_s": round(found.wall_s, 1)}
 

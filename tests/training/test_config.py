@@ -10,13 +10,12 @@ from whisper_nnx.training.config import (
     EvaluateConfig,
     ModelConfig,
     TrainConfig,
-    _fields,
     check,
+    describe,
     differences,
-    from_dict,
-    load_config,
     to_dict,
 )
+from whisper_nnx.training.config_file import _fields, from_dict, load_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 NEEDED = ["--data.train", "a.jsonl", "--model.init", "tiny"]
@@ -43,6 +42,24 @@ def test_every_value_is_explained_in_one_of_the_configurations():
     text = "\n".join(path.read_text() for path in CONFIGS)
     explained = {name for name in names if re.search(rf"^{name} = .*#", text, re.MULTILINE)}
     assert set(names) == explained
+
+
+def test_the_help_describes_every_key_with_its_default_and_choices():
+    keys = dict(key for _, section in describe() for key in section)
+    assert {name.removesuffix(".KEY") for name in keys} == set(_fields())
+    assert min(len(text.partition(" (")[0]) for text in keys.values()) > 10
+    assert keys["optimizer.decay"].endswith("(one of linear, cosine, constant; default: linear)")
+    assert keys["data.pack_gap_s"].endswith("(default: 0.0 1.0)")
+    assert "default" not in keys["model.shape.KEY"]
+
+
+def test_a_run_goes_on_where_its_configuration_lacks_a_key_that_is_newer():
+    now = to_dict(TrainConfig(model=ModelConfig(init="tiny")))
+    before = json.loads(json.dumps(now))
+    del before["data"]["language"]
+    assert differences(before, now) == []
+    now["data"]["language"] = "de"
+    assert differences(before, now) == ["data.language: '' -> 'de'"]
 
 
 def test_what_is_not_given_keeps_its_default(toml):

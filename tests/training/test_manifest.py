@@ -9,9 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.small import small_tokenizer
 from tests.training.sounds import steady, write
 from whisper_nnx.audio import load_audio
-from whisper_nnx.training.manifest import Manifest, Span, StoredAudio, read_manifest
+from whisper_nnx.training.manifest import (
+    Manifest,
+    Problem,
+    Span,
+    StoredAudio,
+    limits_of,
+    problem_lines,
+    read_manifest,
+)
 
 GOOD = {"audio": "a.wav", "text": "one", "language": "en"}
 
@@ -112,6 +121,80 @@ def test_recordings_may_be_long_where_no_limit_is_set(folder):
 def test_a_language_may_be_told_by_its_name_and_a_model_may_have_its_own(folder):
     rows = read(folder, {**GOOD, "language": "German"}, {**GOOD, "language": "xx"}, languages=["de", "xx"]).rows
     assert [row.language for row in rows] == ["de", "xx"]
+
+
+def test_rows_without_a_language_have_the_manifests_and_others_keep_theirs(folder):
+    rows = [
+        GOOD,
+        {**GOOD, "language": None},
+        {**GOOD, "language": ""},
+        {"audio": "a.wav", "text": "one", "locale": "fr"},
+    ]
+    found = read(folder, *rows, language="German", languages=["en", "de", "fr"])
+    assert [row.language for row in found.rows] == ["en", "de", "de", "fr"]
+    assert [row.language for row in read(folder, *rows, needs_language=False).rows] == ["en", "", "", "fr"]
+    with pytest.raises(ValueError, match="'xyz' is unknown"):
+        read(folder, *rows, language="xyz")
+
+
+def test_an_english_only_model_takes_english_rows_and_no_translations(folder):
+    english = small_tokenizer(languages=())
+    rows = [GOOD, {**GOOD, "language": ""}, {**GOOD, "language": "de"}, {**GOOD, "task": "translate"}]
+    found = read(folder, *rows, **limits_of(english))
+    assert [row.language for row in found.rows] == ["en", "en"]
+    assert [problem.line for problem in found.problems] == [3, 4]
+    assert "'de' is not one of the model's" in found.problems[0].reason
+    assert "only transcribes English" in found.problems[1].reason
+    multilingual = read(folder, *rows, **limits_of(small_tokenizer(), "fr"))
+    assert [row.language for row in multilingual.rows] == ["en", "fr", "de", "en"]
+
+
+def test_a_common_voice_table_is_read_as_it_comes(folder):
+    (folder / "clips").mkdir()
+    (folder / "a.wav").rename(folder / "clips" / "a.wav")
+    columns = "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tage\tgender\tlocale\tsegment"
+    said = ['"Wait," she said', 'an inch is 1"', '"']
+    lines = [f"c1\ta.wav\ts{i}\t{text}\t\t2\ttwenties\t\ten\t" for i, text in enumerate(said)]
+    table = write(folder, "validated.tsv", "\n".join([columns, *lines, "c2\tnone.mp3\ts9\tx\t\t2\t\t\ten\t"]).encode())
+    manifest = read_manifest(table)
+    assert [(row.text, row.language, row.line) for row in manifest.rows] == [
+        (s, "en", i + 2) for i, s in enumerate(said)
+    ]
+    assert {row.audio for row in manifest.rows} == {folder / "clips" / "a.wav"}
+    (problem,) = manifest.problems
+    assert (problem.line, problem.reason.split(": ")[1]) == (5, "there is no such file; check the path")
+
+
+@pytest.mark.parametrize(
+    "data", [b"path\tsentence\n" + b"x" * 200_000, b"path\tsentence\na.wav\t\xff\xfe\n"], ids=["long", "no_utf8"]
+)
+def test_a_table_that_cannot_be_read_is_one_line_that_names_it(folder, data):
+    with pytest.raises(ValueError, match=r"m\.tsv cannot be read as a table") as raised:
+        read_manifest(write(folder, "m.tsv", data))
+    assert "\n" not in str(raised.value)
+
+
+def test_thousands_of_bad_rows_are_a_line_for_each_kind(folder):
+    missing = [{**GOOD, "audio": f"it's {i}.wav"} for i in range(3000)]
+    silent = [{**GOOD, "text": ""}, {**GOOD, "text": " "}]
+    late = [{**GOOD, "duration": 30 + i / 8} for i in range(1, 9)]
+    manifest = read(folder, *silent, *missing, GOOD, *late, {**GOOD, "task": "sing"}, max_duration_s=30.0)
+    assert (len(manifest.rows), len(manifest.problems)) == (1, 3011)
+    assert problem_lines("m", manifest.problems) == [
+        f"m:3: {folder}/it's 0.wav: there is no such file; check the path; "
+        "2,999 more such rows: lines 4, 5, 6, 7, 8, ...",
+        "m:3004: lasts 30.1 s, at most 30 s can be used; cut it; "
+        "7 more such rows: lines 3005, 3006, 3007, 3008, 3009, ...",
+        'm:1: has no text; give it, or "no_speech": true where nobody speaks; 1 more such row: line 2',
+        "m:3012: task 'sing' is unknown; choose 'transcribe' or 'translate'",
+    ]
+
+
+def test_reasons_that_are_all_different_are_counted(folder):
+    problems = [Problem(i, f"{chr(97 + i)} is wrong") for i in range(23)]
+    lines = problem_lines("m", problems)
+    assert len(lines) == 21
+    assert lines[-1] == "m: 3 more rows cannot be used, for other reasons"
 
 
 def test_recordings_inside_the_manifest_sound_as_in_files(folder):

@@ -10,6 +10,8 @@ from whisper_nnx.evaluation.error_rates import Pair
 from whisper_nnx.evaluation.results import Evaluation, RowResult
 from whisper_nnx.evaluation.tables import Table, error_table, group_tables, percent, remarks
 
+_SHOWN_ITEMS = 20
+
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b2530; --faint: #66727f; --line: #d8dde3; --paper: #fff;
   --sub: #fff0c2; --del: #ffd9d6; --ins: #d3ecff; }
@@ -111,8 +113,15 @@ def _pair(pair: Pair) -> str:
     return f'<span class="pair {escape(pair.kind)}">{said}<span>{escape(pair.hypothesis)}</span></span>'
 
 
+def _shortened(value: Any) -> str:
+    """A long list by its first items; report.json has them all."""
+    if not isinstance(value, list) or len(value) <= _SHOWN_ITEMS:
+        return str(value)
+    return f"{'; '.join(map(str, value[:_SHOWN_ITEMS]))}; and {len(value) - _SHOWN_ITEMS:,} more, in report.json"
+
+
 def _about(about: Mapping[str, Any]) -> list[str]:
     if not about:
         return []
-    rows = "".join(_row("td", [name, str(value)]) for name, value in about.items())
+    rows = "".join(_row("td", [name, _shortened(value)]) for name, value in about.items())
     return ["<h2>How it was made</h2>", f'<div class="scroll"><table class="about">{rows}</table></div>']

@@ -1,129 +1,150 @@
-"""A training run as data: what `configs/*.toml` and the command line's overrides can say."""
+"""A training run as data: dataclasses, with their descriptions, ranges and what belongs together."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from functools import cache
-from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
-
-T = TypeVar("T")
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+from typing import Annotated, Any, get_type_hints
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Where the weights come from."""
+    """The model to train."""
 
-    init: str = ""  # a checkpoint as `load_model` takes it; "": a new model of `shape`
-    shape: dict[str, int] = field(default_factory=dict)  # of a new model, WhisperConfig's fields; or {"size": "tiny"}
-    tokenizer: str = ""  # a folder with the tokenizer's files, for a new model
-    dtype: str = "float32"  # of the computation; masters are float32
-    product_dtype: str = ""  # "bfloat16" rounds factors of products: faster on CPUs that multiply it; "": as dtype
-    conv_init_scale: float = 1.0  # a new model's convolutions start this much larger (see IMPLEMENTATION.md)
+    init: Annotated[
+        str, "checkpoint to start from: a name, a Hugging Face id or a folder; empty: a new model of model.shape"
+    ] = ""
+    shape: Annotated[
+        dict[str, int], "fields of a new model's WhisperConfig, such as d_model, or the name of a size"
+    ] = field(default_factory=dict)
+    tokenizer: Annotated[str, "folder with the tokenizer's files, for a new model"] = ""
+    dtype: Annotated[str, "type of the computation; the trained weights are kept in float32"] = "float32"
+    product_dtype: Annotated[
+        str, "type that factors of matmuls are rounded to: faster on CPUs with bfloat16; empty: dtype"
+    ] = ""
+    conv_init_scale: Annotated[float, "factor on a new model's initial convolutions (see IMPLEMENTATION.md)"] = 1.0
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which recordings, and how they become windows."""
+    """The recordings, and how they become windows."""
 
-    train: tuple[str, ...] = ()  # manifests (JSON lines) or Hugging Face datasets' folders
-    weights: tuple[float, ...] = ()  # how often each of `train` is drawn from, in windows; (): by their lengths
-    window_s: float = 30.0  # length of what the encoder sees; below 30: a part of the window, placed at random in it
-    pack: bool = True  # several short rows in one window, with timestamps
-    pack_gap_s: tuple[float, float] = (0.0, 1.0)  # silence before each packed row: from, to; short ones more often
-    no_speech_rate: float = 0.02  # windows without speech
-    previous_text_rate: float = 0.5  # windows that are given the text before, where there is one
-    no_timestamps_rate: float = 0.5  # windows written without timestamps
-    max_label_length: int = 448  # tokens, prompt and all; longer windows are dropped and counted
-    ctc_units: str = "tokens"  # what the auxiliary CTC spells: text tokens, or the "bytes" of lower-case text
-    workers: int = 0  # processes that read ahead; 0: the training process does it
+    train: Annotated[tuple[str, ...], "manifests: JSON lines, .csv, .tsv or folders of Hugging Face datasets"] = ()
+    weights: Annotated[
+        tuple[float, ...], "share of the windows drawn from each of data.train; empty: by their lengths"
+    ] = ()
+    language: Annotated[str, "language of rows that name none, in training and evaluation"] = ""
+    window_s: Annotated[float, "seconds that the encoder sees; below 30 they are placed at random in its window"] = 30.0
+    pack: Annotated[bool, "put several short rows into one window, with timestamps"] = True
+    pack_gap_s: Annotated[tuple[float, float], "silence before each packed row: from, to; short ones more often"] = (
+        0.0,
+        1.0,
+    )
+    no_speech_rate: Annotated[float, "share of windows without speech"] = 0.02
+    previous_text_rate: Annotated[float, "share of windows that get the text before them, where there is one"] = 0.5
+    no_timestamps_rate: Annotated[float, "share of windows that are written without timestamps"] = 0.5
+    max_label_length: Annotated[int, "tokens of a window, prompt included; longer windows are dropped and counted"] = (
+        448
+    )
+    ctc_units: Annotated[str, "what the auxiliary CTC spells: text tokens, or the bytes of lower-case text"] = "tokens"
+    workers: Annotated[int, "processes that read ahead; 0: the training process reads"] = 0
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to the sound; 0 switches off."""
+    """Changes to the sound; 0 switches each off."""
 
-    speed: float = 0.0  # rate drawn from 1 - speed to 1 + speed (times move along)
-    gain_db: float = 0.0  # drawn from -gain_db to +gain_db
-    noise_rate: float = 0.0  # windows that get noise
-    noise_snr_db: tuple[float, float] = (5.0, 30.0)
-    time_masks: int = 0  # SpecAugment (Park et al. 2019)
-    time_mask_s: float = 0.5  # longest
-    frequency_masks: int = 0
-    frequency_mask_bins: int = 15  # widest
+    speed: Annotated[float, "largest change of speed: 0.1 is from 10 % slower to 10 % faster; times move along"] = 0.0
+    gain_db: Annotated[float, "largest change of loudness, up or down"] = 0.0
+    noise_rate: Annotated[float, "share of windows that get noise"] = 0.0
+    noise_snr_db: Annotated[tuple[float, float], "how far the noise is below the speech: from, to"] = (5.0, 30.0)
+    time_masks: Annotated[int, "stretches of the mel that are blanked: SpecAugment (Park et al. 2019)"] = 0
+    time_mask_s: Annotated[float, "longest of these"] = 0.5
+    frequency_masks: Annotated[int, "bands of the mel that are blanked"] = 0
+    frequency_mask_bins: Annotated[int, "widest of these"] = 15
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    label_smoothing: float = 0.0
-    ctc_weight: float = 0.0  # of the auxiliary CTC on the encoder's output
-    frame_weight: float = 0.0  # of telling, at each position, which unit of the CTC is spoken there (needs word times)
-    guide_weight: float = 0.0  # of the attention that is told where each token is spoken
-    guide_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of the decoder; they become alignment_heads
+    """What is minimized beside the cross-entropy."""
+
+    label_smoothing: Annotated[float, "probability spread over all tokens; 0.1 helps against overconfidence"] = 0.0
+    ctc_weight: Annotated[float, "weight of an auxiliary CTC on the encoder's output"] = 0.0
+    frame_weight: Annotated[float, "weight of classifying each position by its CTC unit (needs word times)"] = 0.0
+    guide_weight: Annotated[float, "weight of guiding attention to where each token is spoken (needs word times)"] = 0.0
+    guide_heads: Annotated[
+        tuple[tuple[int, int], ...], "decoder heads to guide, as 2:0 2:1; they become alignment_heads"
+    ] = ()
 
 
 @dataclass(frozen=True)
 class DistillConfig:
     """A smaller decoder that learns from a larger one (Gandhi et al. 2023, distil-whisper)."""
 
-    teacher: str = ""  # a checkpoint; "": no distillation
-    decoder_layers: int = 2  # of the student, copied from the teacher's, spread evenly from first to last
-    kl_weight: float = 0.8
-    cross_entropy_weight: float = 1.0
-    temperature: float = 2.0
+    teacher: Annotated[str, "checkpoint of the teacher; empty: no distillation"] = ""
+    decoder_layers: Annotated[
+        int, "layers of the student, copied from the teacher's, spread evenly from first to last"
+    ] = 2
+    kl_weight: Annotated[float, "weight of the divergence from the teacher's distribution"] = 0.8
+    cross_entropy_weight: Annotated[float, "weight of the cross-entropy with the labels"] = 1.0
+    temperature: Annotated[float, "temperature of both distributions"] = 2.0
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank additions to frozen products (Hu et al. 2021)."""
+    """Low-rank additions to frozen matrices (Hu et al. 2021)."""
 
-    rank: int = 0  # 0: none, all weights are trained
-    alpha: float = 16.0
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    rank: Annotated[int, "rank of the additions; 0: none, all weights are trained"] = 0
+    alpha: Annotated[float, "additions are scaled by alpha / rank"] = 16.0
+    targets: Annotated[tuple[str, ...], "layers that get one, by the end of their path"] = ("q_proj", "v_proj")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    method: str = "adamw"  # or "muon": for training from nothing; the layers' matrices are moved by orthogonal steps
-    learning_rate: float = 1e-4
-    warmup_steps: int = 100
-    decay: str = "linear"  # or "cosine", "constant"; to 0 at the last step
-    betas: tuple[float, float] = (0.9, 0.98)
-    epsilon: float = 1e-6
-    weight_decay: float = 0.1  # of matrices, not of biases and norms
-    clip_norm: float = 1.0
-    accumulate: int = 1  # batches for one update
-    ema_decay: float = 0.0  # 0: none; else the averaged weights are evaluated and exported
-    freeze: tuple[str, ...] = ()  # parameter paths that begin so: "encoder", "decoder.embed_tokens"
-    remat: bool = False  # computes activations again in the backward pass: slower, smaller
+    """How the weights are updated."""
+
+    method: Annotated[str, "muon is for training from scratch: it orthogonalizes the updates of matrices"] = "adamw"
+    learning_rate: Annotated[float, "highest learning rate"] = 1e-4
+    warmup_steps: Annotated[int, "steps in which the rate rises from 0"] = 100
+    decay: Annotated[str, "how the rate then falls to 0 at the last step; constant: it does not"] = "linear"
+    betas: Annotated[tuple[float, float], "decay of the averages of the gradient and its square"] = (0.9, 0.98)
+    epsilon: Annotated[float, "added to the denominator"] = 1e-6
+    weight_decay: Annotated[float, "of matrices, not of biases and norms"] = 0.1
+    clip_norm: Annotated[float, "largest norm of the gradient; 0: any"] = 1.0
+    accumulate: Annotated[int, "batches for one update"] = 1
+    ema_decay: Annotated[float, "decay of averaged weights, which are then evaluated and exported; 0: none"] = 0.0
+    freeze: Annotated[tuple[str, ...], "weights to leave as they are, by the start of their path: encoder"] = ()
+    remat: Annotated[bool, "recompute activations in the backward pass: slower, with less memory"] = False
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    manifest: tuple[str, ...] = ()
-    every: int = 0  # steps; 0: at the end alone
-    max_rows: int = 0  # 0: all
-    options: dict[str, object] = field(default_factory=dict)  # of `transcribe`
+    """Evaluation during training."""
+
+    manifest: Annotated[tuple[str, ...], "manifests to evaluate on; empty: no evaluation"] = ()
+    every: Annotated[int, "steps between evaluations; 0: only at the end"] = 0
+    max_rows: Annotated[int, "rows to evaluate, from the first; 0: all"] = 0
+    options: Annotated[dict[str, object], "options of `transcribe` and `evaluate`, such as beam_size"] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. steps: batches, of batch_size windows each, over all devices."""
+    """The run."""
 
-    output: str = "runs/train"  # checkpoints/, metrics.jsonl, tensorboard/, curves.png, export/
-    seed: int = 0
-    steps: int = 1000
-    batch_size: int = 8
-    log_every: int = 10
-    save_every: int = 200
-    keep: int = 3  # the last so many checkpoints, beside the best by WER
+    output: Annotated[str, "folder for checkpoints/, metrics.jsonl, tensorboard/, curves.png, best/, export/"] = (
+        "runs/train"
+    )
+    seed: Annotated[int, "of the data's order and of all random numbers"] = 0
+    steps: Annotated[int, "batches to train on"] = 1000
+    batch_size: Annotated[int, "windows in a batch, over all devices"] = 8
+    log_every: Annotated[int, "steps between records in metrics.jsonl, each the mean since the last"] = 10
+    save_every: Annotated[int, "steps between checkpoints"] = 200
+    keep: Annotated[int, "checkpoints to keep: the last ones, beside the best by word error rate"] = 3
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -167,36 +188,27 @@ _ASCENDING = ("data.pack_gap_s", "augment.noise_snr_db")
 _MAY_CHANGE = ("output", "steps", "log_every", "save_every", "keep", "evaluate.", "data.workers")
 
 
-def load_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """A run as a TOML file (None: the defaults) and a command line's `--name value ...` describe it.
-
-    overrides: names are dotted, `--optimizer.learning_rate 1e-4 --data.train a.jsonl b.jsonl`; they win over the file.
-    Raises ValueError, in one line, for what is unknown, of the wrong type or out of range; OSError for no such file.
-    """
-    content: dict[str, Any] = {}
-    if file is not None:
-        try:
-            content = tomllib.loads(Path(file).read_text("utf-8"))
-        except ValueError as error:  # no TOML, or no UTF-8
-            raise ValueError(f"{file} is no TOML file: {error}") from None
-        try:
-            from_dict(content)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
-    for name, texts in _options(overrides):
-        *sections, last = name.split(".")
-        within = content
-        for section in sections:
-            within = within.setdefault(section, {})
-        within[last] = _from_texts(name, texts)
-    config = from_dict(content)
-    check(config)
-    return config
+def describe(kind: Any = None, prefix: str = "") -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Sections as (title, keys); keys as (dotted name, description with what it may be and its default)."""
+    kind = kind or TrainConfig
+    hints, own = get_type_hints(kind, include_extras=True), []
+    for key in fields(kind):
+        if not is_dataclass(hints[key.name]):
+            name, (text,) = f"{prefix}{key.name}", hints[key.name].__metadata__
+            own.append(
+                (name, text + _facts(name, key.default)) if key.default is not MISSING else (f"{name}.KEY", text)
+            )
+    yield kind.__doc__.rstrip("."), own
+    for key in fields(kind):
+        if is_dataclass(hints[key.name]):
+            yield from describe(hints[key.name], f"{prefix}{key.name}.")
 
 
-def from_dict(content: Mapping[str, Any]) -> TrainConfig:
-    """From nested mappings, as TOML or `to_dict` have them. Raises ValueError for an unknown name or a wrong type."""
-    return _make(TrainConfig, content, "")
+def _facts(name: str, default: Any) -> str:
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    allowed = ", ".join(filter(None, _CHOICES.get(name, ())))
+    facts = [f"one of {allowed}"] * bool(allowed) + [f"default: {shown}"] * (shown != "")
+    return f" ({'; '.join(facts)})" * bool(facts)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -206,7 +218,8 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What keeps a run described by `before` from going on as `now` (both of `to_dict`), as "name: old -> new"."""
-    old, new = _flat(before), _flat(now)
+    defaults = _flat(to_dict(TrainConfig()))  # a key that is newer than the run has had no effect on it
+    old, new = {**defaults, **_flat(before)}, _flat(now)
     names = [name for name in sorted({*old, *new}) if not name.startswith(_MAY_CHANGE)]
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
 
@@ -261,108 +274,6 @@ def _check_sources(config: TrainConfig) -> None:
         raise ValueError(f"lora.rank={config.lora.rank} needs lora.targets, as q_proj v_proj")
     if config.evaluate.every and not config.evaluate.manifest:
         raise ValueError(f"evaluate.every={config.evaluate.every} needs evaluate.manifest: recordings to evaluate on")
-
-
-def _make(kind: type[T], content: Any, prefix: str) -> T:
-    """A dataclass of this module from what stands under its name."""
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{prefix[:-1]}={content!r} must be a table of names and values")
-    hints = get_type_hints(kind)
-    for name in content:
-        if name not in hints:
-            raise ValueError(_unknown(f"{prefix}{name}"))
-    return kind(**{name: _typed(f"{prefix}{name}", value, hints[name]) for name, value in content.items()})
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """The value as its field's type has it."""
-    if is_dataclass(hint):
-        return _make(cast(type, hint), value, f"{name}.")
-    if get_origin(hint) is dict:
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{name}={value!r} must be a table of names and values")
-        return dict(value)
-    if get_origin(hint) is tuple:
-        kinds = get_args(hint)
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{name}={value!r} must be a list: [{value!r}]")
-        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-        if len(value) != len(kinds):
-            raise ValueError(f"{name}={list(value)} must be {len(kinds)} values, not {len(value)}")
-        return tuple(_typed(name, item, kind) for item, kind in zip(value, kinds, strict=True))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        raise ValueError(f"{name}={value!r} must be {_KINDS[hint]}")
-    return value
-
-
-def _options(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """`--a.b 1 2 --c=3` -> (a.b, [1, 2]), (c, [3]). Names may have hyphens for underscores."""
-    found: list[tuple[str, list[str]]] = []
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, equals, value = argument[2:].partition("=")
-            found.append((name.replace("-", "_"), [value] if equals else []))
-        elif found:
-            found[-1][1].append(argument)
-        else:
-            raise ValueError(f"{argument!r} follows no option; write --name value, or --config {argument}")
-    yield from found
-
-
-def _from_texts(name: str, texts: list[str]) -> Any:
-    """What was written behind --name, as TOML would have it."""
-    hint = _fields().get(name)
-    if hint is None:
-        parent = name.rpartition(".")[0]
-        if get_origin(_fields().get(parent)) is not dict:  # only of these, names are not known here
-            raise ValueError(_unknown(name))
-        values = [_from_toml(text) for text in texts]
-        return values[0] if len(values) == 1 else values
-    if get_origin(hint) is dict:
-        raise ValueError(f"{name} is a table; give its values one by one: --{name}.KEY VALUE")
-    if get_origin(hint) is tuple:
-        return [_parsed(name, text, get_args(hint)[0]) for text in texts]
-    if len(texts) != 1:
-        raise ValueError(f"{name} needs one value, but {' '.join(texts) or 'none'} was given")
-    return _parsed(name, texts[0], hint)
-
-
-def _parsed(name: str, text: str, hint: Any) -> Any:
-    if hint is str:
-        return text
-    try:
-        if get_origin(hint) is tuple:  # a (layer, head), as --alignment_heads has them
-            return [int(part) for part in text.split(":")]
-        return {"true": True, "false": False}[text.lower()] if hint is bool else hint(text)
-    except (KeyError, ValueError):
-        raise ValueError(f"{name}={text!r} must be {_KINDS.get(hint, 'layer:head')}") from None
-
-
-def _from_toml(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
-        return text
-
-
-@cache
-def _fields(kind: Any = None, prefix: str = "") -> dict[str, Any]:
-    """Dotted names of all values -> their types."""
-    found: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind or TrainConfig).items():
-        found |= _fields(cast(Any, hint), f"{prefix}{name}.") if is_dataclass(hint) else {f"{prefix}{name}": hint}
-    return found
-
-
-def _unknown(name: str) -> str:
-    """Says so, and which name is meant: the same one in another place, or the most like it."""
-    names = [*_fields(), *{field.partition(".")[0] for field in _fields()}]
-    last = name.rpartition(".")[2]
-    near = [known for known in names if known.rpartition(".")[2] == last] or get_close_matches(name, names, 1, 0.5)
-    near = near or get_close_matches(last, names, 1, 0.5)
-    return f"{name} is unknown" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(_fields())}")
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

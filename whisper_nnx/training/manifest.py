@@ -1,4 +1,4 @@
-"""Lists of recordings with their text: JSON lines, or a Hugging Face dataset's folder -> rows and what is wrong."""
+"""Lists of recordings with their text: JSON lines, tables, a Hugging Face dataset's folder -> rows and problems."""
 
 from __future__ import annotations
 
@@ -7,18 +7,28 @@ import csv
 import io
 import json
 import math
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.audio import SAMPLE_RATE, load_audio, open_container
 from whisper_nnx.languages import to_language_code
 
+if TYPE_CHECKING:
+    from whisper_nnx.tokenizer import Tokenizer
+
 TASKS = ("transcribe", "translate")
+# Names of a column, the first one found is used; `sentence`, `locale` and `path` are Common Voice's.
 _TEXT_KEYS = ("text", "sentence", "transcription")
+_LANGUAGE_KEYS = ("language", "locale")
+_AUDIO_KEYS = ("audio", "file_name", "path")
+_CLIPS = "clips"  # where Common Voice keeps the recordings of its tables
+_SHOWN_LINES = 5
+_SHOWN_KINDS = 20
 _SLACK_S = 0.1  # by which times may lie behind the recording's end
 
 
@@ -73,6 +83,11 @@ class Problem:
     line: int
     reason: str
 
+    @property
+    def kind(self) -> str:
+        """The reason without the values of this line: alike for lines with the same fault."""
+        return re.sub(r"^.*?: (?=there is no such file|cannot be read)|'.*?'|\".*?\"|[\d.]+", "", self.reason)
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -80,20 +95,66 @@ class Manifest:
     problems: list[Problem]
 
 
+def problem_lines(manifest: str | Path, problems: Sequence[Problem]) -> list[str]:
+    """A line for each kind of problem, the most frequent first: its first reason, and which other lines have it."""
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem)
+    lines = []
+    groups = sorted(kinds.values(), key=len, reverse=True)
+    for first, *others in groups[:_SHOWN_KINDS]:
+        numbers = ", ".join(str(other.line) for other in others[:_SHOWN_LINES])
+        more = ", ..." if len(others) > _SHOWN_LINES else ""
+        rows = (
+            f"; {len(others):,} more such row{'s' * (len(others) > 1)}: line{'s' * (len(others) > 1)} {numbers}{more}"
+        )
+        lines.append(f"{manifest}:{first.line}: {first.reason}{rows if others else ''}")
+    if rest := sum(map(len, groups[_SHOWN_KINDS:])):
+        lines.append(f"{manifest}: {rest:,} more rows cannot be used, for other reasons")
+    return lines
+
+
+def limits_of(tokenizer: Tokenizer, language: str = "") -> dict[str, Any]:
+    """What `read_manifest` takes of a model: its languages and tasks, and the language of rows that name none."""
+    if tokenizer.is_multilingual:
+        return {"languages": tokenizer.languages, "language": language or None}
+    return {"languages": ("en",), "tasks": TASKS[:1], "language": language or "en"}
+
+
 def read_manifest(
-    path: str | Path, languages: Collection[str] | None = None, max_duration_s: float | None = None
+    path: str | Path,
+    languages: Collection[str] | None = None,
+    max_duration_s: float | None = None,
+    *,
+    language: str | None = None,
+    needs_language: bool = True,
+    tasks: Collection[str] = TASKS,
 ) -> Manifest:
     """All rows that can be used, and a problem for each that cannot.
 
-    path: JSON lines, whose audio paths are relative to their folder, or a folder: a dataset that `datasets` has saved
-    to disk, or recordings with a metadata.jsonl or metadata.csv. languages: the codes that are allowed; None: those
-    that Whisper knows. max_duration_s: of a recording.
-    Raises FileNotFoundError, and ValueError for a folder that is neither.
+    Args:
+      path: JSON lines, a .csv or .tsv table, whose audio paths are relative to their folder (or its `clips`, as in
+        Common Voice), or a folder: a dataset that `datasets` has saved to disk, or recordings with a metadata.jsonl or
+        metadata.csv.
+      languages: the codes that are allowed; None: those that Whisper knows.
+      max_duration_s: of a recording.
+      language: of rows that name none.
+      needs_language: whether a row with speech and without a language is a problem.
+      tasks: those that the model can do.
+
+    Raises:
+      FileNotFoundError: there is nothing at `path`.
+      ValueError: a folder or a table that cannot be read, or an unknown `language`.
     """
     path = Path(path)
     rows: list[Row] = []
     problems: list[Problem] = []
-    allowed = None if languages is None else frozenset(languages)
+    allowed = _Allowed(
+        None if languages is None else frozenset(languages),
+        None if language is None else to_language_code(language),
+        needs_language,
+        tasks,
+    )
     for line, entry in _entries(path):
         try:
             row = _row(entry, line, path, allowed)
@@ -103,6 +164,16 @@ def read_manifest(
         except (ValueError, OSError) as error:
             problems.append(Problem(line, str(error)))
     return Manifest(rows, problems)
+
+
+@dataclass(frozen=True)
+class _Allowed:
+    """What rows may have; see `read_manifest`."""
+
+    languages: Collection[str] | None
+    language: str | None
+    needs_language: bool
+    tasks: Collection[str]
 
 
 def _entries(path: Path) -> Iterator[tuple[int, Any]]:
@@ -119,19 +190,31 @@ def _entries(path: Path) -> Iterator[tuple[int, Any]]:
         if not names:
             raise ValueError(
                 f"{path} is no dataset: there is neither dataset_info.json nor metadata.jsonl or metadata.csv in it; "
-                "give a file of JSON lines or such a folder"
+                "give a file of JSON lines, a .csv or .tsv table, or such a folder"
             )
         path = names[0]
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for entry in reader:
-                yield reader.line_num, {key: value for key, value in entry.items() if value}
+    if path.suffix in (".csv", ".tsv"):
+        yield from _table_entries(path)
     else:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, line
+
+
+def _table_entries(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, its columns by name, those that are not empty). In a .tsv quotes are letters, as in Common Voice's."""
+    tabs: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, **tabs)
+        try:
+            for entry in reader:
+                yield reader.line_num, {key: value for key, value in entry.items() if value}
+        except (csv.Error, UnicodeDecodeError) as error:
+            fix = "save it as UTF-8, with a heading for each column"
+            raise ValueError(
+                f"{path} cannot be read as a table behind line {reader.line_num} ({error}); {fix}"
+            ) from None
 
 
 @lru_cache(maxsize=8)
@@ -156,7 +239,7 @@ def _stored_entries(path: Path) -> Iterator[dict[str, Any]]:
         yield entry
 
 
-def _row(entry: Any, line: int, manifest: Path, languages: Collection[str] | None) -> Row:
+def _row(entry: Any, line: int, manifest: Path, allowed: _Allowed) -> Row:
     """Raises ValueError, OSError: what is wrong with it."""
     if isinstance(entry, bytes):
         try:
@@ -181,7 +264,9 @@ def _row(entry: Any, line: int, manifest: Path, languages: Collection[str] | Non
     task = entry.get("task", "transcribe")
     if task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; choose 'transcribe' or 'translate'")
-    language = _language(entry, languages, optional=no_speech)
+    if task not in allowed.tasks:
+        raise ValueError(f"task {task!r} is beyond the model, which only transcribes English; use a multilingual one")
+    language = _language(entry, allowed, optional=no_speech)
     audio = _audio(entry, manifest if manifest.is_dir() else manifest.parent)
     duration = _number(entry["duration"], "duration") if "duration" in entry else _duration_s(audio)
     words = _spans(entry, "words", "word", "text")
@@ -227,15 +312,17 @@ def _number(value: Any, key: str) -> float:
     return number
 
 
-def _language(entry: dict[str, Any], languages: Collection[str] | None, optional: bool) -> str:
-    told = _text(entry.get("language", ""), "language")
-    if not told:
-        if optional:
+def _language(entry: dict[str, Any], allowed: _Allowed, optional: bool) -> str:
+    named = next((entry[key] for key in _LANGUAGE_KEYS if entry.get(key)), "")
+    named = _text(named, "language") or allowed.language or ""
+    if not named:
+        if optional or not allowed.needs_language:
             return ""
-        raise ValueError('has no language; give its code, such as "en"')
-    code = told if languages is not None and told in languages else to_language_code(told)
+        raise ValueError('has no language; give its code, such as "en", or a language for all rows without one')
+    languages = allowed.languages
+    code = named if languages is not None and named in languages else to_language_code(named)
     if languages is not None and code not in languages:
-        raise ValueError(f"language {told!r} is not one of the model's; use another model or leave the row out")
+        raise ValueError(f"language {named!r} is not one of the model's; use another model or leave the row out")
     return code
 
 
@@ -264,7 +351,7 @@ def _spans(entry: dict[str, Any], key: str, *text_keys: str) -> tuple[Span, ...]
 
 
 def _audio(entry: dict[str, Any], folder: Path) -> Path | bytes | StoredAudio:
-    audio = entry.get("audio", entry.get("file_name"))
+    audio = next((entry[key] for key in _AUDIO_KEYS if key in entry), None)
     if isinstance(audio, StoredAudio):
         return audio
     if isinstance(audio, dict) and isinstance(audio.get("bytes"), str):
@@ -275,9 +362,10 @@ def _audio(entry: dict[str, Any], folder: Path) -> Path | bytes | StoredAudio:
     if not isinstance(audio, str) or not audio:
         raise ValueError('has no audio; give a path, or {"bytes": "..."} in base64')
     path = folder / audio
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file; check the path")
-    return path
+    for place in (path, folder / _CLIPS / audio):
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"{path}: there is no such file; check the path")
 
 
 def _duration_s(audio: Path | bytes | StoredAudio) -> float:

@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.model import Whisper
+from whisper_nnx.tokenizer import Tokenizer
 from whisper_nnx.training.checkpoints import WER, Checkpoints
 from whisper_nnx.training.config import TrainConfig, check, to_dict
 from whisper_nnx.training.ctc_head import save_ctc_head
-from whisper_nnx.training.manifest import Row, read_manifest
+from whisper_nnx.training.manifest import Row, limits_of, problem_lines, read_manifest
 from whisper_nnx.training.metrics import Mean, Metrics
 from whisper_nnx.training.pipeline import Pipeline, make_pipeline
 from whisper_nnx.training.step import (
@@ -44,7 +45,6 @@ from whisper_nnx.writers import UNFINISHED, write_whole
 
 CHECKPOINTS, BEST, EXPORT, CONFIG = "checkpoints", "best", "export", "config.json"
 MAX_ROW_S = 30.0
-SHOWN_PROBLEMS = 10
 
 try:
     import fcntl
@@ -84,7 +84,7 @@ def train(
     check(config)
     _check_model(config, model)
     output = Path(config.output)
-    rows = read_rows(config, tokenizer_of(model).languages)
+    rows = read_rows(config, tokenizer_of(model))
     with _sole_user(output), Checkpoints(output / CHECKPOINTS, config.keep, to_dict(config)) as checkpoints:
         notes = checkpoints.notes()
         if notes and notes["step"] > config.steps:
@@ -117,19 +117,17 @@ def _sole_user(output: Path) -> Iterator[None]:
         yield
 
 
-def read_rows(config: TrainConfig, languages: tuple[str, ...]) -> list[Row]:
+def read_rows(config: TrainConfig, tokenizer: Tokenizer) -> list[Row]:
     """Those of all training manifests that can be used; tells of the others on stderr.
 
     Raises ValueError where there are none.
     """
     rows: list[Row] = []
     for path in config.data.train:
-        manifest = read_manifest(path, languages, MAX_ROW_S)
+        manifest = read_manifest(path, max_duration_s=MAX_ROW_S, **limits_of(tokenizer, config.data.language))
         rows += manifest.rows
-        for problem in manifest.problems[:SHOWN_PROBLEMS]:
-            _say(f"{path}:{problem.line}: {problem.reason}")
-        if len(manifest.problems) > SHOWN_PROBLEMS:
-            _say(f"{path}: and {len(manifest.problems) - SHOWN_PROBLEMS} more such lines")
+        for line in problem_lines(path, manifest.problems):
+            _say(line)
         hours = sum(row.duration for row in manifest.rows) / 3600
         _say(f"{path}: {len(manifest.rows)} rows of {hours:.2f} h; {len(manifest.problems)} rows cannot be used")
     if not rows:
