@@ -1,5 +1,6 @@
 """Recordings that share a batch: who is decoded when, and that company changes nothing."""
 
+import string
 from types import SimpleNamespace
 
 import jax
@@ -22,7 +23,7 @@ LADDER = FallbackOptions(temperatures=(0.0, 0.4, 0.8))
 class Decoder:
     """Stands in for the decoding of windows: that of recording n passes at its `passes[n]`-th try."""
 
-    def __init__(self, model, passes: list[int], windows: int, monkeypatch: pytest.MonkeyPatch):
+    def __init__(self, model, passes: list[int], windows: int, monkeypatch: pytest.MonkeyPatch, silent: bool = False):
         self.model, self.passes = model, passes
         self.rows_in_memory: int | None = None
         self.encoded: list[int] = []  # numbers of the recordings whose windows were encoded, in order
@@ -33,7 +34,10 @@ class Decoder:
         self.lives = [
             Live(
                 Recording(model.tokenizer, "de", windows * frames, LongformOptions(initial_prompt="one " * n), frames),
-                SimpleNamespace(window=lambda start, n, i=n: jnp.array([i, start], jnp.float32)),
+                SimpleNamespace(
+                    window=lambda start, n, i=n: jnp.array([i, start], jnp.float32),
+                    fingerprint=lambda start, n, i=n: 0 if silent else i,
+                ),
                 DecodingOptions(language="de"),
                 LADDER,
                 seed=7,
@@ -109,6 +113,37 @@ def test_seeds_differ_from_try_to_try_and_not_by_company(model, monkeypatch):
     seeds = [call[0][3] for call in alone.calls]
     assert len(set(seeds)) == len(seeds) == 6
     assert seeds == [row[3] for call in crowded.calls for row in filter(None, call) if row[0] == 0]
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_seeds_differ_between_recordings_unless_their_sound_is_the_same(model, monkeypatch, silent):
+    decoder = Decoder(model, [3, 3], 2, monkeypatch, silent)
+    decoder.run(size=2)
+    sampled = [call for call in decoder.calls if call[0][2] > 0]
+    assert len(sampled) == 4
+    assert {a[3] == b[3] for a, b in sampled} == {silent}
+
+
+def test_samples_of_unrelated_recordings_are_independent():
+    """At a temperature at which all letters are equally probable, 260 recordings begin with each of them about as often
+    (chi-squared with 25 degrees of freedom: above 60 once in 10,000 seeds); one shared noise would give 6,500."""
+    model = small_model()
+    letters = [model.tokenizer.encode(letter)[0] for letter in string.ascii_lowercase]
+    others = tuple(set(range(model.config.vocab_size)) - set(letters))
+    sounds = np.random.default_rng(5).normal(0, 0.1, (260, 1600)).astype(np.float32)
+    never_silent = {"no_speech_threshold": None, "logprob_threshold": None, "compression_ratio_threshold": None}
+    options = {"language": "en", "without_timestamps": True, "max_new_tokens": 1, "suppress_tokens": others}
+
+    def texts(seed):
+        results = transcribe(model, list(sounds), batch_size=20, temperature=1e6, seed=seed, **options, **never_silent)
+        return [result["text"] for result in results]
+
+    first = texts(0)
+    counts = [first.count(letter) for letter in string.ascii_lowercase]
+    assert sum(counts) == len(sounds)
+    assert sum((count - 10) ** 2 / 10 for count in counts) < 60
+    same = sum(a == b for a, b in zip(first, texts(1), strict=True))
+    assert same < 26  # 10 are expected
 
 
 def test_a_free_row_goes_to_the_next_recording_at_the_next_step(model, monkeypatch):
@@ -217,3 +252,15 @@ def test_options_that_cannot_be_met_are_no_result_of_a_list(digits_model):
 def test_a_batch_of_no_rows_is_refused(digits_model):
     with pytest.raises(ValueError, match="batch_size=0"):
         transcribe(digits_model, [], batch_size=0)
+
+
+@pytest.mark.real
+def test_hard_recordings_do_not_begin_with_the_same_invented_words(real_tiny_en, shared):
+    model, random = load_model(str(real_tiny_en)), np.random.default_rng(0)
+    files = sorted((shared / "real" / "audio").iterdir())[:8]
+    clips = [load_audio(file)[16_000:80_000] * 0.05 for file in files]
+    hard = [clip + random.normal(0, 0.03, len(clip)).astype(np.float32) for clip in clips]
+    ladder = {"temperature": (0.0, 1.0), "logprob_threshold": 0.0, "no_speech_threshold": None}
+    together = transcribe(model, hard, batch_size=8, **ladder)
+    assert len({result["text"].split()[0] for result in together}) >= 5
+    assert transcribe(model, hard[3], **ladder)["text"] == together[3]["text"]

@@ -2,10 +2,15 @@
 
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 
 import pytest
 
+from whisper_nnx.config import WhisperConfig
 from whisper_nnx.options import TranscribeOptions
+from whisper_nnx.subtitles import SubtitleOptions
+from whisper_nnx.vad import VadOptions
 
 
 def test_options_go_to_where_they_belong():
@@ -17,6 +22,30 @@ def test_options_go_to_where_they_belong():
     assert options.longform.hotwords == "one"
     assert options.decoding.language == "de"
     assert (options.seed, options.vad_filter) == (3, True)
+
+
+def test_replacing_nothing_changes_nothing():
+    """`replace` validates what was normalized before."""
+    with pytest.warns(UserWarning, match="word times of a translation"):
+        translation = TranscribeOptions.of(word_timestamps=True, task="translate", language="German")
+    windows = TranscribeOptions.of(
+        clip_timestamps=[0, 1.5], initial_prompt="one", temperature=[0, 0.5], beam_size=3, best_of=2, patience=1.5,
+        n_best=2.0, prefix=[1, 2], suppress_tokens="1,-1", max_repeats=4.0, allowed_languages="German,en",
+        language_detection_segments=3, language_detection_threshold=0.4,
+    )  # fmt: skip
+    speech = TranscribeOptions.of(vad_filter=True, vad_parameters={"speech_pad_ms": 100.0, "threshold": 0.3})
+    shape = WhisperConfig(384, 2, 6, 2, 6, 999, decoder_ffn_dim=100, alignment_heads=[[1, 2]])
+    with warnings.catch_warnings(action="error"):
+        for options in (TranscribeOptions.of(), translation, windows, speech):
+            for part in (options, options.longform, options.fallback, options.decoding):
+                assert replace(part) == part
+        for other in (
+            VadOptions(threshold=0.2, speech_pad_ms=7),
+            SubtitleOptions(max_len=9, split_on_word=True),
+            shape,
+        ):
+            assert replace(other) == other
+    assert speech.vad_parameters == VadOptions(threshold=0.3, speech_pad_ms=100)
 
 
 def test_options_are_made_without_jax():

@@ -178,7 +178,7 @@ class Batch:
         """
         assert self._encoded is not None
         options = [self._options(row) if row else None for row in self._rows]
-        seeds = [row_seed(row.live.seed, row.window.start_frame, row.attempt) if row else 0 for row in self._rows]
+        seeds = [self._seed(row) if row else 0 for row in self._rows]
         results = decode_windows(self._model, self._encoded, options, seeds, meanwhile=self._prepare)
 
         done: list[tuple[int, _Row, DecodingResult]] = []
@@ -200,6 +200,13 @@ class Batch:
         for row in again:
             row.attempt += 1
         return [(row.live, self._accept(i, row, drafts.get(i), times.get(i))) for i, row, _ in done]
+
+    def _seed(self, row: _Row) -> int:
+        """Of the window's sound too: the samples of unrelated recordings are independent, in any batch."""
+        place = row.window.start_frame, row.window.n_frames
+        samples = row.live.fallback.temperatures[row.attempt] > 0
+        sound = row.live.mel.fingerprint(*place) if samples else 0
+        return row_seed(row.live.seed, row.window.start_frame, row.attempt, sound)
 
     def _options(self, row: _Row) -> DecodingOptions:
         temperature = row.live.fallback.temperatures[row.attempt]

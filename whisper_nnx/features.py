@@ -7,6 +7,7 @@ matrix products (TF32, bfloat16) can get into it.
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache, partial
 from typing import Any
 
@@ -137,6 +138,10 @@ class RecordingMel:
             log_mel, _ = _louder(self._maximum, self._samples(start_frame), self._n_mels)
         return _window(log_mel, self._maximum, n_frames, self._n_window_frames)
 
+    def fingerprint(self, start_frame: int, n_frames: int) -> int:
+        """64 bits that depend on the window's samples alone."""
+        return fingerprint(self._waveform[start_frame * HOP_LENGTH : (start_frame + n_frames) * HOP_LENGTH])
+
     def _samples(self, start_frame: int) -> np.ndarray:
         """What a window and the few frames behind it are made of, with half a frame at both ends."""
         length = (self._n_window_frames + _REACH) * HOP_LENGTH + _OVERLAP
@@ -145,6 +150,11 @@ class RecordingMel:
         samples = self._waveform[max(0, first) : first + length]
         samples = np.pad(samples, (0, length - before - len(samples)))
         return np.pad(samples, (before, 0), mode="reflect")
+
+
+def fingerprint(numbers: np.ndarray) -> int:
+    """64 bits that depend on the numbers alone: the same in every run, process and batch."""
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(numbers).tobytes(), digest_size=8).digest(), "little")
 
 
 @program(static_argnames=("n_mels",))

@@ -39,7 +39,7 @@ class TranscribeOptions:
     seed: int = 0
     sampling_rate: int | None = None
     vad_filter: bool = False
-    vad_parameters: VadOptions | Mapping[str, Any] | None = None  # VadOptions once this is made
+    vad_parameters: VadOptions | Mapping[str, Any] | None = None  # normalized to VadOptions, None without vad_filter
     language_detection_segments: int = 1
     language_detection_threshold: float | None = None
     allowed_languages: Sequence[str] | str | None = None
@@ -70,9 +70,13 @@ class TranscribeOptions:
                 raise TypeError(f"transcribe() has no option {name!r}{near}")
             kinds[names[name]][name] = value
         own = kinds.pop(cls)
-        return cls(*(kind(**values) for kind, values in kinds.items()), **own)
+        made = cls(*(kind(**values) for kind, values in kinds.items()), **own)
+        if made.longform.word_timestamps and made.decoding.task == "translate":
+            warnings.warn("word times of a translation may not be reliable", stacklevel=4)
+        return made
 
     def __post_init__(self):
+        """Normalizes and validates; idempotent, since `dataclasses.replace` runs it again on its own result."""
         decoding, longform = self.decoding, self.longform
         object.__setattr__(self, "allowed_languages", self._languages())
         object.__setattr__(self, "vad_parameters", self._vad())
@@ -87,19 +91,18 @@ class TranscribeOptions:
         self._validate_detection()
         if longform.independent_clips and self.vad_filter:
             raise ValueError("vad_filter=True makes each stretch of speech a recording; drop independent_clips=True")
-        if longform.word_timestamps and decoding.task == "translate":
-            warnings.warn("word times of a translation may not be reliable", stacklevel=5)
 
     def _languages(self) -> tuple[str, ...]:
         given = self.allowed_languages or ()
         names = given.split(",") if isinstance(given, str) else given
         return tuple(to_language_code(name.strip()) for name in names)
 
-    def _vad(self) -> VadOptions:
-        if self.vad_parameters is not None and not self.vad_filter:
-            raise ValueError(f"vad_parameters={self.vad_parameters} need vad_filter=True")
-        if self.vad_filter:
-            require_detector()
+    def _vad(self) -> VadOptions | None:
+        if not self.vad_filter:
+            if self.vad_parameters is not None:
+                raise ValueError(f"vad_parameters={self.vad_parameters} need vad_filter=True")
+            return None
+        require_detector()
         return VadOptions.of(self.vad_parameters)
 
     def _validate_detection(self):

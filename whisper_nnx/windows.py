@@ -21,7 +21,7 @@ from whisper_nnx.decoding.language import language_probs
 from whisper_nnx.decoding.loop import DecodingBatch, generate, padded_positions
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
-from whisper_nnx.features import POSITIONS_PER_SECOND
+from whisper_nnx.features import POSITIONS_PER_SECOND, fingerprint
 from whisper_nnx.forking import refuse_after_fork
 from whisper_nnx.languages import to_language_code
 from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper
@@ -79,7 +79,8 @@ def decode(
 ) -> DecodingResult | list[DecodingResult]:
     """Decodes windows: mel [M,T] -> one result, [B,M,T] -> B of them; encoder output [T,D] or [B,T,D] serves as well.
 
-    `changes` are fields of DecodingOptions. Samples depend on `seed` and on the row's number, not on the other rows.
+    `changes` are fields of DecodingOptions. Samples depend on `seed`, on the row's number and on what is in it, not on
+    the other rows.
     Raises ValueError for options or shapes that do not fit the model.
     """
     refuse_after_fork()
@@ -88,7 +89,8 @@ def decode(
     windows = mel if mel.ndim == 3 else mel[None]
     if windows.ndim != 3 or not windows.shape[0]:
         raise ValueError(f"mel has shape {mel.shape}, expected [M,T], or [B,M,T] with at least one window")
-    seeds = [row_seed(seed, row) for row in range(windows.shape[0])]
+    sounds = map(fingerprint, np.asarray(windows)) if options.temperature > 0 else [0] * len(windows)
+    seeds = [row_seed(seed, row, sound) for row, sound in enumerate(sounds)]
     decoded = decode_windows(model, encode_windows(model, windows), [options] * len(seeds), seeds)
     results = [result for result in decoded if result is not None]
     return results if mel.ndim == 3 else results[0]
