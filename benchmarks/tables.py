@@ -2,8 +2,9 @@
 
     python benchmarks/tables.py [--check]
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`, where NAME is that of its files: `base.timings` for
-benchmarks/results/base.timings.json. --check changes nothing; the exit code is 1 where a document is not up to date.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`, where NAME is that of its file: `base.timings` for
+benchmarks/results/base.timings.json, of which `base.summary` is the short form. --check changes nothing; the exit code
+is 1 where a document is not up to date.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def timings(result: dict[str, Any]) -> str:
         rows, ours = [], found["systems"].get(_OURS)
         for name, row in found["systems"].items():
             ratio = f"{ours['s'] / row['s']:.2f}" if ours and name != _OURS else ""
-            written = [f"{row['words']}", percent(errors(row), row["spoken"])] if "words" in row else []
+            wrong = percent(errors(row) + row["loop_words"], row["spoken"]) if "words" in row else ""
+            written = [f"{row['words']}", wrong] if wrong else []
             cells = [name, seconds(row["s"]), ratio, *written, f"{row['mb']}", seconds(row["first_s"])]
             rows.append(cells)
         spoken = next((row["spoken"] for row in found["systems"].values() if "spoken" in row), None)
@@ -65,6 +67,28 @@ def timings(result: dict[str, Any]) -> str:
         title = f"{piece}, {found['audio_s']:g} s"
         text.append(markdown([title, "s", "ours / it", *columns, "peak MB", "first run, s"], rows))
     return "\n".join(text) + about(result)
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A row for each system: the window in seconds, the long recording in times its own length, its errors."""
+    found = result["timings"]
+    pieces = [name for name in found if name == "one window" or name.startswith(("sequential", "clips", "cut by VAD"))]
+    header = [f"{name}{', s' if name == 'one window' else ', x real time'}" for name in pieces]
+    rows = []
+    for name in result["versions"]:
+        cells, wrong = [], ""
+        for piece in pieces:
+            row = found[piece]["systems"].get(name)
+            if row is None:
+                cells.append("")
+            elif piece == "one window":
+                cells.append(seconds(row["s"]))
+            else:
+                cells.append(f"{found[piece]['audio_s'] / row['s']:.0f}")
+            if row and not wrong and piece != "one window":
+                wrong = percent(errors(row) + row["loop_words"], row["spoken"])
+        rows.append([name, *cells, wrong])
+    return markdown(["", *header, "word errors"], rows) + about(result)
 
 
 def cold_start(result: dict[str, Any]) -> str:
@@ -112,6 +136,7 @@ def nonspeech(result: dict[str, Any]) -> str:
 
 KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "timings": timings,
+    "summary": summary,
     "cold_start": cold_start,
     "precision": precision,
     "nonspeech": nonspeech,
@@ -119,11 +144,10 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def table(name: str, results: Path = RESULTS) -> str:
-    """The table of the results of this name: "base.timings"."""
-    path = results / f"{name}.json"
-    if not path.exists():
-        return _NOT_RUN
-    return KINDS[name.rsplit(".", 1)[1]](json.loads(path.read_text()))
+    """The table of this name: "base.timings", or, of the same file, "base.summary"."""
+    checkpoint, kind = name.rsplit(".", 1)
+    path = results / f"{checkpoint}.{'timings' if kind == 'summary' else kind}.json"
+    return KINDS[kind](json.loads(path.read_text())) if path.exists() else _NOT_RUN
 
 
 def filled(text: str, results: Path = RESULTS) -> str:

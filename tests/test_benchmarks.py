@@ -85,6 +85,7 @@ def test_tables_show_seconds_beside_the_words_written(tmp_path):
     assert "old" not in text
     assert json.loads((tmp_path / "base.timings.json").read_text())["date"] in text
     assert tables.filled(text, tmp_path) == text
+    assert "| peer, int8 | 4.00 |  |" in tables.filled("<!-- table base.summary -->\n<!-- end -->\n", tmp_path)
 
 
 @pytest.mark.parametrize("document", tables.DOCUMENTS)
