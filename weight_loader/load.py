@@ -31,7 +31,7 @@ from whisper_nnx.tokenizer import Tokenizer
 
 Name = str | os.PathLike[str]
 Shape = tuple[int, ...]
-_FLOATS = tuple(map(np.dtype, ("float64", "float32", "float16", "bfloat16")))
+FLOATS = tuple(map(np.dtype, ("float64", "float32", "float16", "bfloat16")))
 
 
 def load_model(
@@ -158,8 +158,8 @@ def load_weights_into_nnx_model(model: nnx.Module, params: Mapping[Any, Any]) ->
     given = {tuple(int(k) if str(k).isdigit() else k for k in path): v for path, v in flatten_dict(nested).items()}
     variables = _variables(model)
     _compare(
-        {_dotted(path): variable.shape for path, variable in variables.items()},
-        {_dotted(path): np.shape(array) for path, array in given.items()},
+        {dotted(path): variable.shape for path, variable in variables.items()},
+        {dotted(path): np.shape(array) for path, array in given.items()},
         "params do not fit the model",
         "make the model with the configuration that came with them",
     )
@@ -209,8 +209,8 @@ def read_arrays(checkpoint: Checkpoint, dtype: Dtype = None, model: Whisper | No
     found: dict[str, Shape] = {}
     params: dict[Path, jax.Array] = {}
     for name, array in checkpoint.tensors:
-        if array.dtype not in _FLOATS:
-            floats = ", ".join(map(str, _FLOATS))
+        if array.dtype not in FLOATS:
+            floats = ", ".join(map(str, FLOATS))
             raise CheckpointError(f"{checkpoint.where}: {name} is stored as {array.dtype}, expected one of {floats}")
         found[name] = array.shape
         if expected.get(name) == array.shape:
@@ -285,7 +285,7 @@ def _compare(expected: Mapping[str, Shape], found: Mapping[str, Shape], what: st
         raise CheckpointError(f"{what}: {listed}; {fix}")
 
 
-def _dotted(path: Path) -> str:
+def dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 
 from weight_loader.checkpoint import Content
 from weight_loader.folder import CheckpointError
+from weight_loader.load import FLOATS, abstract_model, differences, dotted, listing
 from weight_loader.names import Path
 from weight_loader.writers import huggingface, write_checkpoint
 from whisper_nnx.model import Whisper
@@ -49,9 +50,40 @@ def save_model(model: Whisper, path: str | os.PathLike[str], format: str = "hf",
 
 
 def content_of(model: Whisper) -> Content:
-    """The model as writers take it. Raises CheckpointError for one whose weights were rounded to 8 bits."""
+    """The model as writers take it.
+
+    Raises CheckpointError for int8 weights, and for a model whose parameters are not exactly those of its configuration
+    (replaced or removed layers, added modules): no format could hold it, and what loads would be another model.
+    """
     if isinstance(model.decoder.embed_tokens, Int8Embedding):
         raise CheckpointError("the model's weights are int8, which no format here stores; load it with other weights")
-    state = cast(Iterable[tuple[Path, nnx.Variable]], nnx.to_flat_state(nnx.state(model)))
-    arrays = {path: variable[...] for path, variable in state}
-    return Content(model.config, model.tokenizer, arrays)
+    variables = _parameters(model)
+    _check(model, variables)
+    return Content(model.config, model.tokenizer, {path: variable[...] for path, variable in variables.items()})
+
+
+def _parameters(model: Whisper) -> dict[Path, nnx.Variable]:
+    """All variables by path, except those that no output depends on or that hold random keys."""
+    state = nnx.state(model, nnx.Not(nnx.Any(nnx.Intermediate, nnx.RngState)))
+    return dict(cast(Iterable[tuple[Path, nnx.Variable]], nnx.to_flat_state(state)))
+
+
+def _check(model: Whisper, variables: dict[Path, nnx.Variable]) -> None:
+    expected = {dotted(path): variable.shape for path, variable in _parameters(abstract_model(model.config)).items()}
+    kinds = differences(expected, {dotted(path): variable.shape for path, variable in variables.items()})
+    if integers := [f"{dotted(path)} ({v.dtype})" for path, v in variables.items() if v.dtype not in FLOATS]:
+        kinds["not floating point"] = integers
+    if not kinds:
+        return
+    fixes = []
+    if any(isinstance(variable, nnx.LoRAParam) for variable in variables.values()):
+        fixes.append("merge LoRA into the kernels first (whisper_nnx.training.lora.merge for those of this package)")
+    elif "unexpected" in kinds:
+        fixes.append("remove what was added, or save it by itself")
+    if "missing" in kinds or "misshapen" in kinds:
+        fixes.append("set model.config to the sizes that the model has, if layers were removed or resized")
+    if "not floating point" in kinds:
+        fixes.append("convert the numbers")
+    listed = "; ".join(f"{kind}: {listing(names, 8)}" for kind, names in kinds.items())
+    what = "the model's parameters are not those of its configuration, and no format can hold them"
+    raise CheckpointError(f"{what}: {listed}; {'; '.join(fixes)}")

@@ -16,7 +16,7 @@ from whisper_nnx.training.config import LoraConfig
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
 
 
-class LoraParam(nnx.Param):
+class LoraParam(nnx.LoRAParam):
     """A factor of an addition: what is trained."""
 
 
