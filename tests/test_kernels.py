@@ -1,10 +1,13 @@
 """The C++ kernels: the numbers of their twins in JAX, in every shape; where they cannot be had, all goes on without."""
 
+import _ctypes
+import ctypes
 import os
 import platform
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -180,11 +183,96 @@ def compiler(folder, script: str) -> str:
     return str(path)
 
 
+def counting(folder, rest: str = 'exec c++ "$@" -O0') -> str:
+    """A compiler that appends a line to `folder`/calls each time; without optimizations, it takes a second."""
+    return compiler(folder, f"echo once >> {folder}/calls; {rest}")
+
+
+def calls(folder) -> int:
+    return len((folder / "calls").read_text().split())
+
+
 def test_they_are_compiled_once_for_a_compiler_and_whole_or_not_at_all(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", counting(tmp_path))
     assert build.load() is not None
     assert [path.suffix for path in cache.iterdir()] == [".so"]
-    monkeypatch.setattr(build, "_compile", None)
     assert build.load() is not None
+    assert calls(tmp_path) == 1
+
+
+def test_a_damaged_library_is_compiled_again_and_never_opened(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", counting(tmp_path))
+    build.load()
+    (library,) = cache.iterdir()
+    whole, opened, open_library = library.read_bytes(), [], ctypes.CDLL
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: opened.append(Path(path).read_bytes()) or open_library(path))
+    monkeypatch.setattr(build, "_compiled", lambda *_: [library.write_bytes(whole), library][1])
+    for damaged in (whole[:20_000], whole[:-1], b"", bytes(flipped)):
+        library.unlink()  # this process keeps what it has opened
+        library.write_bytes(damaged)
+        opened.clear()
+        assert build.load() is not None
+        assert opened == [whole]
+
+
+def test_a_library_of_something_else_is_compiled_again(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", counting(tmp_path))
+    build.load()
+    (library,) = cache.iterdir()
+    library.unlink()
+    foreign = Path(_ctypes.__file__).read_bytes()
+    key = library.name.partition("-")[0]
+    (cache / build._name(key, foreign)).write_bytes(foreign)
+    assert build.load().Key() == key.encode()
+    assert list(cache.iterdir()) == [library]
+    assert calls(tmp_path) == 2
+
+
+def test_a_library_that_others_can_have_written_is_compiled_again(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", counting(tmp_path))
+    build.load()
+    (library,) = cache.iterdir()
+    library.chmod(0o722)
+    assert build.load() is not None
+    assert stat.S_IMODE(library.stat().st_mode) == 0o700
+    library.rename(tmp_path / "elsewhere.so")
+    library.symlink_to(tmp_path / "elsewhere.so")
+    assert build.load() is not None
+    assert not library.is_symlink()
+    assert calls(tmp_path) == 3
+
+
+def test_eight_that_start_at_once_compile_once(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", counting(tmp_path, 'sleep 1; exec c++ "$@" -O0'))
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+from whisper_nnx import kernels
+with ThreadPoolExecutor(8) as pool:
+    assert all(pool.map(lambda _: kernels.usable(), range(8)))
+"""
+    running = [subprocess.Popen([sys.executable, "-W", "error", "-c", code]) for _ in range(8)]
+    assert [process.wait(timeout=300) for process in running] == [0] * 8
+    assert calls(tmp_path) == 1
+    assert [path.suffix for path in cache.iterdir()] == [".so"]
+
+
+def test_a_failure_is_remembered_for_a_day_and_for_this_compiler(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", counting(tmp_path, "echo 'error: no such flag' >&2; exit 1"))
+    for reason in ("no such flag; ", r"no such flag \(remembered; delete .*\.failed to compile again\); "):
+        with pytest.warns(UserWarning, match=f"slower: error: {reason}"):
+            assert build.load() is None
+    assert calls(tmp_path) == 1
+    (failed,) = cache.iterdir()
+    day_before = failed.stat().st_mtime - 24 * 3600
+    os.utime(failed, (day_before, day_before))
+    with pytest.warns(UserWarning, match="no such flag; "):
+        assert build.load() is None
+    assert calls(tmp_path) == 2
+    monkeypatch.setenv("CXX", counting(tmp_path))  # repaired: another file than before
+    assert build.load() is not None
+    assert calls(tmp_path) == 3
 
 
 @pytest.mark.parametrize("way", ["switched off", "no compiler"])
@@ -203,7 +291,7 @@ def test_a_compiler_that_fails_is_told_in_one_line(cache, tmp_path, monkeypatch)
     with pytest.warns(UserWarning, match=r"slower: kernels.cc: error: no such flag; WHISPER_NNX_KERNELS=0") as told:
         assert build.load() is None
     assert "\n" not in str(told[0].message)
-    assert not list(cache.iterdir())
+    assert [path.suffix for path in cache.iterdir()] == [".failed"]
     monkeypatch.setenv("CXX", compiler(tmp_path, "exit 3"))
     with pytest.warns(UserWarning, match=r"slower: .*compiler failed with exit code 3; WHISPER_NNX_KERNELS=0"):
         assert build.load() is None

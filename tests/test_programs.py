@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
 from whisper_nnx import keep_programs, transcribe, warmup
-from whisper_nnx.programs import Program
+from whisper_nnx.programs import Program, _kept
 from whisper_nnx.windows import _encode, encode_windows
 
 NOISE = np.random.default_rng(1).normal(0, 0.1, 40_000).astype(np.float32)
@@ -92,6 +93,80 @@ def test_damaged_files_and_other_versions_are_made_again(folder, traced, monkeyp
     np.testing.assert_array_equal(encode_windows(model, mel).features, expected)
     assert len(traced) == 3
     assert len(list(folder.iterdir())) == 2  # and nothing half-written
+
+
+def test_a_flipped_bit_anywhere_never_runs_another_program(folder, traced):
+    model, mel = small_model(), small_mel(1)
+    encode_windows(model, mel)
+    (file,) = folder.iterdir()
+    whole, random = file.read_bytes(), np.random.default_rng(0)
+    for at in [*range(50), *random.integers(0, len(whole), 150)]:
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << int(random.integers(8))
+        file.write_bytes(damaged)
+        assert _kept(file) is None
+    for damaged in (whole[:-1], whole[:40], b"", whole + b"\0"):
+        file.write_bytes(damaged)
+        assert _kept(file) is None
+    keep_programs(folder)
+    encode_windows(model, mel)
+    assert len(traced) == 2
+    file.write_bytes(whole)  # what was written stands
+    assert _kept(file) is not None
+
+
+def test_a_program_under_the_name_of_another_is_made_again(folder):
+    model = small_model()
+    for rows in (1, 2):
+        encode_windows(model, small_mel(rows))
+    one, two = folder.iterdir()
+    one.write_bytes(two.read_bytes())
+    assert _kept(one) is None
+    assert _kept(two) is not None
+
+
+def test_programs_that_others_can_have_written_are_made_again(folder):
+    encode_windows(small_model(), small_mel(1))
+    (file,) = folder.iterdir()
+    file.chmod(0o666)
+    assert _kept(file) is None
+    file.chmod(0o644)
+    assert _kept(file) is not None
+    if os.getuid() == 0:
+        os.chown(file, 65534, -1)
+        assert _kept(file) is None
+
+
+def test_eight_threads_trace_a_program_once(folder, traced):
+    model, mel = small_model(), small_mel(1)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: np.asarray(encode_windows(model, mel).features), range(8)))
+    assert traced == ["_encode"]
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+
+
+def test_processes_that_start_at_once_trace_a_program_once(tmp_path):
+    code = f"""
+from tests.small import small_mel, small_model
+from whisper_nnx import keep_programs
+from whisper_nnx.programs import Program
+from whisper_nnx.windows import encode_windows
+made = Program.exported
+Program.exported = lambda self, *args: print("traced") or made(self, *args)
+keep_programs({str(tmp_path)!r})
+encode_windows(small_model(), small_mel(1))
+"""
+    options = {"cwd": Path(__file__).parents[1], "stdout": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([sys.executable, "-c", code], **options) for _ in range(4)]
+    assert "".join(process.communicate(timeout=300)[0] for process in running) == "traced\n"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
+    tmp_path.chmod(0o777)
+    with pytest.raises(PermissionError, match=f"others may write to {tmp_path}"):
+        keep_programs(tmp_path)
 
 
 def test_where_nothing_can_be_written_it_goes_on(folder):

@@ -75,9 +75,15 @@ def of_whole_numbers() -> Whisper:
         (with_our_lora, r"missing: .*fc2.kernel.*; unexpected: .*fc2.a, .*fc2.b.*; merge LoRA .*training.lora.merge"),
         (with_head, "unexpected: head.bias, head.kernel; remove what was added, or save it by itself"),
         (with_array, "unexpected: encoder.gain; remove what was added"),
-        (without_layer, r"missing: decoder.layers.1\..* and \d+ more; set model.config to the sizes that the model has"),
+        (
+            without_layer,
+            r"missing: decoder.layers.1\..* and \d+ more; set model.config to the sizes",
+        ),
         (without_bias, "missing: encoder.layers.0.fc1.bias; "),
-        (of_another_width, r"misshapen: .*fc1.kernel is \(16, 48\), expected \(16, 64\); set model.config to the sizes"),
+        (
+            of_another_width,
+            r"misshapen: .*fc1.kernel is \(16, 48\), expected \(16, 64\); set model.config",
+        ),
         (of_whole_numbers, r"not floating point: encoder.layers.0.fc1.kernel \(int32\); convert"),
     ],
 )

@@ -147,7 +147,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         from whisper_nnx.compilation_cache import choose_compilation_cache
         from whisper_nnx.programs import keep_programs
 
-        keep_programs(choose_compilation_cache(args.compilation_cache))
+        try:
+            keep_programs(choose_compilation_cache(args.compilation_cache))
+        except PermissionError as error:  # a folder of JAX's own setting, which nothing here has checked
+            warnings.warn(f"programs are not kept: {error}; choose another --compilation_cache", stacklevel=1)
         device = find_device(args.device)
         with jax.default_device(device):
             model = model_of(args, device)

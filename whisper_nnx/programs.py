@@ -10,7 +10,9 @@ import hashlib
 import inspect
 import os
 import re
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, update_wrapper
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,29 +22,38 @@ import jax.export
 
 from whisper_nnx import kernels
 from whisper_nnx.forking import refuse_after_fork
+from whisper_nnx.user_cache import locked, read_own, refuse_if_others_can_write, write_whole
 
 AnyType = TypeVar("AnyType", bound=type)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 # JAX promises nothing for those; other versions of it have files of their own.
 _CUSTOM_CALLS = ("LayoutConstraint", *kernels.TARGETS)
 _MOST_FILES = 500  # about 100 kB each; the oldest go first
+_DIGEST_BYTES = 32
+_LONGEST_S = 120  # that a process waits for another one that traces the same program
 
 _folder: Path | None = None
+_found: dict[tuple[Any, ...], Callable[..., Any]] = {}
+_finding = threading.RLock()
 
 
 def keep_programs(folder: str | os.PathLike[str] | None) -> None:
     """From now on the programs of transcription are kept in `folder`, and taken from there; None: no longer.
 
     Where the compilation cache is on too, and a process before this one has run the same model shape, options and batch
-    sizes (by `warmup`, say), nothing is traced and nothing compiled. The folder is made if there is none. Nobody else
-    may be able to write to it: what lies there is run. Files of another version of JAX or of this package are not
-    looked at. Raises OSError where there can be no such folder.
+    sizes (by `warmup`, say), nothing is traced and nothing compiled. The folder is created if there is none. Its files
+    are executed: those that others can have written, or whose digest does not fit, are made again. Files of another
+    version of JAX or of this package are not looked at. Raises OSError where there can be no such folder, and
+    PermissionError (which is one) where other users can write to it or exchange it.
     """
     global _folder
-    if folder is not None:
-        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-    _folder = None if folder is None else Path(folder)
-    _find.cache_clear()
+    path = None if folder is None else Path(folder).expanduser().resolve()
+    if path is not None:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        refuse_if_others_can_write(path, of_root=True)
+    with _finding:
+        _folder = path
+        _found.clear()
 
 
 def given_back(kind: AnyType) -> AnyType:
@@ -98,27 +109,56 @@ def program(static_argnames: Sequence[str] = ()) -> Callable[[Callable[..., Any]
     return lambda function: Program(function, static_argnames)
 
 
-@cache
-def _find(program: Program, tree: Any, shapes: tuple[Any, ...], statics: tuple[tuple[str, Any], ...]) -> Callable:
-    """The kept program for such a call; if there is none yet, it is made and written, whole or not at all."""
+def _find(*call: Any) -> Callable[..., Any]:
+    """What runs the program of such a call (`_kept_or_made`'s arguments); threads that need the same one share it."""
+    if (found := _found.get(call)) is None:
+        with _finding:
+            if (found := _found.get(call)) is None:
+                found = _found[call] = jax.jit(_kept_or_made(*call).call)
+    return found
+
+
+def _kept_or_made(
+    program: Program, tree: Any, shapes: tuple[Any, ...], statics: tuple[tuple[str, Any], ...]
+) -> jax.export.Exported:
+    """The kept program; if there is none yet, or it is damaged, it is made and written, whole or not at all."""
     assert _folder is not None
     # The structure tells all that is static in modules; of functions in it, their names.
-    said = (jax.default_backend(), program.__name__, _ADDRESS.sub("", str(tree)), shapes, statics, _version())
-    name = hashlib.blake2b(repr(said).encode(), digest_size=20).hexdigest()
+    parts = (jax.default_backend(), program.__name__, _ADDRESS.sub("", str(tree)), shapes, statics, _version())
+    name = hashlib.blake2b(repr(parts).encode(), digest_size=20).hexdigest()
     file = _folder / f"{program.__name__}-{name}.stablehlo"
+    if (kept := _kept(file)) is not None:
+        return kept
+    with locked(file.with_name(f".{file.name}.lock"), _LONGEST_S):
+        if (kept := _kept(file)) is None:  # another process did not make it while this one waited
+            kept = program.exported(tree, shapes, dict(statics))
+            _keep(file, bytes(kept.serialize()))
+    return kept
+
+
+def _kept(file: Path) -> jax.export.Exported | None:
+    """None where there is no such file, or where it is not what was written under this name."""
+    content = read_own(file) or b""
+    data = content[_DIGEST_BYTES:]
+    if content[:_DIGEST_BYTES] != _digest(file, data):
+        return None
     try:
-        kept = jax.export.deserialize(bytearray(file.read_bytes()))
-    except Exception:  # no such file, or a damaged one
-        kept = program.exported(tree, shapes, dict(statics))
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(kept.serialize())
-            os.replace(partial, file)
-            for old in sorted(_folder.glob("*.stablehlo"), key=lambda path: path.stat().st_mtime)[:-_MOST_FILES]:
-                old.unlink(missing_ok=True)
-        except OSError:  # a full disk: this process goes on without
-            partial.unlink(missing_ok=True)
-    return jax.jit(kept.call)
+        return jax.export.deserialize(bytearray(data))
+    except Exception:  # whatever JAX raises for what it cannot read
+        return None
+
+
+def _keep(file: Path, data: bytes) -> None:
+    """Writes it, unless the disk is full or the folder read-only: then this process goes on without."""
+    with suppress(OSError):
+        write_whole(file, _digest(file, data) + data)
+        for old in sorted(file.parent.glob("*.stablehlo"), key=lambda path: path.stat().st_mtime)[:-_MOST_FILES]:
+            old.unlink(missing_ok=True)
+
+
+def _digest(file: Path, data: bytes) -> bytes:
+    """Of a program and its name: a file under the name of another program is not that program."""
+    return hashlib.blake2b(file.name.encode() + b"\0" + data, digest_size=_DIGEST_BYTES).digest()
 
 
 def _is_plain(leaf: Any) -> bool:

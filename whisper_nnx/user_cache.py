@@ -1,10 +1,12 @@
-"""The user's cache folder, and folders in it that nobody else can write to: what lies there is run."""
+"""The user's cache folder, and files in it that are executed: verified by digest, writable by the user alone."""
 
 from __future__ import annotations
 
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -26,20 +28,24 @@ def make_private_folder(folder: Path) -> None:
     """
     for part in reversed([folder, *folder.parents]):
         part.mkdir(mode=0o700, exist_ok=True)
-    if sys.platform == "win32":  # profiles are private there, and modes say nothing
+    refuse_if_others_can_write(folder)
+    if sys.platform == "win32":
         return
-    _refuse_if_others_can_write(folder)
     os.chmod(folder, 0o700)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} is on a file system that cannot be written to")
 
 
-def _refuse_if_others_can_write(folder: Path) -> None:
-    """The folder must be the user's own; so must all above it, or the system's, up to the user's home."""
+def refuse_if_others_can_write(folder: Path, of_root: bool = False) -> None:
+    """The folder, an absolute path without links, must be the user's own; so must all above it, or the system's, up to
+    the user's home. of_root: the folder itself may be the system's too. Raises PermissionError.
+    """
+    if sys.platform == "win32":  # profiles are private there, and modes say nothing
+        return
     home = Path.home().resolve()
     for part in (folder, *folder.parents):
         status = part.stat()
-        if status.st_uid != os.getuid() and (part == folder or status.st_uid != 0):
+        if status.st_uid != os.getuid() and (status.st_uid != 0 or (part == folder and not of_root)):
             raise PermissionError(f"{part} belongs to another user")
         # In a sticky folder, as /tmp is one, others may add files but not move or remove ours.
         sticky = status.st_mode & stat.S_ISVTX and part != folder
@@ -47,6 +53,49 @@ def _refuse_if_others_can_write(folder: Path) -> None:
             raise PermissionError(f"others may write to {part}")
         if part == home:
             return
+
+
+def read_own(file: Path) -> bytes | None:
+    """The content of a regular file that only the user, or root, can have written; None for any other, or none."""
+    flags = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    try:
+        descriptor = os.open(file, os.O_RDONLY | sum(flags))
+    except OSError:
+        return None
+    with open(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        own = sys.platform == "win32" or (status.st_uid in (os.getuid(), 0) and not _others_may_write(status))
+        return stream.read() if own and stat.S_ISREG(status.st_mode) else None
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Whole or not at all. Raises OSError."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path, longest_s: float) -> Iterator[None]:
+    """Keeps out other processes that lock the same path, for at most so long; none where files cannot be locked.
+
+    It ends with the process. What it guards must be right without it: it only spares doing the same work twice.
+    """
+    import filelock
+
+    lock = filelock.FileLock(file, timeout=longest_s)
+    with suppress(OSError, NotImplementedError):  # it took too long, or the folder cannot be written to
+        lock.acquire()
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+            lock.release()
 
 
 def _others_may_write(status: os.stat_result) -> bool:

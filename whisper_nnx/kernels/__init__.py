@@ -9,6 +9,7 @@ the machine at hand (`build.py`). Where that cannot be done, `usable()` is False
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from functools import cache
 
@@ -24,8 +25,16 @@ _KINDS = (jnp.float32, jnp.bfloat16, jnp.int8)
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-@cache
+_loading = threading.Lock()
+
+
 def _library() -> ctypes.CDLL | None:
+    with _loading:  # `cache` alone would load, and register, once for each of the first threads
+        return _registered()
+
+
+@cache
+def _registered() -> ctypes.CDLL | None:
     library = load()
     for target, name in zip(TARGETS, _HANDLERS, strict=True) if library else ():
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, f"{name}Handler")), platform="cpu")

@@ -8,23 +8,26 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
-from whisper_nnx.user_cache import make_private_folder, user_cache_folder
+from whisper_nnx.user_cache import locked, make_private_folder, read_own, user_cache_folder, write_whole
 
 SWITCH = "WHISPER_NNX_KERNELS"  # 0: do without
 _SOURCE, _HEADER = (Path(__file__).with_name(name) for name in ("kernels.cc", "vectors.h"))
 _FOR_THIS = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
 _FLAGS = ("-O3", _FOR_THIS, "-std=gnu++17", "-shared", "-fPIC")
 _LONGEST_S = 120
+_REMEMBERED_S = 24 * 3600  # what is wrong may be mended: no disk or memory left, a package that was missing
 
 
 def load() -> ctypes.CDLL | None:
     """The compiled kernels; None where there is no C++ compiler, or where $WHISPER_NNX_KERNELS is 0.
 
     $CXX names the compiler, else it is c++, g++ or clang++. Where one is there and fails, or the cache folder cannot be
-    used, a warning says so.
+    used, a warning says so. A failure is remembered for a day, for this compiler.
     """
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
     if compiler is None or os.environ.get(SWITCH) == "0":
@@ -32,33 +35,92 @@ def load() -> ctypes.CDLL | None:
     try:
         folder = (user_cache_folder() / "whisper_nnx" / "kernels").resolve()
         make_private_folder(folder)
-        library = folder / f"{_key(compiler)}.so"
-        if not library.exists():
-            _compile(compiler, library)
-        return ctypes.CDLL(str(library))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        told = f"no kernels for this CPU, decoding is slower: {_problem(error)}; {SWITCH}=0 does without"
-        warnings.warn(told, stacklevel=2)
+        key = _key(compiler)
+        return _kept(folder, key) or _built(folder, key, compiler)
+    except (OSError, RuntimeError) as error:
+        message = f"no kernels for this CPU, decoding is slower: {error}; {SWITCH}=0 does without"
+        warnings.warn(message, stacklevel=2)
         return None
 
 
+def _kept(folder: Path, key: str) -> ctypes.CDLL | None:
+    """The library of this key; None where there is none. One that is damaged, or another library, is deleted."""
+    for file in sorted(folder.glob(f"{key}-*.so")):
+        data = read_own(file)
+        # Before it is opened: a damaged library crashes the process.
+        if data is not None and file.name == _name(key, data):
+            with suppress(OSError, RuntimeError):
+                return _opened(file, key)
+        file.unlink(missing_ok=True)
+    return None
+
+
+def _name(key: str, library: bytes) -> str:
+    return f"{key}-{hashlib.blake2b(library, digest_size=16).hexdigest()}.so"
+
+
+def _opened(file: Path, key: str) -> ctypes.CDLL:
+    """Raises OSError for what is no library, RuntimeError for one of another source."""
+    library = ctypes.CDLL(str(file))
+    try:
+        library.Key.restype = ctypes.c_char_p
+        stamp = library.Key()
+    except AttributeError:
+        stamp = None
+    if stamp != key.encode():
+        raise RuntimeError(f"{file} is not the library that was compiled")
+    return library
+
+
+def _built(folder: Path, key: str, compiler: str) -> ctypes.CDLL:
+    """Compiles it, unless another thread or process does so now, or it failed within the last day.
+
+    Raises OSError, RuntimeError.
+    """
+    failed = folder / f"{key}.failed"
+    with locked(folder / f".{key}.lock", 2 * _LONGEST_S):
+        if (library := _kept(folder, key)) is not None:
+            return library
+        if reason := _earlier_failure(failed):
+            raise RuntimeError(reason)
+        try:
+            library = _opened(_compiled(compiler, folder, key), key)
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            reason = _problem(error)
+            write_whole(failed, reason.encode())
+            raise RuntimeError(reason) from error
+        failed.unlink(missing_ok=True)
+        return library
+
+
+def _earlier_failure(file: Path) -> str:
+    """What the compiler wrote within the last day; empty where it did not fail."""
+    reason = (read_own(file) or b"").decode(errors="replace")
+    if not reason or not 0 <= time.time() - file.stat().st_mtime < _REMEMBERED_S:
+        return ""
+    return f"{reason} (remembered; delete {file} to compile again)"
+
+
 def _problem(error: Exception) -> str:
-    """In one line: of what a compiler says, the first error."""
+    """In one line: of the compiler's messages, the first error."""
     if not isinstance(error, subprocess.CalledProcessError):
         return str(error)
     lines = [*error.stderr.strip().splitlines(), f"{error.cmd[0]} failed with exit code {error.returncode}"]
     return next((line for line in lines if "error" in line), lines[-1])
 
 
-def _compile(compiler: str, library: Path) -> None:
-    """Whole or not at all: another process may do the same at this moment."""
+def _compiled(compiler: str, folder: Path, key: str) -> Path:
+    """The library, under a name with its digest."""
     import jax
 
-    partial = library.with_name(f".{library.name}.{os.getpid()}.partial")
-    command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", str(partial)]
+    partial = folder / f".{key}.{os.getpid()}.partial"
+    command = [compiler, *_FLAGS, f'-DKEY="{key}"', f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", str(partial)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LONGEST_S)
-        os.replace(partial, library)
+        partial.chmod(0o700)
+        file = folder / _name(key, partial.read_bytes())
+        os.replace(partial, file)
+        return file
     finally:
         partial.unlink(missing_ok=True)
 
@@ -68,8 +130,8 @@ def _key(compiler: str) -> str:
     import jaxlib
 
     source = _SOURCE.read_bytes() + _HEADER.read_bytes()
-    said = (source, jaxlib.__version__, _FLAGS, compiler, os.stat(compiler).st_mtime, _instructions())
-    return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()
+    parts = (source, jaxlib.__version__, _FLAGS, compiler, os.stat(compiler).st_mtime, _instructions())
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def _instructions() -> str:

@@ -358,6 +358,9 @@ HANDLER(LayerProduct, .Arg<Floats>().Arg<ffi::AnyBuffer>());
 HANDLER(TableRows, .Arg<ffi::AnyBuffer>().Arg<Numbers>());
 HANDLER(Attention, .Arg<Floats>().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Arg<Numbers>());
 
+// By which build.py knows its own library.
+extern "C" const char* Key() { return KEY; }
+
 extern "C" bool MultipliesBFloat16() {
 #ifdef __AVX512BF16__
   return true;
