@@ -35,7 +35,7 @@ from weight_loader.checkpoint import Content
 from weight_loader.folder import CheckpointError
 from weight_loader.ggml_blocks import STORAGES
 from weight_loader.load import abstract_model
-from weight_loader.readers import open_checkpoint
+from weight_loader.readers import read_checkpoint
 from weight_loader.writers import write_checkpoint
 from whisper_nnx.config import WhisperConfig
 from whisper_nnx.features import mel_filters
@@ -225,7 +225,7 @@ def _place(length: int, random: np.random.Generator) -> int:
 def opened(path: Path) -> str:
     """What happened: "read", or the message that refused it. Raises whatever else comes out."""
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = read_checkpoint(path)  # without the last resort, which would hide what readers did not foresee
         for name, array in checkpoint.tensors:
             assert isinstance(name, str) and array.ndim < 9  # noqa: PT018
     except (CheckpointError, OSError) as error:

@@ -43,7 +43,7 @@ def test_the_fuzzer_notices_what_is_neither(tmp_path, monkeypatch):
     def wrong(path):
         raise KeyError("surprise") if path.is_dir() else CheckpointError("two\nlines")
 
-    monkeypatch.setattr("tests.fuzz_readers.open_checkpoint", wrong)
+    monkeypatch.setattr("tests.fuzz_readers.read_checkpoint", wrong)
     (tmp_path / "scratch").mkdir()
     _, findings = fuzz(12, 0, tmp_path / "kept", tmp_path / "scratch")
     assert len(findings) == 12

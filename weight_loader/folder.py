@@ -3,32 +3,62 @@
 from __future__ import annotations
 
 import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from whisper_nnx.config import WhisperConfig
+from whisper_nnx.files import read_regular
 from whisper_nnx.tokenizer import Tokenizer
 
 CONFIG_FILES = ("config.json", "generation_config.json")
-_MAX_JSON = 256 * 2**20  # bytes; a tokenizer.json has 4 million
+_MAX_JSON = 4 * 2**20  # bytes; the list of large-v3's shards has 130,000
+# What code that parses a file raises where the file is not as it expects.
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    EOFError,
+    struct.error,
+)
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be fetched or used; the message, one line, says why and what to do."""
 
 
+@contextmanager
+def reading(where: str | Path) -> Iterator[None]:
+    """Raises CheckpointError, with `where` and the cause, for what a malformed file makes the code that reads it raise.
+
+    The last resort around a whole reader: readers themselves say what is wrong, and are tested without it.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except _MALFORMED as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(f"{where} is damaged or not a Whisper checkpoint ({what}); download it again") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError where there is none."""
     try:
-        if (size := path.stat().st_size) > _MAX_JSON:
-            raise CheckpointError(f"{path} has {size} bytes, at most {_MAX_JSON} are read; do not trust it")
-        content = json.loads(path.read_bytes())
+        data = read_regular(path, _MAX_JSON)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} has no {path.name}; give the folder of a whole Hugging Face checkpoint"
         ) from None
-    except CheckpointError:
-        raise
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    try:
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:  # no UTF-8, or no JSON
         raise CheckpointError(f"{path} is no valid JSON ({error}); download it again") from error
     if not isinstance(content, dict):

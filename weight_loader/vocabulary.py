@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from weight_loader.folder import CheckpointError
+from whisper_nnx.files import read_regular
 from whisper_nnx.languages import LANGUAGES
 from whisper_nnx.tokenizer import BYTE_OF, Tokenizer
 
 _CHARACTER_OF = {byte: chr(character) for character, byte in BYTE_OF.items()}
 _MULTILINGUAL = 51865  # whisper.cpp takes smaller vocabularies to be English-only
 _WITHOUT_LANGUAGES = 51765  # ids of the English-only vocabulary that are no languages; a multilingual one has one more
-_MAX_TOKEN, _MAX_TOKENS = 256, 100_000  # bytes, tokens; in the released vocabularies 128 and 50,257
+_MAX_TOKEN = 256  # bytes; in the released vocabularies 128
+_MAX_WORK = 40_000_000  # of finding the merges, which grows with the square of a token's length; there 2.3 million
+_MAX_FILE = 32 * 2**20  # bytes; the released files have 0.8 million
 _TASKS = ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
 
 
@@ -41,6 +44,9 @@ def implied_tokens(vocab_size: int) -> dict[str, int]:
 
 def tokenizer_of(text: Mapping[int, bytes], added: Mapping[str, int], vocab_size: int) -> Tokenizer:
     """text: bytes of the ordinary tokens; added: ids of the others. Raises ValueError where they make no tokenizer."""
+    lengths = [len(token) for token in text.values()]
+    if max(lengths, default=0) > _MAX_TOKEN or sum(n * n for n in lengths) > _MAX_WORK:
+        raise ValueError(f"it has a token of {max(lengths)} bytes, or more long ones than any vocabulary of Whisper's")
     if len(set(text.values())) != len(text):
         raise ValueError("the vocabulary has one token twice")
     letters = {i: "".join(map(_CHARACTER_OF.__getitem__, token)) for i, token in sorted(text.items())}
@@ -66,11 +72,8 @@ def tokenizer_from_tiktoken(path: Path, vocab_size: int) -> Tokenizer:
     Raises CheckpointError where it is none, or does not fit `vocab_size`.
     """
     try:
-        with path.open("rb") as stream:
-            lines = stream.read(_MAX_TOKENS * 2 * _MAX_TOKEN).splitlines()
+        lines = read_regular(path, _MAX_FILE).splitlines()
         tokens = {int(rank): base64.b64decode(token) for token, rank in (line.split() for line in lines if line)}
-        if len(tokens) > _MAX_TOKENS or max(map(len, tokens.values())) > _MAX_TOKEN:
-            raise ValueError("it has more or longer tokens than any vocabulary of Whisper's")
         return tokenizer_of(tokens, implied_tokens(vocab_size), vocab_size)
     except ValueError as error:
         raise CheckpointError(f"{path} is no .tiktoken file of this model ({error}); take openai-whisper's") from error

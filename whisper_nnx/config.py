@@ -36,9 +36,10 @@ class WhisperConfig:
         for name in ("encoder_ffn_dim", "decoder_ffn_dim"):
             object.__setattr__(self, name, getattr(self, name) or 4 * self.d_model)
         if self.alignment_heads is not None:
-            object.__setattr__(
-                self, "alignment_heads", tuple((int(layer), int(h)) for layer, h in self.alignment_heads)
-            )
+            pairs = tuple((int(layer), int(head)) for layer, head in self.alignment_heads)
+            if pairs != tuple(map(tuple, self.alignment_heads)):
+                raise ValueError(f"alignment_heads={self.alignment_heads} must be pairs of whole numbers")
+            object.__setattr__(self, "alignment_heads", pairs)
         self._validate()
 
     def _validate(self):

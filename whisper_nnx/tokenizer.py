@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.config import SpecialTokens
+from whisper_nnx.files import read_regular
 from whisper_nnx.languages import LANGUAGES, to_language_code
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ FILE_NAMES = (
     *("tokenizer_config.json", "special_tokens_map.json", "normalizer.json"),
 )
 _GENERATION_CONFIG = "generation_config.json"
+MAX_FILE = 32 * 2**20  # bytes; the released tokenizer.json has 2.5 million
+_MAX_IDS = 2_000_000  # far above every vocabulary
 _SPECIAL_NAMES = {  # where there are two, older files have the second
     "eot": ("<|endoftext|>",),
     "sot": ("<|startoftranscript|>",),
@@ -95,9 +98,10 @@ class Tokenizer:
     def from_folder(cls, path: str | Path, vocab_size: int | None = None) -> Tokenizer:
         """From the files in a checkpoint's folder."""
         folder = Path(path)
-        present = [name for name in (*FILE_NAMES, _GENERATION_CONFIG) if (folder / name).is_file()]
+        present = [name for name in (*FILE_NAMES, _GENERATION_CONFIG) if (folder / name).exists()]
+        files = {name: read_regular(folder / name, MAX_FILE) for name in present}
         try:
-            return cls({name: (folder / name).read_bytes() for name in present}, vocab_size)
+            return cls(files, vocab_size)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"{folder}: {error}") from error
 
@@ -311,7 +315,7 @@ def _read(files: Mapping[str, bytes]) -> _Vocabulary:
 def _reading(name: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{name} is damaged or no Whisper's ({type(error).__name__}: {error}); "
             "take it from the checkpoint's original repository"
@@ -322,6 +326,9 @@ def _vocabulary(
     vocab: dict[str, int], merges: Sequence[Sequence[str]], added: dict[str, tuple[int, bool]]
 ) -> _Vocabulary:
     """vocab and merges are in GPT-2's characters for bytes. Raises KeyError, ValueError where they do not fit."""
+    for token, i in (*vocab.items(), *((token, i) for token, (i, _) in added.items())):
+        if type(i) is not int or not 0 <= i < _MAX_IDS:
+            raise ValueError(f"the id of {token[:40]!r} is {i!r:.40}, expected a whole number from 0 to {_MAX_IDS - 1}")
     characters = sorted(map(chr, BYTE_OF), key=lambda c: vocab.get(c, len(vocab)))
     merged = [first + second for first, second in merges]
     ids = [*map(vocab.get, characters), *(vocab[token] for token in merged)]
@@ -360,6 +367,7 @@ def _special_tokens(vocabulary: _Vocabulary, vocab_size: int | None) -> SpecialT
         timestamp_end=times.stop - 1,
         languages=tuple((code, i) for i, code in languages),
     )
+    _check_distinct(special, vocabulary)
     last = max({*vocabulary.text, *_functional_ids(special), *times})
     if vocab_size is not None and last >= vocab_size:
         raise ValueError(
@@ -367,6 +375,24 @@ def _special_tokens(vocabulary: _Vocabulary, vocab_size: int | None) -> SpecialT
             "take both from the same checkpoint"
         )
     return special
+
+
+def _check_distinct(special: SpecialTokens, vocabulary: _Vocabulary) -> None:
+    """Raises ValueError where an id with a meaning of its own has another meaning too."""
+    names = {f"<|{code}|>": i for code, i in special.languages}
+    names |= {_SPECIAL_NAMES[field][0]: i for field in _SPECIAL_NAMES if (i := getattr(special, field)) is not None}
+    owner: dict[int, str] = {}
+    for name, i in names.items():
+        other = owner.setdefault(i, name)
+        if special.timestamp_begin <= i <= special.timestamp_end:
+            other = "a timestamp"
+        elif i in vocabulary.text:
+            other = f"the text {_text(vocabulary.text[i])!r}"
+        if other != name:
+            raise ValueError(
+                f"{name} and {other} have the same id, {i}; take the tokenizer's files from the checkpoint's original "
+                "repository"
+            )
 
 
 def _timestamps(ids: Mapping[str, int], taken: Iterable[int], no_timestamps: int, vocab_size: int | None) -> range:
@@ -394,4 +420,4 @@ def _is_multilingual(files: Mapping[str, bytes], special: SpecialTokens, vocab_s
     with _reading(_GENERATION_CONFIG):
         told = json.loads(files.get(_GENERATION_CONFIG, b"{}")).get("is_multilingual")
     english = special.eot == _ENGLISH_EOT or vocab_size == _ENGLISH_VOCAB_SIZE
-    return bool(special.languages) and not english if told is None else bool(told)
+    return told if isinstance(told, bool) else bool(special.languages) and not english

@@ -11,12 +11,15 @@ alignment heads none: `open_checkpoint` looks for them elsewhere.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from weight_loader.checkpoint import Checkpoint
-from weight_loader.folder import CheckpointError, read_alignment_heads
+from weight_loader.folder import CheckpointError, read_alignment_heads, reading
 from whisper_nnx.config import RELEASED, RELEASED_ALIGNMENT_HEADS, WhisperConfig, released_alignment_heads
 
 # Asked in this order: a folder may hold the same weights twice, and Hugging Face's bring the most with them.
@@ -33,14 +36,34 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises FileNotFoundError for a path to nothing, CheckpointError for what no reader knows or what is damaged.
     """
+    with reading(path):
+        checkpoint = read_checkpoint(path)
+    checkpoint.tensors = _guarded(path, checkpoint.tensors)
+    return checkpoint
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """As `open_checkpoint`, but without a last resort: an error that no reader foresaw comes out as it is."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder or a file with a checkpoint")
+    if not path.is_dir() and not path.is_file():
+        raise CheckpointError(f"{path} is a pipe or a device; give a folder or a regular file with a checkpoint")
     for name in READERS:
         if (module := reader(name)).detect(path):
             checkpoint: Checkpoint = module.read(path)
             checkpoint.config = _with_alignment_heads(checkpoint, path)
             return checkpoint
     raise CheckpointError(f"{path} {_what_it_is(path)}")
+
+
+def _guarded(path: Path, tensors: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """The same tensors; nothing that is done with them is guarded."""
+    while True:
+        with reading(path):
+            if (item := next(tensors, None)) is None:
+                return
+        yield item
+        del item  # before the next is read
 
 
 def _with_alignment_heads(checkpoint: Checkpoint, path: Path) -> WhisperConfig:

@@ -20,13 +20,16 @@ from weight_loader.folder import CheckpointError, read_json
 from weight_loader.readers.stream import Stream
 from weight_loader.vocabulary import tokenizer_of
 from whisper_nnx.config import WhisperConfig
-from whisper_nnx.tokenizer import BYTE_OF, Tokenizer
+from whisper_nnx.files import read_regular
+from whisper_nnx.tokenizer import BYTE_OF, MAX_FILE, Tokenizer
 
 _FILE = "model.bin"
 _SPEC = b"WhisperSpec\0"
 _VERSION = 6  # of the layout; Whispers have been written in no other
 _DTYPES = tuple(map(np.dtype, ("<f4", "i1", "<i2", "<i4", "<f2", ml_dtypes.bfloat16)))
 _MOST = 20_000  # variables; large-v3 has 1,000
+_MOST_AXES = 8
+_MOST_SHARED = 4  # times the numbers of the file, which aliases may ask for
 # Projections that share a matrix, and its parts from the top down.
 _FUSED = {"/self_attention/linear_0/": "qkv", "/attention/linear_1/": "kv"}
 
@@ -82,7 +85,7 @@ def _index(file: Path) -> tuple[dict[str, _Variable], dict[str, str]]:
             name = text("a variable's name")
             shape = stream.numbers(f"{stream.numbers('B', 'a number of axes')[0]}I", f"the shape of {name!r}")
             kind, n_bytes = stream.numbers("BI", f"the type of {name!r}")
-            if kind >= len(_DTYPES) or n_bytes != math.prod(shape) * _DTYPES[kind].itemsize:
+            if kind >= len(_DTYPES) or len(shape) > _MOST_AXES or n_bytes != math.prod(shape) * _DTYPES[kind].itemsize:
                 raise stream.error(f"has {name!r} of type {kind}, shape {shape} and {n_bytes} bytes")
             variables[name] = _Variable(shape, _DTYPES[kind], stream.tell())
             stream.skip(n_bytes, f"the variable {name!r}")
@@ -126,7 +129,7 @@ def _config(file: Path, variables: dict[str, _Variable], aliases: dict[str, str]
         )
         beside = file.parent / "config.json"
         return WhisperConfig.from_hf(config.to_hf(), read_json(beside)) if beside.is_file() else config
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise error if isinstance(error, CheckpointError) else CheckpointError(f"{file}: {error}") from error
 
 
@@ -134,15 +137,17 @@ def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
     """From the tokenizer's files, where the folder has them, else from CTranslate2's own list of tokens."""
     file = folder / "vocabulary.json"
     try:
-        if (folder / "tokenizer.json").is_file() or not file.is_file():
+        if (folder / "tokenizer.json").exists() or not file.exists():
             return Tokenizer.from_folder(folder, vocab_size)
-        tokens: Any = json.loads(file.read_bytes())
+        tokens: Any = json.loads(read_regular(file, MAX_FILE))
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise ValueError("vocabulary.json is no list of texts")
         special = {token: i for i, token in enumerate(tokens) if re.fullmatch(r"<\|.*\|>", token)}
         text = {i: t.translate(BYTE_OF).encode("latin-1") for i, t in enumerate(tokens) if t not in special}
         return tokenizer_of(text, special, vocab_size)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{folder}: its tokenizer cannot be used ({error}); take it from the original") from error
 
 
@@ -150,6 +155,9 @@ def _tensors(
     file: Path, variables: dict[str, _Variable], aliases: dict[str, str], tied: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
     names = {name: name for name, v in variables.items() if v.shape and not name.endswith("_scale")} | aliases
+    asked, held = (sum(math.prod(variables[name].shape) for name in all_of) for all_of in (names.values(), variables))
+    if asked > _MOST_SHARED * held:
+        raise CheckpointError(f"{file} has aliases of {asked} numbers, but only {held}; it may be malicious")
     with file.open("rb") as opened:
         for name, target in names.items():
             if name.endswith("_scale") or (name == "decoder/projection/weight" and tied):

@@ -77,6 +77,7 @@ def _opened(file: Path) -> Iterator[dict[str, Stored]]:
         found = {}
         for name in tensors.offset_keys():
             header = tensors.get_slice(name)
+            safetensors.check_axes(file, name, header.get_shape())
             if (kind := header.get_dtype()) not in _DTYPES:
                 raise CheckpointError(f"{file}: {name} is stored as {kind}, expected one of {', '.join(_DTYPES)}")
             read = partial(tensors.get_tensor, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from weight_loader.folder import CheckpointError
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+_MAX_AXES = 8
 _MAX_HEADER = 16 * 2**20  # bytes; large-v3's has 150,000
 
 
@@ -43,12 +44,20 @@ def tensors(file: Path, dtypes: tuple[str, ...] = FLOATS) -> Iterator[tuple[str,
     """
     with _opened(file) as stored:
         for name in stored.offset_keys():
-            if (dtype := stored.get_slice(name).get_dtype()) not in dtypes:
+            header = stored.get_slice(name)
+            check_axes(file, name, header.get_shape())
+            if (dtype := header.get_dtype()) not in dtypes:
                 raise CheckpointError(
                     f"{file}: {name} is stored as {dtype}, expected one of {', '.join(dtypes)}; "
                     "take the checkpoint that this one was quantized from"
                 )
             yield name, stored.get_tensor(name)
+
+
+def check_axes(file: Path, name: str, shape: Sequence[int]) -> None:
+    """Raises CheckpointError for more axes than any tensor of a Whisper has; numpy has a limit too, of 64."""
+    if len(shape) > _MAX_AXES:
+        raise CheckpointError(f"{file}: {name[:80]!r} has {len(shape)} axes, expected at most {_MAX_AXES}")
 
 
 def _opened(file: Path) -> Any:

@@ -6,6 +6,7 @@ numbers of each storage. https://docs.pytorch.org/docs/stable/notes/serializatio
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import zipfile
@@ -22,6 +23,7 @@ from weight_loader.readers.pickles import Refused, Storage, Tensor, short, unpic
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # files of torch before 1.6 begin with this pickled number
 _MAX_PICKLE = 4 * 2**20  # bytes; large-v3's has 300,000
 _MAX_DIRECTORY = 4 * 2**20  # bytes of the archive's list of members
+_MAX_SHARED = 4  # times the numbers of a storage, which tensors that share it may ask for; tied weights ask for 2
 _CHUNK = 2**22
 
 
@@ -75,21 +77,37 @@ def arrays(file: Path, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, np.
         order = b"".join(_read(archive, name, file, 10)) if name in archive.NameToInfo else b"little"
         if order != b"little":
             raise CheckpointError(f"{file} has its numbers in the order of {order!r}; save it on a usual machine")
-        key, numbers = None, np.empty(0)
-        for name, tensor in tensors.items():
-            storage = tensor.storage
-            if storage != key:
-                numbers = np.empty(0)  # let the last one go before the next is read
-                numbers, key = _numbers(archive, f"{prefix}data/{storage.key}", storage, file), storage
-            steps = [stride * numbers.itemsize for stride in tensor.strides]
-            yield name, np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, steps, writeable=False)
+        for storage, views in _by_storage(tensors, file).items():
+            numbers = _numbers(archive, f"{prefix}data/{storage.key}", storage, file)
+            for name, tensor in views:
+                steps = [stride * numbers.itemsize for stride in tensor.strides]
+                start = numbers[tensor.offset :]
+                yield name, np.lib.stride_tricks.as_strided(start, tensor.shape, steps, writeable=False)
+            del numbers, start  # before the next is read
+
+
+def _by_storage(tensors: Mapping[str, Tensor], file: Path) -> dict[Storage, list[tuple[str, Tensor]]]:
+    """So that each storage is read once, whatever the order of the tensors."""
+    found: dict[Storage, list[tuple[str, Tensor]]] = {}
+    for name, tensor in tensors.items():
+        found.setdefault(tensor.storage, []).append((name, tensor))
+    for storage, views in found.items():
+        if (asked := sum(math.prod(tensor.shape) for _, tensor in views)) > _MAX_SHARED * storage.length:
+            raise CheckpointError(
+                f"{file}: {len(views)} tensors of {asked} numbers share {storage.length}; it may be malicious"
+            )
+    return found
 
 
 def _archive(file: Path) -> zipfile.ZipFile:
     try:
         if _directory_size(file) > _MAX_DIRECTORY:
             raise CheckpointError(f"{file} lists more members than any checkpoint has; do not trust it")
-        return zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(file)
+        if sum(member.compress_size for member in archive.infolist()) > file.stat().st_size:
+            archive.close()
+            raise CheckpointError(f"{file} has members that overlap; it may be malicious")
+        return archive
     except (zipfile.BadZipFile, NotImplementedError, struct.error, IndexError, OverflowError, UnicodeError) as error:
         raise CheckpointError(f"{file} is truncated or damaged ({short(str(error))}); download it again") from error
 
