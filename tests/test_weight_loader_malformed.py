@@ -99,9 +99,7 @@ def edited(files: dict[str, bytes], name: str, token: str, value: str) -> dict[s
     return {**files, name: json.dumps(content).replace('"to be replaced"', value).encode()}
 
 
-@pytest.mark.parametrize(
-    "value", ['"7"', "null", "1e400", "-7", "true", "1.0", "[1]", "{}", str(2**63), "1e999", "NaN"]
-)
+@pytest.mark.parametrize("value", ['"7"', "null", "1e400", "-7", "true", "1.0", "[]", str(2**63), "NaN"])
 @pytest.mark.parametrize(
     ("name", "token"), [("added_tokens.json", "<|en|>"), ("added_tokens.json", "<|0.02|>"), ("vocab.json", "a")]
 )
@@ -176,9 +174,12 @@ def test_whatever_a_reader_did_not_foresee_is_one_line_with_the_file_and_its_cau
 
 
 def test_what_is_done_with_tensors_is_not_blamed_on_the_file(folder):
-    with pytest.raises(KeyError):
+    def use() -> None:
         for _ in open_checkpoint(folder).tensors:
             raise KeyError("a fault of our own")
+
+    with pytest.raises(KeyError):
+        use()
 
 
 def test_a_vocabulary_of_long_tokens_is_refused_at_once():
@@ -192,14 +193,9 @@ def test_a_vocabulary_of_long_tokens_is_refused_at_once():
 
 def shared_file(path: Path, names: int, views: int) -> Path:
     """`views` tensors, in turn on one storage and on another."""
-    items = [
-        item
-        for i in range(views)
-        for item in (
-            text(f"t{i}"),
-            tensor((2, 2), (2, 1), offset=4 * (i // names), key=str(i % names), length=4 * views),
-        )
-    ]
+    items = []
+    for i in range(views):
+        items += [text(f"t{i}"), tensor(offset=4 * (i // names), key=str(i % names), length=4 * views)]
     return torch_file(path, state(*items), {f"data/{key}": bytes(16 * views) for key in range(names)})
 
 

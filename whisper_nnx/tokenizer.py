@@ -6,9 +6,7 @@ import hashlib
 import json
 import re
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_nnx.config import SpecialTokens
 from whisper_nnx.files import read_regular
 from whisper_nnx.languages import LANGUAGES, to_language_code
+from whisper_nnx.vocabulary import Vocabulary, read_vocabulary, reading_part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +26,6 @@ FILE_NAMES = (
 )
 _GENERATION_CONFIG = "generation_config.json"
 MAX_FILE = 32 * 2**20  # bytes; the released tokenizer.json has 2.5 million
-_MAX_IDS = 2_000_000  # far above every vocabulary
 _SPECIAL_NAMES = {  # where there are two, older files have the second
     "eot": ("<|endoftext|>",),
     "sot": ("<|startoftranscript|>",),
@@ -41,16 +39,11 @@ _SPECIAL_NAMES = {  # where there are two, older files have the second
 _OPTIONAL = {"sot_lm", "no_speech"}
 _LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
 _TIMESTAMP = re.compile(r"<\|(\d+\.\d\d)\|>")
-_MARKUP = re.compile(r"<\|.*\|>")
 _TIMESTAMPS = 1501  # 0 to 30 s in steps of 20 ms, for files from before they listed the timestamps
 _ENGLISH_EOT, _ENGLISH_VOCAB_SIZE = 50256, 51864  # the released .en vocabulary, which has language tokens all the same
 
-# How GPT-2 cuts text before it merges bytes (as tiktoken writes it), and the characters that stand for bytes in its
-# files: the visible ones for themselves.
+# How GPT-2 cuts text before it merges bytes (as tiktoken writes it).
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
-BYTE_OF = {byte: byte for byte in _VISIBLE} | {256 + n: byte for n, byte in enumerate(_HIDDEN)}
 
 # Marks of what is not speech (music, speakers' names, sounds), as openai-whisper suppresses them.
 _MARKS = [
@@ -72,7 +65,7 @@ class Tokenizer:
 
     def __init__(self, files: Mapping[str, bytes], vocab_size: int | None = None):
         self.files = {name: files[name] for name in FILE_NAMES if name in files}
-        self.vocabulary = vocabulary = _read(files)
+        self.vocabulary = vocabulary = read_vocabulary(files)
         self.special = special = _special_tokens(vocabulary, vocab_size)
 
         times = range(special.timestamp_begin, special.timestamp_end + 1)
@@ -276,77 +269,7 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", errors="replace")
 
 
-@dataclass(frozen=True)
-class _Vocabulary:
-    """What the files say, whichever they are."""
-
-    ranks: dict[bytes, int]  # the 256 bytes, then what is merged, by precedence: tiktoken's input
-    ids: list[int | None] | None  # rank -> id, None: no token; None for the whole: they are equal
-    text: dict[int, bytes]  # id -> bytes of ordinary tokens
-    added: dict[str, tuple[int, bool]]  # text of the others -> (id, whether special)
-
-
-def _read(files: Mapping[str, bytes]) -> _Vocabulary:
-    if "tokenizer.json" in files:
-        with _reading("tokenizer.json"):
-            content = json.loads(files["tokenizer.json"])
-            vocab, merges = content["model"]["vocab"], content["model"]["merges"]
-            added = {token["content"]: (token["id"], token["special"]) for token in content["added_tokens"]}
-            return _vocabulary(vocab, [m.split(" ") if isinstance(m, str) else m for m in merges], added)
-    if missing := {"vocab.json", "merges.txt"} - files.keys():
-        raise FileNotFoundError(
-            f"no tokenizer: {' and '.join(sorted(missing))} missing, and no tokenizer.json; "
-            "take them from the checkpoint's original repository"
-        )
-    with _reading("tokenizer_config.json"):
-        listed = json.loads(files.get("tokenizer_config.json", b"{}")).get("added_tokens_decoder", {})
-        added = {token["content"]: (int(i), token.get("special", True)) for i, token in listed.items()}
-    with _reading("added_tokens.json"):
-        for text, i in json.loads(files.get("added_tokens.json", b"{}")).items():
-            added[text] = (i, added[text][1] if text in added else bool(_MARKUP.fullmatch(text)))
-    with _reading("merges.txt"):
-        lines = files["merges.txt"].decode().splitlines()
-        merges = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
-    with _reading("vocab.json with merges.txt"):
-        return _vocabulary(json.loads(files["vocab.json"]), merges, added)
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{name} is damaged or no Whisper's ({type(error).__name__}: {error}); "
-            "take it from the checkpoint's original repository"
-        ) from error
-
-
-def _vocabulary(
-    vocab: dict[str, int], merges: Sequence[Sequence[str]], added: dict[str, tuple[int, bool]]
-) -> _Vocabulary:
-    """vocab and merges are in GPT-2's characters for bytes. Raises KeyError, ValueError where they do not fit."""
-    for token, i in (*vocab.items(), *((token, i) for token, (i, _) in added.items())):
-        if type(i) is not int or not 0 <= i < _MAX_IDS:
-            raise ValueError(f"the id of {token[:40]!r} is {i!r:.40}, expected a whole number from 0 to {_MAX_IDS - 1}")
-    characters = sorted(map(chr, BYTE_OF), key=lambda c: vocab.get(c, len(vocab)))
-    merged = [first + second for first, second in merges]
-    ids = [*map(vocab.get, characters), *(vocab[token] for token in merged)]
-    tokens = [token.translate(BYTE_OF).encode("latin-1") for token in (*characters, *merged)]
-    ranks: dict[bytes, int] = {}
-    for rank, token in enumerate(tokens):
-        ranks.setdefault(token, rank)
-
-    text = {i: token for i, token in zip(ids, tokens, strict=True) if i is not None}
-    for name in vocab.keys() - added.keys() - set(characters) - set(merged):
-        if _MARKUP.fullmatch(name):
-            added[name] = (vocab[name], True)
-        else:  # no merge leads to it, so it can be decoded only; the released vocabularies have an empty one
-            text[vocab[name]] = name.translate(BYTE_OF).encode("latin-1")
-    return _Vocabulary(ranks, None if ids == list(range(len(ids))) else ids, text, added)
-
-
-def _special_tokens(vocabulary: _Vocabulary, vocab_size: int | None) -> SpecialTokens:
+def _special_tokens(vocabulary: Vocabulary, vocab_size: int | None) -> SpecialTokens:
     ids = {text: i for text, (i, _) in vocabulary.added.items()}
     found: dict[str, Any] = {
         field: next((ids[name] for name in names if name in ids), None) for field, names in _SPECIAL_NAMES.items()
@@ -377,13 +300,13 @@ def _special_tokens(vocabulary: _Vocabulary, vocab_size: int | None) -> SpecialT
     return special
 
 
-def _check_distinct(special: SpecialTokens, vocabulary: _Vocabulary) -> None:
+def _check_distinct(special: SpecialTokens, vocabulary: Vocabulary) -> None:
     """Raises ValueError where an id with a meaning of its own has another meaning too."""
     names = {f"<|{code}|>": i for code, i in special.languages}
     names |= {_SPECIAL_NAMES[field][0]: i for field in _SPECIAL_NAMES if (i := getattr(special, field)) is not None}
-    owner: dict[int, str] = {}
+    owners: dict[int, str] = {}
     for name, i in names.items():
-        other = owner.setdefault(i, name)
+        other = owners.setdefault(i, name)
         if special.timestamp_begin <= i <= special.timestamp_end:
             other = "a timestamp"
         elif i in vocabulary.text:
@@ -417,7 +340,7 @@ def _functional_ids(special: SpecialTokens) -> set[int]:
 
 
 def _is_multilingual(files: Mapping[str, bytes], special: SpecialTokens, vocab_size: int) -> bool:
-    with _reading(_GENERATION_CONFIG):
+    with reading_part(_GENERATION_CONFIG):
         told = json.loads(files.get(_GENERATION_CONFIG, b"{}")).get("is_multilingual")
     english = special.eot == _ENGLISH_EOT or vocab_size == _ENGLISH_VOCAB_SIZE
     return told if isinstance(told, bool) else bool(special.languages) and not english

@@ -21,7 +21,8 @@ from weight_loader.readers.stream import Stream
 from weight_loader.vocabulary import tokenizer_of
 from whisper_nnx.config import WhisperConfig
 from whisper_nnx.files import read_regular
-from whisper_nnx.tokenizer import BYTE_OF, MAX_FILE, Tokenizer
+from whisper_nnx.tokenizer import MAX_FILE, Tokenizer
+from whisper_nnx.vocabulary import BYTE_OF
 
 _FILE = "model.bin"
 _SPEC = b"WhisperSpec\0"
