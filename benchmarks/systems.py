@@ -42,14 +42,21 @@ class Work:
 
     @property
     def needs(self) -> set[str]:
-        wanted = {"beam": self.beam_size > 1, "words": self.words, "batch": self.batch_size > 1, "vad": self.vad}
-        return {name for name, is_wanted in (wanted | {"defaults": self.defaults}).items() if is_wanted}
+        wanted = {
+            "sequential": self.batch_size == 1,
+            "batch": self.batch_size > 1,
+            "beam": self.beam_size > 1,
+            "words": self.words,
+            "vad": self.vad,
+            "defaults": self.defaults,
+        }
+        return {name for name, is_wanted in wanted.items() if is_wanted}
 
 
 class WhisperNNX:
     """This project."""
 
-    ABLE = frozenset({"encode", "beam", "words", "batch", "vad", "defaults"})
+    ABLE = frozenset({"encode", "sequential", "beam", "words", "batch", "vad", "defaults"})
 
     def __init__(self, dtype: str, weights: str, checkpoint: Path, tokens: int | None):
         from whisper_nnx.allocator import keep_memory
@@ -88,7 +95,7 @@ class WhisperNNX:
 class OpenAIWhisper:
     """openai-whisper, in float32 (on a GPU in float16); it has no batches."""
 
-    ABLE = frozenset({"encode", "beam", "words", "defaults"})
+    ABLE = frozenset({"encode", "sequential", "beam", "words", "defaults"})
 
     def __init__(self, checkpoint: Path, tokens: int | None):
         import torch
@@ -118,7 +125,7 @@ class OpenAIWhisper:
 class Transformers:
     """Hugging Face's, with torch's scaled dot-product attention: its own long-form decoding, alone or in batches."""
 
-    ABLE = frozenset({"encode", "beam", "words", "batch"})
+    ABLE = frozenset({"encode", "sequential", "beam", "words", "batch"})
 
     def __init__(self, dtype: str, checkpoint: Path, tokens: int | None):
         import torch
@@ -173,7 +180,7 @@ class Transformers:
 class FasterWhisper:
     """faster-whisper, with all cores or a GPU; recordings one after the other."""
 
-    ABLE = frozenset({"encode", "beam", "words", "vad", "defaults"})
+    ABLE = frozenset({"encode", "sequential", "beam", "words", "vad", "defaults"})
 
     def __init__(self, compute_type: str, checkpoint: Path, tokens: int | None):
         import ctranslate2
@@ -230,7 +237,7 @@ class FasterWhisperBatched:
 class WhisperCpp:
     """whisper.cpp through pywhispercpp, as its wheel is compiled; recordings one after the other."""
 
-    ABLE = frozenset({"beam"})
+    ABLE = frozenset({"sequential", "beam"})
 
     def __init__(self, weights: str, checkpoint: Path, tokens: int | None):
         import _pywhispercpp

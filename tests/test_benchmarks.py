@@ -68,7 +68,9 @@ def test_systems_that_are_slow_somewhere_run_only_when_named():
     assert chosen("^transformers, bfloat16$")[-1] == "transformers, bfloat16"
     assert formats(list(SYSTEMS)) == set(FORMATS.values())
     assert is_able("faster-whisper, batched", Work(vad=True, batch_size=8))
+    assert not is_able("faster-whisper, batched", Work())  # of a long clip it would transcribe the first 30 s
     assert not is_able("faster-whisper, batched", None)
+    assert is_able("whisper.cpp, f16", Work())
     assert not is_able("whisper.cpp, f16", Work(words=True))
 
 
