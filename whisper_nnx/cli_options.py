@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from whisper_nnx.audio import MAX_HOURS
 from whisper_nnx.words import APPENDED, PREPENDED
 from whisper_nnx.writers import WRITERS, parse_formats
 
@@ -24,7 +25,7 @@ OWN_TRANSCRIBE_OPTIONS = (
     *("language_detection_threshold", "diarize", "tinydiarize", "suppress_regex", "without_timestamps"),
     *("max_new_tokens", "max_repeats", "repetition_penalty", "no_repeat_ngram_size", "n_best", "hotwords"),
     *("max_context", "offset_s", "duration_s", "independent_clips", "vad_filter", "token_timestamps"),
-    *("alignment_heads",),
+    *("alignment_heads", "follow_timestamps", "max_hours"),
 )
 DRIVER_OPTIONS = ("verbose", "batch_size", "print_colors")  # of these, those that no recording has for itself
 VAD = "vad_"  # before the names of the voice detector's parameters
@@ -178,6 +179,8 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
         ("--clip_timestamps", TEXT, "0", "what to transcribe, in seconds: start,end,start,end,..."),
         ("--offset_s", NUMBER, 0.0, "where to begin, in seconds"),
         ("--duration_s", NUMBER_OR_NONE, None, "how much to transcribe, in seconds (default: all)"),
+        ("--follow_timestamps", FLAG, True, "silence where the sound of a video starts late or pauses; False: no gaps"),
+        ("--max_hours", NUMBER, MAX_HOURS, "the longest recording that is decoded"),
         ("--independent_clips", FLAG, False, "decode clips as recordings of their own, that can share a batch"),
     ],
     "voice activity (these need --vad_filter True)": [

@@ -12,9 +12,12 @@ from whisper_nnx.audio import SAMPLE_RATE, AudioError, load_channels
 _LOUDER = 1.1  # times the other channel: less does not tell
 
 
-def load_stereo(source: Any, sampling_rate: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The samples [N] of `load_audio`, and those of its two channels, [2, N]. AudioError if there are not two."""
-    samples, channels = load_channels(source, sampling_rate)
+def load_stereo(source: Any, sampling_rate: float | None = None, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The samples [N] of `load_audio`, whose options it takes, and those of its two channels, [2, N].
+
+    AudioError if there are not two.
+    """
+    samples, channels = load_channels(source, sampling_rate, **options)
     if len(channels) != 2:
         count = f"{len(channels)} channel{'s' if len(channels) > 1 else ''}"
         raise AudioError(f"the recording has {count}, but diarize compares 2; give a stereo recording or drop diarize")

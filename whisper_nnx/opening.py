@@ -87,12 +87,13 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
     Raises AudioError or OSError for what cannot be read, ValueError for options that the model cannot meet.
     """
     channels = None
+    reading: dict[str, Any] = {"follow_timestamps": options.follow_timestamps, "max_hours": options.max_hours}
     if options.diarize:
         from whisper_nnx.diarize import load_stereo
 
-        samples, channels = load_stereo(source, options.sampling_rate)
+        samples, channels = load_stereo(source, options.sampling_rate, **reading)
     else:
-        samples = load_audio(source, options.sampling_rate)
+        samples = load_audio(source, options.sampling_rate, **reading)
     config = model.config
     frames = 2 * config.max_source_positions
     mel = RecordingMel(samples, config.num_mel_bins, frames)

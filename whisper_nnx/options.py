@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from whisper_nnx.audio import MAX_HOURS, check_max_hours
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.fallback import FallbackOptions
 from whisper_nnx.languages import to_language_code
@@ -25,7 +26,8 @@ class TranscribeOptions:
     All fields of LongformOptions, FallbackOptions and DecodingOptions are keyword arguments of `of`; `temperature`, one
     or several to try in turn, beam_size, patience and best_of are those of the ladder.
 
-    seed: the same one gives the same samples. sampling_rate: of an array, in Hz.
+    seed: the same one gives the same samples. sampling_rate: of an array, in Hz. follow_timestamps, max_hours: of
+    `load_audio`.
     vad_filter: only speech is transcribed; it is cut into pieces, each a recording of its own, that can be decoded
     together. vad_parameters: fields of VadOptions.
     language_detection_segments: 30 s windows to detect the language from, unless one of them is surer than
@@ -37,7 +39,9 @@ class TranscribeOptions:
     fallback: FallbackOptions
     decoding: DecodingOptions
     seed: int = 0
-    sampling_rate: int | None = None
+    sampling_rate: float | None = None
+    follow_timestamps: bool = True
+    max_hours: float = MAX_HOURS
     vad_filter: bool = False
     vad_parameters: VadOptions | Mapping[str, Any] | None = None  # normalized to VadOptions, None without vad_filter
     language_detection_segments: int = 1
@@ -89,6 +93,7 @@ class TranscribeOptions:
                 f"allowed_languages={self.allowed_languages} and language={decoding.language!r} both say it; drop one"
             )
         self._validate_detection()
+        check_max_hours(self.max_hours)
         if longform.independent_clips and self.vad_filter:
             raise ValueError("vad_filter=True makes each stretch of speech a recording; drop independent_clips=True")
 

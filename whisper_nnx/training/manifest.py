@@ -15,7 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whisper_nnx.audio import SAMPLE_RATE, load_audio, open_container
+from whisper_nnx.audio import SAMPLE_RATE, load_audio
+from whisper_nnx.audio_file import open_container
 from whisper_nnx.languages import to_language_code
 
 if TYPE_CHECKING:
