@@ -169,7 +169,9 @@ class _Track:
             kept = round((self._start + _seconds(self._audio.duration, self._audio.time_base) - at) * rate)
             frame = _cut(frame, kept) if 0 < kept < frame.samples else frame
         if self.is_float:
-            self._peak = max(self._peak, check_samples(packed_samples(frame), self._name, self._n_samples))
+            samples = packed_samples(frame)
+            samples = samples if len(samples) > 1 else samples[0]
+            self._peak = max(self._peak, check_samples(samples, self._name, self._n_samples))
         self._n_samples += frame.samples
         self._end = at + Fraction(frame.samples, rate)
         check_duration(float(self._end), self._max_s, self._name)

@@ -261,3 +261,8 @@ def _put(encoded: EncodedWindows, one: EncodedWindows, row: jax.Array) -> Encode
 def choose_language(probs: Mapping[str, float], allowed: Sequence[str] = ()) -> str:
     """The most probable of the allowed languages, or of all."""
     return most_probable({code: probs[code] for code in allowed or probs})
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device ran out of memory."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from whisper_nnx.audio import FRAMES_PER_SECOND
+from whisper_nnx.audio_array import SOUND_KEYS, is_pair
 from whisper_nnx.colors import colored
-from whisper_nnx.driver import Batch, Live
+from whisper_nnx.driver import Batch, Live, is_out_of_memory
 from whisper_nnx.languages import LANGUAGES
 from whisper_nnx.opening import Opened, open_recording
 from whisper_nnx.options import TranscribeOptions
@@ -42,10 +43,10 @@ def transcribe(model: Whisper, audio: Any, *, batch_size: int = ..., **options: 
 def transcribe(model: Whisper, audio: Any, **options: Any) -> Transcript | list[Transcript | Exception]:
     """Transcribes a recording of any length, or a list of them; options and result are openai-whisper's.
 
-    audio: a path, bytes, a file object, "-" (standard input), or samples (with `sampling_rate`, by default 16,000 Hz);
-      or a mapping {"audio": one of these, option: value, ...} with options of its own. Of a list of these the
-      transcripts, in the same order, are those that each would have alone, and what cannot be read is an exception in
-      its place.
+    audio: a path, bytes, a file object, "-" (standard input), samples (with `sampling_rate`, by default 16,000 Hz), or
+      what else `load_audio` takes; or a mapping {"audio": one of these, option: value, ...} with options of its own. Of
+      a list of these the transcripts, in the same order, are those that each would have alone; where a recording
+      fails, its exception takes the transcript's place.
     batch_size: how many windows are decoded together, each of another recording. The windows of one recording follow
       each other, unless vad_filter or independent_clips cut it into pieces, which are recordings of their own.
     verbose: True prints the segments as they come, False shows a progress bar, None is silent.
@@ -67,7 +68,7 @@ def transcribe(model: Whisper, audio: Any, **options: Any) -> Transcript | list[
 
     Raises ValueError for options that cannot be met, AudioError (a ValueError) or OSError for unreadable audio.
     """
-    if not isinstance(audio, list | tuple):
+    if not isinstance(audio, list | tuple) or is_pair(audio):
         stream = iter_segments(model, audio, **options)
         for _ in stream:
             pass
@@ -87,12 +88,11 @@ def iter_transcripts(
     **options: Any,
 ) -> Iterator[tuple[int, Transcript | Exception]]:
     """As `transcribe` of a list, but each comes, with its place in the list, as soon as it is done."""
-    sources = [_source(one, options) for one in audio]
     report = _Report(verbose, print_colors, progress)
     if _checked(batch_size) > 1:  # lines of several recordings come in turn
-        named = [one if isinstance(one, str | os.PathLike) else number for number, (one, _) in enumerate(sources)]
+        named = [one if isinstance(one, str | os.PathLike) else number for number, one in enumerate(audio)]
         report.labels = [f"{name}: " for name in named]
-    return _run_all(model, _Recordings(model, sources), int(batch_size), report)
+    return _run_all(model, _Recordings(model, audio, options), int(batch_size), report)
 
 
 def iter_segments(
@@ -148,17 +148,17 @@ class SegmentStream(Iterator[Segment]):
                 yield from segments
 
 
-def _source(audio: Any, options: Mapping[str, Any]) -> tuple[Any, TranscribeOptions]:
-    """A recording and its options, of which a mapping has some of its own; "array" is what Hugging Face calls it."""
+def _source(
+    audio: Any, options: Mapping[str, Any], shared: TranscribeOptions | None = None
+) -> tuple[Any, TranscribeOptions]:
+    """A recording and its options, of which a mapping may have some of its own; `shared` are `options`, if made."""
     if not isinstance(audio, Mapping):
-        return audio, TranscribeOptions.of(**options)
+        return audio, shared or TranscribeOptions.of(**options)
     own = dict(audio)
-    if "array" in own:
-        own["audio"] = own.pop("array")
-        own.pop("path", None)
-    if "audio" not in own:
+    sound = {key: own.pop(key) for key in SOUND_KEYS if key in own}
+    if not sound:
         raise ValueError(f"a recording given with {', '.join(map(repr, own)) or 'nothing'} lacks 'audio'; add it")
-    return own.pop("audio"), TranscribeOptions.of(**{**options, **own})
+    return sound, TranscribeOptions.of(**{**options, **own})
 
 
 def _checked(batch_size: int) -> int:
@@ -170,36 +170,43 @@ def _checked(batch_size: int) -> int:
 class _Recordings(Iterator[Live]):
     """Opens recordings one after the other, as their chains of windows are asked for.
 
-    `unread` are the exceptions of those that could not be opened, `opened` the others. Where opening one raises for
-    want of memory, the next call tries it again.
+    `failed` are the exceptions of those that could not be transcribed, `opened` the others. Where opening one raises
+    for want of the device's memory, the next call tries it again.
     """
 
-    def __init__(self, model: Whisper, sources: Sequence[tuple[Any, TranscribeOptions]]):
-        self._model, self._sources = model, sources
+    def __init__(self, model: Whisper, audio: Sequence[Any], options: Mapping[str, Any]):
+        self._model, self._audio, self._options = model, audio, options
+        self._shared = TranscribeOptions.of(**options)  # what is wrong for all is raised at once
         self._lives: deque[Live] = deque()
         self._next = 0
         self.opened: dict[int, Opened] = {}
-        self.unread: dict[int, Exception] = {}
+        self.failed: dict[int, Exception] = {}
 
     def __next__(self) -> Live:
         while not self._lives:
-            if self._next == len(self._sources):
+            if self._next == len(self._audio):
                 raise StopIteration
             try:
-                opened = open_recording(self._model, *self._sources[self._next], number=self._next)
+                opened = self._open(self._audio[self._next])
                 self.opened[self._next] = opened
                 self._lives.extend(opened.lives)
-            except (ValueError, OSError) as error:
-                self.unread[self._next] = error
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                self.failed[self._next] = error
             self._next += 1
         return self._lives.popleft()
+
+    def _open(self, audio: Any) -> Opened:
+        source, options = _source(audio, self._options, self._shared)
+        return open_recording(self._model, source, options, number=self._next)
 
     def ended(self) -> Iterator[tuple[int, Transcript | Exception]]:
         """Those that are done, each told once."""
         for number in [number for number, opened in self.opened.items() if opened.done]:
             yield number, self.opened.pop(number).transcript()
-        while self.unread:
-            yield self.unread.popitem()
+        while self.failed:
+            yield self.failed.popitem()
 
 
 def _run_all(

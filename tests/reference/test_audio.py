@@ -8,9 +8,10 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
+import torch
 import whisper
 
-from whisper_nnx.audio import load_audio
+from whisper_nnx.audio import AudioError, load_audio
 
 SEVEN = "pan=6.1|c0=c0|c1=c1|c2=0.5*c0|c3=0.3*c1|c4=-0.2*c0|c5=0.1*c1|c6=c0"
 SIX = "pan=5.1|c0=c0|c1=c1|c2=0.5*c0+0.5*c1|c3=c0|c4=0.3*c0|c5=-0.7*c1"
@@ -133,3 +134,69 @@ def test_what_is_left_of_a_damaged_mp3_equals_the_references(make):
     path.write_bytes(data)
     with pytest.warns(UserWarning, match="damaged packets: "):
         assert_equals_the_references(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_torchs_tensors_are_read_with_a_gradient_or_without(dtype, gradient):
+    samples = np.sin(np.arange(8000, dtype=np.float32)).round(1)
+    tensor = torch.tensor(samples).to(dtype).requires_grad_(gradient)
+    expected = tensor.detach().float().numpy()
+    np.testing.assert_array_equal(load_audio(tensor), expected)
+    np.testing.assert_array_equal(load_audio((16_000, tensor)), expected)
+    np.testing.assert_array_equal(load_audio({"array": tensor, "sampling_rate": 16_000}), expected)
+
+
+def test_tensors_without_samples_are_refused_in_one_line():
+    for tensor, message in [
+        (torch.zeros(9, dtype=torch.complex64), "its dtype is complex64"),
+        (torch.zeros(9).to_sparse(), "cannot be converted to numpy's"),
+    ]:
+        with pytest.raises(AudioError, match=message) as caught:
+            load_audio(tensor)
+        assert "\n" not in str(caught.value)
+
+
+LATE = ["-itsoffset", "5"]
+PAUSE = ["-af", "asetpts='PTS+if(gt(T,2),1.5/TB,0)'"]
+TIMED = {
+    "late.mkv": ("libopus", LATE, []),
+    "late.webm": ("libvorbis", LATE, []),
+    "late.mp4": ("aac", LATE, []),
+    "late.ts": ("aac", LATE, []),
+    "late_mp3.mkv": ("libmp3lame", LATE, []),
+    "late_flac.mkv": ("flac", LATE, []),
+    "pause.mkv": ("libopus", [], PAUSE),
+    "pause.mp4": ("aac", [], PAUSE),
+    "pause.ts": ("mp2", [], PAUSE),
+}
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_samples_lie_where_ffmpeg_puts_them_by_their_time_stamps(ffmpeg, shared, tmp_path, name):
+    codec, before, filters = TIMED[name]
+    speech = ["-t", "5.03", "-i", str(shared / "audio" / "en_44k_stereo_25s.wav")]
+    coded = ["-c:v", "libvpx" if name.endswith("webm") else "mpeg4", "-c:a", codec]
+    run = [ffmpeg, "-nostdin", "-v", "error"]
+    subprocess.run(
+        [*run, *PICTURE, *before, *speech, "-map", "0:v", "-map", "1:a", *filters, *coded, tmp_path / name], check=True
+    )
+    # With the picture: without it, ffmpeg takes the time line to start with the sound in some formats.
+    output = ["-map", "0:a", "-af", "aresample=async=1:first_pts=0", "-ac", "1", "-ar", "16000", "-f", "s16le", "-"]
+    picture = ["-map", "0:v", "-f", "null", os.devnull]
+    done = subprocess.run([*run, "-i", tmp_path / name, *output, *picture], check=True, capture_output=True)
+    expected = np.frombuffer(done.stdout, "<i2") / 2.0**15
+    ours = load_audio(tmp_path / name)
+    assert 0 <= len(expected) - len(ours) < (2048 if name.endswith("mp4") else 1)  # the padding of an mp4 is dropped
+    kept = len(ours) - 40 if len(ours) < len(expected) else len(ours)
+    np.testing.assert_allclose(ours[:kept], expected[:kept], rtol=0, atol=2.0**-15)
+    joined = load_audio(tmp_path / name, follow_timestamps=False)
+    assert len(ours) - len(joined) == pytest.approx(80_000 if before else 24_000, abs=2400)
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "ogg", "mp3", "caf", "au", "matroska"])
+def test_what_ffmpeg_writes_to_a_pipe_is_whole(ffmpeg, shared, form):
+    source = ["-t", "5.03", "-i", str(shared / "audio" / "en_44k_stereo_25s.wav")]
+    command = [ffmpeg, "-nostdin", "-v", "error", *source, "-f", form, "-"]
+    piped = subprocess.run(command, check=True, capture_output=True).stdout
+    assert len(load_audio(piped)) == pytest.approx(5.03 * 16_000, abs=2000)  # without a warning
