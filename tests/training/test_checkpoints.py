@@ -1,6 +1,8 @@
 """Checkpoints hold what they were given, whatever the step does with its memory, and only those that are to be kept."""
 
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from whisper_nnx.training.checkpoints import Checkpoints
+from whisper_nnx.training.checkpoints import DIGESTS, Checkpoints
 from whisper_nnx.training.config import TrainConfig, to_dict
 
 RUN = to_dict(TrainConfig())
@@ -113,3 +115,79 @@ def test_what_a_killed_run_left_half_written_or_half_deleted_is_passed_over(tmp_
         assert_equal(checkpoints.state(state_of(0)), state_of(2))
         checkpoints.save(3, state_of(3), {"step": 3}, 0.2)
     assert not list(tmp_path.glob("*tmp*"))
+
+
+def largest(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "a_bit_of_the_state": lambda step: flip(largest(step / "state")),
+    "a_bit_of_the_notes": lambda step: flip(step / "notes" / "metadata"),
+    "a_bit_of_the_configuration": lambda step: flip(step / "run" / "metadata"),
+    "half_of_the_state": lambda step: os.truncate(path := largest(step / "state"), path.stat().st_size // 2),
+    "an_empty_file": lambda step: os.truncate(step / "state" / "manifest.ocdbt", 0),
+    "a_missing_file": lambda step: (step / "state" / "manifest.ocdbt").unlink(),
+    "an_empty_folder": lambda step: (shutil.rmtree(step), step.mkdir()),
+    "no_digests_and_half_of_the_state": lambda step: (
+        (step / DIGESTS).unlink(),
+        os.truncate(step / "state" / "manifest.ocdbt", 50),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_the_last_whole_checkpoint_replaces_a_damaged_one_which_is_named(tmp_path, caplog, damage):
+    folder = tmp_path / "checkpoints"
+    saved(folder, {1: 0.3, 2: None, 3: 0.2}, keep=3)
+    damage(folder / "3")
+    with Checkpoints(folder, 3, RUN) as checkpoints:
+        assert checkpoints.notes() == {"step": 2}
+        assert_equal(checkpoints.state(state_of(0)), state_of(2))
+        (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("whisper_nnx")]
+        assert line.startswith(f"{folder / '3'} is damaged (")
+        assert line.endswith(f"; moved to {tmp_path / 'damaged' / '3'}")
+        checkpoints.save(3, state_of(30), {"step": 3}, 0.1)
+    with Checkpoints(folder, 3, RUN) as checkpoints:
+        assert checkpoints.notes() == {"step": 3}
+        assert_equal(checkpoints.state(state_of(0)), state_of(30))
+
+
+def test_the_reason_names_the_file(tmp_path, caplog):
+    saved(tmp_path / "checkpoints", {1: None, 2: None})
+    flip(tmp_path / "checkpoints" / "2" / "notes" / "metadata")
+    with Checkpoints(tmp_path / "checkpoints", 2, RUN) as checkpoints:
+        checkpoints.notes()
+    assert "notes/metadata has changed since it was written" in caplog.text
+
+
+def test_where_all_checkpoints_are_damaged_none_is_touched(tmp_path):
+    folder = tmp_path / "checkpoints"
+    saved(folder, {1: None, 2: None})
+    for step in ("1", "2"):
+        flip(largest(folder / step / "state"))
+    with (
+        Checkpoints(folder, 2, RUN) as checkpoints,
+        pytest.raises(ValueError, match=r"all checkpoints are damaged \(.*checkpoints/2: state/.*; remove") as raised,
+    ):
+        checkpoints.notes()
+    assert "\n" not in str(raised.value)
+    assert [step for step in ("1", "2") if (folder / step).is_dir()] == ["1", "2"]
+
+
+def test_a_configuration_that_is_refused_moves_no_damaged_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoints"
+    saved(folder, {1: None, 2: None})
+    flip(largest(folder / "2" / "state"))
+    with (
+        Checkpoints(folder, 2, {**RUN, "batch_size": 3}) as checkpoints,
+        pytest.raises(ValueError, match="another configuration"),
+    ):
+        checkpoints.notes()
+    assert (folder / "2").is_dir()

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,25 @@ def test_a_run_that_is_killed_and_started_again_ends_with_the_weights_of_an_undi
     assert [record["step"] for record in ours] == list(range(1, 9))
     for our, their in zip(ours, theirs, strict=True):
         assert {**our, "windows_per_s": 0} == {**their, "windows_per_s": 0}
+
+
+def test_a_run_whose_newest_checkpoints_are_damaged_ends_with_the_weights_of_an_undisturbed_one(run, tmp_path):
+    assert run()[0] == 0
+    output = tmp_path / "out"
+    undisturbed, records = weights(output), read_records(output / "metrics.jsonl")
+    shutil.rmtree(output / "export")
+    (output / "checkpoints" / "8" / "state" / "manifest.ocdbt").write_bytes(b"")
+    (output / "checkpoints" / "6" / "notes" / "metadata").unlink()
+    code, lines = run()
+    assert code == 0, lines
+    told = [line for line in lines if "is damaged" in line]
+    assert [line.partition(" is damaged")[0] for line in told] == [
+        f"whisper-nnx: {output}/checkpoints/{step}" for step in (8, 6)
+    ]
+    assert f"{output}: going on from step 3 of 8" in lines
+    assert weights(output) == undisturbed
+    for ours, theirs in zip(read_records(output / "metrics.jsonl"), records, strict=True):
+        assert {**ours, "windows_per_s": 0} == {**theirs, "windows_per_s": 0}
 
 
 def test_a_run_leaves_a_model_that_loads_its_curves_and_its_configuration(run, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +11,16 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from whisper_nnx.training.config import differences
 
 State = TypeVar("State")
 WER = "wer"
+DIGESTS = "digests.json"  # of a checkpoint's files
+DAMAGED = "damaged"  # where damaged checkpoints are moved, beside their folder
+_log = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -25,7 +31,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, run: Mapping[str, Any]):
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of checkpoints without a WER; most have none
-        self.folder, self._run = folder, run
+        self.folder, self._run, self._saving = folder, run, 0
         latest = checkpoint_managers.LatestN(keep)
         best = checkpoint_managers.BestN(
             get_metric_fn=_word_errors, reverse=True, n=1, keep_checkpoints_without_metrics=False
@@ -35,6 +41,7 @@ class Checkpoints:
             best_mode="min",
             preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
             cleanup_tmp_directories=True,  # of a run that was killed while it saved
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
         )
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
@@ -50,17 +57,71 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def notes(self) -> dict[str, Any] | None:
-        """What was saved beside the newest state; None without one. Raises ValueError if it is of another run."""
-        if not self.steps:
-            return None
-        items = ocp.args.Composite(run=ocp.args.JsonRestore(), notes=ocp.args.JsonRestore())
-        restored = self._manager.restore(self.steps[-1], args=items)
+        """What was saved beside the newest state; None without one.
+
+        Damaged checkpoints that are newer than the last whole one are moved out of the way, with a warning.
+        Raises ValueError if all are damaged, or if the newest is of another run.
+        """
+        damaged: dict[int, str] = {}
+        restored: Any = None
+        for step in reversed(self.steps):
+            try:
+                restored = self._whole(step)
+                break
+            except Exception as error:  # orbax raises what its readers happen to meet in a damaged file
+                damaged[step] = " ".join(str(error).split())[:200] or type(error).__name__
+        if restored is None:
+            if not damaged:
+                return None
+            reasons = "; ".join(f"{self.folder / str(step)}: {reason}" for step, reason in damaged.items())
+            raise ValueError(
+                f"all checkpoints are damaged ({reasons}); remove {self.folder} to start from the beginning"
+            )
         if changes := differences(restored["run"], self._run):
             raise ValueError(
                 f"{self.folder.parent} holds a run of another configuration ({'; '.join(changes)}); "
                 "take that back, or give another output"
             )
+        self._move_away(damaged)
         return restored["notes"]
+
+    def _whole(self, step: int) -> Any:
+        """The run and notes of a checkpoint. Raises any error if part of the checkpoint is damaged."""
+        path = self.folder / str(step)
+        if (path / DIGESTS).is_file():
+            for name, written in json.loads((path / DIGESTS).read_text("utf-8")).items():
+                if not (path / name).is_file():
+                    raise FileNotFoundError(f"{name} is missing")
+                if _digest(path / name) != written:
+                    raise ValueError(f"{name} has changed since it was written")
+            items = {}
+        else:  # of an earlier version
+            items = {"state": ocp.args.StandardRestore()}
+        json_items = {"run": ocp.args.JsonRestore(), "notes": ocp.args.JsonRestore()}
+        return self._manager.restore(step, args=ocp.args.Composite(**json_items, **items))
+
+    def _move_away(self, damaged: Mapping[int, str]) -> None:
+        """Moves these steps, each damaged for a reason, and says so."""
+        if not damaged:
+            return
+        multihost_utils.sync_global_devices("damaged checkpoints are known")
+        for step, reason in damaged.items() if jax.process_index() == 0 else ():
+            aside = self.folder.parent / DAMAGED / str(step)
+            while aside.exists():
+                aside = aside.with_name(f"{aside.name}_")
+            aside.parent.mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(aside)
+            _log.warning("%s is damaged (%s); moved to %s", self.folder / str(step), reason, aside)
+        multihost_utils.sync_global_devices("damaged checkpoints are moved")
+        self._manager.reload()
+
+    def _write_digests(self) -> None:
+        """Called in the background when a checkpoint is complete, before it gets its name."""
+        for path in self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*") if jax.process_index() == 0 else ():
+            # The files beside these folders hold times alone; orbax still writes them.
+            files = sorted(file for file in path.glob("*/**/*") if file.is_file())
+            digests = {file.relative_to(path).as_posix(): _digest(file) for file in files}
+            (path / DIGESTS).write_text(json.dumps(digests, indent=1), "utf-8")
 
     def state(self, like: State) -> State:
         """The newest state, on the devices of `like`, whose structure it has."""
@@ -77,11 +138,18 @@ class Checkpoints:
             notes=ocp.args.JsonSave(dict(notes)),
             run=ocp.args.JsonSave(dict(self._run)),
         )
+        self._manager.wait_until_finished()  # `_write_digests` of the one before
+        self._saving = step
         self._manager.save(step, args=items, metrics=None if wer is None else {WER: wer}, force=True)
 
     def wait(self) -> None:
         """Until all that was saved is on the disk."""
         self._manager.wait_until_finished()
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").hexdigest()
 
 
 def _word_errors(metrics: Mapping[str, float]) -> float:
