@@ -20,6 +20,7 @@ from whisper_nnx.products import (
     rows_at,
     within,
 )
+from whisper_nnx.summary import Module
 
 Dtype = Any
 Append = Callable[[KeysValues], KeysValues]
@@ -88,7 +89,7 @@ def run_layer(remat: bool, layer: EncoderLayer, x: jax.Array, rngs: nnx.Rngs | N
     return out
 
 
-class MultiHeadAttention(nnx.Module):
+class MultiHeadAttention(Module):
     """Queries come from one sequence, keys and values from another or the same. No bias on the keys."""
 
     def __init__(self, width: int, heads: int, layers: Layers):
@@ -121,7 +122,7 @@ class MultiHeadAttention(nnx.Module):
         return self.out_proj(attended.swapaxes(1, 2).reshape(x.shape))
 
 
-class EncoderLayer(nnx.Module):
+class EncoderLayer(Module):
     """Self-attention and a two-layer perceptron, each behind a LayerNorm and beside a residual."""
 
     def __init__(self, width: int, heads: int, ffn: int, dropout: float, layers: Layers):

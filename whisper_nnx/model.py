@@ -5,7 +5,7 @@ Module names are those of Hugging Face's checkpoints, so that a path here is a p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from whisper_nnx.config import ALIASES, RELEASED, WhisperConfig
 from whisper_nnx.forking import refuse_after_fork
 from whisper_nnx.layers import DecoderLayer, Dtype, EncoderLayer, Layers, run_layer
 from whisper_nnx.products import flat_product, multiplies_few, precision_of
+from whisper_nnx.summary import Module, summarize
 
 if TYPE_CHECKING:
     from whisper_nnx.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ def sinusoids(length: int, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
 
-class AudioEncoder(nnx.Module):
+class AudioEncoder(Module):
     """Two convolutions, of which the second halves the time, and a stack of self-attention layers."""
 
     def __init__(self, config: WhisperConfig, layers: Layers):
@@ -83,7 +84,7 @@ class AudioEncoder(nnx.Module):
         return self.layer_norm(x).astype(self.conv1.dtype)
 
 
-class TextDecoder(nnx.Module):
+class TextDecoder(Module):
     """Token and position embeddings, masked self-attention, attention to the audio, logits over the vocabulary."""
 
     def __init__(self, config: WhisperConfig, layers: Layers):
@@ -165,7 +166,7 @@ class TextDecoder(nnx.Module):
         return self.layer_norm(x).astype(self.dtype), cache.advance(written, ids.shape[1])
 
 
-class Whisper(nnx.Module):
+class Whisper(Module):
     """Speech in, text logits out. `load_model` gives a trained one, `create_whisper` a random one.
 
     `dtype` is that of the computation, `param_dtype` that of the parameters; LayerNorm, softmax and logits are float32.
@@ -186,6 +187,10 @@ class Whisper(nnx.Module):
         self.config, self.tokenizer = config, tokenizer
         self.encoder = AudioEncoder(config, layers)
         self.decoder = TextDecoder(config, layers)
+
+    def __repr__(self) -> str:
+        dtype = jnp.dtype(self.decoder.dtype).name
+        return summarize(self, f"computes in {dtype}", str(self.tokenizer or "no tokenizer"))
 
     def encode(
         self, input_features: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None, **options: Any
@@ -243,9 +248,36 @@ def create_whisper(
     return Whisper(replace(size, **changes), rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
 
-create_whisper_tiny = partial(create_whisper, "tiny")
-create_whisper_base = partial(create_whisper, "base")
-create_whisper_small = partial(create_whisper, "small")
-create_whisper_medium = partial(create_whisper, "medium")
-create_whisper_large = partial(create_whisper, "large-v3")
-create_whisper_turbo = partial(create_whisper, "large-v3-turbo")
+def _creator(name: str, size: str) -> Callable[..., Whisper]:
+    """`create_whisper` for one size, as a function of its own."""
+
+    def create(
+        *, rngs: nnx.Rngs | None = None, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32, **changes: Any
+    ) -> Whisper:
+        return create_whisper(size, rngs=rngs, dtype=dtype, param_dtype=param_dtype, **changes)
+
+    shape = RELEASED[size]
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"""A {size} model with random weights; `load_model({size!r})` loads the trained ones.
+
+    It has {shape.encoder_layers} encoder and {shape.decoder_layers} decoder layers of width {shape.d_model}
+    for {shape.num_mel_bins} mels and {shape.vocab_size} tokens, and no tokenizer.
+
+    Args:
+      rngs: source of the random weights; None: nnx.Rngs(0).
+      dtype: of the computation.
+      param_dtype: of the weights.
+      changes: other values for fields of `WhisperConfig`, such as encoder_layers=2 or dropout=0.1.
+
+    Raises:
+      ValueError: a shape that cannot be built.
+    """
+    return create
+
+
+create_whisper_tiny = _creator("create_whisper_tiny", "tiny")
+create_whisper_base = _creator("create_whisper_base", "base")
+create_whisper_small = _creator("create_whisper_small", "small")
+create_whisper_medium = _creator("create_whisper_medium", "medium")
+create_whisper_large = _creator("create_whisper_large", "large-v3")
+create_whisper_turbo = _creator("create_whisper_turbo", "large-v3-turbo")

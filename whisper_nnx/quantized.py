@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from whisper_nnx.products import few_rows_product, flat_product, narrow_product
+from whisper_nnx.summary import Module
 
 if TYPE_CHECKING:
     from whisper_nnx.model import Whisper
@@ -30,7 +31,7 @@ def quantize(matrix: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     return jnp.round(matrix / jnp.expand_dims(scale, axis)).astype(jnp.int8), scale
 
 
-class Int8Linear(nnx.Module):
+class Int8Linear(Module):
     """`nnx.Linear` whose kernel is int8. The scales are applied to the product, so whole numbers are multiplied."""
 
     def __init__(self, linear: nnx.Linear):
@@ -48,7 +49,7 @@ class Int8Linear(nnx.Module):
         return product if self.bias is None else product + self.bias[...].astype(product.dtype)
 
 
-class Int8Embedding(nnx.Module):
+class Int8Embedding(Module):
     """`layers.Embedding` whose table is int8, with a scale for each token."""
 
     def __init__(self, embedding: nnx.Embed):

@@ -11,6 +11,7 @@ from flax import nnx
 
 from whisper_nnx.model import Whisper
 from whisper_nnx.products import precision_of
+from whisper_nnx.summary import Module
 from whisper_nnx.training.config import LoraConfig
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
@@ -20,7 +21,7 @@ class LoraParam(nnx.LoRAParam):
     """A factor of an addition: what is trained."""
 
 
-class LoraLinear(nnx.Module):
+class LoraLinear(Module):
     """A linear layer and its addition; at first that is 0, since B is."""
 
     def __init__(self, base: nnx.Linear, rank: int, alpha: float, rngs: nnx.Rngs):

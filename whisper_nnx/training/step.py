@@ -19,6 +19,7 @@ from whisper_nnx.config import RELEASED, WhisperConfig
 from whisper_nnx.features import log_mel_spectrogram
 from whisper_nnx.model import Whisper
 from whisper_nnx.products import on_single_cpu, precision_of
+from whisper_nnx.summary import Module
 from whisper_nnx.tokenizer import Tokenizer
 from whisper_nnx.training import loss
 from whisper_nnx.training.config import ModelConfig, TrainConfig
@@ -39,7 +40,7 @@ _ALL = PartitionSpec("data")
 _USED = ("waveform", "first_position", "ids", "labels", "weights", "spans", "ctc", "ctc_weight", "frames")
 
 
-class Trainee(nnx.Module):
+class Trainee(Module):
     """A Whisper and what it has in training alone: a CTC head on the encoder, or None."""
 
     def __init__(self, whisper: Whisper, ctc_head: nnx.Linear | None = None):
