@@ -117,7 +117,7 @@ def test_a_failed_threshold_climbs_the_ladder(model, short):
 
 def test_words_come_in_order_and_make_up_the_text_of_their_segment(model, shared):
     result = transcribe(model, shared / "audio" / "en_mixed_75s.flac", temperature=0.0, word_timestamps=True)
-    timed = [segment for segment in result["segments"] if segment["text"]]
+    timed = result["segments"]
     assert timed
     for segment in timed:
         words = segment["words"]

@@ -50,7 +50,7 @@ WORDS = {
         ("txt", "Erste Zeile.\nZweite\t--> Zeile.\n"),
         (
             "vtt",
-            "WEBVTT\n\n00:00.000 --> 00:01.500\nErste Zeile.\n\n00:01.500 --> 01:01:01.000\nZweite\t-> Zeile.\n\n",
+            "WEBVTT\n\n00:00.000 --> 00:01.500\nErste Zeile.\n\n00:01.500 --> 01:01:01.000\nZweite\t--&gt; Zeile.\n\n",
         ),
         (
             "srt",
@@ -280,3 +280,46 @@ def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path, below: str) 
 def test_an_output_folder_that_cannot_be_made_is_refused() -> None:
     with pytest.raises(OSError, match="cannot write to output folder '/proc/none/such': No such file"):
         make_output_folder("/proc/none/such")
+
+
+def word(text: str, start: float, end: float) -> dict:
+    return {"word": text, "start": start, "end": end, "probability": 1.0}
+
+
+def spoken(*words: dict) -> dict:
+    text = "".join(word["word"] for word in words)
+    segment = {"start": words[0]["start"], "end": words[-1]["end"], "text": text, "words": list(words)}
+    return {"text": text, "segments": [segment], "language": "en"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([word(" a", 0, 0), word(" b", 1, 2)], [(0, 0.04), (1, 2)]),  # there is a gap
+        ([word(" a", 0, 0), word(" b", 0, 2)], [(0, 0.04), (0.04, 2)]),  # some of what follows
+        ([word(" a", 0, 1), word(" b", 1, 1)], [(0, 0.96), (0.96, 1)]),  # some of what precedes
+        ([word(" a", 0, 0.03), *[word(" b", 0.03, 0.03)] * 2], [(0, 0.01), (0.01, 0.02), (0.02, 0.03)]),
+        ([word(" a", 1, 1)], [(1, 1.04)]),
+        ([word(" a", 2, 3), word(" b", 1, 1)], [(2, 3), (1, 1.04)]),  # clips in another order
+    ],
+)  # fmt: skip
+def test_a_word_without_length_is_shown_for_a_moment(words: list, expected: list) -> None:
+    cues = [(start, end) for start, end, _ in subtitle_cues(spoken(*words), max_words_per_line=1)]
+    assert cues == [pytest.approx(cue) for cue in expected]
+    underlined = [text for _, _, text in subtitle_cues(spoken(*words), highlight_words=True) if "<u>" in text]
+    assert len(underlined) == len(words)
+
+
+def test_marks_in_a_text_are_no_marks_of_webvtt() -> None:
+    result = spoken(word(" R&D", 0, 1), word(" <b>", 1, 2), word(" a-->b", 2, 3))
+    result["segments"][0]["speaker"] = "1"
+    [_, cue, *_] = WRITERS["vtt"](result, highlight_words=True).split("\n\n")
+    assert cue.endswith("<v Speaker1><u>R&amp;D</u> &lt;b&gt; a--&gt;b")
+
+
+@pytest.mark.parametrize("format", ["txt", "vtt", "srt", "tsv", "csv", "lrc", "ass"])
+def test_segments_without_text_are_not_written(format: str) -> None:
+    empty = [{"start": 1.0, "end": 1.0, "text": ""}, {"start": 1.5, "end": 1.5, "text": " \n"}]
+    segments = RESULT["segments"]
+    with_empty = {**RESULT, "segments": [segments[0], *empty, segments[1]]}
+    assert WRITERS[format](with_empty) == WRITERS[format](RESULT)

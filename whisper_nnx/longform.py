@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, cast
 from whisper_nnx.audio import FRAMES_PER_SECOND
 from whisper_nnx.hallucination import find_hallucination, last_end_s, leading_silence_s
 from whisper_nnx.results import Candidate, Segment, Transcript, WindowAlternatives
-from whisper_nnx.segments import ends_in_single_timestamp, split_at_timestamps
+from whisper_nnx.segments import ends_in_single_timestamp, place_segments, split_at_timestamps
 from whisper_nnx.words import APPENDED, PREPENDED, WordTiming, add_words, token_details
 
 if TYPE_CHECKING:
     from whisper_nnx.tokenizer import Tokenizer
     from whisper_nnx.windows import DecodingResult
+
+SHORTEST_REST = 10  # frames: what is left of a clip or recording holds no word if it is shorter, and is not decoded
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Recording:
 
     content_frames: its length in frames of 10 ms. window_frames, positions: frames and encoder positions of a window.
     context: the decoder's positions. prompt_room: tokens of previous text to tell at most; by default half the context
-    less one. piece: the only clip, beyond which nothing is said to be; by default all clips of the options.
+    less one. piece: the only clip; by default all clips of the options.
     """
 
     tokenizer: Tokenizer
@@ -177,8 +179,9 @@ class Recording:
         while self._clip < len(self._clips):
             start, end = self._clips[self._clip]
             self.seek = max(self.seek, start)
-            if self.seek < end:
+            if end - self.seek >= (SHORTEST_REST if self.seek > start else 1):
                 return Window(self.seek, min(self.window_frames, end - self.seek), self._prompt())
+            self.seek = max(self.seek, end)
             self._clip += 1
             if self._clip < len(self._clips):
                 self.seek = self._clips[self._clip][0]
@@ -215,13 +218,12 @@ class Recording:
         texts = [self.tokenizer.text_tokens(piece.tokens) for piece in pieces]
         ends = [0, *itertools.accumulate(len(piece.tokens) for piece in pieces)]
         logprobs = [tuple(result.token_logprobs[a:b]) for a, b in itertools.pairwise(ends)]
-        last_s = self.piece[1] / FRAMES_PER_SECOND if self.piece else math.inf
         segments: list[Segment] = [
             {
                 "id": 0,
                 "seek": window.start_frame,
-                "start": min(offset_s + piece.start_s, last_s),
-                "end": min(offset_s + piece.end_s, last_s),
+                "start": offset_s + piece.start_s,
+                "end": offset_s + piece.end_s,
                 "text": self.tokenizer.decode(text),
                 "tokens": list(piece.tokens),
                 "temperature": result.temperature,
@@ -257,7 +259,7 @@ class Recording:
         """Adds what the window says -> the new segments.
 
         words: where they were timed; begins_s: where tokens were, of each text token in the window and of what follows
-        the last. Segments without text or length stay in the list, emptied, as in the reference.
+        the last. Their times lie in the window's sound, and before the next window (see `place_segments`).
         """
         segments, self.seek = draft.segments, draft.seek
         if draft.alternatives is not None:
@@ -275,13 +277,10 @@ class Recording:
             if (end_s := last_end_s(segments)) is not None:
                 self._last_speech_s = end_s
 
+        end = min(self.seek, window.start_frame + window.n_frames)
+        segments = place_segments(segments, window.start_frame / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND)
         for number, segment in enumerate(segments, start=len(self.segments)):
             segment["id"] = number
-            if segment["start"] == segment["end"] or not segment["text"].strip():
-                segment.update({"text": "", "tokens": []})
-                for listed in ("words", "token_details"):
-                    if listed in segment:
-                        segment[listed] = []
         self.segments += segments
         self._history += [token for segment in segments for token in segment["tokens"]]
         if self.options.condition_on_previous_text is False or draft.temperature > 0.5:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whisper_nnx.config import SpecialTokens
+from whisper_nnx.results import Segment, TokenDetails, Word
+
+_INSTANT_S = 0.005  # all times are multiples of 10 ms or more: what is shorter has no length
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,56 @@ def ends_in_single_timestamp(tokens: Sequence[int], special: SpecialTokens) -> b
     """Nobody speaks after the last timestamp: it closes a segment and opens none."""
     is_time = [special.timestamp_begin <= token <= special.timestamp_end for token in tokens[-2:]]
     return is_time == [False, True]
+
+
+def place_segments(segments: Sequence[Segment], start_s: float, end_s: float) -> list[Segment]:
+    """The segments of a window, changed in place: in order, from start_s to end_s, none without text or length.
+
+    Segments that have no text or no length are dropped; the reference leaves them in its list, emptied. Its times may
+    also overlap, or lie beyond the sound: here they are moved to where the segment before ends, or to end_s. What then
+    has no length left joins the segment before it, or the next one where it is the first: no text is lost.
+    """
+    placed: list[Segment] = []
+    for segment in segments:
+        if segment["start"] == segment["end"] or not segment["text"].strip():
+            continue
+        _fit([segment], placed[-1]["end"] if placed else start_s, end_s)
+        _fit(segment.get("token_details", []), start_s, end_s, ordered=False)
+        if placed and (_is_instant(placed[-1]) or _is_instant(segment)):
+            _join(placed[-1], segment)
+        else:
+            placed.append(segment)
+    if placed and _is_instant(placed[0]):  # then it is the only one
+        placed[0].update({"start": start_s, "end": end_s})
+    _fit([word for segment in placed for word in segment.get("words", [])], start_s, end_s)
+    return placed
+
+
+def _fit(
+    spans: Sequence[Segment] | Sequence[Word] | Sequence[TokenDetails],
+    start_s: float,
+    end_s: float,
+    ordered: bool = True,
+) -> None:
+    """Moves spans between start_s and end_s and, if they are ordered, none before the end of the one before it."""
+    for span in spans:
+        span["start"] = min(max(span["start"], start_s), end_s)
+        span["end"] = min(max(span["end"], span["start"]), end_s)
+        if ordered:
+            start_s = span["end"]
+
+
+def _is_instant(segment: Segment) -> bool:
+    return segment["end"] - segment["start"] < _INSTANT_S
+
+
+def _join(segment: Segment, following: Segment) -> None:
+    segment["end"] = following["end"]
+    segment["text"] += following["text"]
+    segment["tokens"] += following["tokens"]
+    if "words" in segment:
+        segment["words"] += following.get("words", [])
+    if "token_details" in segment:
+        segment["token_details"] += following.get("token_details", [])
+    if "speaker_turn" in following:
+        segment["speaker_turn"] = following["speaker_turn"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ Segment = Mapping[str, Any]
 Cue = tuple[float, float, str]  # start, end in s; text
 
 SPEAKER, TURN = "(speaker {}) ", " [SPEAKER_TURN]"  # before and behind a text, as in whisper.cpp
+_SHORTEST_S = 0.04  # of what has no length: one picture of a film
 _PAUSE_S = 3.0  # between the starts of two words: a new cue begins, where lines are limited
 _UNLIMITED = 1000  # characters of a line, words of a cue
 
@@ -74,32 +75,89 @@ def marked(text: str, pieces: Sequence[Piece], mark: str = SPEAKER) -> str:
     return f"{who}{text}{TURN if pieces[-1].turn else ''}"
 
 
-def subtitle_cues(result: Result, *, speaker: str = SPEAKER, **options: Any) -> Iterator[Cue]:
-    """Start and end in s, and text, of each cue, by SubtitleOptions; `speaker` is the mark that says who speaks.
+def subtitle_cues(
+    result: Result, *, speaker: str = SPEAKER, escape: Callable[[str], str] = str, **options: Any
+) -> Iterator[Cue]:
+    """Start and end in s, and text, of each cue, by SubtitleOptions.
 
-    A text has no blank lines and no arrows: both would end it in a file. Raises ValueError as SubtitleOptions does, and
-    where max_len lacks words or tokens.
+    speaker: the mark that says who speaks. escape: what is done to text, but not to marks. Each cue has a text and a
+    length (see `shown_times`). A text has no blank lines and no arrows: both would end it in a file. Raises ValueError
+    as SubtitleOptions does, and where max_len lacks words or tokens.
     """
     chosen = SubtitleOptions(**options)
     by_word = chosen.highlight_words and has_words(result)
-    for pieces in cue_pieces(result, chosen):
+    cues: list[Cue] = []
+    for found in cue_pieces(result, chosen):
+        pieces = [piece._replace(text=escape(piece.text)) for piece in found]
         for start_s, end_s, text in _highlighted(pieces) if by_word else [_joined(pieces)]:
             lines = re.split(r"[\r\n]+", marked(text, pieces, speaker).replace("-->", "->"))
-            yield start_s, end_s, "\n".join(filter(str.strip, lines))
+            cues.append((start_s, end_s, "\n".join(filter(str.strip, lines))))
+    times = shown_times([(start_s, end_s) for start_s, end_s, _ in cues], 1000)
+    for (start, end), (_, _, text) in zip(times, cues, strict=True):
+        yield start / 1000, end / 1000, text
+
+
+def shown_times(spans: Sequence[tuple[float, float]], steps: int) -> list[tuple[int, int]]:
+    """Start and end of what is shown, in 1/steps s, each longer than nothing.
+
+    What has no length gets some of the gap behind it; where there is none, of what follows or, at the end, precedes it.
+    Spans that overlap, or are not in order, leave each other as they are.
+    """
+    times: list[tuple[int, int]] = []
+    run: list[tuple[int, int]] = []
+    for start_s, end_s in spans:
+        start, end = round(start_s * steps), round(end_s * steps)
+        if run and start < run[-1][1]:
+            times += _with_lengths(run, round(_SHORTEST_S * steps))
+            run = []
+        run.append((start, max(start, end)))
+    return times + _with_lengths(run, round(_SHORTEST_S * steps))
+
+
+def _with_lengths(run: list[tuple[int, int]], shortest: int) -> list[tuple[int, int]]:
+    """Of spans in order, without overlap."""
+    if all(start < end for start, end in run):
+        return run
+    first, last = run[0][0], run[-1][1]
+    needed = [min(end - start, shortest) or shortest for start, end in run]
+    if sum(needed) > last - first:  # too many for their time: all are equally long
+        each = max(1, (last - first) // len(run)) if last > first else shortest
+        return [(first + i * each, first + (i + 1) * each) for i in range(len(run))]
+    earliest = first
+    shown: list[tuple[int, int]] = []
+    for (start, end), length in zip(run, needed, strict=True):
+        start = max(start, earliest)
+        earliest = max(end, start + length)
+        shown.append((start, earliest))
+    latest = last
+    for i in reversed(range(len(shown))):
+        end = min(shown[i][1], latest)
+        latest = min(shown[i][0], end - needed[i])
+        shown[i] = latest, end
+    return shown
 
 
 def cue_pieces(result: Result, options: SubtitleOptions) -> Iterator[list[Piece]]:
-    """The words, tokens or whole segment of each cue: their texts, joined, are the cue's, with its line breaks."""
+    """The words, tokens or whole segment of each cue: their texts, joined, are the cue's, with its line breaks.
+
+    Cues without text are left out.
+    """
     segments = result["segments"]
+    groups: Iterable[list[Piece]]
     if options.max_len:
         cut = _words if options.split_on_word else _tokens
-        for segment in segments:
-            yield from _groups_by_length(cut(segment), options.max_len)
+        groups = (group for segment in segments for group in _groups_by_length(cut(segment), options.max_len))
     elif has_words(result):
         limits = (options.max_line_width or None, options.max_line_count or None, options.max_words_per_line or None)
-        yield from _groups_by_lines(segments, *limits)
+        groups = _groups_by_lines(segments, *limits)
     else:
-        yield from ([_whole(segment)] for segment in segments)
+        groups = ([_whole(segment)] for segment in segments)
+    return (group for group in groups if any(piece.text.strip() for piece in group))
+
+
+def spoken_segments(result: Result) -> list[Segment]:
+    """Those that have a text."""
+    return [segment for segment in result["segments"] if segment["text"].strip()]
 
 
 def has_words(result: Result) -> bool:
@@ -202,6 +260,8 @@ def _highlighted(words: list[Piece]) -> Iterator[Cue]:
     texts = [word.text for word in words]
     shown_until_s = words[0].start_s
     for i, (start_s, end_s, text, *_) in enumerate(words):
+        if not text.strip():
+            continue
         if milliseconds(shown_until_s) != milliseconds(start_s):
             yield shown_until_s, start_s, "".join(texts)
         underlined = re.sub(r"^(\s*)(.*)$", r"\1<u>\2</u>", text)

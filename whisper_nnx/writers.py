@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import math
@@ -11,17 +12,20 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from whisper_nnx.subtitles import (
     Piece,
     Result,
+    Segment,
     SubtitleOptions,
     cue_pieces,
     has_words,
     marked,
-    milliseconds,
+    shown_times,
+    spoken_segments,
     spoken_text,
     subtitle_cues,
 )
@@ -61,14 +65,14 @@ def _clock(seconds: float, steps: int) -> tuple[int, int, int, int]:
 
 def to_txt(result: Result, **_: Any) -> str:
     """One line per segment."""
-    return "".join(f"{spoken_text(segment)}\n" for segment in result["segments"])
+    return "".join(f"{_one_line(spoken_text(segment))}\n" for segment in spoken_segments(result))
 
 
 def to_vtt(result: Result, **options: Any) -> str:
-    """WebVTT, whose own mark says who speaks; for the options see SubtitleOptions."""
+    """WebVTT, whose own mark says who speaks; `&`, `<` and `>` are escaped. For the options see SubtitleOptions."""
+    escaped = subtitle_cues(result, speaker="<v Speaker{}>", escape=partial(html.escape, quote=False), **options)
     cues = (
-        f"{format_timestamp(start_s)} --> {format_timestamp(end_s)}\n{text}\n\n"
-        for start_s, end_s, text in subtitle_cues(result, speaker="<v Speaker{}>", **options)
+        f"{format_timestamp(start_s)} --> {format_timestamp(end_s)}\n{text}\n\n" for start_s, end_s, text in escaped
     )
     return "".join(["WEBVTT\n\n", *cues])
 
@@ -89,18 +93,24 @@ def to_lrc(result: Result, **options: Any) -> str:
     Cues have no end there and one line; minutes go on after 59. highlight_words puts a word's time before it, `<...>`.
     """
 
-    def time(seconds: float) -> str:
-        hours, minutes, whole_s, hundredths = _clock(seconds, 100)
+    def time(at: int) -> str:
+        hours, minutes, whole_s, hundredths = _clock(at / 100, 100)
         return f"{60 * hours + minutes:02d}:{whole_s:02d}.{hundredths:02d}"
 
     chosen = SubtitleOptions(**options)
     by_word = chosen.highlight_words and has_words(result)
     lines = []
-    for pieces in cue_pieces(result, chosen):
-        text = "".join(_behind(f"<{time(p.start_s)}>", p.text) if by_word else p.text for p in pieces)
+    cues = list(cue_pieces(result, chosen))
+    every = shown_times([(p.start_s, p.end_s) for pieces in cues for p in pieces], 100)
+    starts = iter([start for start, _ in every])
+    for pieces in cues:
+        own = [next(starts) for _ in pieces]
+        text = "".join(
+            _behind(f"<{time(at)}>", p.text) if by_word else p.text for at, p in zip(own, pieces, strict=True)
+        )
         line = _one_line(marked(text, pieces))
         apart = " " if line.startswith("[") else ""  # what would be another time, if it looked like one
-        lines.append(f"[{time(pieces[0].start_s)}]{apart}{line}\n")
+        lines.append(f"[{time(own[0])}]{apart}{line}\n")
     return "".join(lines)
 
 
@@ -111,26 +121,29 @@ def to_ass(result: Result, **options: Any) -> str:
     their full-width forms, and behind a backslash comes U+2060, which is invisible.
     """
 
-    def time(seconds: float) -> str:
-        hours, minutes, whole_s, hundredths = _clock(seconds, 100)
+    def time(at: int) -> str:
+        hours, minutes, whole_s, hundredths = _clock(at / 100, 100)
         return f"{hours}:{minutes:02d}:{whole_s:02d}.{hundredths:02d}"
 
     chosen = SubtitleOptions(**options)
     timed = bool(chosen.max_len) or has_words(result)
     events = []
-    for pieces in cue_pieces(result, chosen):
-        times = f"{time(pieces[0].start_s)},{time(pieces[-1].end_s)}"
-        text = marked(_karaoke(pieces) if timed else _ass_text(pieces[0].text), pieces)
-        events.append(f"Dialogue: 0,{times},Default,,0,0,0,,{text}\n")
+    cues = list(cue_pieces(result, chosen))
+    times = shown_times([(pieces[0].start_s, pieces[-1].end_s) for pieces in cues], 100)
+    for (start, end), pieces in zip(times, cues, strict=True):
+        text = marked(_karaoke(pieces, start, end) if timed else _ass_text(pieces[0].text), pieces)
+        events.append(f"Dialogue: 0,{time(start)},{time(end)},Default,,0,0,0,,{text}\n")
     return "".join([_ASS_HEAD, *events])
 
 
-def _karaoke(pieces: list[Piece]) -> str:
-    """The texts, each behind the hundredths of a second that it takes; silence has no text."""
-    parts = []
-    until = _hundredths(pieces[0].start_s)
-    for piece in pieces:
-        start, end = max(until, _hundredths(piece.start_s)), max(until, _hundredths(piece.end_s))
+def _karaoke(pieces: list[Piece], first: int, last: int) -> str:
+    """The texts, each behind the hundredths of a second that it takes, from `first` to `last`; silence has no text."""
+    inside = [
+        (min(max(p.start_s, first / 100), last / 100), min(max(p.end_s, first / 100), last / 100)) for p in pieces
+    ]
+    parts, until = [], first
+    for piece, (start, end) in zip(pieces, shown_times(inside, 100), strict=True):
+        start, end = max(until, start), max(until, end)
         if start > until:
             parts.append(f"{{\\k{start - until}}}")
         parts.append(_behind(f"{{\\k{end - start}}}", _ass_text(piece.text)))
@@ -148,12 +161,18 @@ def _behind(tag: str, text: str) -> str:
     return f"{text[: len(text) - len(word)]}{tag}{word}"
 
 
+def _timed_segments(result: Result) -> list[tuple[tuple[int, int], Segment]]:
+    """Those that have a text, with start and end in milliseconds."""
+    segments = spoken_segments(result)
+    return list(zip(shown_times([(s["start"], s["end"]) for s in segments], 1000), segments, strict=True))
+
+
 def to_tsv(result: Result, **_: Any) -> str:
     """Tab-separated start and end, in whole milliseconds, and text, under a line of headings."""
     rows = []
-    for segment in result["segments"]:
+    for (start, end), segment in _timed_segments(result):
         text = _one_line(spoken_text(segment)).replace("\t", " ")
-        rows.append(f"{milliseconds(segment['start'])}\t{milliseconds(segment['end'])}\t{text}\n")
+        rows.append(f"{start}\t{end}\t{text}\n")
     return "".join(["start\tend\ttext\n", *rows])
 
 
@@ -164,9 +183,8 @@ def to_csv(result: Result, **_: Any) -> str:
     file = io.StringIO()
     file.write("start,end,speaker,text\n" if with_speakers else "start,end,text\n")
     writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    for segment in segments:
+    for times, segment in _timed_segments(result):
         speaker = [segment.get("speaker", "")] if with_speakers else []
-        times = milliseconds(segment["start"]), milliseconds(segment["end"])
         writer.writerow([*times, *speaker, spoken_text({**segment, "speaker": None})])
     return file.getvalue()
 
@@ -278,10 +296,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _hundredths(seconds: float) -> int:
-    return round(seconds * 100)
 
 
 def _one_line(text: str) -> str:
