@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ from whisper_nnx.windows import (
 )
 from whisper_nnx.words import words_from_tokens
 
+T = TypeVar("T")
 AHEAD = 4  # windows that are prepared while others decode; each holds its keys and values in memory
 
 Place = tuple[int, int]  # a window's first frame, and how many
@@ -81,11 +83,15 @@ class Batch:
         self._waiting: deque[Live] = deque()  # begun, and between two windows
         self._prepared: deque[tuple[_Row, EncodedWindows]] = deque()
         self._finished: deque[Live] = deque()
+        self._failed: deque[tuple[Live, Exception]] = deque()
+        self._dropped: set[int] = set()  # numbers of the recordings whose other chains are not begun
         if size > 1:
             close_gaps()  # the keys and values of many windows are the largest arrays there are
 
-    def run(self, recordings: Iterator[Live]) -> Iterator[tuple[Live, list[Segment] | None]]:
+    def run(self, recordings: Iterator[Live]) -> Iterator[tuple[Live, list[Segment] | Exception | None]]:
         """(a recording, the segments of its next window), as they come; (it, None) when it is done.
+
+        (it, an exception) when it failed, which ends its other chains too.
 
         `recordings` are opened as rows become free. Only rows that failed a threshold are tried again, beside the
         others' first tries. Where memory does not suffice, half the rows do the work; an iterator that raised for want
@@ -103,8 +109,30 @@ class Batch:
             yield from accepted
             while self._finished:
                 yield self._finished.popleft(), None
-            if not (any(self._rows) or self._waiting or self._prepared):
+            ended = not (any(self._rows) or self._waiting or self._prepared or self._failed)
+            while self._failed:
+                yield self._failed.popleft()
+            if ended:
                 return
+
+    @property
+    def may_halve(self) -> bool:
+        """Whether less memory would do, for fewer rows at a time."""
+        return len(self._rows) > 1 or bool(self._prepared)
+
+    def drop(self, live: Live) -> None:
+        """Ends all chains of a recording."""
+        self._dropped.add(number := live.number)
+        self._rows[:] = [None if row and row.live.number == number else row for row in self._rows]
+        self._waiting = deque(other for other in self._waiting if other.number != number)
+        self._prepared = deque(ready for ready in self._prepared if ready[0].live.number != number)
+
+    def _fail(self, live: Live, error: Exception) -> None:
+        """What one recording raises is its own error, unless fewer rows may mend it."""
+        if is_out_of_memory(error) and self.may_halve:
+            raise error
+        self.drop(live)
+        self._failed.append((live, error))
 
     def _fill(self) -> None:
         """Free rows get windows: first of those recordings that are under way, then of new ones."""
@@ -124,25 +152,27 @@ class Batch:
     def _begin(self) -> tuple[_Row, EncodedWindows] | None:
         """The first window of a recording that is not under way yet."""
         for live in self._recordings:
-            if (ready := self._ready(live)) is not None:
+            if live.number not in self._dropped and (ready := self._ready(live)) is not None:
                 return ready
         return None
 
     def _ready(self, live: Live) -> tuple[_Row, EncodedWindows] | None:
         """The next window of a recording, encoded; None if it is done."""
-        window = live.recording.next_window()
-        if window is None:
-            self._finished.append(live)
-            return None
         try:
+            window = live.recording.next_window()
+            if window is None:
+                self._finished.append(live)
+                return None
             encoded = live.encode(self._model, window)
             language = live.recording.language
             if live.recording.options.multilingual:
                 [probs] = detect_languages(self._model, encoded)
                 language = choose_language(probs, live.allowed_languages)
-        except jax.errors.JaxRuntimeError:
-            self._waiting.appendleft(live)
-            raise
+        except Exception as error:
+            if is_out_of_memory(error) and self.may_halve:
+                self._waiting.appendleft(live)
+            self._fail(live, error)
+            return None
         nothing = encoded.features[:, :0]  # of the encoder's output, which nobody asks for here: it takes memory
         return _Row(live, window, language), encoded._replace(features=nothing)
 
@@ -161,9 +191,9 @@ class Batch:
 
     def _halve(self, error: Exception) -> None:
         """Fewer rows after the device ran out of memory; the windows under way are begun again, with the same end."""
-        size = len(self._rows)
-        if "RESOURCE_EXHAUSTED" not in str(error) or (size == 1 and not self._prepared):
+        if not (is_out_of_memory(error) and self.may_halve):
             raise error
+        size = len(self._rows)
         half = max(1, size // 2)
         warnings.warn(f"out of memory with batch_size={size}: going on with {half}", stacklevel=2)
         under_way = [row for row in [*self._rows, *(row for row, _ in self._prepared)] if row]
@@ -174,32 +204,54 @@ class Batch:
     def _step(self) -> list[tuple[Live, list[Segment]]]:
         """Decodes all rows once -> what was said in those that are done, which are then free.
 
-        Nothing changes before all that may fail is done.
+        Nothing changes before all that may fail for want of memory is done.
         """
-        assert self._encoded is not None
-        options = [self._options(row) if row else None for row in self._rows]
-        seeds = [self._seed(row) if row else 0 for row in self._rows]
-        results = decode_windows(self._model, self._encoded, options, seeds, meanwhile=self._prepare)
-
-        done: list[tuple[int, _Row, DecodingResult]] = []
-        again: list[_Row] = []
-        for i, (row, result) in enumerate(zip(self._rows, results, strict=True)):
-            if row is None or result is None:
-                continue
+        results = self._each(self._decode, {i: row for i, row in enumerate(self._rows) if row})
+        rows = {i: row for i, row in enumerate(self._rows) if row and i in results}
+        done, again = dict[int, _Row](), list[_Row]()
+        for i, row in rows.items():
             fallback = row.live.fallback
-            if row.attempt + 1 < len(fallback.temperatures) and fallback.needs_another_try(result):
+            if row.attempt + 1 < len(fallback.temperatures) and fallback.needs_another_try(results[i]):
                 again.append(row)
             else:
-                done.append((i, row, result))
-        drafts = {
-            i: row.live.recording.draft(row.window, result)
-            for i, row, result in done
-            if not row.live.fallback.is_silence(result)
-        }
-        times = self._align({i: (row, drafts[i]) for i, row, _ in done if i in drafts})
+                done[i] = row
+        spoken = {i: row for i, row in done.items() if not row.live.fallback.is_silence(results[i])}
+        drafts = self._each(
+            lambda rows: {i: row.live.recording.draft(row.window, results[i]) for i, row in rows.items()}, spoken
+        )
+        drafted = {i: row for i, row in spoken.items() if i in drafts}
+        times = self._each(lambda rows: self._align({i: (row, drafts[i]) for i, row in rows.items()}), drafted)
         for row in again:
             row.attempt += 1
-        return [(row.live, self._accept(i, row, drafts.get(i), times.get(i))) for i, row, _ in done]
+
+        def accept(rows: dict[int, _Row]) -> dict[int, list[Segment]]:
+            return {i: self._accept(i, row, drafts.get(i), times.get(i)) for i, row in rows.items()}
+
+        accepted = [(row.live, self._each(accept, {i: row})) for i, row in done.items()]  # which cannot be done twice
+        return [(live, segments) for live, parts in accepted for segments in parts.values()]
+
+    def _each(self, work: Callable[[dict[int, _Row]], dict[int, T]], rows: dict[int, _Row]) -> dict[int, T]:
+        """`work` of those rows whose recordings go on; where it fails, of one row at a time, to find which one does."""
+        rows = {i: row for i, row in rows.items() if self._rows[i] is row}
+        if not rows:
+            return {}
+        try:
+            return work(rows)
+        except Exception as error:
+            [(_, row), *others] = rows.items()
+            if others and not (is_out_of_memory(error) and self.may_halve):
+                parts = [self._each(work, {i: row}) for i, row in rows.items()]
+                return {i: result for part in parts for i, result in part.items()}
+            self._fail(row.live, error)
+            return {}
+
+    def _decode(self, rows: dict[int, _Row]) -> dict[int, DecodingResult]:
+        assert self._encoded is not None
+        every = [rows.get(i) for i in range(len(self._rows))]
+        options = [self._options(row) if row else None for row in every]
+        seeds = [self._seed(row) if row else 0 for row in every]
+        results = decode_windows(self._model, self._encoded, options, seeds, meanwhile=self._prepare)
+        return {i: result for i, result in enumerate(results) if result is not None}
 
     def _seed(self, row: _Row) -> int:
         """Of the window's sound too: the samples of unrelated recordings are independent, in any batch."""

@@ -92,7 +92,8 @@ def iter_transcripts(
     if _checked(batch_size) > 1:  # lines of several recordings come in turn
         named = [one if isinstance(one, str | os.PathLike) else number for number, one in enumerate(audio)]
         report.labels = [f"{name}: " for name in named]
-    return _run_all(model, _Recordings(model, audio, options), int(batch_size), report)
+    batch = Batch(model, int(batch_size))
+    return _run_all(batch, _Recordings(model, audio, options, batch), report)
 
 
 def iter_segments(
@@ -143,6 +144,8 @@ class SegmentStream(Iterator[Segment]):
     def _run(self, batch: Batch, report: _Report) -> Iterator[Segment]:
         with report:
             for live, window in batch.run(iter(self._opened.lives)):
+                if isinstance(window, Exception):
+                    raise window
                 segments = self._opened.add(live, window)
                 report.window(self._opened, segments)
                 yield from segments
@@ -174,8 +177,8 @@ class _Recordings(Iterator[Live]):
     for want of the device's memory, the next call tries it again.
     """
 
-    def __init__(self, model: Whisper, audio: Sequence[Any], options: Mapping[str, Any]):
-        self._model, self._audio, self._options = model, audio, options
+    def __init__(self, model: Whisper, audio: Sequence[Any], options: Mapping[str, Any], batch: Batch):
+        self._model, self._audio, self._options, self._batch = model, audio, options, batch
         self._shared = TranscribeOptions.of(**options)  # what is wrong for all is raised at once
         self._lives: deque[Live] = deque()
         self._next = 0
@@ -191,7 +194,7 @@ class _Recordings(Iterator[Live]):
                 self.opened[self._next] = opened
                 self._lives.extend(opened.lives)
             except Exception as error:
-                if is_out_of_memory(error):
+                if is_out_of_memory(error) and self._batch.may_halve:
                     raise
                 self.failed[self._next] = error
             self._next += 1
@@ -201,6 +204,10 @@ class _Recordings(Iterator[Live]):
         source, options = _source(audio, self._options, self._shared)
         return open_recording(self._model, source, options, number=self._next)
 
+    def fail(self, number: int, error: Exception) -> None:
+        del self.opened[number]
+        self.failed[number] = error
+
     def ended(self) -> Iterator[tuple[int, Transcript | Exception]]:
         """Those that are done, each told once."""
         for number in [number for number, opened in self.opened.items() if opened.done]:
@@ -209,13 +216,20 @@ class _Recordings(Iterator[Live]):
             yield self.failed.popitem()
 
 
-def _run_all(
-    model: Whisper, recordings: _Recordings, batch_size: int, report: _Report
-) -> Iterator[tuple[int, Transcript | Exception]]:
+def _run_all(batch: Batch, recordings: _Recordings, report: _Report) -> Iterator[tuple[int, Transcript | Exception]]:
     with report:
-        for live, window in Batch(model, batch_size).run(recordings):
-            opened = recordings.opened[live.number]
-            report.window(opened, opened.add(live, window))
+        for live, window in batch.run(recordings):
+            if (opened := recordings.opened.get(live.number)) is None:
+                continue  # another of its pieces failed
+            try:
+                if isinstance(window, Exception):
+                    raise window
+                segments = opened.add(live, window)
+            except Exception as error:
+                batch.drop(live)
+                recordings.fail(live.number, error)
+            else:
+                report.window(opened, segments)
             yield from recordings.ended()
         yield from recordings.ended()
 

@@ -1,0 +1,180 @@
+"""What one recording of a list raises is its own error; the others have the transcripts that they have alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.small import quick_compilation, small_model  # noqa: F401
+from tests.test_audio import as_int16, write_wav
+from whisper_nnx import driver, load_audio, transcribe
+from whisper_nnx.audio import AudioError
+from whisper_nnx.cli import main
+from whisper_nnx.features import RecordingMel
+from whisper_nnx.longform import Recording
+from whisper_nnx.model import Whisper
+from whisper_nnx.transcribe import iter_segments
+
+OPTIONS = {"language": "en", "temperature": 0.0}
+
+
+def noise(seed: int, seconds: float = 2.5) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, round(seconds * 16_000)).astype(np.float32)
+
+
+GOOD = [noise(seed) for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Whisper:
+    return small_model()
+
+
+def told(result: object) -> object:
+    """Without probabilities, whose last bits depend on the batch."""
+    return [(s["start"], s["end"], s["tokens"]) for s in result["segments"]] if isinstance(result, dict) else result
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    return [told(transcribe(model, samples, **OPTIONS)) for samples in GOOD]
+
+
+class Raising:
+    """An array of a library that raises what it likes."""
+
+    def __init__(self, error: BaseException):
+        self._error = error
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise self._error
+
+
+BAD = {
+    "not a number": (np.full(9000, np.nan, np.float32), "sample 0 of the array is nan", AudioError),
+    "no file": ("nowhere.wav", "check the path", FileNotFoundError),
+    "nothing": (None, "type NoneType", AudioError),
+    "no memory": (Raising(MemoryError("no room")), "no room", MemoryError),
+    "a defect of a library": (Raising(KeyError("x")), "x", KeyError),
+    "no option": ({"audio": noise(9), "bean_size": 5}, "has no option 'bean_size'", TypeError),
+    "no such value": ({"audio": noise(9), "beam_size": 0}, "beam_size=0", ValueError),
+    "no language": ({"audio": noise(9), "language": "klingon"}, "klingon", ValueError),
+    "a language of others": ({"audio": noise(9), "language": "cy"}, "cy|Welsh|welsh", ValueError),
+    "no audio": ({"language": "de"}, "lacks 'audio'", ValueError),
+    "tokens of no vocabulary": ({"audio": noise(9), "suppress_tokens": "999999"}, "", Exception),
+    "no expression": ({"audio": noise(9), "suppress_regex": "("}, "", ValueError),
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_recording_among_others_is_an_exception_in_its_place(model, alone, name, batch_size):
+    bad, message, kind = BAD[name]
+    first, error, *others = transcribe(model, [GOOD[0], bad, *GOOD[1:]], batch_size=batch_size, **OPTIONS)
+    assert [*map(told, [first, *others])] == alone
+    assert isinstance(error, kind)
+    assert message in str(error) or any(part in str(error) for part in message.split("|"))
+
+
+def test_what_is_wrong_for_all_is_raised_at_once(model):
+    with pytest.raises(ValueError, match="beam_size=0"):
+        transcribe(model, GOOD, beam_size=0)
+
+
+def test_an_interruption_ends_all(model):
+    with pytest.raises(KeyboardInterrupt):
+        transcribe(model, [GOOD[0], Raising(KeyboardInterrupt())], **OPTIONS)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+@pytest.mark.parametrize("method", ["next_window", "draft", "accept"])
+def test_a_recording_that_fails_in_its_second_window_is_alone_with_it(model, alone, monkeypatch, method, batch_size):
+    right = getattr(Recording, method)
+    calls: dict[int, int] = {}
+
+    def fails(self: Recording, *args: object) -> object:
+        calls[id(self)] = calls.get(id(self), 0) + 1
+        if self.language == "de" and calls[id(self)] >= 2:
+            raise ZeroDivisionError("the second")
+        return right(self, *args)
+
+    monkeypatch.setattr(Recording, method, fails)
+    bad = {"audio": noise(7), "language": "de"}
+    first, error, *others = transcribe(model, [GOOD[0], bad, *GOOD[1:]], batch_size=batch_size, **OPTIONS)
+    assert isinstance(error, ZeroDivisionError)
+    assert [*map(told, [first, *others])] == alone
+    with pytest.raises(ZeroDivisionError):
+        transcribe(model, bad, temperature=0.0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+@pytest.mark.parametrize("function", ["decode_windows", "encode_windows"])
+@pytest.mark.parametrize("message", ["INTERNAL: the device has a fault", "RESOURCE_EXHAUSTED: out of memory"])
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_a_recording_that_the_device_cannot_do_is_alone_with_it(
+    model, alone, monkeypatch, function, message, batch_size
+):
+    """Whatever the device raises, even when memory does not suffice for one row."""
+    right = getattr(driver, function)
+
+    def fails(model: Whisper, what: object, options: object = (), *rest: object, **more: object) -> object:
+        german = [row for row in options or () if row and row.language == "de"]
+        if german or (function == "encode_windows" and bool((np.asarray(what) == german_mel).all())):
+            raise jax.errors.JaxRuntimeError(message)
+        return right(model, what, options, *rest, **more) if function == "decode_windows" else right(model, what)
+
+    frames = 2 * model.config.max_source_positions
+    german_mel = np.asarray(RecordingMel(noise(7), model.config.num_mel_bins, frames).window(0, frames)[None])
+    monkeypatch.setattr(driver, function, fails)
+    bad = {"audio": noise(7), "language": "de"}
+    first, error, *others = transcribe(model, [GOOD[0], bad, *GOOD[1:]], batch_size=batch_size, **OPTIONS)
+    assert isinstance(error, jax.errors.JaxRuntimeError)
+    assert [*map(told, [first, *others])] == alone
+
+
+def test_the_other_pieces_of_a_recording_that_failed_are_dropped(model, alone, monkeypatch):
+    right = Recording.draft
+
+    def fails(self: Recording, window: object, result: object) -> object:
+        if self.language == "de" and self.piece and self.piece[0] == 100:
+            raise ZeroDivisionError("the second piece")
+        return right(self, window, result)
+
+    monkeypatch.setattr(Recording, "draft", fails)
+    bad = {"audio": noise(7), "language": "de", "clip_timestamps": "0,0.5,1,1.5,2,2.4", "independent_clips": True}
+    for batch_size in (1, 2, 4):
+        first, error, *others = transcribe(model, [GOOD[0], bad, *GOOD[1:]], batch_size=batch_size, **OPTIONS)
+        assert isinstance(error, ZeroDivisionError)
+        assert [*map(told, [first, *others])] == alone
+
+
+def test_a_recording_of_its_own_raises_what_it_raises(model):
+    with pytest.raises(AudioError, match="nan"):
+        transcribe(model, np.full(9000, np.nan))
+    with pytest.raises(AudioError, match="nan"):
+        iter_segments(model, (16_000, np.full(9000, np.nan)))
+
+
+def test_pairs_and_dictionaries_are_single_recordings(model, alone):
+    samples = GOOD[0]
+    for form in ((16_000, samples), (samples, 16_000), {"array": samples, "sampling_rate": 16_000}, {"raw": samples}):
+        assert told(transcribe(model, form, **OPTIONS)) == alone[0]
+    forms = [(16_000, GOOD[0]), {"audio": {"array": GOOD[1], "sampling_rate": 16_000}}, GOOD[2], (GOOD[3], 16_000)]
+    assert [*map(told, transcribe(model, forms, batch_size=2, **OPTIONS))] == alone
+    own = {"array": samples, "sampling_rate": 16_000, "path": None, "language": "en"}
+    assert told(transcribe(model, own, temperature=0.0)) == alone[0]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("batch_size", ["2"])
+def test_a_file_that_states_an_absurd_rate_costs_the_command_one_line(digits, shared, tmp_path, capsys, batch_size):
+    good = shared / "audio" / "en_short_3s.flac"
+    bad = tmp_path / "absurd.wav"
+    data = bytearray(write_wav(bad, as_int16(load_audio(good))).read_bytes())
+    data[24:28] = (2**31 - 1).to_bytes(4, "little")
+    bad.write_bytes(data)
+    options = ["--model", str(digits), "-o", str(tmp_path / "out"), "-f", "txt", "--language", "en"]
+    options += ["--beam_size", "None", "--batch_size", batch_size, "--compilation_cache", "False", "--verbose", "None"]
+    assert main([*options, str(bad), str(good)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"whisper-nnx: {bad}: sampling_rate=2147483647 must be a whole number of Hz")
+    assert (tmp_path / "out" / "en_short_3s.txt").read_text() == "Six zero nine.\n"
