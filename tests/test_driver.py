@@ -75,8 +75,12 @@ class Decoder:
     def run(self, size: int) -> list[int]:
         """Runs all recordings -> their numbers, in the order in which they were done."""
         self.batch = Batch(self.model, size)
-        done = [live for live, segments in self.batch.run(iter(self.lives)) if segments is None]
-        return [live.number for live in done]
+        done = []
+        for live, segments in self.batch.run(iter(self.lives)):
+            if isinstance(segments, Exception):
+                raise segments
+            done += [live.number] if segments is None else []
+        return done
 
     def segments(self) -> list:
         return [live.recording.segments for live in self.lives]
