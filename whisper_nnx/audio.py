@@ -57,7 +57,8 @@ def load_audio(
         Where they overlap, all sound is kept. False joins what there is, as openai-whisper does.
       max_hours: the longest recording that is decoded.
 
-    Warns of digital silence and of less than 0.1 s. Raises AudioError, or OSError for a file that cannot be opened.
+    Warns of digital silence, of less than 0.1 s, and of an array without samples. Raises AudioError, or OSError for a
+    file that cannot be opened.
     """
     return _load(source, sampling_rate, stream, follow_timestamps, max_hours)[0]
 
@@ -97,7 +98,9 @@ def _load(
             raise AudioError(f"sampling_rate={sampling_rate} is for arrays, a file states its own; leave it out")
         with _binary_file(source) as (file, name):
             samples, channels = read_file(file, name, stream, separate, follow_timestamps, max_s)
-    if not samples.any():
+    if not len(samples):
+        warnings.warn(f"{name} is empty: it has no samples; is it the right recording?", stacklevel=3)
+    elif not samples.any():
         warnings.warn(f"{name} is digital silence: all samples are zero; is it the right recording?", stacklevel=3)
     elif len(samples) < _SHORT_S * SAMPLE_RATE:
         duration_ms = 1000 * len(samples) / SAMPLE_RATE

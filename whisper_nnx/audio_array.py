@@ -71,8 +71,11 @@ def read_array(
     """[N], [N, channels] or [channels, N] -> [N], and [channels, N] where they are to be kept separate."""
     array = _as_numpy(source, name)
     rate = check_rate(SAMPLE_RATE if sampling_rate is None else sampling_rate, name)
-    if array.ndim not in (1, 2) or not array.size:
-        raise AudioError(f"{name} has shape {array.shape}; give at least one sample, as [N] or [N, channels]")
+    if array.ndim not in (1, 2):
+        raise AudioError(f"{name} has shape {array.shape}; give samples as [N] or [N, channels]")
+    if not array.size:
+        channels = max(1, *array.shape) if array.ndim == 2 else 1
+        return np.zeros(0, np.float32), np.zeros((channels, 0), np.float32) if separate else None
     check_duration(max(array.shape) / rate, max_s, name)
     peak = check_samples(samples := _as_float(array, name), name)
     channels = _channels_first(samples, name)

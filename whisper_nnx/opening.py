@@ -15,6 +15,7 @@ from whisper_nnx.longform import Recording
 from whisper_nnx.model import Whisper
 from whisper_nnx.options import TranscribeOptions
 from whisper_nnx.results import Segment, Transcript
+from whisper_nnx.suppression import check_choice
 from whisper_nnx.timing import alignment_heads
 from whisper_nnx.vad import VadOptions, pack_spans, speech_spans
 from whisper_nnx.windows import EncodedWindows, detect_languages, encode_windows, initial_ids, tokenizer_of
@@ -104,6 +105,7 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
         language, encoded = _detect_language(model, mel, pieces if options.vad_filter else None, options)
 
     decoding = replace(options.decoding, language=language)
+    check_choice(tokenizer_of(model), config.vocab_size, decoding)
     initial = initial_ids(decoding, tokenizer_of(model), config.max_target_positions)
     room = min(config.max_target_positions // 2 - 1, config.max_target_positions - 2 - len(initial.ids))
     longform = options.longform

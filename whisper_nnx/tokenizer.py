@@ -322,6 +322,12 @@ def _timestamps(ids: Mapping[str, int], taken: Iterable[int], no_timestamps: int
     times = sorted((float(match[1]), i) for text, i in ids.items() if (match := _TIMESTAMP.fullmatch(text)))
     if not times:  # they follow <|notimestamps|>, up to what a fine-tune may have put there instead
         begin = no_timestamps + 1
+        if instead := [text for text, i in ids.items() if i == begin]:
+            raise ValueError(
+                f"the tokenizer's files list no timestamps, and {instead[0]!r} has the id of <|0.00|>, {begin}: "
+                "which of the two the model means is unknown; give files that list the timestamps, with added tokens "
+                "behind them"
+            )
         limits = [begin + _TIMESTAMPS, *(i for i in taken if i >= begin)]
         return range(begin, min(limits if vocab_size is None else [*limits, max(begin, vocab_size)]))
     listed = [i for _, i in times]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -21,12 +19,13 @@ from whisper_nnx.decoding.language import language_probs
 from whisper_nnx.decoding.loop import DecodingBatch, generate, padded_positions
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
-from whisper_nnx.features import POSITIONS_PER_SECOND, fingerprint
+from whisper_nnx.features import fingerprint
 from whisper_nnx.forking import refuse_after_fork
 from whisper_nnx.languages import to_language_code
 from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper
 from whisper_nnx.products import cross_cache_dtype, on_single_cpu
 from whisper_nnx.programs import given_back, program
+from whisper_nnx.suppression import check_choice, require_timestamps, suppressed_tokens, timestamp_steps
 from whisper_nnx.tokenizer import Tokenizer
 
 
@@ -85,6 +84,8 @@ def decode(
     """
     refuse_after_fork()
     options = replace(options or DecodingOptions(), **changes)
+    if options.task != "lang_id":
+        check_choice(tokenizer_of(model), model.config.vocab_size, options)
     mel = jnp.asarray(mel)
     windows = mel if mel.ndim == 3 else mel[None]
     if windows.ndim != 3 or not windows.shape[0]:
@@ -246,7 +247,7 @@ def _batch(
     """The rows of one program; idle ones, without options, may sample nothing."""
     special, n_ctx = tokenizer.special, config.max_target_positions
     first = next(o for o in options if o is not None)
-    suppressed, suppressed_first = _suppressed(tokenizer, config.vocab_size, first)
+    suppressed, suppressed_first = suppressed_tokens(tokenizer, config.vocab_size, first)
     initial = [initial_ids(o, tokenizer, n_ctx) if o else InitialIds([special.sot], 0, []) for o in options]
     padded = np.full((len(options), padded_positions(n_ctx)), special.eot, np.int32)
     for row, (ids, _, _) in zip(padded, initial, strict=True):
@@ -260,7 +261,7 @@ def _batch(
 
     def max_initial(o: DecodingOptions) -> int:
         s = o.max_initial_timestamp
-        return NO_LIMIT if s is None else round(min(s * POSITIONS_PER_SECOND, NO_LIMIT))
+        return NO_LIMIT if s is None else timestamp_steps(s)
 
     return DecodingBatch(
         initial_ids=padded,
@@ -302,6 +303,7 @@ def initial_ids(options: DecodingOptions, tokenizer: Tokenizer, n_ctx: int) -> I
     leaves room for sample_len tokens within half the context, if that was given.
     """
     special, half = tokenizer.special, n_ctx // 2
+    require_timestamps(options, special)
     start = list(tokenizer.sot_sequence(options.language, options.task, not options.without_timestamps))
     prefix = _ids(options.prefix, tokenizer)
     if prefix:
@@ -322,42 +324,6 @@ def _ids(text: str | tuple[int, ...] | None, tokenizer: Tokenizer) -> list[int]:
         if not 0 <= token < tokenizer.vocab_size:
             raise ValueError(f"token {token} in a prompt or prefix is outside the vocabulary of {tokenizer.vocab_size}")
     return list(text or ())
-
-
-def _suppressed(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Masks [V] of what is never sampled, and of what is not sampled first."""
-    special, ids = tokenizer.special, options.suppress_tokens or ()
-    if bad := [i for i in ids if not -1 <= int(i) < vocab_size]:
-        raise ValueError(f"suppress_tokens names {bad[0]}, outside of the vocabulary of {vocab_size} tokens; drop it")
-    never = np.ones(vocab_size, bool)
-    known = np.asarray(tokenizer.known_ids)[:vocab_size]
-    never[: len(known)] = ~known  # a padded vocabulary has rows without a token
-    never[[int(i) for i in ids if int(i) >= 0]] = True
-    if -1 in ids:
-        never[list(tokenizer.non_speech_tokens)] = True
-    if options.suppress_regex is not None:
-        never[_matching_tokens(tokenizer, options.suppress_regex)] = True
-    tasks = [special.transcribe, special.translate, special.sot, special.sot_prev, special.no_speech]
-    if not options.tinydiarize:
-        tasks.append(special.sot_lm)
-    elif special.sot_lm is None:
-        raise ValueError(
-            "tinydiarize=True: this checkpoint has no <|startoflm|> to mark the turns of speakers; drop it"
-        )
-    never[[i for i in tasks if i is not None]] = True
-    if never.all():
-        raise ValueError(f"suppress_tokens leaves none of the {vocab_size} tokens to sample; drop some")
-    first = np.zeros(vocab_size, bool)
-    if options.suppress_blank:
-        first[[*tokenizer.blank_tokens, special.eot]] = True
-    return never, first
-
-
-@lru_cache(maxsize=8)
-def _matching_tokens(tokenizer: Tokenizer, pattern: str) -> list[int]:
-    """Ids of the text tokens that match as a whole, as whisper.cpp has it (std::regex_match)."""
-    whole = re.compile(pattern)
-    return [i for i in tokenizer.text_tokens(range(tokenizer.vocab_size)) if whole.fullmatch(tokenizer.decode([i]))]
 
 
 def _best(tokenizer: Tokenizer, options: DecodingOptions, candidates: Candidates) -> dict[str, Any]:

@@ -103,7 +103,10 @@ class Candidates:
 def sample_step(
     sequences: Sequences, logits: jax.Array, step: jax.Array, temperature: jax.Array, keys: jax.Array, eot: int
 ) -> tuple[jax.Array, Sequences]:
-    """logits [R,V], temperature [R], keys [R] -> the next tokens [R] and the longer sequences."""
+    """logits [R,V], temperature [R], keys [R] -> the next tokens [R] and the longer sequences.
+
+    A row that may choose nothing ends.
+    """
     best = first_best(logits)
 
     def draw() -> jax.Array:
@@ -112,7 +115,10 @@ def sample_step(
         return jnp.where(temperature > 0, drawn, best)
 
     token = jax.lax.cond(jnp.any(temperature > 0), draw, lambda: best).astype(jnp.int32)
-    logprob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+    nothing = chosen == -jnp.inf
+    token = jnp.where(nothing, eot, token)
+    logprob = jnp.where(nothing, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
     return token, sequences.append(step, token, logprob, eot)
 
 
@@ -160,10 +166,16 @@ def beam_step(
 
     Of the G*(G+1) best continuations of a window, in order, those that end are put aside and the first G others go on;
     an end that comes after them is forgotten. As openai-whisper's BeamSearchDecoder, but a done window stands still.
+    A beam that may choose nothing ends.
     """
     group = beam.group
     top, token = jax.lax.top_k(logits, group + 1)
-    score = state.beams.total[:, None] + (top - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+    nothing = top[:, :1] == -jnp.inf
+    token = jnp.where(nothing, eot, token)
+    logprob = top - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    score = state.beams.total[:, None] + jnp.where(
+        nothing, jnp.where(jnp.arange(group + 1) == 0, 0.0, -jnp.inf), logprob
+    )
     score, order = jax.lax.top_k(score.reshape(-1, group * (group + 1)), group * (group + 1))
     token = jnp.take_along_axis(token.reshape(order.shape), order, axis=1)
     source = order // (group + 1)

@@ -1,0 +1,77 @@
+"""Which tokens a window may never sample, or not at first; and whether anything is left."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import numpy as np
+
+from whisper_nnx.config import SpecialTokens
+from whisper_nnx.decoding.filters import NO_LIMIT
+from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.features import POSITIONS_PER_SECOND
+from whisper_nnx.tokenizer import Tokenizer
+
+
+def suppressed_tokens(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Masks [V] of what is never sampled, and of what is not sampled first."""
+    special, ids = tokenizer.special, options.suppress_tokens or ()
+    if bad := [i for i in ids if not -1 <= int(i) < vocab_size]:
+        raise ValueError(f"suppress_tokens names {bad[0]}, outside of the vocabulary of {vocab_size} tokens; drop it")
+    never = np.ones(vocab_size, bool)
+    known = np.asarray(tokenizer.known_ids)[:vocab_size]
+    never[: len(known)] = ~known  # a padded vocabulary has rows without a token
+    never[[int(i) for i in ids if int(i) >= 0]] = True
+    if -1 in ids:
+        never[list(tokenizer.non_speech_tokens)] = True
+    if options.suppress_regex is not None:
+        never[_matching_tokens(tokenizer, options.suppress_regex)] = True
+    tasks = [special.transcribe, special.translate, special.sot, special.sot_prev, special.no_speech]
+    if not options.tinydiarize:
+        tasks.append(special.sot_lm)
+    elif special.sot_lm is None:
+        raise ValueError(
+            "tinydiarize=True: this checkpoint has no <|startoflm|> to mark the turns of speakers; drop it"
+        )
+    never[[i for i in tasks if i is not None]] = True
+    if never.all():
+        raise ValueError(f"suppress_tokens leaves none of the {vocab_size} tokens to sample; drop some")
+    first = np.zeros(vocab_size, bool)
+    if options.suppress_blank:
+        first[[*tokenizer.blank_tokens, special.eot]] = True
+    return never, first
+
+
+def check_choice(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions) -> None:
+    """Raises ValueError where the options leave a window nothing to begin with."""
+    special = tokenizer.special
+    require_timestamps(options, special)
+    never, first = suppressed_tokens(tokenizer, vocab_size, options)
+    allowed = ~(never | first)
+    if not options.without_timestamps:
+        latest_s = options.max_initial_timestamp
+        last = special.timestamp_end if latest_s is None else special.timestamp_begin + timestamp_steps(latest_s)
+        allowed = allowed[special.timestamp_begin : min(last, special.timestamp_end) + 1]
+    if not options.prefix and not allowed.any():
+        what = "token" if options.without_timestamps else "timestamp"
+        fix = "" if options.without_timestamps else ", or set without_timestamps=True"
+        raise ValueError(f"suppress_tokens leaves no {what} that a window could begin with; drop some{fix}")
+
+
+def require_timestamps(options: DecodingOptions, special: SpecialTokens) -> None:
+    """Raises ValueError where timestamps are to be sampled and the vocabulary has none."""
+    if not options.without_timestamps and special.timestamp_end < special.timestamp_begin:
+        raise ValueError("this checkpoint's vocabulary has no timestamps; set without_timestamps=True")
+
+
+def timestamp_steps(seconds: float) -> int:
+    """Of a timestamp."""
+    return round(min(seconds * POSITIONS_PER_SECOND, NO_LIMIT))
+
+
+@lru_cache(maxsize=8)
+def _matching_tokens(tokenizer: Tokenizer, pattern: str) -> list[int]:
+    """Ids of the text tokens that match as a whole, as whisper.cpp has it (std::regex_match)."""
+    whole = re.compile(pattern)
+    return [i for i in tokenizer.text_tokens(range(tokenizer.vocab_size)) if whole.fullmatch(tokenizer.decode([i]))]
