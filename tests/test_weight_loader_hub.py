@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from weight_loader.hub import _repository
+from weight_loader.hub import repository_of
 
 COMMIT = "c0ffee" * 6 + "c0de"
 FILES = {
@@ -113,7 +113,7 @@ except CheckpointError as error:
     ],
 )
 def test_short_names_mean_the_published_repositories(name, repository):
-    assert _repository(name) == repository
+    assert repository_of(name) == repository
 
 
 def test_a_repository_is_downloaded_once_and_without_what_is_not_needed(hub, tmp_path):

@@ -21,6 +21,7 @@ _WEIGHTS = (
     ("weights.safetensors", "weights.npz"),  # MLX
     ("model.bin", "vocabulary.*"),  # CTranslate2
     ("flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*.msgpack"),
+    ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),  # PEFT
 )
 DEMO = "demo"  # the model in the package; examples/train_demo makes it
 _FILE_ADDRESS = re.compile(r"/([\w.-]+/[\w.-]+)/(?:resolve|blob)/([^/?#]+)/([^?#*\[\]]+)(?:\?.*)?")
@@ -45,7 +46,7 @@ def checkpoint_path(name_or_path: str | os.PathLike[str], *, files: tuple[str, .
         return _file(text, options)
     if isinstance(name_or_path, Path) or _looks_like_path(text):
         raise FileNotFoundError(f"{path} does not exist; give an existing folder, or a name such as 'tiny'")
-    repository = _repository(text)
+    repository = repository_of(text)
     if files:
         return _snapshot(repository, files, **options)
     for patterns in _WEIGHTS:
@@ -88,7 +89,7 @@ def _looks_like_path(text: str) -> bool:
     return a_file or text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1
 
 
-def _repository(name: str) -> str:
+def repository_of(name: str) -> str:
     """'tiny' -> 'openai/whisper-tiny', 'distil-large-v3' -> 'distil-whisper/distil-large-v3', 'owner/name' as it is."""
     size = ALIASES.get(name, name)
     if size in RELEASED:

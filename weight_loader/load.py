@@ -21,6 +21,7 @@ from weight_loader.folder import CONFIG_FILES, CheckpointError, read_config, rea
 from weight_loader.hub import checkpoint_path
 from weight_loader.names import SINUSOIDS, Path, parameters
 from weight_loader.readers import huggingface, open_checkpoint
+from weight_loader.released import released_tokenizer
 from weight_loader.vocabulary import tokenizer_from_tiktoken
 from whisper_nnx.config import WhisperConfig
 from whisper_nnx.forking import refuse_after_fork
@@ -31,6 +32,7 @@ from whisper_nnx.tokenizer import Tokenizer
 
 Name = str | os.PathLike[str]
 Shape = tuple[int, ...]
+_WITHOUT_TOKENIZER = ("openai", "mlx", "ct2")
 FLOATS = tuple(map(np.dtype, ("float64", "float32", "float16", "bfloat16")))
 
 
@@ -49,12 +51,12 @@ def load_model(
     name_or_path: a folder or file in any format that `weight_loader.readers` knows; a repository ("owner/name";
       `revision`, `token`, `cache_dir` are for it) or a short name: "tiny", "base.en", "large-v3", "turbo",
       "distil-large-v3"; "demo", the small model of this package; OpenAI's own file by its name, "tiny.pt", or
-      address. A folder or file of that name wins.
+      address. A folder or file of that name wins. LoRA of PEFT is merged into its base model.
     dtype: float32, bfloat16 or float16, of the computation (default float32).
     weights: one of these, or int8 (the matrices; see `quantized.py`), of the parameters in memory (default: as dtype).
       Whatever is stored is converted tensor by tensor.
-    tokenizer: where the tokenizer comes from, if not from the checkpoint or what lies beside it: a folder, a .tiktoken
-      file, a repository or a short name.
+    tokenizer: a folder, a .tiktoken file, a repository or a short name to take it from. Default: the checkpoint or the
+      files beside it; for OpenAI's, MLX's and CTranslate2's, which may have none, the released one of that size.
 
     Raises FileNotFoundError for a path to nothing, CheckpointError for a checkpoint that cannot be had or used.
     """
@@ -64,7 +66,7 @@ def load_model(
     param_dtype = dtype if int8 else _floating(weights or dtype, "weights", ", int8")
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     path = checkpoint_path(name_or_path, **options)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, token=token, cache_dir=cache_dir)
     found = find_tokenizer(checkpoint, path, tokenizer, **options)
     model = abstract_model(checkpoint.config, dtype, param_dtype)
     params = read_arrays(checkpoint, param_dtype, model)
@@ -89,7 +91,7 @@ def download_whisper_weights(
     `nnx.to_pure_dict(nnx.state(model))` has them. Arguments and errors are those of `load_model`.
     """
     path = checkpoint_path(name_or_path, revision=revision, token=token, cache_dir=cache_dir)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, token=token, cache_dir=cache_dir)
     return unflatten_dict(read_arrays(checkpoint, dtype and _floating(dtype))), checkpoint.config
 
 
@@ -114,18 +116,19 @@ def get_whisper_config(
     """
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     path = checkpoint_path(name_or_path, files=CONFIG_FILES, **options)
-    if path.is_dir() and (huggingface.is_config(path) or not huggingface.weights(path)):
+    if path.is_dir() and huggingface.is_config(path):
         return read_config(path)
-    return open_checkpoint(checkpoint_path(name_or_path, **options)).config
+    return open_checkpoint(checkpoint_path(name_or_path, **options), token=token, cache_dir=cache_dir).config
 
 
 def find_tokenizer(
     checkpoint: Checkpoint, path: FilePath, given: Name | None, *, warn: bool = True, **options: Any
 ) -> Tokenizer | None:
-    """The tokenizer that was asked for; else the checkpoint's own; else that of the files beside it.
+    """The tokenizer that was asked for; else the checkpoint's own; else that of the files beside it; else, in formats
+    whose programs bring their own, that of the released models with as many tokens.
 
-    given, options: as in `load_model`. None, with a warning, where there is none. Raises CheckpointError for one that
-    cannot be had or is not this model's.
+    given, options: as in `load_model`. None, with a warning, where there is none; without `warn` nothing is downloaded
+    either. Raises CheckpointError for one that cannot be had or is not this model's.
     """
     size = checkpoint.config.vocab_size
     if given is not None:
@@ -138,11 +141,17 @@ def find_tokenizer(
             )
         return found
     found = checkpoint.tokenizer or read_tokenizer(path if path.is_dir() else path.parent, size)
+    reason = ""
+    if found is None and checkpoint.format in _WITHOUT_TOKENIZER:
+        try:
+            found = released_tokenizer(size, options.get("cache_dir"), download=warn)
+        except CheckpointError as error:
+            reason = f", and that of the released models cannot be had: {error}"
     if found is None and warn:
         warnings.warn(
-            f"{path}: no tokenizer: tokenizer.json, or vocab.json with merges.txt, is missing; lay it beside, or give "
-            "tokenizer= a folder that has it, a .tiktoken file or a name such as 'tiny' (the model loads, but "
-            "transcribe() needs a tokenizer)",
+            f"{path}: no tokenizer: tokenizer.json, or vocab.json with merges.txt, is missing{reason}; put it beside "
+            "the weights, or give tokenizer= (of a command: --tokenizer) a folder that has it, a .tiktoken file or a "
+            "name such as 'tiny' (the model loads, but transcribe() needs a tokenizer)",
             stacklevel=3,
         )
     return found

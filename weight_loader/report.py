@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from weight_loader.checkpoint import Checkpoint
-from weight_loader.folder import CheckpointError
+from weight_loader.folder import CheckpointError, read_tokenizer
 from weight_loader.hub import checkpoint_path
 from weight_loader.load import differences, expected_shapes, find_tokenizer, listing, model_info, without_computed
 from weight_loader.readers import open_checkpoint
@@ -71,4 +71,7 @@ def _tokenizer(checkpoint: Checkpoint, path: Path) -> tuple[str, str]:
     if found is None:
         return "none here; give one to load_model(tokenizer=...)", "unknown"
     codes = " ".join(found.languages) if found.is_multilingual else "en"
-    return ("from the checkpoint" if checkpoint.tokenizer else "from the files beside it"), codes
+    if checkpoint.tokenizer:
+        return "from the checkpoint", codes
+    beside = read_tokenizer(path if path.is_dir() else path.parent, checkpoint.config.vocab_size)
+    return ("from the files beside it" if beside else "that of the released models"), codes

@@ -23,7 +23,7 @@ from weight_loader.folder import CheckpointError, read_alignment_heads, reading
 from whisper_nnx.config import RELEASED, RELEASED_ALIGNMENT_HEADS, WhisperConfig, released_alignment_heads
 
 # Asked in this order: a folder may hold the same weights twice, and Hugging Face's bring the most with them.
-READERS = ("huggingface", "openai", "mlx", "ggml", "ctranslate2", "flax_msgpack")
+READERS = ("peft", "huggingface", "openai", "mlx", "ggml", "ctranslate2", "flax_msgpack")
 
 
 def reader(name: str) -> Any:
@@ -31,18 +31,19 @@ def reader(name: str) -> Any:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, **options: Any) -> Checkpoint:
     """The checkpoint in a folder or file, by whichever reader knows its content.
 
+    options: token and cache_dir of `load_model`, for the base model of an adapter.
     Raises FileNotFoundError for a path to nothing, CheckpointError for what no reader knows or what is damaged.
     """
     with reading(path):
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, **options)
     checkpoint.tensors = _guarded(path, checkpoint.tensors)
     return checkpoint
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, **options: Any) -> Checkpoint:
     """As `open_checkpoint`, but without a last resort: an error that no reader foresaw comes out as it is."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder or a file with a checkpoint")
@@ -50,7 +51,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is a pipe or a device; give a folder or a regular file with a checkpoint")
     for name in READERS:
         if (module := reader(name)).detect(path):
-            checkpoint: Checkpoint = module.read(path)
+            checkpoint: Checkpoint = module.read(path, **(options if name == "peft" else {}))
             checkpoint.config = _with_alignment_heads(checkpoint, path)
             return checkpoint
     raise CheckpointError(f"{path} {_what_it_is(path)}")
@@ -80,7 +81,7 @@ def _with_alignment_heads(checkpoint: Checkpoint, path: Path) -> WhisperConfig:
 
 
 def _what_it_is(path: Path) -> str:
-    known = "Hugging Face, OpenAI .pt, MLX, ggml .bin, CTranslate2 and Flax msgpack checkpoints are known"
+    known = "Hugging Face, OpenAI .pt, MLX, ggml .bin, CTranslate2, Flax msgpack checkpoints and PEFT folders are known"
     if path.is_dir():
         held = sorted(entry.name for entry in path.iterdir())
         some = ", ".join(held[:8]) + (", ..." if len(held) > 8 else "")
