@@ -23,6 +23,7 @@ FILES = {
     "README.md": b"words",
 }
 OLD = {"config.json": b'{"d_model": 4}', "pytorch_model.bin": b"weights", "flax_model.msgpack": b"the same again"}
+LORA = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights", "README.md": b"words"}
 ERRORS = {  # by repository: what the Hub answers
     "nobody/nothing": (404, "RepoNotFound"),
     "meta/gated": (403, "GatedRepo"),
@@ -34,7 +35,7 @@ class _Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         requested = self.path.partition("?")[0].removeprefix("/api/models/").lstrip("/")
         repository, (kind, revision, *rest) = "/".join(requested.split("/")[:2]), requested.split("/")[2:] or (None, "")
-        files = OLD if repository == "acme/old" else FILES
+        files = {"acme/old": OLD, "acme/lora": LORA}.get(repository, FILES)
         if repository in ERRORS and self.headers["Authorization"] != "Bearer hf_friend":
             self._answer(*ERRORS[repository])
         elif revision not in ("main", COMMIT):
@@ -131,6 +132,11 @@ def test_a_repository_without_safetensors_gives_the_next_format_that_it_has(hub,
     folder = Path(find("acme/old", tmp_path, HF_ENDPOINT=hub))
     assert {file.name for file in folder.iterdir()} == {"config.json", "pytorch_model.bin"}
     assert find("acme/old", tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1") == str(folder)
+
+
+def test_a_repository_of_an_adapter_gives_the_adapter(hub, tmp_path):
+    folder = Path(find("acme/lora", tmp_path, HF_ENDPOINT=hub))
+    assert {file.name for file in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_the_address_of_a_file_gives_that_file_alone(hub, tmp_path):

@@ -101,6 +101,7 @@ def test_hugging_faces_folders_should_have_one_of_their_own(offline, small_is_re
     assert load_model(tmp_path / "hf").tokenizer is None
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")  # openai-whisper's own
 @pytest.mark.parametrize("name", ["tiny.en", "tiny", "large-v3"])
 def test_an_installed_openai_whisper_has_the_vocabularies(offline, monkeypatch, name):
     whisper = pytest.importorskip("whisper.tokenizer")
