@@ -44,8 +44,9 @@ WITHIN = {"start": 1e-6, "end": 1e-6, "avg_logprob": 1e-3, "no_speech_prob": 1e-
 
 
 def compare(model, reference, audio, **options):
-    expected = reference.transcribe(audio, fp16=False, temperature=0.0, **options)
-    ours = transcribe(model, audio, temperature=0.0, **options)
+    options = {"temperature": 0.0, **options}
+    expected = reference.transcribe(audio, fp16=False, **options)
+    ours = transcribe(model, audio, **options)
     assert ours["language"] == expected["language"]
     assert ours["text"] == expected["text"]
     seeks = [*dict.fromkeys(segment["seek"] for segment in expected["segments"]), len(audio) // 160]
