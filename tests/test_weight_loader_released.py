@@ -1,5 +1,6 @@
 """Formats without a tokenizer take that of the released models with as many tokens, from where this machine has it."""
 
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -147,6 +148,8 @@ def test_a_ctranslate2_folder_without_a_tokenizer_file_takes_the_released_one(re
     for name in ("config.json", "model.bin"):
         (tmp_path / name).symlink_to(real_tiny_en / name)
     found, own = load_model(tmp_path).tokenizer, load_model(real_tiny_en).tokenizer
-    assert found.special == own.special
+    # Its file has Hebrew by its older code, iw, which is of no use to an English-only model.
+    assert replace(found.special, languages=()) == replace(own.special, languages=())
+    assert [i for _, i in found.special.languages] == [i for _, i in own.special.languages]
     text = " The quick brown fox, 1984; naïve."
     assert found.encode(text) == own.encode(text)
