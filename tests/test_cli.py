@@ -1,67 +1,27 @@
 """The command line: what it hands on, what it refuses, and how it says so. The model behind it is faked here."""
 
-import importlib
+# ruff: noqa: F811
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import weight_loader
-from whisper_nnx.cli import main
-
-RESULT = {"text": " hello", "segments": [{"id": 0, "start": 0.0, "end": 1.0, "text": " hello"}], "language": "en"}
-transcribe_module = importlib.import_module("whisper_nnx.transcribe")
-
-Run = Callable[..., int]
+from tests.command import RESULT, Results, Run, calls, run, transcribe_module, transcribes  # noqa: F401
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """What the command asked of the loader and of `transcribe`, which both do nothing."""
-    made: list[tuple[str, dict[str, Any]]] = []
+def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """bad.wav does: an exception is its result, an interruption ends all."""
 
-    def load_model(name: str, **options: Any) -> str:
-        made.append((name, options))
-        return "the model"
-
-    def transcribe(model: str, audio: str, **options: Any) -> dict[str, Any]:
-        made.append((audio, options))
-        return RESULT
-
-    def iter_transcripts(model: str, audio: list[str], **options: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-        made.append((audio, options))
-        yield from ((number, RESULT) for number in range(len(audio)))
-
-    monkeypatch.setattr(weight_loader, "load_model", load_model, raising=False)
-    monkeypatch.setattr(transcribe_module, "transcribe", transcribe)
-    monkeypatch.setattr(transcribe_module, "iter_transcripts", iter_transcripts)
-    return made
-
-
-@pytest.fixture
-def run(calls: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    for name in ("PJRT_NPROC", "TF_CPP_MIN_LOG_LEVEL"):  # the command sets them; this puts them back
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-
-    def run_command(*arguments: str) -> int:
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            return main(["--output_dir", str(tmp_path), "--compilation_cache", "False", *arguments])
-
-    return run_command
-
-
-def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException, file: str = "bad.wav") -> None:
-    def transcribe(model: str, audio: str, **options: Any) -> dict[str, Any]:
-        if audio == file:
+    def result(file: str, _: dict[str, Any]) -> Any:
+        if file == "bad.wav" and not isinstance(error, Exception):
             raise error
-        return RESULT
+        return error if file == "bad.wav" else RESULT
 
-    monkeypatch.setattr(transcribe_module, "transcribe", transcribe)
+    transcribes(monkeypatch, result)
 
 
 def refusal(run: Run, capsys: pytest.CaptureFixture, *arguments: str) -> str:
@@ -165,12 +125,15 @@ def test_several_formats_are_written(run: Run, tmp_path: Path) -> None:
 def test_files_of_a_batch_are_written_as_soon_as_each_is_done(
     run: Run, calls: list, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def iter_transcripts(model: str, audio: list[str], **options: Any) -> Iterator[tuple[int, Any]]:
-        assert (audio, options["batch_size"]) == (["a.wav", "b.wav", "c.wav"], 2)
+    def results() -> Iterator[tuple[int, Any]]:
         yield 2, RESULT
         assert [path.name for path in tmp_path.iterdir()] == ["c.txt"]
         yield 0, FileNotFoundError(2, "No such file or directory", "a.wav")
         yield 1, RESULT
+
+    def iter_transcripts(model: str, audio: list[str], **options: Any) -> Results:
+        assert (audio, options["batch_size"]) == (["a.wav", "b.wav", "c.wav"], 2)
+        return Results(results(), {}, {})
 
     monkeypatch.setattr(transcribe_module, "iter_transcripts", iter_transcripts)
     assert run("a.wav", "b.wav", "c.wav", "--batch_size", "2", "-f", "txt") == 1
@@ -181,11 +144,12 @@ def test_files_of_a_batch_are_written_as_soon_as_each_is_done(
 def test_what_ends_a_batch_is_one_line_and_what_was_done_stays(
     run: Run, calls: list, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def iter_transcripts(model: str, audio: list[str], **options: Any) -> Iterator[tuple[int, Any]]:
-        yield 0, RESULT
-        raise KeyError("start")
+    def result(file: str, _: dict[str, Any]) -> dict[str, Any]:
+        if file == "b.wav":
+            raise KeyError("start")
+        return RESULT
 
-    monkeypatch.setattr(transcribe_module, "iter_transcripts", iter_transcripts)
+    transcribes(monkeypatch, result)
     assert run("a.wav", "b.wav", "--batch_size", "2", "-f", "txt") == 1
     message = "whisper-nnx: error: KeyError: 'start' (unexpected: --traceback shows where it happened)\n"
     assert capsys.readouterr().err == message
@@ -372,11 +336,11 @@ def test_interruption_ends_the_command_without_a_traceback(
 def test_warnings_are_shown_as_one_line_and_only_while_the_command_runs(
     run: Run, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def transcribe(model: str, audio: str, **options: Any) -> dict[str, Any]:
+    def result(file: str, _: dict[str, Any]) -> dict[str, Any]:
         warnings.warn("quiet\nplease", stacklevel=1)
         return RESULT
 
-    monkeypatch.setattr(transcribe_module, "transcribe", transcribe)
+    transcribes(monkeypatch, result)
     before = warnings.showwarning
     assert run("a.wav") == 0
     assert capsys.readouterr().err == "whisper-nnx: warning: quiet please\n"

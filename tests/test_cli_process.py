@@ -55,23 +55,27 @@ def test_the_module_is_the_same_command_under_its_own_name() -> None:
     assert done.stderr == ""
 
 
-def test_a_reader_that_leaves_ends_the_command_without_a_traceback() -> None:
+def test_a_reader_that_leaves_stops_no_writing_and_shows_no_traceback(tmp_path: Path) -> None:
     code = """
 import os, sys, types
 reading, writing = os.pipe()
 os.close(reading)
 os.dup2(writing, 1)
-def transcribe(model, audio, **options):
+class Results(list):
+    empty = {}
+def iter_transcripts(model, audio, **options):
     print("a segment")
+    return Results([(0, {"text": " hello", "segments": []})])
 import whisper_nnx.transcribe
-sys.modules["whisper_nnx.transcribe"].transcribe = transcribe
+sys.modules["whisper_nnx.transcribe"].iter_transcripts = iter_transcripts
 import weight_loader
 weight_loader.load_model = lambda *args, **options: None
 from whisper_nnx.cli import main
-sys.exit(main(["a.wav", "--compilation_cache", "False"]))
+sys.exit(main(["-", "--output_dir", sys.argv[1], "--compilation_cache", "False"]))
 """
-    done = python("-c", code)
+    done = python("-c", code, str(tmp_path))
     assert (done.returncode, done.stderr) == (141, "")
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_a_real_recording_becomes_subtitles(digits: Path, shared: Path, tmp_path: Path) -> None:

@@ -79,11 +79,13 @@ def test_print_colors_shows_each_word_in_the_colour_of_its_probability(model, sh
     assert colored(" Six zero nine.", np.exp(segment["avg_logprob"])) in capsys.readouterr().out
 
 
-def test_verbose_false_shows_a_bar_on_stderr(model, short, capsys):
+def test_verbose_false_shows_a_bar_of_seconds_on_a_terminal(model, short, capsys, monkeypatch):
+    monkeypatch.setattr("whisper_nnx.progress._is_terminal", lambda: True)
     transcribe(model, short, temperature=0.0, verbose=False, language="en")
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "frames" in captured.err
+    assert "0:03 / 0:03" in captured.err
+    assert "x real time" in captured.err
 
 
 def test_nothing_compiles_after_the_first_recording(model, shared, compilations):
@@ -146,7 +148,7 @@ def test_words_come_in_order_and_make_up_the_text_of_their_segment(model, shared
         ({"hallucination_silence_threshold": -1.0, "word_timestamps": True}, "=-1.0"),
         ({"task": "lang_id"}, "lang_id"),
         ({"prompt": "one"}, "initial_prompt"),
-        ({"fp16": False}, "dtype"),
+        ({"fp16": "no"}, "fp16='no'"),
     ],
 )
 def test_options_that_cannot_be_met_are_refused_with_their_value(model, short, options, says):

@@ -214,7 +214,7 @@ def test_all_writes_openai_whispers_formats_under_the_name_of_the_audio(tmp_path
 def test_several_formats_are_written_once_each(tmp_path: Path) -> None:
     paths = get_writer("ass,srt,ass,csv", tmp_path)(RESULT, "a.wav")
     assert [path.name for path in paths] == ["a.ass", "a.srt", "a.csv"]
-    assert output_files("a.wav", "json_full,all")[:2] == ["a.full.json", "a.txt"]
+    assert output_files("a", "json_full,all")[:2] == ["a.full.json", "a.txt"]
 
 
 def test_options_reach_the_subtitles_and_leave_the_other_formats_alone(tmp_path: Path) -> None:

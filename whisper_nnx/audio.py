@@ -21,7 +21,7 @@ __all__ = ["FRAMES_PER_SECOND", "MAX_HOURS", "SAMPLE_RATE", "AudioError", "load_
 FRAMES_PER_SECOND = 100  # of the mel spectrogram
 MAX_HOURS = 24.0  # 5.5 GB of samples
 _SHORT_S = 0.1
-_OPEN_HINTS = {
+OPEN_HINTS = {
     FileNotFoundError: "check the path",
     IsADirectoryError: "name a file in it",
     PermissionError: "make it readable for this user",
@@ -127,7 +127,7 @@ def _binary_file(source: Any) -> Iterator[tuple[BinaryIO, str]]:
         try:
             opened = open(source, "rb")  # noqa: SIM115
         except OSError as error:
-            hint = "a URL must be downloaded first" if "://" in os.fspath(source) else _OPEN_HINTS.get(type(error))
+            hint = "a URL must be downloaded first" if "://" in os.fspath(source) else OPEN_HINTS.get(type(error))
             reason = f"{os.fspath(source)}: {error.strerror}"
             raise type(error)(f"{reason}; {hint}" if hint else reason) from None
         with opened, _binary_file(opened) as file:

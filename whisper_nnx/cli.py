@@ -6,20 +6,20 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import os
 import sys
-import textwrap
-import traceback
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from whisper_nnx.allocator import keep_memory
 from whisper_nnx.cli_options import (
     DRIVER_OPTIONS,
+    FLAG,
+    FLAG_OR_NONE,
     OPTIONS,
     OWN_OPTIONS,
     OWN_TRANSCRIBE_OPTIONS,
@@ -28,17 +28,28 @@ from whisper_nnx.cli_options import (
     VAD,
     VAD_OPTIONS,
 )
+from whisper_nnx.console import (
+    NAME,
+    exit_status,
+    lasting_output,
+    one_line,
+    plain_warnings,
+    report_error,
+    say,
+    termination_interrupts,
+)
+from whisper_nnx.inputs import Input, find_inputs, named, require_distinct, without_existing
+from whisper_nnx.other_names import OTHER_OPTIONS
 from whisper_nnx.subtitles import SubtitleOptions
-from whisper_nnx.writers import get_writer, make_output_folder, output_files, parse_formats
+from whisper_nnx.writers import WRITERS, format_timestamp, make_output_folder, parse_formats, write_files
 
 if TYPE_CHECKING:
     import jax
 
     from whisper_nnx.model import Whisper
-    from whisper_nnx.results import Transcript
+    from whisper_nnx.transcribe import Transcripts
 
-NAME = "whisper-nnx"
-EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141  # 128 + the signal's number, as shells have it
+PARTIAL = ".partial"  # at the end of the names of outputs of what was interrupted
 DEFAULT_DTYPE = {"cpu": "float32", "gpu": "float16", "tpu": "bfloat16"}
 SHORT = {"--output_dir": ["-o"], "--output_format": ["-f"]}
 
@@ -51,14 +62,18 @@ def build_parser() -> argparse.ArgumentParser:
         else NAME,
         usage="%(prog)s [options] audio [audio ...]",
         description="Turn speech into text and subtitles.",
-        epilog="Option names may be written with hyphens too: --beam-size 5.",
+        epilog="Option names may be written with hyphens too: --beam-size 5. A True or False may be left out: "
+        "--word_timestamps is --word_timestamps True.",
         formatter_class=Help,
         add_help=False,
     )
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
         if title == "input and output":
-            group.add_argument("audio", nargs="+", help='sound or video files; "-" is standard input and makes stdin.*')
+            text = (
+                "files, folders of them, or quoted patterns: 'talks/*.mp3'; \"-\" is standard input, written as stdin.*"
+            )
+            group.add_argument("audio", nargs="+", help=text)
         for name, kind, default, text in options:
             group.add_argument(name, *SHORT.get(name, []), **kind, default=default, help=text)
     group = parser.add_argument_group("help")
@@ -73,6 +88,17 @@ class Parser(argparse.ArgumentParser):
         """The options that begin so: openai-whisper's alone, where there are any. What is short there is short here."""
         found = super()._get_option_tuples(option_string)
         return [option for option in found if option[1].removeprefix("--") not in OWN_OPTIONS] or found
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Takes `spelled_out` arguments; names the likely option where one is unknown."""
+        # Files may stand between options; after "--" all are files, which argparse forgets when it mixes them.
+        parse = self.parse_known_args if "--" in args else self.parse_known_intermixed_args
+        found, unknown = parse(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, 1)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{f'; do you mean {near[0]}?' if near else ''}")
+        return found
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{NAME}: error: {message} ({self.prog} --help lists the options)\n")
@@ -98,36 +124,49 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def with_underscores(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """`--beam-size=5` -> `--beam_size=5`. Only the names of options change, and nothing after `--`."""
+def spelled_out(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """`--beam-size=5` -> `--beam_size=5`, and `--diarize` alone -> `--diarize=True`. Nothing changes after `--`.
+
+    Ends the command where an option has another name here.
+    """
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = [option for option in parser._option_string_actions if option.startswith("--")]
-
-    def spell(argument: str) -> str:
+    actions = {name: action for name, action in parser._option_string_actions.items() if name.startswith("--")}
+    flags = (FLAG["metavar"], FLAG_OR_NONE["metavar"])
+    spelled: list[str] = []
+    for place, argument in enumerate(arguments[:end]):
         name, equals, value = argument.partition("=")
-        spelled = f"--{name[2:].replace('-', '_')}"
-        is_option = name.startswith("--") and any(option.startswith(spelled) for option in options)  # or its beginning
-        return f"{spelled}{equals}{value}" if is_option else argument
+        name = f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
+        if name in OTHER_OPTIONS and name not in parser._option_string_actions:
+            parser.error(f"{argument.partition('=')[0]} {OTHER_OPTIONS[name]}")
+        meant = [name] if name in actions else [option for option in actions if option.startswith(name)]
+        if not name.startswith("--") or not meant:  # a value, perhaps
+            spelled.append(argument)
+            continue
+        alone = not equals and (place + 1 == end or _is_no_value(arguments[place + 1]))
+        if alone and all(actions[option].metavar in flags for option in meant):
+            equals, value = "=", "True"
+        spelled.append(f"{name}{equals}{value}")
+    return [*spelled, *arguments[end:]]
 
-    return [*map(spell, arguments[:end]), *arguments[end:]]
+
+def _is_no_value(argument: str) -> bool:
+    """Whether it is another option or a file rather than a value such as True."""
+    return argument.startswith("-") or any(mark in argument for mark in "./\\*") or os.path.exists(argument)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command -> its exit status: 0; 1 if a file, or all, failed. Wrong usage raises SystemExit(2)."""
-    parser = build_parser()
-    args = parser.parse_args(with_underscores(sys.argv[1:] if argv is None else argv, parser))
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal without the transcript's letters shows "?" for them
-        sys.stdout.reconfigure(errors="replace", line_buffering=True)
-    try:
-        with plain_warnings():
-            check(parser, args)
-            return _run(parser, args)
-    except KeyboardInterrupt:
-        print(f"{NAME}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has left; Python would complain again when it flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+    with lasting_output() as output:
+        parser = build_parser()
+        args = parser.parse_args(spelled_out(sys.argv[1:] if argv is None else argv, parser))
+        try:
+            with plain_warnings(), termination_interrupts():
+                check(parser, args)
+                status = _run(parser, args)
+        except KeyboardInterrupt as interrupt:
+            say("interrupted")
+            status = exit_status(interrupt)
+    return output.of(status)
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -138,9 +177,13 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     options = transcribe_options(parser, args)
     try:
-        make_output_folder(args.output_dir)
+        if not args.detect_language:
+            make_output_folder(args.output_dir)
         options["temperature"] = temperature_ladder(args.temperature, args.temperature_increment_on_fallback)
         check_options(parser, args, options)
+        inputs, failed = _inputs(parser, args)
+        if not inputs:
+            return failed
         keep_memory()
         import jax
 
@@ -154,12 +197,34 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         device = find_device(args.device)
         with jax.default_device(device):
             model = model_of(args, device)
-            return _transcribe_files(model, args, options)
-    except BrokenPipeError:
-        raise
+            run = _detect_languages if args.detect_language else _transcribe
+            return run(model, inputs, args, options) or failed
     except Exception as error:
         report_error(error, "error", args.traceback)
         return 1
+
+
+def _inputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[list[Input], int]:
+    """What is to be transcribed, and the exit status: 1 where something named is not there, which is reported."""
+    inputs, problems = find_inputs(args.audio, args.recursive)
+    formats = [name for name in args.audio if name.lower() in (*WRITERS, "all") and not os.path.exists(name)]
+    if formats:
+        several = ",".join(dict.fromkeys([*args.output_format.split(","), *formats]))
+        parser.error(f"{formats[0]} is no file but a format; several go with commas: --output_format {several}")
+    try:
+        inputs = named(inputs, args.output_name)
+        if not args.detect_language:
+            require_distinct(inputs, args.output_format)
+    except ValueError as error:
+        parser.error(str(error))
+    for problem in problems:
+        say(one_line(problem))
+    if args.skip_existing and not args.detect_language:
+        missing = without_existing(inputs, args.output_format, args.output_dir)
+        if skipped := len(inputs) - len(missing):
+            say(f"{skipped} of {len(inputs)} skipped: all their outputs exist in {args.output_dir}")
+        inputs = missing
+    return inputs, 1 if problems else 0
 
 
 def model_of(args: argparse.Namespace, device: jax.Device) -> Whisper:
@@ -180,40 +245,77 @@ def transcribe_options(parser: argparse.ArgumentParser, args: argparse.Namespace
     return options
 
 
-def _transcribe_files(model: Whisper, args: argparse.Namespace, options: dict[str, Any]) -> int:
+def _transcribe(model: Whisper, inputs: Sequence[Input], args: argparse.Namespace, options: dict[str, Any]) -> int:
     """Every file, even after one that fails -> exit status. What is written of each is written when it is done."""
-    write = get_writer(args.output_format, args.output_dir)
-    subtitle_options = {name: getattr(args, name) for name in SUBTITLE_OPTIONS}
+    from whisper_nnx.transcribe import iter_transcripts
+
+    results = iter_transcripts(model, [one.path for one in inputs], **options)
     status = 0
-    for audio, result in _transcripts(model, args, options):
+    try:
+        for number, result in results:
+            try:
+                if isinstance(result, Exception):
+                    raise result
+                if not options["verbose"] and number in results.empty:  # else the report says so
+                    warnings.warn(f"{_name(inputs[number])}: no text: {results.empty[number]}", stacklevel=2)
+                _write(result, inputs[number].stem, args)
+            except Exception as error:
+                report_error(error, _name(inputs[number]), args.traceback)
+                status = 1
+    except KeyboardInterrupt as interrupt:
+        _keep_partial(results, inputs, args)
+        return exit_status(interrupt)
+    return status
+
+
+def _write(result: Any, stem: str, args: argparse.Namespace) -> list[Path]:
+    options = {name: getattr(args, name) for name in SUBTITLE_OPTIONS}
+    return write_files(result, Path(args.output_dir) / stem, args.output_format, **options)
+
+
+def _keep_partial(results: Transcripts, inputs: Sequence[Input], args: argparse.Namespace) -> None:
+    """After an interruption: writes what there is of recordings under way, or says how to have it written."""
+    unfinished = results.unfinished()
+    if not unfinished:
+        say("interrupted")
+    for number, result in unfinished.items():
+        name, end = _name(inputs[number]), format_timestamp(result["segments"][-1]["end"])
+        if not args.keep_partial:
+            say(f"interrupted: what was transcribed of {name}, up to {end}, is lost; --keep_partial would write it")
+            continue
         try:
-            if isinstance(result, Exception):
-                raise result
-            write(result, audio, **subtitle_options)
-        except BrokenPipeError:
-            raise
+            files = _write(result, inputs[number].stem + PARTIAL, args)
+            say(f"interrupted: what was transcribed of {name}, up to {end}, is in {', '.join(map(str, files))}")
         except Exception as error:
-            report_error(error, "standard input" if audio == "-" else audio, args.traceback)
+            report_error(error, name, args.traceback)
+
+
+def _detect_languages(
+    model: Whisper, inputs: Sequence[Input], args: argparse.Namespace, options: dict[str, Any]
+) -> int:
+    """Prints the language of each recording -> exit status."""
+    from whisper_nnx.languages import LANGUAGES
+    from whisper_nnx.opening import open_recording
+    from whisper_nnx.options import TranscribeOptions
+
+    chosen = TranscribeOptions.of(**{name: value for name, value in options.items() if name not in DRIVER_OPTIONS})
+    status = 0
+    for one in inputs:
+        try:
+            opened = open_recording(model, one.path, chosen)
+            if not opened.language_probs:
+                raise ValueError("this model is English-only and cannot detect languages; choose a multilingual one")
+            code = opened.language
+            name = LANGUAGES.get(code, code).title()
+            print(f"{one.path}: {code} ({name}), {opened.language_probs[code]:.0%}", flush=True)
+        except Exception as error:
+            report_error(error, _name(one), args.traceback)
             status = 1
     return status
 
 
-def _transcripts(
-    model: Whisper, args: argparse.Namespace, options: dict[str, Any]
-) -> Iterator[tuple[str, Transcript | Exception]]:
-    """(a file, what was said in it or why that is not known): together, as they are done, or one after the other."""
-    from whisper_nnx.transcribe import iter_transcripts, transcribe
-
-    if args.batch_size > 1 and len(args.audio) > 1:
-        for number, result in iter_transcripts(model, args.audio, **options):
-            yield args.audio[number], result
-        return
-    for audio in args.audio:
-        try:
-            one: Transcript | Exception = transcribe(model, audio, **options)
-        except Exception as error:
-            one = error
-        yield audio, one
+def _name(one: Input) -> str:
+    return "standard input" if one.path == "-" else one.path
 
 
 def find_device(wanted: tuple[str, int] | None) -> jax.Device:
@@ -267,13 +369,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         warnings.warn("--max_line_count has no effect without --max_line_width", stacklevel=2)
     if args.max_words_per_line and args.max_line_width and args.max_line_count:
         warnings.warn("--max_words_per_line has no effect with the other two limits", stacklevel=2)
-    files_of = defaultdict(list)
-    for audio in args.audio:
-        for output in output_files(audio, args.output_format):
-            files_of[os.path.normcase(output)].append(audio)
-    for output, files in files_of.items():
-        if len(files) > 1:
-            parser.error(f"{' and '.join(files)} would all be written to {output}; rename them, or run once for each")
+    if getattr(args, "audio", None) and args.detect_language and args.language is not None:
+        parser.error(f"--detect_language True and --language {args.language} exclude each other; drop one of the two")
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, options: dict[str, Any]) -> None:
@@ -290,34 +387,3 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, opt
             TranscribeOptions.of(**{name: value for name, value in options.items() if name not in DRIVER_OPTIONS})
     except (ValueError, ImportError) as error:  # the latter: vad_filter without its package
         parser.error(one_line(error))
-
-
-def report_error(error: Exception, subject: str, with_traceback: bool) -> None:
-    """One line for what users bring about, and one with the way to more for what looks like a defect of ours."""
-    if with_traceback:
-        traceback.print_exception(error)
-    message = one_line(error)
-    if not isinstance(error, ValueError | OSError):
-        hint = "" if with_traceback else " (unexpected: --traceback shows where it happened)"
-        message = f"{type(error).__name__}: {message}{hint}"
-    if not message.startswith((f"{subject}:", f"{subject} ")):
-        message = f"{subject}: {message}"
-    print(f"{NAME}: {message}", file=sys.stderr)
-
-
-def one_line(error: Exception | Warning | str) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return textwrap.shorten(str(error), 1000, placeholder=" ...") or "no message"
-
-
-@contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Shows warnings as one line each."""
-
-    def show(message: Warning | str, *_: Any) -> None:
-        print(f"{NAME}: warning: {one_line(message)}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield

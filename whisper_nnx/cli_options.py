@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ OWN_TRANSCRIBE_OPTIONS = (
     *("language_detection_threshold", "diarize", "tinydiarize", "suppress_regex", "without_timestamps"),
     *("max_new_tokens", "max_repeats", "repetition_penalty", "no_repeat_ngram_size", "n_best", "hotwords"),
     *("max_context", "offset_s", "duration_s", "independent_clips", "vad_filter", "token_timestamps"),
-    *("alignment_heads", "follow_timestamps", "max_hours"),
+    *("alignment_heads", "follow_timestamps", "max_hours", "audio_track"),
 )
 DRIVER_OPTIONS = ("verbose", "batch_size", "print_colors")  # of these, those that no recording has for itself
 VAD = "vad_"  # before the names of the voice detector's parameters
@@ -46,7 +47,8 @@ SUBTITLE_OPTIONS = (
 # All that openai-whisper's command does not have.
 OWN_OPTIONS = {
     *(*OWN_TRANSCRIBE_OPTIONS, *VAD_OPTIONS, "max_len", "split_on_word", "tokenizer", "revision", "token"),
-    *("dtype", "weights", "compilation_cache", "traceback", "version"),
+    *("dtype", "weights", "compilation_cache", "traceback", "version", "recursive", "output_name", "skip_existing"),
+    *("keep_partial", "detect_language"),
 }
 
 
@@ -84,21 +86,22 @@ def _formats(text: str) -> str:
     try:
         parse_formats(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        hint = "; files need no option, -f is --output_format" if os.path.exists(text) else ""
+        raise argparse.ArgumentTypeError(f"{error}{hint}") from None
     return text
 
 
-def _language(text: str) -> str:
-    from whisper_nnx.languages import to_language_code
+def _language(text: str) -> str | None:
+    from whisper_nnx.languages import language_or_none, to_language_code
 
     try:
-        return to_language_code(text)
+        return None if language_or_none(text) is None else to_language_code(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _languages(text: str) -> list[str]:
-    return [_language(name.strip()) for name in text.split(",")]
+def _languages(text: str) -> list[str] | None:
+    return [code for name in text.split(",") if (code := _language(name.strip()))] or None
 
 
 def _device(text: str) -> tuple[str, int]:
@@ -128,9 +131,14 @@ DTYPE, WEIGHTS = _kind(str, None, choices=FLOATS), _kind(str, None, choices=[*FL
 # Group -> options, each with its kind, default and help. The order is that of --help.
 OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
     "input and output": [
+        ("--recursive", FLAG, False, "search the folders in a folder, too; outputs keep their place in it"),
+        ("--audio_track", COUNT_OR_NONE, None, "which of a file's audio tracks, from 0 (default: as ffmpeg chooses)"),
         ("--output_dir", FOLDER, ".", "where to write; made if missing"),
+        ("--output_name", TEXT, None, "name of the outputs without extension (default: the recording's)"),
         ("--output_format", _kind(_formats, "FORMATS"), "all",
-         f"{', '.join(WRITERS)}; several with commas: srt,json; all: the first five"),
+         f"{', '.join(WRITERS)}; several with commas and no spaces: srt,json; all: the first five"),
+        ("--skip_existing", FLAG, False, "leave out recordings whose outputs are all there"),
+        ("--keep_partial", FLAG, False, "on Ctrl-C write what was transcribed so far, as NAME.partial.srt and so on"),
         ("--verbose", FLAG_OR_NONE, True, "print the text as it comes, or (False) show a progress bar; None: neither"),
         ("--print_colors", FLAG, False, "colour what is printed from red to green, by its probability"),
     ],
@@ -143,7 +151,8 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
     ],
     "task": [
         ("--task", TASK, "transcribe", "write what is said, or its translation to English"),
-        ("--language", _kind(_optional(_language), "NAME"), None, "what is spoken: de, German (default: detect it)"),
+        ("--language", _kind(_optional(_language), "NAME"), None, "what is spoken: de, de-AT, German (default: auto)"),
+        ("--detect_language", FLAG, False, "print the language of each recording, and do no more"),
         ("--allowed_languages", _kind(_languages, "NAMES"), None, "what it may be, where it is detected: de,French"),
         ("--multilingual", FLAG, False, "detect the language of every window anew"),
         ("--language_detection_segments", SOME, 1, "windows of 30 s to detect it from"),

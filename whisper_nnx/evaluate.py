@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_nnx import cli
 from whisper_nnx.cli_options import COUNT, FLAG, FLAG_OR_NONE, FOLDER, OPTIONS, SUBTITLE_OPTIONS, TASK
+from whisper_nnx.console import exit_status, lasting_output, termination_interrupts
 from whisper_nnx.evaluation import (
     NORMALIZERS,
     Evaluation,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 NOT_HERE = {
     *("output_dir", "output_format", "verbose", "print_colors", "task", "diarize", "tinydiarize", "n_best"),
     *("token_timestamps", "clip_timestamps", "offset_s", "duration_s", "independent_clips", *SUBTITLE_OPTIONS),
+    *("recursive", "output_name", "skip_existing", "keep_partial", "detect_language"),
 }
 DETECTION_OPTIONS = (
     *("allowed_languages", "multilingual", "language_detection_segments", "language_detection_threshold"),
@@ -217,20 +219,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command -> its exit status: 0; 1 if a row could not be evaluated. Wrong usage raises SystemExit(2)."""
-    parser = build_parser()
-    args = parser.parse_args(cli.with_underscores(sys.argv[1:] if argv is None else argv, parser))
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace", line_buffering=True)
-    try:
-        with cli.plain_warnings():
-            _check(parser, args)
-            return _run(parser, args)
-    except KeyboardInterrupt:
-        print(f"{cli.NAME}: interrupted", file=sys.stderr)
-        return cli.EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return cli.EXIT_BROKEN_PIPE
+    with lasting_output() as output:
+        parser = build_parser()
+        args = parser.parse_args(cli.spelled_out(sys.argv[1:] if argv is None else argv, parser))
+        try:
+            with cli.plain_warnings(), termination_interrupts():
+                _check(parser, args)
+                status = _run(parser, args)
+        except KeyboardInterrupt as interrupt:
+            cli.say("interrupted")
+            status = exit_status(interrupt)
+    return output.of(status)
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -268,8 +267,6 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             for name, content in contents.items():  # JSON may name half a character, which no file can hold
                 write_whole(Path(args.output_dir) / name, content.encode("utf-8", "replace").decode())
         return 1 if problems or evaluation.failed else 0
-    except BrokenPipeError:
-        raise
     except Exception as error:
         cli.report_error(error, "error", args.traceback)
         return 1

@@ -15,7 +15,7 @@ from whisper_nnx.audio import FRAMES_PER_SECOND, SAMPLE_RATE
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.fallback import FallbackOptions
 from whisper_nnx.features import POSITIONS_PER_SECOND, RecordingMel
-from whisper_nnx.languages import to_language_code
+from whisper_nnx.languages import language_or_none, to_language_code
 from whisper_nnx.model import Whisper
 from whisper_nnx.text_matching import words_of
 from whisper_nnx.windows import decode_windows, detect_languages, encode_windows, most_probable, tokenizer_of
@@ -50,6 +50,7 @@ class Piece:
 def hear(model: Whisper, samples: np.ndarray, language: str | None, task: str, batch_size: int) -> list[Piece]:
     """Samples [N] -> pieces of at most one window, cut where it is quiet, with what a greedy decoder hears in each."""
     tokenizer, frames = tokenizer_of(model), 2 * model.config.max_source_positions
+    language = language_or_none(language)
     if language is not None and language not in tokenizer.languages:
         language = to_language_code(language)
     mel = RecordingMel(samples, model.config.num_mel_bins, frames)

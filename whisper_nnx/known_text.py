@@ -20,6 +20,7 @@ from whisper_nnx import timing
 from whisper_nnx.audio import load_audio
 from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.hearing import Piece, batches, hear
+from whisper_nnx.languages import language_or_none
 from whisper_nnx.likelihood import following_logprobs
 from whisper_nnx.model import Whisper
 from whisper_nnx.results import Segment, Transcript, Word
@@ -66,7 +67,7 @@ def align(
     Raises ValueError for a text without words, and for a language or task that the model does not know; AudioError (a
     ValueError) or OSError for unreadable audio.
     """
-    tokenizer = tokenizer_of(model)
+    tokenizer, language = tokenizer_of(model), language_or_none(language)
     heads = timing.alignment_heads(model.config, alignment_heads)
     if language is not None or not tokenizer.is_multilingual:
         tokenizer.sot_sequence(language, task)  # raises for what it does not know

@@ -1,5 +1,6 @@
 """Language codes and names, as Whisper's training data had them."""
 
+import re
 from difflib import get_close_matches
 
 # In the order of the tokens in the released vocabularies; the last, Cantonese, came with large-v3.
@@ -27,15 +28,27 @@ _OTHER_NAMES = {
     "burmese": "my", "castilian": "es", "flemish": "nl", "haitian": "ht", "letzeburgesch": "lb", "mandarin": "zh",
     "moldavian": "ro", "moldovan": "ro", "panjabi": "pa", "pushto": "ps", "sinhalese": "si", "valencian": "ca",
 }
+_OTHER_CODES = {  # of ISO 639, for what Whisper calls otherwise
+    "iw": "he", "ji": "yi", "in": "id", "jv": "jw", "mo": "ro", "nb": "no", "fil": "tl", "cmn": "zh", "arb": "ar",
+}
 # fmt: on
-_CODES = {**{code: code for code in LANGUAGES}, **{name: code for code, name in LANGUAGES.items()}, **_OTHER_NAMES}
+_CODES = {**{code: code for code in LANGUAGES}, **{name: code for code, name in LANGUAGES.items()}}
+_CODES |= {**_OTHER_NAMES, **_OTHER_CODES}
+_LOCALE = re.compile(r"([a-z]{2,3})([-_][a-z0-9]{1,8})+([.@].*)?")  # en-US, zh_Hant_TW, de_DE.UTF-8
 
 
 def to_language_code(text: str) -> str:
-    """The code of a language given by its code or English name, in any case; ValueError where it is unknown."""
+    """The code of a language given by its code, locale or English name, in any case; ValueError where it is unknown."""
     wanted = text.strip().lower()
+    if (locale := _LOCALE.fullmatch(wanted)) and locale[1] in _CODES:
+        wanted = locale[1]
     if wanted in _CODES:
         return _CODES[wanted]
     near = " or ".join(repr(match) for match in get_close_matches(wanted, _CODES))
     meant = f"did you mean {near}?" if near else "give a code such as 'en' or an English name such as 'german'"
     raise ValueError(f"language {text!r} is unknown to Whisper; {meant}")
+
+
+def language_or_none(text: str | None) -> str | None:
+    """`text`, but None, which detects the language, for "auto"."""
+    return None if text is not None and text.strip().lower() == "auto" else text

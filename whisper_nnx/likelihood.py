@@ -13,6 +13,7 @@ import numpy as np
 from whisper_nnx.audio import FRAMES_PER_SECOND, load_audio
 from whisper_nnx.cache import KeysValues
 from whisper_nnx.features import RecordingMel
+from whisper_nnx.languages import language_or_none
 from whisper_nnx.model import TextDecoder, Whisper
 from whisper_nnx.programs import program
 from whisper_nnx.timing import padded_ids
@@ -140,6 +141,7 @@ def _open(model: Whisper, samples: np.ndarray, language: str | None, task: str) 
         duration_s, most_s = mel.content_frames / FRAMES_PER_SECOND, frames / FRAMES_PER_SECOND
         raise ValueError(f"a recording of {duration_s:.2f} s is longer than a window of {most_s:g} s; cut it")
     encoded = encode_windows(model, mel.window(0, frames)[None])
+    language = language_or_none(language)
     if language is None and tokenizer.is_multilingual:
         language = most_probable(detect_languages(model, encoded)[0])
     return _Window(encoded, tokenizer.sot_sequence(language, task, timestamps=False))

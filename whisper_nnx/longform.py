@@ -153,9 +153,11 @@ class Recording:
     seek: int = field(default=0, init=False)
     segments: list[Segment] = field(default_factory=list, init=False)
     alternatives: list[WindowAlternatives] = field(default_factory=list, init=False)
+    skipped_windows: int = field(default=0, init=False)
 
     def __post_init__(self):
         self._clips = [self.piece] if self.piece else self.options.clips(self.content_frames)
+        self._ends = [*itertools.accumulate(end - start for start, end in self._clips)]
         self._clip = 0
         self._hotwords = self._ids(self.options.hotwords)
         self._initial = self._ids(self.options.initial_prompt)
@@ -168,11 +170,12 @@ class Recording:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Frames that are done, and all."""
-        if self.piece:
-            start, end = self.piece
-            return max(0, min(self.seek, end) - start), end - start
-        return min(self.seek, self.content_frames), self.content_frames
+        """Frames of its clips that are done, and all."""
+        whole = self._ends[-1]
+        if self._clip == len(self._clips):
+            return whole, whole
+        start, end = self._clips[self._clip]
+        return self._ends[self._clip] - end + min(max(self.seek, start), end), whole
 
     def next_window(self) -> Window | None:
         """What to decode next; None when all is done. The same until `accept` or `skip` is called."""
@@ -208,6 +211,7 @@ class Recording:
 
     def skip(self, window: Window) -> None:
         """Nobody speaks in the window."""
+        self.skipped_windows += 1
         self.seek += window.n_frames
 
     def draft(self, window: Window, result: DecodingResult) -> Draft:

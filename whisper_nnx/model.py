@@ -5,6 +5,7 @@ Module names are those of Hugging Face's checkpoints, so that a path here is a p
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -224,6 +225,18 @@ class Whisper(Module):
         """
         encoder_output = self.encode(input_features, deterministic, rngs)
         return self.decode(decoder_input_ids, encoder_output, deterministic, rngs)
+
+
+def warn_of_precision(model: Whisper, fp16: bool | None) -> None:
+    """Where openai-whisper's `fp16` asks for another precision than the one that the model was loaded in."""
+    dtype = jnp.dtype(model.decoder.dtype).name
+    if fp16 is not None and fp16 != (dtype != "float32"):
+        wanted = "float16" if fp16 else "float32"
+        warnings.warn(
+            f"fp16={fp16} has no effect: the model computes in {dtype}, since it was loaded so; "
+            f"load_model(..., dtype=jnp.{wanted}) changes that",
+            stacklevel=3,
+        )
 
 
 def create_whisper(

@@ -12,13 +12,19 @@ from whisper_nnx.audio import FRAMES_PER_SECOND, load_audio
 from whisper_nnx.driver import Live, Place, choose_language
 from whisper_nnx.features import RecordingMel
 from whisper_nnx.longform import Recording
-from whisper_nnx.model import Whisper
+from whisper_nnx.model import Whisper, warn_of_precision
 from whisper_nnx.options import TranscribeOptions
 from whisper_nnx.results import Segment, Transcript
 from whisper_nnx.suppression import check_choice
 from whisper_nnx.timing import alignment_heads
 from whisper_nnx.vad import VadOptions, pack_spans, speech_spans
-from whisper_nnx.windows import EncodedWindows, detect_languages, encode_windows, initial_ids, tokenizer_of
+from whisper_nnx.windows import (
+    EncodedWindows,
+    detect_languages,
+    encode_windows,
+    initial_ids,
+    tokenizer_of,
+)
 
 
 class Opened:
@@ -27,8 +33,24 @@ class Opened:
     What their windows say comes back by `add`; `segments` and `transcript` are in the order of the pieces.
     """
 
-    def __init__(self, number: int, language: str, duration_s: float, lives: list[Live], channels: np.ndarray | None):
+    def __init__(
+        self,
+        number: int,
+        language: str,
+        duration_s: float,
+        lives: list[Live],
+        channels: np.ndarray | None,
+        options: TranscribeOptions,
+        language_probs: dict[str, float],
+    ):
         self.number, self.language, self.duration_s, self.lives = number, language, duration_s, lives
+        self.language_probs = language_probs  # where the language was detected
+        self._options = options
+        content_frames = round(duration_s * FRAMES_PER_SECOND)
+        self._asked_frames = sum(end - start for start, end in options.longform.clips(content_frames))
+        self._place = {id(live): place for place, live in enumerate(lives)}
+        self._done_frames = [live.recording.progress[0] for live in lives]
+        self._done, self._whole = sum(self._done_frames), sum(live.recording.progress[1] for live in lives)
         self.segments: list[Segment] = []
         self._channels = channels
         self._held: list[list[Segment]] = [[] for _ in lives]  # those of pieces that have one unfinished before them
@@ -40,14 +62,17 @@ class Opened:
         return self._current == len(self.lives)
 
     @property
-    def progress(self) -> tuple[int, int]:
-        """Frames that are done, and all."""
-        parts = [live.recording.progress for live in self.lives]
-        return sum(done for done, _ in parts), sum(whole for _, whole in parts)
+    def progress(self) -> tuple[float, float]:
+        """Seconds that are done, and all that are asked for; what holds no speech is done with the rest."""
+        asked_s = self._asked_frames / FRAMES_PER_SECOND
+        return (asked_s if self.done or not self._whole else asked_s * self._done / self._whole), asked_s
 
     def add(self, live: Live, segments: list[Segment] | None) -> list[Segment]:
         """Takes the segments of a window, or None when its chain is done -> those whose turn it is now, numbered."""
-        piece = next(i for i, other in enumerate(self.lives) if other is live)
+        piece = self._place[id(live)]
+        done = live.recording.progress[0]
+        self._done += done - self._done_frames[piece]
+        self._done_frames[piece] = done
         self._held[piece] += segments or []
         self._finished[piece] |= segments is None
         ready: list[Segment] = []
@@ -72,14 +97,36 @@ class Opened:
             segment["speaker"] = speaker
 
     def transcript(self) -> Transcript:
-        """What there is so far."""
+        """What there is so far, also of pieces that have an unfinished one before them."""
         parts = [live.recording.transcript() for live in self.lives]
         text = "".join(part["text"] for part in parts)
-        whole: Transcript = {"text": text, "segments": self.segments, "language": self.language}
+        segments = self.segments
+        if held := [segment for piece in self._held[self._current :] for segment in piece]:
+            held = [{**segment, "id": number} for number, segment in enumerate(held, start=len(segments))]
+            if self._channels is not None:
+                self._tell_speakers(self._channels, held)
+            segments = [*segments, *held]
+        whole: Transcript = {"text": text, "segments": segments, "language": self.language}
         alternatives = [window for part in parts for window in part.get("alternatives", [])]
         if alternatives:
             whole["alternatives"] = alternatives
         return whole
+
+    def why_empty(self) -> str | None:
+        """Why there is no text, and what to change; None where there is some."""
+        if any(segment["text"].strip() for segment in self.segments):
+            return None
+        if not self.duration_s:
+            return "the recording is empty"
+        if not self._asked_frames:
+            return f"what is to be transcribed is beyond the recording's end, at {self.duration_s:.2f} s"
+        if not self.lives:
+            return "the voice detector finds no speech (a lower vad threshold, or no vad_filter, may find some)"
+        skipped = sum(live.recording.skipped_windows for live in self.lives)
+        if skipped:
+            threshold = self._options.fallback.no_speech_threshold
+            return f"the model finds no speech (no_speech_threshold={threshold}; None writes whatever it decodes)"
+        return "the model decoded no words"
 
 
 def open_recording(model: Whisper, source: Any, options: TranscribeOptions, number: int = 0) -> Opened:
@@ -88,7 +135,11 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
     Raises AudioError or OSError for what cannot be read, ValueError for options that the model cannot meet.
     """
     channels = None
-    reading: dict[str, Any] = {"follow_timestamps": options.follow_timestamps, "max_hours": options.max_hours}
+    reading: dict[str, Any] = {
+        "stream": options.audio_track,
+        "follow_timestamps": options.follow_timestamps,
+        "max_hours": options.max_hours,
+    }
     if options.diarize:
         from whisper_nnx.diarize import load_stereo
 
@@ -100,9 +151,11 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
     mel = RecordingMel(samples, config.num_mel_bins, frames)
     pieces = _pieces(samples, mel.content_frames, options)
     options = _fit_model(model, options)
-    language, encoded = options.decoding.language, dict[Place, EncodedWindows]()
+    warn_of_precision(model, options.decoding.fp16)
+    language, encoded, probs = options.decoding.language, dict[Place, EncodedWindows](), dict[str, float]()
     if language is None:
-        language, encoded = _detect_language(model, mel, pieces if options.vad_filter else None, options)
+        probs, encoded = _detect_language(model, mel, pieces if options.vad_filter else None, options)
+        language = choose_language(probs, tuple(options.allowed_languages or ()))
 
     decoding = replace(options.decoding, language=language)
     check_choice(tokenizer_of(model), config.vocab_size, decoding)
@@ -137,7 +190,7 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
     ]
     if lives:
         lives[0].encoded = encoded
-    return Opened(number, language, mel.content_frames / FRAMES_PER_SECOND, lives, channels)
+    return Opened(number, language, mel.content_frames / FRAMES_PER_SECOND, lives, channels, options, probs)
 
 
 def _fit_model(model: Whisper, options: TranscribeOptions) -> TranscribeOptions:
@@ -176,8 +229,8 @@ def _pieces(samples: np.ndarray, content_frames: int, options: TranscribeOptions
 
 def _detect_language(
     model: Whisper, mel: RecordingMel, pieces: list[Place] | None, options: TranscribeOptions
-) -> tuple[str, dict[Place, EncodedWindows]]:
-    """The code, and the first window that was encoded for it: the first 30 s of the recording or of its first piece.
+) -> tuple[dict[str, float], dict[Place, EncodedWindows]]:
+    """Each language's probability, and the first window encoded for it: the first 30 s of all or of the first piece.
 
     Of several windows the first that is surer than the threshold decides; else all of them, by the sum of their
     probabilities.
@@ -195,6 +248,6 @@ def _detect_language(
         [probs] = detect_languages(model, encoded)
         best = choose_language(probs, allowed)
         if most > 1 and probs[best] >= (0.5 if surely is None else surely):
-            return best, first
+            return probs, first
         totals = {code: totals.get(code, 0.0) + p for code, p in probs.items()}
-    return choose_language(totals, allowed), first
+    return {code: p / len(places[:most]) for code, p in totals.items()}, first

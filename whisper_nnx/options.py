@@ -11,12 +11,10 @@ from typing import Any
 from whisper_nnx.audio import MAX_HOURS, check_max_hours
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.fallback import FallbackOptions
-from whisper_nnx.languages import to_language_code
+from whisper_nnx.languages import language_or_none, to_language_code
 from whisper_nnx.longform import LongformOptions
+from whisper_nnx.other_names import OTHER_KEYWORDS
 from whisper_nnx.vad import VadOptions, require_detector
-
-# What is called otherwise here, and how.
-_INSTEAD = {"prompt": "initial_prompt", "fp16": "load_model(..., dtype=jnp.float16)"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class TranscribeOptions:
     or several to try in turn, beam_size, patience and best_of are those of the ladder.
 
     seed: the same one gives the same samples. sampling_rate: of an array, in Hz. follow_timestamps, max_hours: of
-    `load_audio`.
+    `load_audio`. audio_track: which of a file's audio streams, from 0 (default: as ffmpeg chooses).
     vad_filter: only speech is transcribed; it is cut into pieces, each a recording of its own, that can be decoded
     together. vad_parameters: fields of VadOptions.
     language_detection_segments: 30 s windows to detect the language from, unless one of them is surer than
@@ -40,6 +38,7 @@ class TranscribeOptions:
     decoding: DecodingOptions
     seed: int = 0
     sampling_rate: float | None = None
+    audio_track: int | None = None
     follow_timestamps: bool = True
     max_hours: float = MAX_HOURS
     vad_filter: bool = False
@@ -55,20 +54,21 @@ class TranscribeOptions:
 
         ImportError where vad_filter lacks its package.
         """
-        for name, instead in _INSTEAD.items():
-            if name in options:
-                raise ValueError(f"{name}={options[name]!r} is no option of a whole recording; use {instead}")
+        if "prompt" in options:  # a field of DecodingOptions
+            raise ValueError(f"prompt={options['prompt']!r} is for single windows; use initial_prompt")
         if "temperature" in options:
             given = options.pop("temperature")
             options["temperatures"] = (given,) if isinstance(given, int | float) else tuple(map(float, given))
-        if options.get("language") is not None:
-            options["language"] = to_language_code(options["language"])
+        if (language := language_or_none(options.pop("language", None))) is not None:
+            options["language"] = to_language_code(language)
 
         kinds: dict[Any, dict[str, Any]] = {LongformOptions: {}, FallbackOptions: {}, DecodingOptions: {}, cls: {}}
         names = {f.name: kind for kind in reversed(kinds) for f in fields(kind)}
         for kind in ("longform", "fallback", "decoding"):
             del names[kind]
         for name, value in options.items():
+            if name not in names and name in OTHER_KEYWORDS:
+                raise TypeError(f"transcribe() has no option {name!r}: it {OTHER_KEYWORDS[name]}")
             if name not in names:
                 near = "".join(f"; do you mean {n}?" for n in difflib.get_close_matches(name, names, 1))
                 raise TypeError(f"transcribe() has no option {name!r}{near}")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from whisper_nnx import cli
 from whisper_nnx.cli_options import CACHE, COUNT_OR_NONE
+from whisper_nnx.console import EXIT_INTERRUPTED, lasting_output
 from whisper_nnx.training.config import TrainConfig, describe
 from whisper_nnx.training.config_file import load_config
 
@@ -70,6 +71,11 @@ def _names() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command -> its exit status. Wrong usage raises SystemExit(2)."""
+    with lasting_output() as output:
+        return output.of(_main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args, overrides = parser.parse_known_args(argv)
     with cli.plain_warnings():
@@ -83,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with _plain_log():
                 return _run(config, args)
         except KeyboardInterrupt:
-            print(f"{cli.NAME}: interrupted", file=sys.stderr)
-            return cli.EXIT_INTERRUPTED
+            cli.say("interrupted")
+            return EXIT_INTERRUPTED
         except Exception as error:
             cli.report_error(error, "error", args.traceback)
             return 1
@@ -94,9 +100,7 @@ class _Lines(logging.Handler):
     """What is logged, as one line each, above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(f"{cli.NAME}: {record.getMessage()}", file=sys.stderr)
+        cli.say(record.getMessage())
 
 
 @contextmanager

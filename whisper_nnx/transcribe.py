@@ -9,29 +9,21 @@ if __name__ == "__main__":  # before all else: the command sets XLA up before JA
 
     sys.exit(main())
 
-import math
-import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from whisper_nnx.audio import FRAMES_PER_SECOND
 from whisper_nnx.audio_array import SOUND_KEYS, is_pair
-from whisper_nnx.colors import colored
 from whisper_nnx.driver import Batch, Live, is_out_of_memory
-from whisper_nnx.languages import LANGUAGES
 from whisper_nnx.opening import Opened, open_recording
 from whisper_nnx.options import TranscribeOptions
+from whisper_nnx.report import Progress, Report, Source
 from whisper_nnx.results import Segment, Transcript
-from whisper_nnx.subtitles import spoken_text
 from whisper_nnx.windows import tokenizer_of
-from whisper_nnx.writers import format_timestamp
 
 if TYPE_CHECKING:
     from whisper_nnx.model import Whisper
-
-Progress = Callable[[float, float], None]
 
 
 @overload
@@ -51,7 +43,8 @@ def transcribe(model: Whisper, audio: Any, **options: Any) -> Transcript | list[
       each other, unless vad_filter or independent_clips cut it into pieces, which are recordings of their own.
     verbose: True prints the segments as they come, False shows a progress bar, None is silent.
     print_colors: of what is printed, the less probable is redder.
-    progress: called after each window with the seconds that are done and those of the whole (of all opened so far).
+    progress: called after each window with the seconds of audio that are done, and all of them, of all recordings.
+      Lengths come from the headers before anything is decoded; one that is unknown counts as the average of the others.
 
     Further options, by what they decide:
     - the next try of a window: temperature (one, or several to try in turn when a threshold is failed), beam_size and
@@ -63,7 +56,7 @@ def transcribe(model: Whisper, audio: Any, **options: Any) -> Transcript | list[
     - each window: language, task, length_penalty, prefix, suppress_tokens, suppress_regex, suppress_blank,
       without_timestamps, max_initial_timestamp, sample_len, max_new_tokens, repetition_penalty, no_repeat_ngram_size,
       max_repeats, tinydiarize: see DecodingOptions;
-    - the recording: vad_filter, vad_parameters, language_detection_segments, language_detection_threshold,
+    - the recording: audio_track, vad_filter, vad_parameters, language_detection_segments, language_detection_threshold,
       allowed_languages, diarize, and seed: the same one gives the same samples. See TranscribeOptions.
 
     Raises ValueError for options that cannot be met, AudioError (a ValueError) or OSError for unreadable audio.
@@ -86,14 +79,16 @@ def iter_transcripts(
     print_colors: bool = False,
     progress: Progress | None = None,
     **options: Any,
-) -> Iterator[tuple[int, Transcript | Exception]]:
+) -> Transcripts:
     """As `transcribe` of a list, but each comes, with its place in the list, as soon as it is done."""
-    report = _Report(verbose, print_colors, progress)
-    if _checked(batch_size) > 1:  # lines of several recordings come in turn
-        named = [one if isinstance(one, str | os.PathLike) else number for number, one in enumerate(audio)]
-        report.labels = [f"{name}: " for name in named]
-    batch = Batch(model, int(batch_size))
-    return _run_all(batch, _Recordings(model, audio, options, batch), report)
+    tokenizer_of(model)
+    shared = TranscribeOptions.of(**options)  # what is wrong for all is raised at once
+    sources = [_source_or_error(one, options, shared) for one in audio]
+    batch_size = _checked(batch_size)
+    if len(sources) == 1 and not isinstance(sources[0], Exception):
+        batch_size = _useful(batch_size, sources[0][1])
+    report = Report(sources, verbose, print_colors, progress, labelled=batch_size > 1 and len(sources) > 1)
+    return Transcripts(model, sources, batch_size, report)
 
 
 def iter_segments(
@@ -108,14 +103,9 @@ def iter_segments(
 ) -> SegmentStream:
     """As `transcribe` of one recording, but its segments come one by one, as soon as they are known."""
     source, chosen = _source(audio, options)
-    if _checked(batch_size) > 1 and not (chosen.vad_filter or chosen.longform.independent_clips):
-        warnings.warn(
-            f"batch_size={batch_size} has no effect on one recording, whose windows follow each other; "
-            "vad_filter=True makes each stretch of speech a recording of its own, independent_clips=True each clip",
-            stacklevel=2,
-        )
-        batch_size = 1
-    return SegmentStream(model, source, chosen, batch_size, _Report(verbose, print_colors, progress))
+    batch_size = _useful(_checked(batch_size), chosen)
+    report = Report([(source, chosen)], verbose, print_colors, progress)
+    return SegmentStream(model, source, chosen, batch_size, report)
 
 
 class SegmentStream(Iterator[Segment]):
@@ -124,14 +114,11 @@ class SegmentStream(Iterator[Segment]):
     After the last one `transcript` is the whole; before, what there is so far.
     """
 
-    def __init__(self, model: Whisper, source: Any, options: TranscribeOptions, batch_size: int, report: _Report):
-        detect = options.decoding.language is None and tokenizer_of(model).is_multilingual
-        if report.verbose and detect and options.language_detection_segments == 1 and not options.vad_filter:
-            print("Detecting language using up to the first 30 seconds. Use `--language` to specify the language")
+    def __init__(self, model: Whisper, source: Any, options: TranscribeOptions, batch_size: int, report: Report):
+        _announce_detection(model, options, report)
         self._opened = open_recording(model, source, options)
         self.language, self.duration_s = self._opened.language, self._opened.duration_s
-        if report.verbose is not None and detect:
-            print(f"Detected language: {LANGUAGES.get(self.language, self.language).title()}")
+        report.opened(self._opened)
         self._segments = self._run(Batch(model, batch_size), report)
 
     @property
@@ -141,7 +128,7 @@ class SegmentStream(Iterator[Segment]):
     def __next__(self) -> Segment:
         return next(self._segments)
 
-    def _run(self, batch: Batch, report: _Report) -> Iterator[Segment]:
+    def _run(self, batch: Batch, report: Report) -> Iterator[Segment]:
         with report:
             for live, window in batch.run(iter(self._opened.lives)):
                 if isinstance(window, Exception):
@@ -149,6 +136,55 @@ class SegmentStream(Iterator[Segment]):
                 segments = self._opened.add(live, window)
                 report.window(self._opened, segments)
                 yield from segments
+            report.done(self._opened)
+
+
+class Transcripts(Iterator[tuple[int, "Transcript | Exception"]]):
+    """(place in the list, transcript or why there is none) of each recording, as they are done."""
+
+    def __init__(self, model: Whisper, sources: Sequence[Source | Exception], batch_size: int, report: Report):
+        self.empty: dict[int, str] = {}  # of those without text so far, why
+        batch = Batch(model, batch_size)
+        self._recordings = _Recordings(model, sources, batch)
+        if len(sources) == 1 and not isinstance(sources[0], Exception):
+            _announce_detection(model, sources[0][1], report)
+        self._results = self._run(batch, report)
+
+    def __next__(self) -> tuple[int, Transcript | Exception]:
+        return next(self._results)
+
+    def unfinished(self) -> dict[int, Transcript]:
+        """What there is so far of the recordings that are under way, by their places; also after an interruption."""
+        parts = {number: opened.transcript() for number, opened in self._recordings.opened.items()}
+        return {number: part for number, part in sorted(parts.items()) if part["segments"]}
+
+    def _run(self, batch: Batch, report: Report) -> Iterator[tuple[int, Transcript | Exception]]:
+        with report:
+            for live, window in batch.run(self._recordings):
+                if (opened := self._recordings.opened.get(live.number)) is None:
+                    continue  # another of its pieces failed
+                try:
+                    if isinstance(window, Exception):
+                        raise window
+                    segments = opened.add(live, window)
+                except Exception as error:
+                    batch.drop(live)
+                    self._recordings.fail(live.number, error)
+                else:
+                    report.window(opened, segments)
+                yield from self._ended(report)
+            yield from self._ended(report)
+
+    def _ended(self, report: Report) -> Iterator[tuple[int, Transcript | Exception]]:
+        for number, ended in self._recordings.ended():
+            if isinstance(ended, Exception):
+                report.failed(number)
+                yield number, ended
+                continue
+            report.done(ended)
+            if reason := ended.why_empty():
+                self.empty[number] = reason
+            yield number, ended.transcript()
 
 
 def _source(
@@ -164,10 +200,34 @@ def _source(
     return sound, TranscribeOptions.of(**{**options, **own})
 
 
+def _source_or_error(audio: Any, options: Mapping[str, Any], shared: TranscribeOptions) -> Source | Exception:
+    try:
+        return _source(audio, options, shared)
+    except Exception as error:  # of its own options: the others are transcribed
+        return error
+
+
+def _announce_detection(model: Whisper, options: TranscribeOptions, report: Report) -> None:
+    if options.decoding.language is None and tokenizer_of(model).is_multilingual:
+        report.detecting(options)
+
+
 def _checked(batch_size: int) -> int:
     if isinstance(batch_size, bool) or batch_size != int(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be a whole number of at least 1")
     return int(batch_size)
+
+
+def _useful(batch_size: int, options: TranscribeOptions) -> int:
+    """1 for a recording of which nothing can be decoded together, with a warning."""
+    if batch_size == 1 or options.vad_filter or options.longform.independent_clips:
+        return batch_size
+    warnings.warn(
+        f"batch_size={batch_size} has no effect on one recording, whose windows follow each other; "
+        "vad_filter=True makes each stretch of speech a recording of its own, independent_clips=True each clip",
+        stacklevel=3,
+    )
+    return 1
 
 
 class _Recordings(Iterator[Live]):
@@ -177,9 +237,8 @@ class _Recordings(Iterator[Live]):
     for want of the device's memory, the next call tries it again.
     """
 
-    def __init__(self, model: Whisper, audio: Sequence[Any], options: Mapping[str, Any], batch: Batch):
-        self._model, self._audio, self._options, self._batch = model, audio, options, batch
-        self._shared = TranscribeOptions.of(**options)  # what is wrong for all is raised at once
+    def __init__(self, model: Whisper, sources: Sequence[Source | Exception], batch: Batch):
+        self._model, self._sources, self._batch = model, sources, batch
         self._lives: deque[Live] = deque()
         self._next = 0
         self.opened: dict[int, Opened] = {}
@@ -187,10 +246,13 @@ class _Recordings(Iterator[Live]):
 
     def __next__(self) -> Live:
         while not self._lives:
-            if self._next == len(self._audio):
+            if self._next == len(self._sources):
                 raise StopIteration
             try:
-                opened = self._open(self._audio[self._next])
+                source = self._sources[self._next]
+                if isinstance(source, Exception):
+                    raise source
+                opened = open_recording(self._model, *source, number=self._next)
                 self.opened[self._next] = opened
                 self._lives.extend(opened.lives)
             except Exception as error:
@@ -200,77 +262,13 @@ class _Recordings(Iterator[Live]):
             self._next += 1
         return self._lives.popleft()
 
-    def _open(self, audio: Any) -> Opened:
-        source, options = _source(audio, self._options, self._shared)
-        return open_recording(self._model, source, options, number=self._next)
-
     def fail(self, number: int, error: Exception) -> None:
         del self.opened[number]
         self.failed[number] = error
 
-    def ended(self) -> Iterator[tuple[int, Transcript | Exception]]:
+    def ended(self) -> Iterator[tuple[int, Opened | Exception]]:
         """Those that are done, each told once."""
         for number in [number for number, opened in self.opened.items() if opened.done]:
-            yield number, self.opened.pop(number).transcript()
+            yield number, self.opened.pop(number)
         while self.failed:
             yield self.failed.popitem()
-
-
-def _run_all(batch: Batch, recordings: _Recordings, report: _Report) -> Iterator[tuple[int, Transcript | Exception]]:
-    with report:
-        for live, window in batch.run(recordings):
-            if (opened := recordings.opened.get(live.number)) is None:
-                continue  # another of its pieces failed
-            try:
-                if isinstance(window, Exception):
-                    raise window
-                segments = opened.add(live, window)
-            except Exception as error:
-                batch.drop(live)
-                recordings.fail(live.number, error)
-            else:
-                report.window(opened, segments)
-            yield from recordings.ended()
-        yield from recordings.ended()
-
-
-class _Report:
-    """Tells how far the recordings are: prints segments, moves a bar, calls back."""
-
-    def __init__(self, verbose: bool | None, print_colors: bool, progress: Progress | None):
-        from tqdm import tqdm
-
-        self.verbose, self._colors, self._progress = verbose, print_colors, progress
-        self._frames: dict[int, tuple[int, int]] = {}  # done and whole, by recording
-        self._done = 0
-        self.labels: Sequence[str] = ()  # what to print before the lines of each recording
-        self._bar = tqdm(total=0, unit="frames", disable=verbose is not False)
-
-    def __enter__(self) -> _Report:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.close()
-
-    def window(self, opened: Opened, segments: list[Segment]) -> None:
-        self._frames[opened.number] = opened.progress
-        done, whole = map(sum, zip(*self._frames.values(), strict=True))
-        if done != self._done:
-            self._bar.total = whole
-            self._bar.update(max(0, done - self._bar.n))
-            if self._progress is not None:
-                self._progress(done / FRAMES_PER_SECOND, whole / FRAMES_PER_SECOND)
-        self._done = done
-        label = self.labels[opened.number] if self.labels else ""
-        for segment in segments if self.verbose else []:
-            if segment["text"]:
-                start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
-                print(f"{label}[{start} --> {end}] {self._shown(segment)}", flush=True)
-
-    def _shown(self, segment: Segment) -> str:
-        text = segment["text"]
-        if not self._colors:
-            return text[: len(text) - len(text.lstrip())] + spoken_text(segment)
-        words = [(word["word"], word["probability"]) for word in segment.get("words", [])]
-        words = words or [(text, math.exp(segment["avg_logprob"]))]
-        return spoken_text({**segment, "text": "".join(colored(*word) for word in words)})

@@ -22,7 +22,7 @@ from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
 from whisper_nnx.features import fingerprint
 from whisper_nnx.forking import refuse_after_fork
 from whisper_nnx.languages import to_language_code
-from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper
+from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper, warn_of_precision
 from whisper_nnx.products import cross_cache_dtype, on_single_cpu
 from whisper_nnx.programs import given_back, program
 from whisper_nnx.suppression import check_choice, require_timestamps, suppressed_tokens, timestamp_steps
@@ -86,6 +86,7 @@ def decode(
     options = replace(options or DecodingOptions(), **changes)
     if options.task != "lang_id":
         check_choice(tokenizer_of(model), model.config.vocab_size, options)
+    warn_of_precision(model, options.fp16)
     mel = jnp.asarray(mel)
     windows = mel if mel.ndim == 3 else mel[None]
     if windows.ndim != 3 or not windows.shape[0]:

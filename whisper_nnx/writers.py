@@ -235,9 +235,19 @@ def parse_formats(formats: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def output_files(audio_path: str | os.PathLike[str], formats: str) -> list[str]:
-    """The names of the files that a recording gets, in the formats' order."""
-    return [f"{output_name(audio_path)}.{_ENDINGS.get(name, name)}" for name in parse_formats(formats)]
+def output_files(stem: str | os.PathLike[str], formats: str) -> list[str]:
+    """The files that a recording gets, in the formats' order; stem: their path without extension."""
+    return [f"{os.fspath(stem)}.{_ENDINGS.get(name, name)}" for name in parse_formats(formats)]
+
+
+def write_files(result: Result, stem: str | os.PathLike[str], formats: str, **options: Any) -> list[Path]:
+    """Writes `stem.FORMAT` for each format, as `get_writer` does; folders are made."""
+    contents = [WRITERS[name](result, **options) for name in parse_formats(formats)]
+    paths = [Path(file) for file in output_files(stem, formats)]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for path, content in zip(paths, contents, strict=True):
+        write_whole(path, content)
+    return paths
 
 
 def get_writer(format: str, output_dir: str | os.PathLike[str]) -> Callable[..., list[Path]]:
@@ -250,14 +260,10 @@ def get_writer(format: str, output_dir: str | os.PathLike[str]) -> Callable[...,
     Raises ValueError for an unknown format; the writer raises OSError where it cannot write, and ValueError where the
     result lacks what a format or option needs.
     """
-    names = parse_formats(format)
+    parse_formats(format)
 
     def write(result: Result, audio_path: str | os.PathLike[str], **options: Any) -> list[Path]:
-        contents = [WRITERS[name](result, **options) for name in names]
-        paths = [Path(output_dir) / file for file in output_files(audio_path, format)]
-        for path, content in zip(paths, contents, strict=True):
-            write_whole(path, content)
-        return paths
+        return write_files(result, Path(output_dir) / output_name(audio_path), format, **options)
 
     return write
 

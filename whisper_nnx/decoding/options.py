@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from whisper_nnx.languages import language_or_none
+
 TASKS = ("transcribe", "translate", "lang_id")
 _OR_NONE = ("sample_len", "max_new_tokens", "best_of", "beam_size", "max_repeats")
 _WHOLE = {**dict.fromkeys(_OR_NONE, 1), "max_repeats": 2, "n_best": 1, "no_repeat_ngram_size": 0}  # and the least
@@ -18,7 +20,7 @@ class DecodingOptions:
     """All that may be asked of a window; validated, hashable.
 
     task: "transcribe", "translate" (to English), or "lang_id" (only the language is told).
-    language: a code; None detects it.
+    language: a code; None or "auto" detects it.
     temperature: 0 takes the most probable token, more samples from softmax(logits / temperature).
     sample_len: how many tokens to sample at most; None means half the context.
     best_of: independent samples of which the most probable is kept; needs a temperature above 0.
@@ -28,6 +30,7 @@ class DecodingOptions:
     suppress_tokens: ids (or "1,2,3") never to sample; -1 stands for the tokenizer's non-speech tokens. Those that
         are no part of a transcript (task, start, previous text) are suppressed in any case, also with None or nothing.
     suppress_blank: the first token may be neither a space nor the end.
+    fp16: what openai-whisper's users write there. Here the model's dtype decides; a warning where that differs.
     without_timestamps: text alone; max_initial_timestamp: the latest first timestamp in s, None for no limit.
 
     What openai-whisper does not have; by default nothing of it happens:
@@ -61,6 +64,7 @@ class DecodingOptions:
     suppress_blank: bool = True
     without_timestamps: bool = False
     max_initial_timestamp: float | None = 1.0
+    fp16: bool | None = None
     max_new_tokens: int | None = None
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
@@ -75,6 +79,7 @@ class DecodingOptions:
             if isinstance(value, Iterable) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(int(i) for i in value))
         object.__setattr__(self, "suppress_tokens", _parse_ids(self.suppress_tokens))
+        object.__setattr__(self, "language", language_or_none(self.language))
         for name, least in _WHOLE.items():
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least, name in _OR_NONE))
         self._validate()
@@ -83,6 +88,8 @@ class DecodingOptions:
     def _validate(self):
         if self.task not in TASKS:
             raise ValueError(f"task={self.task!r} is not one of {', '.join(TASKS)}")
+        if self.fp16 not in (None, True, False):
+            raise ValueError(f"fp16={self.fp16!r} must be True, False or None")
         if self.length_penalty is not None and not 0 <= self.length_penalty <= 1:
             raise ValueError(f"length_penalty={self.length_penalty} must lie between 0 and 1, or be None")
         if self.max_initial_timestamp is not None and not self.max_initial_timestamp >= 0:

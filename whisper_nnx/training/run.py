@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.model import Whisper
+from whisper_nnx.progress import Bar
 from whisper_nnx.tokenizer import Tokenizer
 from whisper_nnx.training.checkpoints import WER, Checkpoints
 from whisper_nnx.training.config import TrainConfig, check, to_dict
@@ -198,7 +199,7 @@ class _Run:
         start, steps = self.step, self.config.steps
         if start:
             _say(f"{self.output}: going on from step {start} of {steps}")
-        with tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True) as self.bar:
+        with Bar(steps, _steps, _speed, start=start, shown=jax.process_index() == 0) as self.bar:
             self._keep()  # an evaluation that was interrupted
             while self.step < steps and not self.signals.received:
                 # The first ones start the processes that read them.
@@ -249,8 +250,7 @@ class _Run:
                 if not math.isfinite(values[name]):
                     raise TrainingFailed(self._not_finite(name, values[name], step, rows))
             self.mean.add(values)
-            self.bar.update()
-            self.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+            self.bar.update(step, self.config.steps, f"loss {values['loss']:.3f}")
             if step % self.config.log_every == 0:
                 self._record(step)
 
@@ -372,3 +372,11 @@ class _Signals:
 def _say(line: str) -> None:
     if jax.process_index() == 0:
         tqdm.write(line, file=sys.stderr)
+
+
+def _steps(count: float) -> str:
+    return f"{count:.0f}"
+
+
+def _speed(rate: float) -> str:
+    return f"{rate:.2f} steps/s"

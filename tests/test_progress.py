@@ -1,0 +1,146 @@
+"""How far recordings are: seconds of all of them, known from their headers, that never run backwards."""
+
+import io
+import itertools
+import os
+import re
+import sys
+import time
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.small import quick_compilation, small_model  # noqa: F401
+from whisper_nnx import progress, transcribe
+from whisper_nnx.progress import AudioProgress, Bar, clock, stated_duration_s
+
+RATE = 16_000
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, round(seconds * RATE)).astype(np.float32)
+
+
+def write_wav(path: Path, seconds: float) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((noise(seconds) * 2**14).astype(np.int16).tobytes())
+    return path
+
+
+def test_seconds_are_shown_as_on_a_clock() -> None:
+    assert [clock(s) for s in (0, 9.6, 125, 3600, 360_000)] == ["0:00", "0:10", "2:05", "1:00:00", "100:00:00"]
+
+
+def test_lengths_come_from_headers(tmp_path: Path, real_speech) -> None:
+    assert stated_duration_s(write_wav(tmp_path / "a.wav", 2.5)) == 2.5
+    assert stated_duration_s(noise(3)) == 3
+    assert stated_duration_s(np.zeros((2, 8000)), 8000) == 1
+    assert stated_duration_s(real_speech("en_libri_5s.flac")) == pytest.approx(5, abs=0.7)
+    (tmp_path / "text.wav").write_text("no sound")
+    assert [stated_duration_s(x) for x in ("-", tmp_path / "none.wav", tmp_path / "text.wav", b"", io.BytesIO())] == [
+        None
+    ] * 5
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_opened_for_its_length(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert stated_duration_s(tmp_path / "pipe") is None
+
+
+def test_an_unknown_length_counts_as_the_average_of_the_known() -> None:
+    counted = AudioProgress([10.0, None, 20.0])
+    assert counted.now() == (0.0, 45.0)
+    counted.set(1, 3.0, 30.0)
+    assert counted.now() == (3.0, 60.0)
+
+
+def test_the_share_waits_where_a_length_was_understated() -> None:
+    counted = AudioProgress([10.0, 10.0])
+    counted.set(0, 10.0, 10.0)
+    assert counted.now() == (10.0, 20.0)
+    counted.set(1, 0.0, 90.0)
+    assert counted.now() == (50.0, 100.0)
+    counted.set(1, 60.0, 90.0)
+    assert counted.now() == (70.0, 100.0)
+
+
+def test_what_fails_no_longer_counts() -> None:
+    counted = AudioProgress([10.0, 10.0])
+    counted.set(0, 0.0, 0.0)
+    assert counted.now() == (0.0, 10.0)
+
+
+def test_a_step_takes_as_long_with_many_recordings_as_with_few() -> None:
+    """Sums over all recordings for each window would take minutes."""
+    counted = AudioProgress([1.0] * 100_000)
+    started_s = time.perf_counter()
+    for number in range(100_000):
+        counted.set(number, 1.0, 1.0)
+        counted.now()
+    assert counted.now() == (100_000.0, 100_000.0)
+    assert time.perf_counter() - started_s < 20
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_progress_covers_all_files_from_the_first_call_and_ends_at_their_end(tmp_path: Path, batch_size: int) -> None:
+    files = [write_wav(tmp_path / f"{seconds}.wav", seconds) for seconds in (3.5, 1.0, 2.0)]
+    (tmp_path / "bad.wav").write_text("no sound")
+    calls: list[tuple[float, float]] = []
+    sources = [*files, tmp_path / "bad.wav", noise(1.5), files[0].read_bytes()]
+    options = {"temperature": 0.0, "language": "en", "without_timestamps": True}
+    transcribe(small_model(), sources, batch_size=batch_size, progress=lambda *at: calls.append(at), **options)
+    assert all(whole_s >= 8 for _, whole_s in calls)
+    assert calls[-1] == (11.5, 11.5)
+    for (before_s, of_s), (done_s, whole_s) in itertools.pairwise(calls):
+        assert done_s >= before_s
+        assert done_s / whole_s >= before_s / of_s - 1e-6
+    assert len({done_s for done_s, _ in calls}) > 5
+
+
+def test_only_what_is_asked_for_counts() -> None:
+    calls: list[tuple[float, float]] = []
+    options = {"temperature": 0.0, "language": "en", "without_timestamps": True, "offset_s": 3.0, "duration_s": 2.0}
+    transcribe(small_model(), noise(6), progress=lambda *at: calls.append(at), **options)
+    assert calls == [(1.0, 2.0), (2.0, 2.0)]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_one_bar_with_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    with Bar(100, clock, lambda rate: f"{rate:.1f}x") as bar:
+        for done in range(10, 101, 10):
+            time.sleep(0.02)
+            bar.update(done, 100, "fine")
+    drawn = shown.getvalue().split("\r")
+    assert re.fullmatch(r"100%\|.+\| 1:40 / 1:40 \[00:00<00:00, \d+\.\dx, fine\] *\n", drawn[-1])
+    shares = [int(match[1]) for line in drawn if (match := re.match(r" *(\d+)%", line))]
+    assert shares == sorted(shares)
+
+
+def test_a_log_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now_s)
+    with Bar(3600, clock, lambda rate: f"{rate:.1f}x real time") as bar:
+        for _ in range(100):
+            now_s += 6
+            bar.update(3 * now_s, 3600)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "whisper-nnx: 5 %: 3:00 of 1:00:00, 3.0x real time, 19:00 left"
+    assert len(lines) == 10
+
+
+def test_a_short_run_leaves_no_line_in_a_log(capsys: pytest.CaptureFixture) -> None:
+    with Bar(10, clock, str) as bar:
+        bar.update(10, 10)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,152 @@
+"""What the commands write to terminals, pipes and logs: warnings and errors as single lines, output that may fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+NAME = "whisper-nnx"
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141  # 128 + the signal's number, as shells have it
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends the work as Ctrl-C does."""
+
+
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Within it SIGTERM raises `Terminated`."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows no handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def exit_status(interrupt: KeyboardInterrupt) -> int:
+    return 128 + signal.SIGTERM if isinstance(interrupt, Terminated) else EXIT_INTERRUPTED
+
+
+def say(line: str) -> None:
+    """A line on stderr, above the progress bar if there is one."""
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    if tqdm is not None and getattr(tqdm, "_instances", None):
+        tqdm.write(f"{NAME}: {line}", file=sys.stderr)
+    else:
+        print(f"{NAME}: {line}", file=sys.stderr)
+
+
+def report_error(error: Exception, subject: str, with_traceback: bool) -> None:
+    """One line for what users bring about, and one with the way to more for what looks like a defect of ours."""
+    if with_traceback:
+        traceback.print_exception(error)
+    message = one_line(error)
+    if not isinstance(error, ValueError | OSError):
+        hint = "" if with_traceback else " (unexpected: --traceback shows where it happened)"
+        message = f"{type(error).__name__}: {message}{hint}"
+    if not message.startswith((f"{subject}:", f"{subject} ")):
+        message = f"{subject}: {message}"
+    say(message)
+
+
+def one_line(error: BaseException | Warning | str) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return textwrap.shorten(str(error), 1000, placeholder=" ...") or "no message"
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Shows warnings as one line each."""
+
+    def show(message: Warning | str, *_: Any) -> None:
+        say(f"warning: {one_line(message)}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+class _Output:
+    """A text stream that goes on without its file after that has failed: what is written is then lost.
+
+    Letters that its encoding lacks are written as "?".
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+        self.error: OSError | None = None
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace", line_buffering=True)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: self._stream.write(text)) or len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, write: Any) -> Any:
+        if self.error is not None:
+            return None
+        try:
+            return write()
+        except OSError as error:
+            self.error = failed = error
+        with suppress(OSError, ValueError, AttributeError):  # what it still holds would fail again when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        if self is sys.stdout and not isinstance(failed, BrokenPipeError):
+            say(f"standard output: {one_line(failed)}; what is printed from here on is lost; files are written")
+        return None
+
+
+@contextmanager
+def lasting_output() -> Iterator[_Status]:
+    """Within it a standard output or error that is full or closed stops nothing; `of` gives the exit status.
+
+    A reader that has left (`| head`) is status 141, another failure of standard output is 1.
+    """
+    before = sys.stdout, sys.stderr
+    status = _Status()
+    if sys.stdout is not None:
+        status.output = sys.stdout = _Output(sys.stdout)
+    if sys.stderr is not None:
+        sys.stderr = _Output(sys.stderr)
+    try:
+        yield status
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except SystemExit as error:  # of --help and --version, whose text is all that there is
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        raise SystemExit(status.of(int(error.code or 0))) from None
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Status:
+    output: _Output | None = None
+
+    def of(self, status: int) -> int:
+        """The command's own status, or else that of its output."""
+        if status or self.output is None or self.output.error is None:
+            return status
+        return EXIT_BROKEN_PIPE if isinstance(self.output.error, BrokenPipeError) else 1

@@ -1,0 +1,179 @@
+"""How far long work is: one bar on a terminal, a line a minute elsewhere; and how long recordings state to be."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any, BinaryIO
+
+from whisper_nnx.audio_array import SOUND_KEYS, is_pair
+from whisper_nnx.audio_file import open_container
+from whisper_nnx.audio_rules import SAMPLE_RATE
+
+LINE_EVERY_S = 60.0
+_BAR = "{percentage:3.0f}%|{bar}| {done} / {whole} [{elapsed}<{remaining}, {speed}{postfix}]"
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, and hours where there are any: 2:05, 1:00:00."""
+    whole_s = round(seconds)
+    hours, minutes, rest_s = whole_s // 3600, whole_s // 60 % 60, whole_s % 60
+    return f"{hours}:{minutes:02d}:{rest_s:02d}" if hours else f"{minutes}:{rest_s:02d}"
+
+
+class Bar:
+    """Shows on stderr how much of a whole is done, how fast, and how long the rest will take. A context.
+
+    whole, start: in units. show: a number of units as text. speed: units per second as text. line_start: before each
+    line where stderr is no terminal.
+    """
+
+    def __init__(
+        self,
+        whole: float,
+        show: Callable[[float], str],
+        speed: Callable[[float], str],
+        *,
+        start: float = 0,
+        shown: bool = True,
+        line_start: str = "whisper-nnx: ",
+    ):
+        self._show, self._speed, self._line_start = show, speed, line_start
+        self._done = self._start = start
+        self._whole, self._note = whole, ""
+        self._started_s = self._line_s = time.monotonic()
+        self._in_lines = shown and not _is_terminal()
+        self._last_line: float | None = None  # what was done then
+        self._bar = _make_bar(self) if shown and not self._in_lines else None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._last_line is not None and self._done > self._last_line:
+            self._line()
+        self._in_lines = False
+
+    def update(self, done: float, whole: float, note: str = "") -> None:
+        self._done, self._whole, self._note = done, whole, note
+        if self._bar is not None:
+            self._bar.total = whole
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif self._in_lines and time.monotonic() - self._line_s >= LINE_EVERY_S:
+            self._line()
+
+    def write(self, line: str, file: Any = None) -> None:
+        """Prints a line, above the bar where there is one."""
+        if self._bar is None:
+            print(line, file=file, flush=True)
+        else:
+            self._bar.write(line, file=file)
+
+    def _line(self) -> None:
+        self._last_line, self._line_s = self._done, time.monotonic()
+        per_second = (self._done - self._start) / max(self._line_s - self._started_s, 1e-9)
+        percent = 100 * self._done / self._whole if self._whole else 100.0
+        left = f", {clock((self._whole - self._done) / per_second)} left" if per_second else ""
+        note = f", {self._note}" if self._note else ""
+        done, whole = self._show(self._done), self._show(self._whole)
+        shown = f"{percent:.0f} %: {done} of {whole}, {self._speed(per_second)}{left}{note}"
+        print(f"{self._line_start}{shown}", file=sys.stderr, flush=True)
+
+
+def _is_terminal() -> bool:
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def _make_bar(shown: Bar) -> Any:
+    from tqdm import tqdm
+
+    class _Tqdm(tqdm):
+        @property
+        def format_dict(self) -> dict[str, Any]:
+            known = super().format_dict
+            elapsed_s, advanced = known["elapsed"], known["n"] - known["initial"]
+            rate = known["rate"] or (advanced / elapsed_s if elapsed_s else 0.0)
+            texts = {"done": shown._show(known["n"]), "whole": shown._show(known["total"] or 0)}
+            return {**known, **texts, "speed": shown._speed(rate)}
+
+    return _Tqdm(total=shown._whole, initial=shown._start, bar_format=_BAR, dynamic_ncols=True, file=sys.stderr)
+
+
+class AudioProgress:
+    """Seconds of audio that are done, over all recordings of a call; neither they nor their share ever decrease.
+
+    stated_s: how long each recording states to be, None where that is not known before it is opened: until then it
+    counts as long as the others on average. Where a length turns out to be longer than stated, the share waits.
+    """
+
+    def __init__(self, stated_s: Sequence[float | None]):
+        self._whole = {number: length for number, length in enumerate(stated_s) if length is not None}
+        self._unknown = {number for number, length in enumerate(stated_s) if length is None}
+        self._of = dict.fromkeys(range(len(stated_s)), 0.0)
+        self._done_s, self._known_s = 0.0, sum(self._whole.values())
+        self._share = 0.0
+
+    def set(self, number: int, done_s: float, whole_s: float) -> None:
+        """What is done of a recording, and how long it is. Takes the same time for any number of recordings."""
+        self._done_s += done_s - self._of[number]
+        self._known_s += whole_s - self._whole.get(number, 0.0)
+        self._of[number], self._whole[number] = done_s, whole_s
+        self._unknown.discard(number)
+
+    def now(self) -> tuple[float, float]:
+        """Seconds that are done, and all."""
+        whole_s = self._known_s * (1 + len(self._unknown) / max(1, len(self._whole)))
+        if whole_s > 0:
+            self._share = max(self._share, self._done_s / whole_s)
+        return round(self._share * whole_s, 6), round(whole_s, 6)
+
+
+def stated_duration_s(source: Any, sampling_rate: float | None = None, track: int | None = None) -> float | None:
+    """How long a recording is, by its header or its number of samples: nothing is decoded. None where that is open.
+
+    track: which of a file's audio streams. A file that cannot be read is of length None, too: reading it says why.
+    """
+    source, sampling_rate = unwrapped(source, sampling_rate)
+    if hasattr(source, "__array__"):
+        return max(getattr(source, "shape", (0,)), default=0) / (sampling_rate or SAMPLE_RATE)
+    try:
+        if isinstance(source, bytes):
+            return _container_s(io.BytesIO(source), track)
+        if isinstance(source, str | os.PathLike) and source != "-" and stat.S_ISREG(os.stat(source).st_mode):
+            with open(source, "rb") as file:
+                return _container_s(file, track)
+    except Exception:  # whatever it is, reading the recording says so
+        pass
+    return None  # also of pipes, which can be read only once
+
+
+def _container_s(file: BinaryIO, track: int | None) -> float | None:
+    with open_container(file) as container:
+        streams = container.streams.audio
+        audio = streams[track] if track is not None else container.streams.best("audio") or streams[0]
+        if audio.duration and audio.time_base:
+            return float(audio.duration * audio.time_base)
+        return container.duration / 1e6 if container.duration else None
+
+
+def unwrapped(source: Any, sampling_rate: Any = None) -> tuple[Any, Any]:
+    """What a dictionary or a pair with a rate holds, without reading it; and the rate."""
+    while True:
+        if isinstance(source, Mapping):
+            sampling_rate = source.get("sampling_rate", sampling_rate)
+            source = next((source[key] for key in SOUND_KEYS if source.get(key) is not None), None)
+        elif is_pair(source):
+            sampling_rate, source = source if isinstance(source[0], Real) else source[::-1]
+        else:
+            return source, sampling_rate
