@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.test_audio import as_int16, tone, write_wav
+from whisper_nnx import load_model, transcribe
 from whisper_nnx.audio import SAMPLE_RATE, AudioError, load_audio, load_channels
 
 
@@ -167,3 +168,26 @@ def test_integers_written_as_floats_are_warned_of_in_files_as_in_arrays(tmp_path
         ) as caught:
             load_audio(source)
         assert [Path(w.filename).name for w in caught] == ["test_audio_time.py"]
+
+
+@pytest.mark.real
+def test_words_of_real_speech_that_starts_5_s_late_are_5_s_late(real_tiny_en, real_speech, tmp_path):
+    speech = load_audio(real_speech("en_libri_5s.flac"))
+    with av.open(str(tmp_path / "late.mkv"), "w") as container:
+        video = container.add_stream("mpeg4", rate=10, width=32, height=32, pix_fmt="yuv420p")
+        audio = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono")
+        container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+        container.mux(video.encode(None))
+        frame = av.AudioFrame.from_ndarray(as_int16(speech)[None], "s16", "mono")
+        frame.sample_rate, frame.pts = SAMPLE_RATE, 5 * SAMPLE_RATE
+        container.mux([*audio.encode(frame), *audio.encode(None)])
+    model = load_model(str(real_tiny_en))
+    texts, ends = [], []
+    for source, follow in ((speech, True), (tmp_path / "late.mkv", True), (tmp_path / "late.mkv", False)):
+        result = transcribe(model, source, word_timestamps=True, temperature=0.0, follow_timestamps=follow)
+        words = [word for segment in result["segments"] for word in segment["words"]]
+        texts.append([word["word"].strip(" ,.") for word in words])
+        ends.append(np.array([word["end"] for word in words]))
+    assert texts[0] == texts[1] == texts[2]
+    np.testing.assert_allclose(ends[1] - ends[0], 5.0, atol=0.4)
+    np.testing.assert_allclose(ends[2], ends[0], atol=1e-6)
