@@ -184,6 +184,7 @@ def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
     options: dict[str, Any] = config.evaluate.options
     try:
         TranscribeOptions.of(**{name: value for name, value in options.items() if name not in EVALUATE_OPTIONS})
+        evaluate(model, [], **options)  # what it refuses is known before training, not after
     except (TypeError, ValueError) as error:
         raise ValueError(f"evaluate.options: {error}") from None
     rows = []

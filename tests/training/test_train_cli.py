@@ -241,6 +241,10 @@ def test_bad_rows_are_told_by_their_lines_and_do_not_stop_a_run(run, folder, tmp
         ("--loss.guide_weight 1 --loss.guide_heads 7:0", "alignment head (7, 0) does not exist"),
         ("--evaluate.manifest nowhere.jsonl", "nowhere.jsonl"),
         ("--evaluate.manifest {} --evaluate.options.beam_siz 3", "evaluate.options: "),
+        (
+            "--evaluate.manifest {} --evaluate.options.normalizer french",
+            "evaluate.options: normalizer='french' is unknown",
+        ),
         ("--threads -1", "argument --threads"),
     ],
 )
