@@ -131,7 +131,7 @@ def test_each_stretch_of_speech_is_a_recording_of_its_own(model, heard, spoken):
     it = opened(model, vad_filter=True, language="de")
     assert pieces(it) == [(50, 125), (200, 500)]
     assert [live.recording.next_window().start_frame for live in it.lives] == [50, 200]
-    assert it.progress == (0, 375)
+    assert it.progress == (0, 5.0)
 
 
 def test_speech_outside_of_the_clips_is_left_out(model, heard, spoken):
@@ -145,7 +145,7 @@ def test_a_recording_without_speech_is_done_and_has_a_language(model, heard, spo
     it = opened(model, vad_filter=True)
     assert it.done
     assert it.transcript() == {"text": "", "segments": [], "language": "de"}
-    assert it.progress == (0, 0)
+    assert it.progress == (5.0, 5.0)
 
 
 def segment(start: float) -> dict:
