@@ -17,9 +17,9 @@ from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model import Whisper
 from whisper_nnx.products import cross_cache_dtype
 from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.suppression import suppressed_tokens
 from whisper_nnx.windows import (
     _encode,
-    _suppressed,
     compression_ratio,
     decode,
     decode_windows,
@@ -115,8 +115,8 @@ def test_an_english_only_start_names_no_language_and_no_task():
 @pytest.mark.parametrize("regex", [".*[13579]", " ?[a-z]", " ", "é?"])
 def test_tokens_of_which_the_whole_text_matches_are_never_sampled(model, regex):
     options = replace(GERMAN, suppress_tokens=(), suppress_regex=regex)
-    never, _ = _suppressed(TOKENIZER, model.config.vocab_size, options)
-    usual, _ = _suppressed(TOKENIZER, model.config.vocab_size, replace(options, suppress_regex=None))
+    never, _ = suppressed_tokens(TOKENIZER, model.config.vocab_size, options)
+    usual, _ = suppressed_tokens(TOKENIZER, model.config.vocab_size, replace(options, suppress_regex=None))
     texts = {i for i in range(SPECIAL.eot) if re.fullmatch(regex, TOKENIZER.decode([i]))}
     assert {*np.flatnonzero(never)} - {*np.flatnonzero(usual)} == texts
     assert texts or regex == "é?"

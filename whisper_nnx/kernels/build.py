@@ -87,7 +87,8 @@ def _built(folder: Path, key: str, compiler: str) -> ctypes.CDLL:
             library = _opened(_compiled(compiler, folder, key), key)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             reason = _problem(error)
-            write_whole(failed, reason.encode())
+            if not isinstance(error, subprocess.TimeoutExpired):  # of a busy machine, not of the compiler
+                write_whole(failed, reason.encode())
             raise RuntimeError(reason) from error
         failed.unlink(missing_ok=True)
         return library
