@@ -16,8 +16,8 @@ from tests.small import quick_compilation, small_config, small_mel, small_model,
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model import Whisper
 from whisper_nnx.products import cross_cache_dtype
-from whisper_nnx.tokenizer import Tokenizer
 from whisper_nnx.suppression import suppressed_tokens
+from whisper_nnx.tokenizer import Tokenizer
 from whisper_nnx.windows import (
     _encode,
     compression_ratio,
