@@ -63,6 +63,7 @@ def test_pieces_of_a_recording_are_the_same_in_any_company(model, shared):
         "independent_clips": True,
         "multilingual": True,
         "token_timestamps": True,
+        "refine_word_times": True,
         **OPTIONS,
     }
     one_by_one = transcribe(model, audio, **options)

@@ -7,6 +7,7 @@ from tests.small import quick_compilation, small_model  # noqa: F401
 from whisper_nnx.hearing import Heard, hear
 from whisper_nnx.known_text import Reader, align
 from whisper_nnx.likelihood import score
+from whisper_nnx.word_times import word_heads
 
 
 def noise(n: int, seed: int = 0) -> np.ndarray:
@@ -68,9 +69,9 @@ def test_pieces_read_together_are_read_as_one_by_one(small):
     timed = []
     for size, pieces in ((1, alone), (2, together)):
         reader = Reader(small, pieces, [*words[:4], " never", *words[4:]], "transcribe", size)
-        owner = reader.owners()
+        owner, _ = reader.owners()
         assert [p for p in owner.tolist() if p >= 0] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-        timed.append(reader.times(owner, small.config.alignment_heads))
+        timed.append(reader.times(owner, word_heads(small.config)))
     np.testing.assert_allclose(*timed, atol=1e-4)
     times_s = timed[0][np.isfinite(timed[0][:, 0]), :2].ravel()
     assert (np.diff(times_s) >= 0).all()

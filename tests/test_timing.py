@@ -22,8 +22,8 @@ from whisper_nnx.timing import (
     bucket,
     padded_ids,
     parse_heads,
+    row_begins,
     text_ids,
-    token_times,
     warp_by_diagonals,
     warp_in_order,
 )
@@ -186,8 +186,20 @@ def test_rows_lie_where_they_are_expected_and_pauses_take_the_rest(aligner):
     rows = np.array([[-1, first, -1, first + 1, first + 2, -1, first + 3]], np.int32)
     anywhere, early, late = (0, 1e6), (10, 14), (30, 36)
     within = np.array([[anywhere, early, anywhere, late, late, anywhere, anywhere]], np.float32)
-    arguments = ids, length, rows, np.array([7]), np.array([50]), text_ids(tokenizer), model.config.alignment_heads
-    begin, _ = token_times(model.decoder, encoded.cross, *arguments, within)
+    pauses = np.full((1, model.config.max_source_positions), 1.0, np.float32)
+    arguments = (
+        ids,
+        length,
+        rows,
+        np.array([7]),
+        np.array([50]),
+        pauses,
+        np.ones_like(pauses),
+        within,
+        0.5,
+        model.config.alignment_heads,
+    )
+    begin = row_begins(model.decoder, encoded.cross, *arguments)
     pause, first_token, pause_2, second, third, pause_3, _ = np.asarray(begin)[0].tolist()
     assert pause == 0
     assert 10 <= first_token <= pause_2 <= 14

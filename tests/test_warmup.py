@@ -19,6 +19,7 @@ def noise(seconds):
         {},
         {"language": "en", "temperature": 0.0, "beam_size": 2},
         {"best_of": 3, "word_timestamps": True, "alignment_heads": [(1, 0)]},
+        {"temperature": 0.0, "word_timestamps": True, "refine_word_times": True, "without_timestamps": True},
         {"repetition_penalty": 1.1, "initial_prompt": "a b", "temperature": 0.0},
     ],
     ids=lambda options: ",".join(options) or "defaults",

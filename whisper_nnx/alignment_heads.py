@@ -28,6 +28,7 @@ def find_alignment_heads(
     recordings: Iterable[tuple[Any, str] | tuple[Any, str, Times]],
     n: int = 6,
     *,
+    short_pieces: bool = False,
     language: str | None = None,
     sampling_rate: int | None = None,
 ) -> timing.Heads:
@@ -36,6 +37,8 @@ def find_alignment_heads(
     recordings: (audio, its text), of at most 30 s each, or (audio, text, the true times of its words). Some minutes of
     ordinary speech will do. With true times, heads are ranked by the median error of words' starts and ends; without,
     by how much of what they attend to lies along the best path through it: the mean likeness of text and sound.
+    short_pieces: rank those that follow words in pieces of at most three letters, as `align` and refine_word_times=True
+    force them, and give them to these as `alignment_heads`; not as the config's, which follow ordinary tokens.
     language: None to detect it for each. Text need not be written as the model would write it.
     Raises ValueError for recordings that are longer or too few, and times that are not one for each word; AudioError (a
     ValueError) or OSError for unreadable audio.
@@ -55,12 +58,12 @@ def find_alignment_heads(
         [piece] = hear(model, samples, language, "transcribe", 1)
         words = [word.text for word in words_of(text, tokenizer, piece.language)]
         reader = Reader(model, [piece], words, "transcribe", 1)
-        layout, positions = reader.layout(0, reader.heard_as(np.arange(len(words)))[0]), reader.positions(0)
+        layout = reader.layout(0, reader.heard_as(np.arange(len(words)))[0], short_pieces)
         ids, length = timing.padded_ids([layout.ids], config, tokenizer.special.eot)
         tokens = np.flatnonzero(layout.rows >= 0)
         rows = np.pad(layout.rows[tokens], (0, ids.shape[1] - len(tokens)))
         begin, likeness = jax.device_get(
-            head_paths(model.decoder, reader.cross([0]), ids, length[0], rows, len(tokens), positions, heads)
+            head_paths(model.decoder, reader.cross([0]), ids, length[0], rows, len(tokens), len(piece.pauses), heads)
         )
         likenesses.append(likeness)
         if times:

@@ -26,7 +26,7 @@ OWN_TRANSCRIBE_OPTIONS = (
     *("language_detection_threshold", "diarize", "tinydiarize", "suppress_regex", "without_timestamps"),
     *("max_new_tokens", "max_repeats", "repetition_penalty", "no_repeat_ngram_size", "n_best", "hotwords"),
     *("max_context", "offset_s", "duration_s", "independent_clips", "vad_filter", "token_timestamps"),
-    *("alignment_heads", "follow_timestamps", "max_hours", "audio_track"),
+    *("alignment_heads", "refine_word_times", "follow_timestamps", "max_hours", "audio_track"),
 )
 DRIVER_OPTIONS = ("verbose", "batch_size", "print_colors")  # of these, those that no recording has for itself
 VAD = "vad_"  # before the names of the voice detector's parameters
@@ -203,6 +203,7 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
     ],
     "word timestamps": [
         ("--word_timestamps", FLAG, False, "time every word, and refine the segments by it"),
+        ("--refine_word_times", FLAG, False, "time words more closely, without pauses (with the option above)"),
         ("--token_timestamps", FLAG, False, "time every token, too, for json, json_full and --max_len"),
         ("--alignment_heads", _kind(_optional(str), "HEADS"), None, "1:0,2:1 (layer:head); 3: all of the top 3 layers"),
         ("--prepend_punctuations", TEXT, PREPENDED, "marks that belong to the word after them"),

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from whisper_nnx import word_times
 from whisper_nnx.allocator import close_gaps
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.fallback import FallbackOptions
@@ -34,13 +35,15 @@ from whisper_nnx.windows import (
     row_seed,
     tokenizer_of,
 )
-from whisper_nnx.words import words_from_tokens
+from whisper_nnx.word_times import Layout
+from whisper_nnx.words import WordTiming, words_from_tokens
 
 T = TypeVar("T")
 AHEAD = 4  # windows that are prepared while others decode; each holds its keys and values in memory
 
 Place = tuple[int, int]  # a window's first frame, and how many
 Timed = tuple[list[float], list[float]]  # begin of each text token and of what follows, probability of each
+_UNTIMED: Timed = ([0.0], [])
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Live:
     seed: int = 0
     number: int = 0  # of the recording among those of one call
     heads: Heads = ()  # that time words and tokens
+    word_heads: word_times.Heads | None = None  # that refine the times of words
     allowed_languages: tuple[str, ...] = ()  # to choose from for each window; all where there are none
     encoded: dict[Place, EncodedWindows] = field(default_factory=dict)  # known already, from detecting its language
 
@@ -221,11 +225,17 @@ class Batch:
         )
         drafted = {i: row for i, row in spoken.items() if i in drafts}
         times = self._each(lambda rows: self._align({i: (row, drafts[i]) for i, row in rows.items()}), drafted)
+        words = self._each(
+            lambda rows: self._words({i: (row, drafts[i], times.get(i, _UNTIMED)) for i, row in rows.items()}), drafted
+        )
         for row in again:
             row.attempt += 1
 
         def accept(rows: dict[int, _Row]) -> dict[int, list[Segment]]:
-            return {i: self._accept(i, row, drafts.get(i), times.get(i)) for i, row in rows.items()}
+            return {
+                i: self._accept(i, row, drafts.get(i), words.get(i), times.get(i, _UNTIMED)[0])
+                for i, row in rows.items()
+            }
 
         accepted = [(row.live, self._each(accept, {i: row})) for i, row in done.items()]  # which cannot be done twice
         return [(live, segments) for live, parts in accepted for segments in parts.values()]
@@ -265,19 +275,17 @@ class Batch:
         options = replace(row.live.options, prompt=row.window.prompt, language=row.language)
         return row.live.fallback.options_at(temperature, options)
 
-    def _accept(self, i: int, row: _Row, draft: Draft | None, timed: Timed | None) -> list[Segment]:
+    def _accept(
+        self, i: int, row: _Row, draft: Draft | None, words: list[WordTiming] | None, begins_s: list[float]
+    ) -> list[Segment]:
         """Hands a result back to its recording, and frees the row."""
-        recording, options = row.live.recording, row.live.recording.options
+        recording = row.live.recording
         self._rows[i] = None
         self._waiting.append(row.live)
         if draft is None:
             recording.skip(row.window)
             return []
-        begins_s, probs = timed or ([0.0], [])
-        words = None
-        if options.word_timestamps:
-            words = words_from_tokens(recording.tokenizer, draft.text_tokens, begins_s, probs, row.language)
-        return recording.accept(row.window, draft, words, begins_s if options.token_timestamps else None)
+        return recording.accept(row.window, draft, words, begins_s if recording.options.token_timestamps else None)
 
     def _align(self, drafts: dict[int, tuple[_Row, Draft]]) -> dict[int, Timed]:
         """Times of the text tokens of those rows that want any, on the encoder output that they were decoded from."""
@@ -291,17 +299,53 @@ class Batch:
         assert self._encoded is not None
         config, tokenizer = self._model.config, tokenizer_of(self._model)
         any_row = next(iter(spoken.values()))  # the others are aligned with its text, for nothing
-        starts, texts, positions = [], [], []
-        for i in range(len(self._rows)):
-            row, draft = spoken.get(i, any_row)
-            starts.append(tokenizer.sot_sequence(row.language, row.live.options.task, timestamps=False))
-            texts.append(draft.text_tokens)
-            frames = row.live.recording.window_frames
-            positions.append(max(1, row.window.n_frames * config.max_source_positions // frames))
+        rows = [spoken.get(i, any_row) for i in range(len(self._rows))]
+        starts = [self._start(row) for row, _ in rows]
+        texts = [draft.text_tokens for _, draft in rows]
+        positions = [self._positions(row) for row, _ in rows]
         decoder, cross, eot = self._model.decoder, self._encoded.cross, tokenizer.special.eot
         is_text = text_ids(tokenizer)
         aligned = align_tokens(decoder, cross, config, starts, texts, eot, positions, heads=heads, is_text=is_text)
         return {i: aligned[i] for i in spoken}
+
+    def _words(self, spoken: dict[int, tuple[_Row, Draft, Timed]]) -> dict[int, list[WordTiming] | None]:
+        """The words of those rows' windows; None where none are wanted."""
+        words: dict[int, list[WordTiming] | None] = {}
+        for i, (row, draft, timed) in spoken.items():
+            recording, wanted = row.live.recording, row.live.recording.options.word_timestamps
+            text = draft.text_tokens
+            words[i] = words_from_tokens(recording.tokenizer, text, *timed, row.language) if wanted else None
+        refined = {i: (row, own) for i, (row, _, _) in spoken.items() if row.live.word_heads and (own := words[i])}
+        self._refine(refined)
+        return words
+
+    def _refine(self, spoken: dict[int, tuple[_Row, list[WordTiming]]]) -> None:
+        """Gives words the times of a second pass, over the text in short pieces."""
+        assert self._encoded is not None
+        config, tokenizer = self._model.config, tokenizer_of(self._model)
+        for heads in {row.live.word_heads for row, _ in spoken.values()}:
+            assert heads is not None
+            own = {i: x for i, x in spoken.items() if x[0].live.word_heads == heads}
+            any_row = next(iter(own.values()))
+            layouts, pauses = [], []
+            for i in range(len(self._rows)):
+                row, words = own.get(i, any_row)
+                spelled, _ = word_times.spelled_words(words)
+                room = config.max_target_positions
+                layouts.append(Layout.of(tokenizer, self._start(row), spelled, room, short=heads.short_pieces))
+                first = word_times.first_sample(row.window.start_frame)
+                pauses.append(word_times.pause_likeness(row.live.mel.waveform, first, self._positions(row)))
+            decoder, cross, eot = self._model.decoder, self._encoded.cross, tokenizer.special.eot
+            times = word_times.word_times(decoder, cross, config, eot, layouts, pauses, heads)
+            for i, (_, words) in own.items():
+                word_times.retime(words, times[i])
+
+    def _start(self, row: _Row) -> tuple[int, ...]:
+        return tokenizer_of(self._model).sot_sequence(row.language, row.live.options.task, timestamps=False)
+
+    def _positions(self, row: _Row) -> int:
+        frames = row.live.recording.window_frames
+        return max(1, row.window.n_frames * self._model.config.max_source_positions // frames)
 
 
 @partial(jax.jit, donate_argnums=0)

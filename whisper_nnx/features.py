@@ -113,12 +113,12 @@ class RecordingMel:
     """
 
     def __init__(self, waveform: np.ndarray, n_mels: int = 80, n_window_frames: int = N_FRAMES):
-        self._waveform = np.asarray(waveform, np.float32)
-        if self._waveform.ndim != 1:
-            raise ValueError(f"waveform has shape {self._waveform.shape}, expected [N]; load_audio() mixes channels")
+        self.waveform = np.asarray(waveform, np.float32)
+        if self.waveform.ndim != 1:
+            raise ValueError(f"waveform has shape {self.waveform.shape}, expected [N]; load_audio() mixes channels")
         self._n_mels = n_mels
         self._n_window_frames = n_window_frames
-        self.content_frames = len(self._waveform) // HOP_LENGTH
+        self.content_frames = len(self.waveform) // HOP_LENGTH
         maximum: Any = np.log10(np.float32(_FLOOR))
         for start in reversed(range(0, self.content_frames + _REACH, n_window_frames + _REACH)):
             log_mel, maximum = _louder(maximum, self._samples(start), n_mels)
@@ -147,7 +147,7 @@ class RecordingMel:
         length = (self._n_window_frames + _REACH) * HOP_LENGTH + _OVERLAP
         first = start_frame * HOP_LENGTH - N_FFT // 2
         before = max(0, -first)
-        samples = self._waveform[max(0, first) : first + length]
+        samples = self.waveform[max(0, first) : first + length]
         samples = np.pad(samples, (0, length - before - len(samples)))
         return np.pad(samples, (before, 0), mode="reflect")
 

@@ -19,6 +19,7 @@ from whisper_nnx.languages import language_or_none, to_language_code
 from whisper_nnx.model import Whisper
 from whisper_nnx.text_matching import words_of
 from whisper_nnx.windows import decode_windows, detect_languages, encode_windows, most_probable, tokenizer_of
+from whisper_nnx.word_times import first_sample, pause_likeness
 
 QUIET_S = 0.3  # how long the quiet should be where a recording is cut
 
@@ -33,12 +34,16 @@ class Heard(NamedTuple):
 
 @dataclass
 class Piece:
-    """A part of a recording that fits a window: its sound, features [T,D], and what was heard in it."""
+    """A part of a recording that fits a window: its sound, features [T,D], and what was heard in it.
+
+    pauses [T']: see `pause_likeness`, of as many positions as the part has.
+    """
 
     start_frame: int
     n_frames: int
     features: jax.Array
     language: str
+    pauses: np.ndarray
     heard: list[Heard] = field(default_factory=list)
     no_speech_prob: float = 0.0
 
@@ -61,7 +66,8 @@ def hear(model: Whisper, samples: np.ndarray, language: str | None, task: str, b
         if language is None and tokenizer.is_multilingual:
             probs += detect_languages(model, encoded)[: len(chunk)]
         for (start_frame, n_frames), features in zip(chunk, encoded.features, strict=False):
-            pieces.append(Piece(start_frame, n_frames, features, language or "en"))
+            pauses = pause_likeness(samples, first_sample(start_frame), max(1, n_frames // 2))
+            pieces.append(Piece(start_frame, n_frames, features, language or "en", pauses))
     for piece, own in zip(pieces, probs, strict=False):  # a piece is likely to be in the others' language
         piece.language = most_probable({code: p * sum(other[code] for other in probs) for code, p in own.items()})
     for chunk, rows in batches(pieces, batch_size):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,21 @@ import numpy as np
 
 from whisper_nnx import timing
 from whisper_nnx.audio import load_audio
-from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.hearing import Piece, batches, hear
 from whisper_nnx.languages import language_or_none
 from whisper_nnx.likelihood import following_logprobs
 from whisper_nnx.model import Whisper
 from whisper_nnx.results import Segment, Transcript, Word
-from whisper_nnx.text_matching import TextWord, match, spelled_as, split_tail, spoken_words, words_of
+from whisper_nnx.text_matching import TextWord, match, spelled_as, spoken_words, words_of
 from whisper_nnx.tokenizer import Tokenizer
 from whisper_nnx.windows import compression_ratio, encode_windows, tokenizer_of
+from whisper_nnx.word_times import Heads, Layout, SpelledWord, word_heads, word_times
 
 PAUSE_S = 1.0  # a pause that begins another segment
 
 
 class AlignedWord(TypedDict):
-    """A word of the text; start, end: s, None where it was never said. probability: how likely the model found it."""
+    """A word of the text; start, end: s, None where it is not spoken. probability: the mean of its tokens'."""
 
     word: str
     start: float | None
@@ -60,15 +60,15 @@ def align(
 ) -> AlignedTranscript:
     """Word times of a text that is known, in a recording of any length.
 
-    audio: whatever `load_audio` takes. language: None to detect it for each piece of up to 30 s. alignment_heads: see
-    `timing.alignment_heads`. batch_size: pieces at once.
+    audio: whatever `load_audio` takes. language: None to detect it for each piece of up to 30 s. alignment_heads: pairs
+    (layer, head) that follow short pieces, see `word_times.word_heads`. batch_size: pieces at once.
     Words keep their spelling; a segment ends with a sentence, a line of the text or its piece, or before a pause. Words
     that the recording does not say are `unspoken`, and in no segment.
     Raises ValueError for a text without words, and for a language or task that the model does not know; AudioError (a
     ValueError) or OSError for unreadable audio.
     """
     tokenizer, language = tokenizer_of(model), language_or_none(language)
-    heads = timing.alignment_heads(model.config, alignment_heads)
+    heads = word_heads(model.config, alignment_heads)
     if language is not None or not tokenizer.is_multilingual:
         tokenizer.sot_sequence(language, task)  # raises for what it does not know
     if not text.strip():
@@ -80,8 +80,9 @@ def align(
     spoken = max(languages, key=languages.count, default=language or "en")
     words = words_of(text, tokenizer, spoken)
     reader = Reader(model, [piece for piece in pieces if piece.heard], [word.text for word in words], task, batch_size)
-    owner = reader.owners()
-    return _transcript(words, reader.times(owner, heads), reader.pieces, owner, tokenizer, spoken)
+    owner, probability = reader.owners()
+    timed = np.column_stack([reader.times(owner, heads), probability])
+    return _transcript(words, timed, reader.pieces, owner, tokenizer, spoken)
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,13 @@ class Reader:
     task: str
     batch_size: int
 
-    def owners(self) -> np.ndarray:
-        """The piece that says each word [N], -1 where none does.
+    def owners(self) -> tuple[np.ndarray, np.ndarray]:
+        """The piece that says each word [N], -1 where none does; and the mean probability [N] of the word's tokens.
 
         Words between two that are known to be in neighbouring pieces are tried in both.
         """
         n, numbers = len(self.words), range(len(self.pieces))
-        owner = np.full(n, -1)
+        owner, owners_logprob = np.full(n, -1), np.full(n, -np.inf)
         spelled, heard_in, _ = self.heard_as(np.arange(n))
         anchors = np.flatnonzero(heard_in >= 0)
         first = np.concatenate([[0], anchors + 1])[np.searchsorted(heard_in[anchors], numbers, "left")]
@@ -123,47 +124,36 @@ class Reader:
                 here, there = (np.cumsum([0, *row[shared]]) for row in gains[p : p + 2])
                 end = shared.start + int(np.argmax(here - there))
             owner[begin:end] = np.where(gains[p, begin:end] > 0, p, -1)
+            owners_logprob[begin:end] = np.where(gains[p, begin:end] > 0, logprobs[p, begin:end], -np.inf)
             begin = end
-        return owner
+        sizes = [max(1, len(tokenizer_of(self.model).encode(word))) for word in spelled]
+        return owner, np.exp(owners_logprob / sizes)
 
-    def times(self, owner: np.ndarray, heads: timing.Heads) -> np.ndarray:
-        """Start and end in s from the recording's begin, and probability, of each word [N,3]; NaN without an owner."""
-        tokenizer, config = tokenizer_of(self.model), self.model.config
-        timed = np.full((len(self.words), 3), np.nan)
+    def times(self, owner: np.ndarray, heads: Heads) -> np.ndarray:
+        """Start and end of each word [N,2], in s from the recording's beginning; NaN without an owner."""
+        timed = np.full((len(self.words), 2), np.nan)
         said = np.flatnonzero(owner >= 0)
         spelled, heard_in, spans = self.heard_as(said)
         spans[heard_in != owner[said]] = np.nan
         numbers = [p for p in range(len(self.pieces)) if np.any(owner == p)]
         for chunk, rows in batches(numbers, self.batch_size):
             at = [np.flatnonzero(owner[said] == p) for p in rows]
-            layouts = [self.layout(p, [spelled[i] for i in own], spans[own]) for p, own in zip(rows, at, strict=True)]
-            ids, length = timing.padded_ids([layout.ids for layout in layouts], config, tokenizer.special.eot)
-            n_rows = np.array([len(layout.rows) for layout in layouts], np.int32)
-            padding = [(0, 2 * ids.shape[1] - n) for n in n_rows]
-            begin, probability = jax.device_get(
-                timing.token_times(
-                    self.model.decoder,
-                    self.cross(rows),
-                    ids,
-                    length,
-                    np.stack([np.pad(x.rows, pad) for x, pad in zip(layouts, padding, strict=True)]),
-                    n_rows,
-                    np.array([self.positions(p) for p in rows], np.int32),
-                    timing.text_ids(tokenizer),
-                    heads,
-                    np.stack([np.pad(x.within, (pad, (0, 0))) for x, pad in zip(layouts, padding, strict=True)]),
-                )
-            )
-            for p, own, layout, begins, probs in zip(chunk, at, layouts, begin, probability, strict=False):
-                times_s = self.pieces[p].start_s + begins / POSITIONS_PER_SECOND
-                for i, (a, b) in zip(said[own], layout.words, strict=True):
-                    timed[i] = times_s[a], times_s[b], probs[a:b].mean() if b > a else 0.0
+            layouts = [
+                self.layout(p, [spelled[i] for i in own], heads.short_pieces, spans[own])
+                for p, own in zip(rows, at, strict=True)
+            ]
+            pauses = [self.pieces[p].pauses for p in rows]
+            config, eot = self.model.config, tokenizer_of(self.model).special.eot
+            times = word_times(self.model.decoder, self.cross(rows), config, eot, layouts, pauses, heads)
+            for p, own, times_s in zip(chunk, at, times, strict=False):
+                timed[said[own]] = self.pieces[p].start_s + times_s
         return timed
 
     def heard_as(self, at: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Of words [n]: how the model writes them; the piece where each was heard, or -1; where in it [n,2], in s."""
         heard = [(p, word) for p, piece in enumerate(self.pieces) for word in piece.heard]
-        words = [self.words[i] for i in at]
+        curly = any(set(word.word) & _CURLY.keys() for _, word in heard)
+        words = [self.words[i] if curly else self.words[i].translate(_STRAIGHT) for i in at]
         found = match(words, [word.word for _, word in heard])
         spelled = [spelled_as(w, heard[j][1].word) if j >= 0 else w for w, j in zip(words, found.at, strict=True)]
         known = [heard[j] if same else None for j, same in zip(found.at, found.same, strict=True)]
@@ -209,10 +199,11 @@ class Reader:
             total = np.concatenate([[0.0], np.cumsum(np.diagonal(table, offset=1))])  # of the ids up to each
             yield first, total[ends[1:] - 1] - total[starts], behind[:, ends[-1]]
 
-    def layout(self, p: int, spelled: Sequence[str], spans: np.ndarray | None = None) -> Layout:
+    def layout(self, p: int, spelled: Sequence[str], short: bool, spans: np.ndarray | None = None) -> Layout:
         """Words [n] as they lie along piece p's sound; spans [n,2]: where each is expected, in s, NaN: not known."""
-        spans = np.full((len(spelled), 2), np.nan) if spans is None else spans
-        return Layout.of(tokenizer_of(self.model), self._start(p), spelled, spans)
+        tokenizer, context = tokenizer_of(self.model), self.model.config.max_target_positions
+        words = [SpelledWord(word, tokenizer.encode(word)) for word in spelled]
+        return Layout.of(tokenizer, self._start(p), words, context, short=short, spans=spans)
 
     def _start(self, p: int) -> tuple[int, ...]:
         return tokenizer_of(self.model).sot_sequence(self.pieces[p].language, self.task, timestamps=False)
@@ -220,50 +211,15 @@ class Reader:
     def cross(self, pieces: Sequence[int]) -> Any:
         return encode_windows(self.model, jnp.stack([self.pieces[p].features for p in pieces])).cross
 
-    def positions(self, p: int) -> int:
-        return max(1, self.pieces[p].n_frames // 2)
 
-
+_CURLY = dict(zip("’‘“”", "''\"\"", strict=True))  # most models write straight ones, and find the others improbable
+_STRAIGHT = str.maketrans(_CURLY)
 _SURELY_NOT = 20.0  # a word that is less likely than exp(-20) explains nothing
 
 
 def _other_case(word: str) -> str:
     start = len(word) - len(word.lstrip())
     return word[:start] + word[start : start + 1].swapcase() + word[start + 1 :]
-
-
-class Layout(NamedTuple):
-    """A piece's words as ids, and what of these lies along its sound: see `timing.token_times`.
-
-    words: for each, its first row and the one behind it; the punctuation behind a word is no part of it.
-    """
-
-    ids: list[int]
-    rows: np.ndarray
-    within: np.ndarray
-    words: list[tuple[int, int]]
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, start: Sequence[int], spelled: Sequence[str], spans: np.ndarray) -> Layout:
-        """start: the ids that the words follow; spans: see `Reader.layout`. Pauses may be between words."""
-        anywhere = (0.0, np.inf)
-        lows = np.fmax.accumulate(np.concatenate([[0.0], spans[:, 0]]))[1:]
-        highs = np.fmin.accumulate(np.concatenate([spans[:, 1], [np.inf]])[::-1])[::-1][:-1]
-        ids, rows, within, words = list(start), [-1], [anywhere], []
-        for word, low, high in zip(spelled, lows, highs, strict=True):
-            core, tail = map(tokenizer.encode, split_tail(word))
-            begin = len(rows)
-            words.append((begin, begin + len(core)))
-            rows += [*range(len(ids) - 1, len(ids) - 1 + len(core) + len(tail)), -1]
-            within += [*[(low, high)] * len(core), *[(low, np.inf)] * len(tail), anywhere]
-            ids += [*core, *tail]
-        rows.append(len(ids) - 1)
-        within.append(anywhere)
-        limits = np.minimum(np.array(within) * POSITIONS_PER_SECOND, _FAR)
-        return cls([*ids, tokenizer.special.eot], np.array(rows, np.int32), limits.astype(np.float32), words)
-
-
-_FAR = 1e6  # beyond any window
 
 
 def _transcript(

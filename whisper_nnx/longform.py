@@ -35,7 +35,8 @@ class LongformOptions:
     hotwords: text told to every window, before all else. max_context: tokens of previous text to tell at most (in the
     reference only bounded by the room). offset_s, duration_s: the one clip to transcribe. independent_clips: each clip
     is a recording of its own, without previous text from the others. multilingual: the language of each window is
-    detected, and its segments tell it. token_timestamps: segments have token_details. alignment_heads: (layer, head)
+    detected, and its segments tell it. token_timestamps: segments have token_details. refine_word_times: words get
+    the times of a second pass, over the text in short pieces, which leave pauses out. alignment_heads: (layer, head)
     pairs that time words and tokens, or in how many top layers all do; None leaves it to the checkpoint.
     """
 
@@ -44,6 +45,7 @@ class LongformOptions:
     carry_initial_prompt: bool = False
     clip_timestamps: str | Sequence[float] = "0"
     word_timestamps: bool = False
+    refine_word_times: bool = False
     prepend_punctuations: str = PREPENDED
     append_punctuations: str = APPENDED
     hallucination_silence_threshold: float | None = None
@@ -65,6 +67,8 @@ class LongformOptions:
             raise ValueError(
                 f"alignment_heads={self.alignment_heads} time words or tokens; set word_timestamps=True as well"
             )
+        if self.refine_word_times and not self.word_timestamps:
+            raise ValueError("refine_word_times=True refines the times of words; set word_timestamps=True as well")
         threshold_s = self.hallucination_silence_threshold
         if threshold_s is not None and not threshold_s >= 0:
             raise ValueError(f"hallucination_silence_threshold={threshold_s} must be 0 s or more, or None")
@@ -273,7 +277,9 @@ class Recording:
         if words is not None:
             offset_s = window.start_frame / FRAMES_PER_SECOND
             marks = (self.options.prepend_punctuations, self.options.append_punctuations)
-            add_words(segments, words, draft.texts, offset_s, self._last_speech_s, *marks)
+            add_words(
+                segments, words, draft.texts, offset_s, self._last_speech_s, *marks, self.options.refine_word_times
+            )
             kept = self._correct_seek(window, draft)
             if kept is None:
                 return []

@@ -25,6 +25,7 @@ from whisper_nnx.windows import (
     initial_ids,
     tokenizer_of,
 )
+from whisper_nnx.word_times import word_heads
 
 
 class Opened:
@@ -164,7 +165,8 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
     longform = options.longform
     if longform.condition_on_previous_text is None:
         longform = replace(longform, condition_on_previous_text=config.condition_on_prev_tokens)
-    heads = alignment_heads(config, longform.alignment_heads) if longform.timed else ()
+    refined, chosen = longform.refine_word_times, longform.alignment_heads
+    heads = alignment_heads(config, None if refined else chosen) if longform.timed else ()
     lives = [
         Live(
             Recording(
@@ -184,6 +186,7 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
             options.seed,
             number,
             heads,
+            word_heads(config, chosen) if refined else None,
             tuple(options.allowed_languages or ()),
         )
         for piece in (pieces if pieces is not None else [None])

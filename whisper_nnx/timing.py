@@ -33,8 +33,6 @@ _TO_MEDIAN = (
     *((0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6)),
     *((2, 3), (3, 6), (4, 5), (1, 4), (1, 3), (3, 4)),
 )
-PAUSE = 1.0  # likeness of a pause to any sound; a token's mean is 0, its standard deviation 1
-STRAYING = 0.5  # likeness that a row loses with each position outside of where it is expected
 _FAR = 1e30  # cost of what cannot be reached
 DIAGONAL, DOWN, RIGHT = 0, 1, 2  # steps of the warping: next token and position, next token, next position
 
@@ -120,14 +118,12 @@ def token_times(
     positions: jax.Array,
     is_text: jax.Array,
     heads: Heads,
-    within: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Aligns the texts of B windows with their sound.
 
     ids [B,S]: start sequence, text, end of text; padded on the right. length [B]: without the padding. rows [B,R]: what
-    lies along the sound, in order: the token that follows the id of that index, or a pause (-1), which takes up what no
-    token attends to; n_rows [B] of them count. positions [B]: of the sound, 20 ms each. is_text [V]: which ids are.
-    within [B,R,2]: first position and end, beyond which a row is unlikely, more so the further it is.
+    lies along the sound, in order: the token that follows the id of that index; n_rows [B] of them count. positions
+    [B]: of the sound, 20 ms each. is_text [V]: which ids are.
     Returns (begin [B,R] of each row, in positions; probability [B,R] of its token among all text).
     """
     hidden, scores = decoder.alignment_scores(ids, cross, heads)
@@ -136,13 +132,41 @@ def token_times(
     following = jnp.take_along_axis(ids, jnp.minimum(at + 1, ids.shape[1] - 1), axis=1)
     chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
     probability = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
-
     matrix = jax.vmap(alignment_matrix)(scores, length, positions)
-    likeness = jnp.where((rows >= 0)[..., None], jnp.take_along_axis(matrix, at[..., None], axis=1), PAUSE)
-    if within is not None:
-        t = jnp.arange(likeness.shape[-1])
-        likeness -= STRAYING * jnp.maximum(0, jnp.maximum(within[..., :1] - t, t + 1 - within[..., 1:]))
+    likeness = jnp.take_along_axis(matrix, at[..., None], axis=1)
     return jax.vmap(first_positions)(-likeness, n_rows, positions), probability
+
+
+@program(static_argnames=("heads",))
+def row_begins(
+    decoder: TextDecoder,
+    cross: tuple[KeysValues, ...],
+    ids: jax.Array,
+    length: jax.Array,
+    rows: jax.Array,
+    n_rows: jax.Array,
+    positions: jax.Array,
+    pauses: jax.Array,
+    sound: jax.Array,
+    within: jax.Array,
+    straying: jax.Array,
+    heads: Heads,
+) -> jax.Array:
+    """As `token_times`, where pauses lie between words, and without probabilities -> begin [B,R] of each row.
+
+    rows [B,R] of -1 are pauses, which take up what no token attends to; pauses [B,T]: the likeness of one to the sound;
+    sound [B,T]: factors of the tokens' likeness, from 0, where nothing can be spoken, to 1.
+    within [B,R,2]: first position and end, outside of which a row loses `straying` with each position.
+    """
+    _, scores = decoder.alignment_scores(ids, cross, heads)
+    matrix = jax.vmap(alignment_matrix)(scores, length, positions)
+    at = jnp.clip(rows, 0, ids.shape[1] - 1)
+    likeness = jnp.take_along_axis(matrix, at[..., None], axis=1)
+    likeness = jnp.where(likeness > 0, likeness * sound[:, None], likeness)
+    likeness = jnp.where((rows >= 0)[..., None], likeness, pauses[:, None])
+    t = jnp.arange(likeness.shape[-1])
+    likeness -= straying * jnp.maximum(0, jnp.maximum(within[..., :1] - t, t + 1 - within[..., 1:]))
+    return jax.vmap(first_positions)(-likeness, n_rows, positions)
 
 
 def alignment_matrix(scores: jax.Array, length: jax.Array, positions: jax.Array) -> jax.Array:

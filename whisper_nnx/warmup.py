@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from whisper_nnx.audio import SAMPLE_RATE
 from whisper_nnx.features import POSITIONS_PER_SECOND
 from whisper_nnx.options import TranscribeOptions
+from whisper_nnx.timing import BUCKETS, align_tokens, alignment_heads, bucket, text_ids
 from whisper_nnx.transcribe import transcribe
-from whisper_nnx.windows import strategy_of, tokenizer_of
+from whisper_nnx.windows import encode_windows, strategy_of, tokenizer_of
+from whisper_nnx.word_times import Layout, word_heads, word_times
 
 if TYPE_CHECKING:
+    from whisper_nnx.longform import LongformOptions
     from whisper_nnx.model import Whisper
 
 _TOKENS = 4
@@ -54,3 +58,25 @@ def warmup(model: Whisper, batch_sizes: Sequence[int] = (1,), **options: Any) ->
             for result in transcribe(model, [noise] * size, batch_size=size, **{**said, "temperature": temperature}):
                 if isinstance(result, Exception):
                     raise result
+        if chosen.longform.timed:
+            _time_texts(model, size, chosen.longform)
+
+
+def _time_texts(model: Whisper, size: int, options: LongformOptions) -> None:
+    """Times texts of all lengths that programs are compiled for."""
+    config, tokenizer = model.config, tokenizer_of(model)
+    eot, start = tokenizer.special.eot, (tokenizer.special.sot,)
+    silence = jnp.zeros((size, config.num_mel_bins, 2 * config.max_source_positions))
+    cross, positions = encode_windows(model, silence).cross, config.max_source_positions
+    lengths = {bucket(n, config.max_target_positions) for n in (*BUCKETS, config.max_target_positions)}
+    refined, chosen = options.refine_word_times, options.alignment_heads
+    for length in sorted(lengths):
+        text = tokenizer.encode("a") * (length - len(start) - 1)
+        heads, is_text = alignment_heads(config, None if refined else chosen), text_ids(tokenizer)
+        arguments = model.decoder, cross, config, [start] * size, [text] * size, eot, [positions] * size
+        align_tokens(*arguments, heads=heads, is_text=is_text)
+        if refined:
+            rows, within = np.full(2 * length, -1, np.int32), np.zeros((2 * length, 2), np.float32)
+            layouts = [Layout([*start, *text, eot], rows, within, [])] * size
+            pauses = [np.zeros(positions, np.float32)] * size
+            word_times(model.decoder, cross, config, eot, layouts, pauses, word_heads(config, chosen))

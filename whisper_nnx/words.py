@@ -99,14 +99,16 @@ def add_words(
     last_speech_s: float,
     prepended: str = PREPENDED,
     appended: str = APPENDED,
+    refined: bool = False,
 ) -> None:
     """Gives each segment of a window its words, and the start and end that follow from them.
 
     tokens_per_segment: the text of each. offset_s: the window's begin; last_speech_s: where speech ended before it.
+    refined: the words' times leave out pauses, and stay as they are.
     """
     durations = [d for word in words if (d := word.end - word.start)]
     typical_s = min(LONGEST_MEDIAN_S, median(durations)) if durations else 0.0
-    if durations:
+    if durations and not refined:
         _shorten_at_sentence_ends(words, 2 * typical_s)
     merge_punctuations(words, prepended, appended)
 
@@ -120,8 +122,11 @@ def add_words(
                 start, end = round(offset_s + word.start, 2), round(offset_s + word.end, 2)
                 own.append({"word": word.word, "start": start, "end": end, "probability": word.probability})
         if own:
-            _shorten_after_pause(own, last_speech_s, typical_s)
-            _fit_segment(segment, own, typical_s)
+            if refined:
+                segment["start"], segment["end"] = own[0]["start"], own[-1]["end"]
+            else:
+                _shorten_after_pause(own, last_speech_s, typical_s)
+                _fit_segment(segment, own, typical_s)
             last_speech_s = segment["end"]
         segment["words"] = own
 
