@@ -140,7 +140,7 @@ class RecordingMel:
 
     def fingerprint(self, start_frame: int, n_frames: int) -> int:
         """64 bits that depend on the window's samples alone."""
-        return fingerprint(self._waveform[start_frame * HOP_LENGTH : (start_frame + n_frames) * HOP_LENGTH])
+        return fingerprint(self.waveform[start_frame * HOP_LENGTH : (start_frame + n_frames) * HOP_LENGTH])
 
     def _samples(self, start_frame: int) -> np.ndarray:
         """What a window and the few frames behind it are made of, with half a frame at both ends."""
