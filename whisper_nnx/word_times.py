@@ -84,6 +84,7 @@ def _ids_of(
 ) -> list[tuple[Sequence[int], Sequence[int]]]:
     """For each word its ids and those of the punctuation behind it; of the shortest pieces that `room` ids hold."""
     parts = [split_tail(word.text) for word in words]
+    ids: list[tuple[Sequence[int], Sequence[int]]]
     for longest in LONGEST_PIECES if short else ():
         ids = [(short_pieces(tokenizer, core, longest), tokenizer.encode(tail)) for core, tail in parts]
         if sum(len(core) + len(tail) for core, tail in ids) <= room:
