@@ -171,6 +171,14 @@ def test_first_windows_of_the_next_recordings_are_encoded_while_others_decode(mo
     assert sorted(decoder.encoded) == sorted([*range(7)] * 2)
 
 
+def test_a_finished_recording_comes_before_the_next_is_decoded(model, monkeypatch):
+    decoder = Decoder(model, [1, 1, 1], 1, monkeypatch)
+    decoder.batch = driver.Batch(model, 1)
+    events = decoder.batch.run(iter(decoder.lives))
+    calls = [len(decoder.calls) for _, segments in events if segments is None]
+    assert calls == [1, 2, 3]
+
+
 @pytest.mark.parametrize("fits", [1, 3])
 def test_without_enough_memory_half_the_rows_do_the_same_work(model, monkeypatch, fits):
     roomy = Decoder(model, [1, 3, 2, 1, 1], 2, monkeypatch)

@@ -75,6 +75,16 @@ def test_a_bad_recording_among_others_is_an_exception_in_its_place(model, alone,
     assert message in str(error) or any(part in str(error) for part in message.split("|"))
 
 
+def test_progress_goes_on_beside_a_bad_recording(model, alone):
+    seen = []
+    bad = {"audio": noise(9), "sampling_rate": "16000"}
+    results = transcribe(model, [GOOD[0], bad, *GOOD[1:]], progress=lambda *now: seen.append(now), **OPTIONS)
+    assert isinstance(results.pop(1), AudioError)
+    assert [*map(told, results)] == alone
+    assert seen[-1][0] == seen[-1][1]
+    assert [now[0] for now in seen] == sorted(now[0] for now in seen)
+
+
 def test_what_is_wrong_for_all_is_raised_at_once(model):
     with pytest.raises(ValueError, match="beam_size=0"):
         transcribe(model, GOOD, beam_size=0)

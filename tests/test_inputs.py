@@ -60,6 +60,11 @@ def test_each_file_comes_once() -> None:
     assert stems("talks/one.wav", "talks", "./talks/one.wav") == ["one", "two.v2"]
 
 
+def test_a_link_of_another_name_has_outputs_of_its_own() -> None:
+    Path("other.wav").symlink_to("talks/one.wav")
+    assert stems("talks/one.wav", "other.wav") == ["one", "other"]
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

@@ -141,6 +141,7 @@ OUTPUT = {"base_model.model.proj_out.weight": np.ones((338, 16), "f4")}
     [
         (TENSORS, {"peft_type": "IA3"}, "an adapter of kind 'IA3' is not merged here, only LORA; merge it with peft"),
         (TENSORS, {"peft_type": None}, "an adapter of kind None"),
+        (TENSORS, {"init_lora_weights": "pissa"}, "starts as 'pissa' changes its base too, and is not merged here; "),
         (TENSORS, {"use_dora": True}, "LoRA with use_dora is not merged here; merge it with peft: "),
         (TENSORS, {"alpha_pattern": {"(a|b)+": 3}}, r"alpha_pattern '\(a\|b\)\+' is not a plain name; merge it"),
         (TENSORS, {"alpha_pattern": 7}, "is damaged or not a Whisper checkpoint"),

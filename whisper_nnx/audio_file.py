@@ -186,6 +186,9 @@ class _Track:
         time = _seconds(frame.pts, frame.time_base)
         self._zero = time if self._zero is None else self._zero
         gap = time - self._zero - self._end
+        if self._splices and gap < -_SPLICE_S:  # another timeline begins, as where files were joined
+            self._zero += gap
+            return Fraction(0)
         if gap <= _GAP_S:
             return Fraction(0)
         longest = max(Fraction(_LONGEST_S), self._end - self._silence) - self._silence

@@ -192,7 +192,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
         try:
             keep_programs(choose_compilation_cache(args.compilation_cache))
-        except PermissionError as error:  # a folder of JAX's own setting, which nothing here has checked
+        except (OSError, RuntimeError) as error:  # a folder of JAX's own setting, which nothing has checked; no home
             warnings.warn(f"programs are not kept: {error}; choose another --compilation_cache", stacklevel=1)
         device = find_device(args.device)
         with jax.default_device(device):

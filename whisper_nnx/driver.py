@@ -88,6 +88,7 @@ class Batch:
         self._prepared: deque[tuple[_Row, EncodedWindows]] = deque()
         self._finished: deque[Live] = deque()
         self._failed: deque[tuple[Live, Exception]] = deque()
+        self._ahead = AHEAD
         self._dropped: set[int] = set()  # numbers of the recordings whose other chains are not begun
         if size > 1:
             close_gaps()  # the keys and values of many windows are the largest arrays there are
@@ -104,19 +105,20 @@ class Batch:
         self._recordings = recordings
         while True:
             accepted: list[tuple[Live, list[Segment]]] = []
+            going_on = True
             try:
                 self._fill()
-                if any(self._rows):
+                if going_on := any(self._rows):
                     accepted = self._step()
             except jax.errors.JaxRuntimeError as error:
                 self._halve(error)
             yield from accepted
             while self._finished:
                 yield self._finished.popleft(), None
-            ended = not (any(self._rows) or self._waiting or self._prepared or self._failed)
+            going_on = going_on or bool(self._failed)
             while self._failed:
                 yield self._failed.popleft()
-            if ended:
+            if not going_on:
                 return
 
     @property
@@ -182,7 +184,7 @@ class Batch:
 
     def _prepare(self) -> None:
         """Encodes what comes next while the device is busy with the rows: nothing here waits for it."""
-        while len(self._prepared) < min(AHEAD, len(self._rows)) and (ready := self._begin()) is not None:
+        while len(self._prepared) < min(self._ahead, len(self._rows)) and (ready := self._begin()) is not None:
             self._prepared.append(ready)
 
     def _put(self, row: int, encoded: EncodedWindows) -> None:
@@ -199,6 +201,8 @@ class Batch:
             raise error
         size = len(self._rows)
         half = max(1, size // 2)
+        if size == 1:  # what was prepared took the memory
+            self._ahead = 0
         warnings.warn(f"out of memory with batch_size={size}: going on with {half}", stacklevel=2)
         under_way = [row for row in [*self._rows, *(row for row, _ in self._prepared)] if row]
         self._waiting.extendleft(row.live for row in reversed(under_way))
@@ -281,11 +285,15 @@ class Batch:
         """Hands a result back to its recording, and frees the row."""
         recording = row.live.recording
         self._rows[i] = None
-        self._waiting.append(row.live)
+        segments: list[Segment] = []
         if draft is None:
             recording.skip(row.window)
-            return []
-        return recording.accept(row.window, draft, words, begins_s if recording.options.token_timestamps else None)
+        else:
+            begins = begins_s if recording.options.token_timestamps else None
+            segments = recording.accept(row.window, draft, words, begins)
+        # What is finished comes out at once, not behind the next recording's first window.
+        (self._waiting if recording.next_window() else self._finished).append(row.live)
+        return segments
 
     def _align(self, drafts: dict[int, tuple[_Row, Draft]]) -> dict[int, Timed]:
         """Times of the text tokens of those rows that want any, on the encoder output that they were decoded from."""

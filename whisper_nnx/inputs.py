@@ -34,12 +34,13 @@ def find_inputs(arguments: Iterable[str], recursive: bool = False) -> tuple[list
     (`talks/*.mp3`, `**` for any folders) that names no file stands for all that match. Outputs of what is found below a
     folder keep their place below it.
     """
-    found: dict[str, Input] = {}
+    found: dict[tuple[str, str], Input] = {}  # by file and name: a link with another name has outputs of its own
     problems: list[Exception] = []
     for argument in arguments:
         try:
             for one in _expand(argument, recursive):
-                found.setdefault(os.path.realpath(one.path) if one.path != "-" else "-", one)
+                file = os.path.realpath(one.path) if one.path != "-" else "-"
+                found.setdefault((file, os.path.basename(one.path)), one)
         except (OSError, ValueError) as error:
             problems.append(error)
     return list(found.values()), problems

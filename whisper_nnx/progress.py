@@ -131,6 +131,10 @@ class AudioProgress:
         self._of[number], self._whole[number] = done_s, whole_s
         self._unknown.discard(number)
 
+    def length_s(self, number: int) -> float:
+        """How long a recording is, as far as that is known; else 0."""
+        return self._whole.get(number, 0.0)
+
     def now(self) -> tuple[float, float]:
         """Seconds that are done, and all."""
         whole_s = self._known_s * (1 + len(self._unknown) / max(1, len(self._whole)))

@@ -79,7 +79,9 @@ class Report:
             warnings.warn(f"{self.name(opened.number)}: no text: {reason}", stacklevel=4)
 
     def failed(self, number: int) -> None:
-        self._advance(number, 0.0, 0.0)
+        if self._progress is not None:
+            whole_s = self._progress.length_s(number)
+            self._advance(number, whole_s, whole_s)
 
     def name(self, number: int) -> str:
         source = self._file(number)
@@ -125,7 +127,10 @@ def _planned_s(recording: Source | Exception) -> float | None:
     if isinstance(recording, Exception):
         return 0.0
     source, options = recording
-    whole_s = stated_duration_s(source, options.sampling_rate, options.audio_track)
+    try:
+        whole_s = stated_duration_s(source, options.sampling_rate, options.audio_track)
+    except Exception:  # of an array, say: opening it says what is wrong
+        return None
     if whole_s is None:
         return None
     clips = options.longform.clips(int(whole_s * FRAMES_PER_SECOND))

@@ -69,10 +69,11 @@ def read_own(file: Path) -> bytes | None:
 
 
 def write_whole(file: Path, data: bytes) -> None:
-    """Whole or not at all. Raises OSError."""
+    """Whole or not at all, for the user alone whatever the umask: see `read_own`. Raises OSError."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(data)
+        with open(partial, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
+            stream.write(data)
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)

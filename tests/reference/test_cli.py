@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import whisper
@@ -15,10 +15,16 @@ from whisper_nnx.cli import build_parser, main
 reference = importlib.import_module("whisper.transcribe")
 ours = importlib.import_module("whisper_nnx.transcribe")
 
-NO_RESULT = {"text": "", "segments": [], "language": "en"}
+RESULT = {"text": "one", "segments": [], "language": "en"}
 # What the machine decides (the reference asks CUDA when it builds its parser, and takes float16 where it can), or the
 # checkpoint, which may say that it is not to be told the text before.
 DECIDED_LATER = {"device", "fp16", "condition_on_previous_text"}
+
+
+class _Results(list):
+    """What `iter_transcripts` gives."""
+
+    empty: ClassVar = {}
 
 
 class _ParserSeen(Exception):
@@ -93,12 +99,17 @@ def test_the_same_command_asks_for_the_same_work(
 
     def transcribe(model: Any, audio: str, **asked_for: Any) -> dict[str, Any]:
         asked.append(asked_for)
-        return NO_RESULT
+        return RESULT
+
+    def iter_transcripts(model: Any, audio: list[str], **asked_for: Any) -> _Results:
+        return _Results([(0, transcribe(model, *audio, **asked_for))])
 
     monkeypatch.setattr(whisper, "load_model", lambda *args, **kwargs: None)
     monkeypatch.setattr(weight_loader, "load_model", lambda *args, **kwargs: None, raising=False)
     monkeypatch.setattr(reference, "transcribe", transcribe)
-    monkeypatch.setattr(ours, "transcribe", transcribe)
+    monkeypatch.setattr(ours, "iter_transcripts", iter_transcripts)
+    (tmp_path / "a.wav").touch()
+    monkeypatch.chdir(tmp_path)
     command = ["a.wav", "--output_dir", str(tmp_path), *arguments]
     monkeypatch.setattr(sys, "argv", ["whisper", *command])
     reference.cli()

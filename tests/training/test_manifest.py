@@ -165,6 +165,22 @@ def test_a_common_voice_table_is_read_as_it_comes(folder):
     assert (problem.line, problem.reason.split(": ")[1]) == (5, "there is no such file; check the path")
 
 
+def test_a_row_of_a_table_with_too_many_fields_is_refused(folder):
+    table = write(folder, "m.csv", b'audio,text,language\na.wav,hello, world,en\na.wav,"hello, world",en\n')
+    manifest = read_manifest(table)
+    assert [row.text for row in manifest.rows] == ["hello, world"]
+    assert [(problem.line, problem.reason.split(";")[0]) for problem in manifest.problems] == [
+        (2, "has more fields than the heading")
+    ]
+
+
+def test_a_table_may_write_booleans_as_pandas_does(folder):
+    manifest = read_manifest(
+        write(folder, "m.csv", b"audio,text,language,no_speech\na.wav,one,en,False\na.wav,,,True\n")
+    )
+    assert [row.no_speech for row in manifest.rows] == [False, True]
+
+
 @pytest.mark.parametrize(
     "data", [b"path\tsentence\n" + b"x" * 200_000, b"path\tsentence\na.wav\t\xff\xfe\n"], ids=["long", "no_utf8"]
 )

@@ -35,7 +35,12 @@ _OTHER_KINDS = (
     "megatron_config",
     "trainable_token_indices",
     "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "use_bdlora",
 )
+_HARMLESS_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # the others change the base's weights as well
 _MERGE = "merge it with peft: PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(NEW)"
 
 
@@ -82,6 +87,10 @@ def _check_kind(config: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: an adapter of kind {kind!r} is not merged here, only LORA; {_MERGE}")
     if other := [name for name in _OTHER_KINDS if config.get(name)]:
         raise CheckpointError(f"{path}: LoRA with {', '.join(other)} is not merged here; {_MERGE}")
+    if (start := config.get("init_lora_weights")) not in _HARMLESS_STARTS:
+        raise CheckpointError(
+            f"{path}: LoRA that starts as {start!r} changes its base too, and is not merged here; {_MERGE}"
+        )
 
 
 def _base(config: dict[str, Any], path: Path, options: dict[str, Any]) -> Path:

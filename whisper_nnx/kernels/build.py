@@ -87,7 +87,8 @@ def _built(folder: Path, key: str, compiler: str) -> ctypes.CDLL:
             library = _opened(_compiled(compiler, folder, key), key)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             reason = _problem(error)
-            if not isinstance(error, subprocess.TimeoutExpired):  # of a busy machine, not of the compiler
+            # What a busy machine or a full disk brings about (a time limit, a signal) will pass.
+            if isinstance(error, subprocess.CalledProcessError) and error.returncode > 0:
                 write_whole(failed, reason.encode())
             raise RuntimeError(reason) from error
         failed.unlink(missing_ok=True)

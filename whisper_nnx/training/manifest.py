@@ -210,7 +210,7 @@ def _table_entries(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         reader = csv.DictReader(file, **tabs)
         try:
             for entry in reader:
-                yield reader.line_num, {key: value for key, value in entry.items() if value}
+                yield reader.line_num, {key: value for key, value in entry.items() if value}  # key None: surplus fields
         except (csv.Error, UnicodeDecodeError) as error:
             fix = "save it as UTF-8, with a heading for each column"
             raise ValueError(
@@ -249,6 +249,8 @@ def _row(entry: Any, line: int, manifest: Path, allowed: _Allowed) -> Row:
             raise ValueError(f"is no JSON ({error})") from None
     if not isinstance(entry, dict):
         raise ValueError(f"must be a JSON object, not {type(entry).__name__}")
+    if None in entry:
+        raise ValueError("has more fields than the heading; put texts that contain the delimiter in quotes")
     entry = {key: value for key, value in entry.items() if value is not None}
     no_speech = _flag(entry, "no_speech")
     segments = _spans(entry, "segments", "text")
@@ -292,6 +294,7 @@ def _row(entry: Any, line: int, manifest: Path, allowed: _Allowed) -> Row:
 
 def _flag(entry: dict[str, Any], key: str) -> bool:
     value = entry.get(key, False)
+    value = value.lower() if isinstance(value, str) else value  # pandas writes True
     if value not in (False, True, "", "true", "false"):
         raise ValueError(f"{key} is {value!r}; give true or false")
     return value in (True, "true")
@@ -370,14 +373,15 @@ def _audio(entry: dict[str, Any], folder: Path) -> Path | bytes | StoredAudio:
 
 
 def _duration_s(audio: Path | bytes | StoredAudio) -> float:
-    """From the file's header; where it does not say, by decoding the whole."""
+    """From the file's header; by decoding the whole where that does not say, or leaves out a late start (in films)."""
     import av
 
     with audio.open("rb") if isinstance(audio, Path) else io.BytesIO(_encoded(audio)) as file:
         try:
             with open_container(file) as container:
                 (stream,) = container.streams.audio
-                if stream.duration and stream.time_base:
+                alone = len(container.streams) == 1
+                if alone and stream.duration and stream.time_base and (stream.start_time or 0) * stream.time_base < 0.1:
                     return float(stream.duration * stream.time_base)
         except (av.FFmpegError, ValueError):
             pass  # load_audio knows better, and says what is wrong
