@@ -136,7 +136,7 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
         ("--output_dir", FOLDER, ".", "where to write; made if missing"),
         ("--output_name", TEXT, None, "name of the outputs without extension (default: the recording's)"),
         ("--output_format", _kind(_formats, "FORMATS"), "all",
-         f"{', '.join(WRITERS)}; several with commas: srt,json; all: the first five; json_full needs --token_timestamps True"),
+         f"{', '.join(WRITERS)}; srt,json: several; all: the first five; json_full needs --token_timestamps True"),
         ("--skip_existing", FLAG, False, "leave out recordings whose outputs are all there"),
         ("--keep_partial", FLAG, False, "on Ctrl-C write what was transcribed so far, as NAME.partial.srt and so on"),
         ("--verbose", FLAG_OR_NONE, True, "print the text as it comes, or (False) show a progress bar; None: neither"),
