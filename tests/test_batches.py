@@ -102,6 +102,9 @@ def test_lines_of_several_recordings_say_whose_they_are(model, shared, capsys):
     assert capsys.readouterr().out == f"{line}\n"
 
 
-def test_a_recording_of_a_list_that_lacks_its_audio_is_refused(model):
+def test_a_recording_that_lacks_its_audio_is_refused(model):
     with pytest.raises(ValueError, match="'language' lacks 'audio'"):
-        transcribe(model, [{"language": "en"}])
+        transcribe(model, {"language": "en"})
+    [error] = transcribe(model, [{"language": "en"}])
+    assert isinstance(error, ValueError)
+    assert "'language' lacks 'audio'" in str(error)
