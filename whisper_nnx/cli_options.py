@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from whisper_nnx.audio import MAX_HOURS
 from whisper_nnx.words import APPENDED, PREPENDED
 from whisper_nnx.writers import WRITERS, parse_formats
 
@@ -189,7 +188,7 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
         ("--offset_s", NUMBER, 0.0, "where to begin, in seconds"),
         ("--duration_s", NUMBER_OR_NONE, None, "how much to transcribe, in seconds (default: all)"),
         ("--follow_timestamps", FLAG, True, "silence where the sound of a video starts late or pauses; False: no gaps"),
-        ("--max_hours", NUMBER, MAX_HOURS, "the longest recording that is decoded"),
+        ("--max_hours", NUMBER_OR_NONE, None, "the longest recording that is decoded (default: 24)"),
         ("--independent_clips", FLAG, False, "decode clips as recordings of their own, that can share a batch"),
     ],
     "voice activity (these need --vad_filter True)": [
