@@ -1,6 +1,8 @@
 """English-only models: every option of `transcribe` works, or is refused because of the model."""
 
+import io
 import json
+import wave
 from dataclasses import fields
 
 import numpy as np
@@ -35,6 +37,8 @@ WORKS = [
     {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "max_repeats": 2},
     {"vad_filter": True, "vad_parameters": {"threshold": 0.01}},
     {"diarize": True},
+    {"refine_word_times": True, "word_timestamps": True, "fp16": False},
+    {"audio_track": 0, "follow_timestamps": False, "max_hours": 1.0},
 ]
 REFUSED = [
     {"task": "translate"},
@@ -53,6 +57,16 @@ def model():
     return small_model(tokenizer=Tokenizer.from_files(files, small_config().vocab_size), alignment_heads=((1, 1),))
 
 
+def wav_of(samples):
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(16_000)
+        writer.writeframes((32_767 * samples.clip(-1, 1)).astype("<i2").tobytes())
+    return file.getvalue()
+
+
 def name_of(options):
     return ",".join(options)
 
@@ -68,6 +82,8 @@ def test_an_english_only_model_takes_the_option(model, options, monkeypatch):
     if "vad_filter" in options:
         monkeypatch.setattr("whisper_nnx.opening.speech_spans", lambda samples, options: [(0.2, 0.9), (1.5, 2.4)])
     sound = np.stack([SOUND, SOUND[::-1]]) if "diarize" in options else SOUND
+    if "audio_track" in options:
+        sound = wav_of(SOUND)
     result = transcribe(model, sound, **options)
     assert result["segments"]
     assert result["language"] == "en"
