@@ -135,18 +135,7 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
 
     Raises AudioError or OSError for what cannot be read, ValueError for options that the model cannot meet.
     """
-    channels = None
-    reading: dict[str, Any] = {
-        "stream": options.audio_track,
-        "follow_timestamps": options.follow_timestamps,
-        "max_hours": options.max_hours,
-    }
-    if options.diarize:
-        from whisper_nnx.diarize import load_stereo
-
-        samples, channels = load_stereo(source, options.sampling_rate, **reading)
-    else:
-        samples = load_audio(source, options.sampling_rate, **reading)
+    samples, channels = _read(source, options)
     config = model.config
     frames = 2 * config.max_source_positions
     mel = RecordingMel(samples, config.num_mel_bins, frames)
@@ -194,6 +183,20 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
     if lives:
         lives[0].encoded = encoded
     return Opened(number, language, mel.content_frames / FRAMES_PER_SECOND, lives, channels, options, probs)
+
+
+def _read(source: Any, options: TranscribeOptions) -> tuple[np.ndarray, np.ndarray | None]:
+    """Samples [N] and, to tell speakers apart, those of each channel."""
+    reading: dict[str, Any] = {
+        "stream": options.audio_track,
+        "follow_timestamps": options.follow_timestamps,
+        "max_hours": options.max_hours,
+    }
+    if options.diarize:
+        from whisper_nnx.diarize import load_stereo
+
+        return load_stereo(source, options.sampling_rate, **reading)
+    return load_audio(source, options.sampling_rate, **reading), None
 
 
 def _fit_model(model: Whisper, options: TranscribeOptions) -> TranscribeOptions:
