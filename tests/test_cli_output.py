@@ -12,33 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.command import RESULT, Run, calls, run, transcribes  # noqa: F401
+from tests.command import FAKED, RESULT, Run, calls, python, run, transcribes  # noqa: F401
 from tests.small import quick_compilation, small_model  # noqa: F401
 from whisper_nnx import iter_transcripts, transcribe
 from whisper_nnx.console import Terminated
 
 PLAIN = {"temperature": 0.0, "language": "en", "without_timestamps": True, "no_speech_threshold": None}
-FAKED = """
-import sys
-class Results(list):
-    empty = {}
-def iter_transcripts(model, audio, **options):
-    print("a segment")
-    return Results([(0, {"text": " hello", "segments": []})])
-import whisper_nnx.transcribe
-sys.modules["whisper_nnx.transcribe"].iter_transcripts = iter_transcripts
-import weight_loader
-weight_loader.load_model = lambda *args, **options: None
-from whisper_nnx.cli import main
-sys.exit(main(["-", "--output_dir", sys.argv[1], "--compilation_cache", "False"]))
-"""
-
-
-def python(*arguments: str, stdout: Any) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=100, env=environment
-    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -1,13 +1,10 @@
 """The command as a whole: its options, and in a process of its own what it imports, prints and leaves behind."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.command import FAKED, python
 from whisper_nnx.cli import main
 from whisper_nnx.cli_options import OPTIONS, OWN_OPTIONS, SUBTITLE_OPTIONS, TRANSCRIBE_OPTIONS
 
@@ -24,15 +21,6 @@ def test_version_names_ours_and_that_of_jax(capsys: pytest.CaptureFixture) -> No
         main(["--version"])
     assert exit_status.value.code == 0
     assert capsys.readouterr().out.startswith("whisper-nnx 0.")
-
-
-def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, where nothing is imported yet."""
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=100, env=environment, **options
-    )
 
 
 def test_help_imports_neither_jax_nor_numpy() -> None:
@@ -56,24 +44,13 @@ def test_the_module_is_the_same_command_under_its_own_name() -> None:
 
 
 def test_a_reader_that_leaves_stops_no_writing_and_shows_no_traceback(tmp_path: Path) -> None:
-    code = """
-import os, sys, types
+    no_reader = """
+import os
 reading, writing = os.pipe()
 os.close(reading)
 os.dup2(writing, 1)
-class Results(list):
-    empty = {}
-def iter_transcripts(model, audio, **options):
-    print("a segment")
-    return Results([(0, {"text": " hello", "segments": []})])
-import whisper_nnx.transcribe
-sys.modules["whisper_nnx.transcribe"].iter_transcripts = iter_transcripts
-import weight_loader
-weight_loader.load_model = lambda *args, **options: None
-from whisper_nnx.cli import main
-sys.exit(main(["-", "--output_dir", sys.argv[1], "--compilation_cache", "False"]))
 """
-    done = python("-c", code, str(tmp_path))
+    done = python("-c", no_reader + FAKED, str(tmp_path))
     assert (done.returncode, done.stderr) == (141, "")
     assert len(list(tmp_path.iterdir())) == 5
 
