@@ -14,8 +14,8 @@ import pytest
 
 from tests.command import FAKED, RESULT, Run, calls, python, run, transcribes  # noqa: F401
 from tests.small import quick_compilation, small_model  # noqa: F401
-from whisper_nnx import iter_transcripts, transcribe
-from whisper_nnx.console import Terminated
+from whisper_nnx import iter_transcripts, transcribe, writers
+from whisper_nnx.console import Terminated, interrupts_wait
 
 PLAIN = {"temperature": 0.0, "language": "en", "without_timestamps": True, "no_speech_threshold": None}
 
@@ -31,7 +31,7 @@ def test_a_full_standard_output_is_named_and_files_are_written(tmp_path: Path) -
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("module", ["whisper_nnx", "whisper_nnx.evaluate", "whisper_nnx.train"])
+@pytest.mark.parametrize("module", ["whisper_nnx", "whisper_nnx.evaluate", "whisper_nnx.train", "weight_loader"])
 def test_help_that_cannot_be_printed_is_a_failure(module: str) -> None:
     with open("/dev/full", "w") as full:
         done = python("-m", module, "--help", stdout=full)
@@ -140,6 +140,64 @@ def test_what_was_done_is_written_as_partial_or_offered(
         capsys.readouterr().err
     )
     assert (tmp_path / "c.partial.txt").read_text() == "hello\n"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("unfinished", [{}, {0: RESULT}])  # the real one keeps the last one until the next is asked for
+def test_an_interrupt_waits_until_a_recordings_files_are_written(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    number: signal.Signals,
+    status: int,
+    unfinished: dict[int, Any],
+) -> None:
+    def write(path: Path, content: str) -> None:
+        if path.suffix == ".txt":
+            signal.raise_signal(number)
+        path.write_text(content)
+
+    # Python takes no interrupts where the tests themselves run in the background of a shell.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(writers, "write_whole", write)
+        transcribes(monkeypatch, lambda file, options: RESULT, unfinished=unfinished)
+        assert run("a.wav", "c.wav", "-f", "txt,srt", "--keep_partial") == status
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.srt", "a.txt"]
+    assert capsys.readouterr().err == "whisper-nnx: interrupted\n"
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    survived = 0
+
+    def twice() -> None:
+        nonlocal survived
+        with interrupts_wait():
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+                survived += 1
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            twice()
+        assert survived == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_transcript_that_was_not_handed_over_is_unfinished() -> None:
+    sound = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+
+    results = iter_transcripts(small_model(), [sound, sound], **PLAIN)
+    number, first = next(results)
+    assert results.unfinished() == {number: first}
+    next(results)
+    assert number not in results.unfinished()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

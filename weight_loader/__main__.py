@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from weight_loader.writers import WRITERS
+from whisper_nnx.console import EXIT_INTERRUPTED, lasting_output
 
 _FORMATS = (
     "hf (a folder for transformers and for load_model), openai (a .pt file for openai-whisper), mlx (a folder for "
@@ -16,7 +17,12 @@ _FORMATS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 for what cannot be read or written, 2 for a wrong call (by argparse)."""
+    """Returns the exit status: 0, or 1 for what cannot be read or written. Wrong usage raises SystemExit(2)."""
+    with lasting_output() as output:
+        return output.of(_main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
@@ -25,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (OSError, ValueError) as error:  # CheckpointError is one
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,6 +31,7 @@ from whisper_nnx.cli_options import (
 from whisper_nnx.console import (
     NAME,
     exit_status,
+    interrupts_wait,
     lasting_output,
     one_line,
     plain_warnings,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     import jax
 
     from whisper_nnx.model import Whisper
-    from whisper_nnx.transcribe import Transcripts
+    from whisper_nnx.results import Transcript
 
 PARTIAL = ".partial"  # at the end of the names of outputs of what was interrupted
 DEFAULT_DTYPE = {"cpu": "float32", "gpu": "float16", "tpu": "bfloat16"}
@@ -250,20 +251,23 @@ def _transcribe(model: Whisper, inputs: Sequence[Input], args: argparse.Namespac
     from whisper_nnx.transcribe import iter_transcripts
 
     results = iter_transcripts(model, [one.path for one in inputs], **options)
-    status = 0
+    status, done = 0, set()
     try:
         for number, result in results:
-            try:
-                if isinstance(result, Exception):
-                    raise result
-                if not options["verbose"] and number in results.empty:  # else the report says so
-                    warnings.warn(f"{_name(inputs[number])}: no text: {results.empty[number]}", stacklevel=2)
-                _write(result, inputs[number].stem, args)
-            except Exception as error:
-                report_error(error, _name(inputs[number]), args.traceback)
-                status = 1
+            with interrupts_wait():  # until all of its files are written
+                try:
+                    if isinstance(result, Exception):
+                        raise result
+                    if not options["verbose"] and number in results.empty:  # else the report says so
+                        warnings.warn(f"{_name(inputs[number])}: no text: {results.empty[number]}", stacklevel=2)
+                    _write(result, inputs[number].stem, args)
+                except Exception as error:
+                    report_error(error, _name(inputs[number]), args.traceback)
+                    status = 1
+                done.add(number)
     except KeyboardInterrupt as interrupt:
-        _keep_partial(results, inputs, args)
+        unfinished = {number: part for number, part in results.unfinished().items() if number not in done}
+        _keep_partial(unfinished, inputs, args)
         return exit_status(interrupt)
     return status
 
@@ -273,9 +277,8 @@ def _write(result: Any, stem: str, args: argparse.Namespace) -> list[Path]:
     return write_files(result, Path(args.output_dir) / stem, args.output_format, **options)
 
 
-def _keep_partial(results: Transcripts, inputs: Sequence[Input], args: argparse.Namespace) -> None:
+def _keep_partial(unfinished: dict[int, Transcript], inputs: Sequence[Input], args: argparse.Namespace) -> None:
     """After an interruption: writes what there is of recordings under way, or says how to have it written."""
-    unfinished = results.unfinished()
     if not unfinished:
         say("interrupted")
     for number, result in unfinished.items():

@@ -39,6 +39,32 @@ def termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Within it the first SIGINT or SIGTERM waits: it takes effect at the end. A second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
+    try:
+        for number in before:
+            signal.signal(number, wait)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if len(received) == 1:
+            signal.raise_signal(received[0])
+
+
 def exit_status(interrupt: KeyboardInterrupt) -> int:
     return 128 + signal.SIGTERM if isinstance(interrupt, Terminated) else EXIT_INTERRUPTED
 
@@ -114,7 +140,7 @@ class _Output:
         with suppress(OSError, ValueError, AttributeError):  # what it still holds would fail again when Python ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         if self is sys.stdout and not isinstance(failed, BrokenPipeError):
-            say(f"standard output: {one_line(failed)}; what is printed from here on is lost; files are written")
+            say(f"standard output: {one_line(failed)}; text printed from here on is lost, files are not affected")
         return None
 
 

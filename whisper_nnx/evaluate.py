@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_nnx import cli
 from whisper_nnx.cli_options import COUNT, FLAG, FLAG_OR_NONE, FOLDER, OPTIONS, SUBTITLE_OPTIONS, TASK
-from whisper_nnx.console import exit_status, lasting_output, termination_interrupts
+from whisper_nnx.console import exit_status, interrupts_wait, lasting_output, termination_interrupts
 from whisper_nnx.evaluation import (
     NORMALIZERS,
     Evaluation,
@@ -264,8 +264,9 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         if args.output_dir is not None:
             report = json.dumps(evaluation.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
             contents = {"report.json": report, "report.html": to_html(evaluation, args.worst)}
-            for name, content in contents.items():  # JSON may name half a character, which no file can hold
-                write_whole(Path(args.output_dir) / name, content.encode("utf-8", "replace").decode())
+            with interrupts_wait():
+                for name, content in contents.items():  # JSON may name half a character, which no file can hold
+                    write_whole(Path(args.output_dir) / name, content.encode("utf-8", "replace").decode())
         return 1 if problems or evaluation.failed else 0
     except Exception as error:
         cli.report_error(error, "error", args.traceback)

@@ -154,7 +154,10 @@ class Transcripts(Iterator[tuple[int, "Transcript | Exception"]]):
         return next(self._results)
 
     def unfinished(self) -> dict[int, Transcript]:
-        """What there is so far of the recordings that are under way, by their places; also after an interruption."""
+        """What there is so far of the recordings that are under way, by their places; also after an interruption.
+
+        The transcript that came last, whole, is among them until the next one is asked for.
+        """
         parts = {number: opened.transcript() for number, opened in self._recordings.opened.items()}
         return {number: part for number, part in sorted(parts.items()) if part["segments"]}
 
@@ -267,8 +270,9 @@ class _Recordings(Iterator[Live]):
         self.failed[number] = error
 
     def ended(self) -> Iterator[tuple[int, Opened | Exception]]:
-        """Those that are done, each told once."""
+        """Those that are done, each once. Each stays in `opened` until the next one is asked for."""
         for number in [number for number, opened in self.opened.items() if opened.done]:
-            yield number, self.opened.pop(number)
+            yield number, self.opened[number]
+            del self.opened[number]
         while self.failed:
             yield self.failed.popitem()
