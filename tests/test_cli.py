@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -215,42 +216,45 @@ def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:
         (["--language", "klingon"], "language 'klingon' is unknown to Whisper"),
         (["--verbose", "maybe"], "'maybe' is neither True nor False"),
         (["--beam_size", "x"], "argument --beam_size: invalid int value: 'x'"),
-        (["--beam_size", "0"], "beam_size=0 must be a whole number of at least 1"),
-        (["--temperature", "-1"], "temperature=-1.0 must be 0 or more"),
+        (["--beam_size", "0"], "--beam_size 0 must be a whole number of at least 1"),
+        (["--temperature", "-1"], "--temperature -1.0 must be 0 or more"),
         (["--temperature_increment_on_fallback", "0"], "must be above 0, or None"),
-        (["--length_penalty", "2"], "length_penalty=2.0 must lie between 0 and 1"),
-        (["--suppress_tokens", "a,b"], "suppress_tokens"),
+        (["--length_penalty", "2"], "--length_penalty 2.0 must lie between 0 and 1"),
+        (["--suppress_tokens", "a,b"], "--suppress_tokens 'a,b' must be ids"),
         (["--clip_timestamps", "5,2"], "ends before it starts"),
-        (["--hallucination_silence_threshold", "1"], "word_timestamps=True"),
+        (["--hallucination_silence_threshold", "1"], "set --word_timestamps True"),
         (["--highlight_words", "True"], "--highlight_words requires --word_timestamps True"),
         (["--max_line_width", "40"], "--max_line_width requires --word_timestamps True"),
         (["--max_line_width", "-4"], "'-4' is no whole number of 0 or more"),
         (["--device", "abacus"], "'abacus' is no device"),
         (["b/a.mp3"], "a.wav and b/a.mp3 would all be written to a.txt; rename them, or run once for each"),
         (["--unknown"], "unrecognized arguments: --unknown"),
-        (["--output_format", "srt,doc"], "format='doc' is unknown; choose txt, vtt"),
+        (["--output_format", "srt,doc"], "--output_format/-f: 'doc' is unknown; choose txt, vtt"),
         (["--output_format", "srt,json_full"], "--output_format json_full requires --token_timestamps True"),
         (["--max_len", "9"], "--max_len requires --token_timestamps True"),
         (["--max_len", "9", "--split_on_word", "True"], "--max_len requires --word_timestamps True"),
-        (["--split_on_word", "True", "--word_timestamps", "True"], "give max_len too"),
+        (["--split_on_word", "True", "--word_timestamps", "True"], "give --max_len too"),
         (
             ["--max_len", "9", "--token_timestamps", "True", "--word_timestamps", "True", "--max_line_width", "9"],
-            "max_len=9 and max_line_width=9 cut cues by different rules; drop one of them",
+            "--max_len 9 and --max_line_width 9 cut cues by different rules; drop one of them",
         ),
         (["--batch_size", "0"], "'0' must be at least 1"),
-        (["--vad_threshold", "0.3"], "vad_filter=True"),
-        (["--vad_filter", "True", "--vad_threshold", "3"], "threshold=3.0 must be a probability"),
+        (["--vad_threshold", "0.3"], "--vad_threshold requires --vad_filter True"),
+        (["--vad_filter", "True", "--vad_threshold", "3"], "error: --vad_threshold 3.0 must be a probability"),
         (["--allowed_languages", "de,klingon"], "language 'klingon' is unknown to Whisper"),
-        (["--allowed_languages", "de,fr", "--language", "de"], "allowed_languages"),
-        (["--multilingual", "True", "--language", "de"], "multilingual=True detects each window's language"),
-        (["--language_detection_threshold", "0.7"], "set language_detection_segments too"),
+        (
+            ["--allowed_languages", "de,fr", "--language", "de"],
+            "--allowed_languages ('de', 'fr') and --language 'de' both",
+        ),
+        (["--multilingual", "True", "--language", "de"], "--multilingual True detects each window's language"),
+        (["--language_detection_threshold", "0.7"], "set --language_detection_segments too"),
         (["--print_colors", "True", "--verbose", "False"], "--print_colors colours what --verbose True prints"),
-        (["--offset_s", "-1"], "offset_s=-1.0 must be 0 s or more"),
+        (["--offset_s", "-1"], "--offset_s -1.0 must be 0 s or more"),
         (["--duration_s", "5", "--clip_timestamps", "1,2"], "drop one or the other"),
         (["--suppress_regex", "("], "is no regular expression"),
-        (["--repetition_penalty", "0"], "repetition_penalty=0.0 must be above 0"),
-        (["--max_repeats", "1"], "max_repeats=1"),
-        (["--n_best", "9"], "n_best=9"),
+        (["--repetition_penalty", "0"], "--repetition_penalty 0.0 must be above 0"),
+        (["--max_repeats", "1"], "--max_repeats 1 must"),
+        (["--n_best", "9"], "--n_best 9 needs --beam_size"),
     ],
 )
 def test_wrong_usage_is_refused_in_one_line_before_work_begins(
@@ -259,7 +263,24 @@ def test_wrong_usage_is_refused_in_one_line_before_work_begins(
     line = refusal(run, capsys, "a.wav", *arguments)
     assert line.startswith("whisper-nnx: error: ")
     assert message in line
+    assert not re.search(r"\w=", line)  # keyword arguments
     assert not calls
+
+
+def test_messages_about_keyword_arguments_name_flags(
+    run: Run, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def result(file: str, _: dict[str, Any]) -> Exception:
+        warnings.warn("batch_size=4 has no effect: vad_filter=True, or independent_clips, cuts", stacklevel=1)
+        return ValueError("stream=5 does not exist in ./max_len=1.wav or max_len.wav; drop diarize, or max_hours.")
+
+    transcribes(monkeypatch, result)
+    assert run("a.wav") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "whisper-nnx: warning: --batch_size 4 has no effect: --vad_filter True, or --independent_clips, cuts",
+        "whisper-nnx: a.wav: --audio_track 5 does not exist in ./max_len=1.wav or max_len.wav; "
+        "drop --diarize, or --max_hours.",
+    ]
 
 
 def test_a_missing_device_is_refused_with_those_that_are_there(run: Run, capsys: pytest.CaptureFixture) -> None:

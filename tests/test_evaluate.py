@@ -255,8 +255,8 @@ def test_every_option_of_transcribe_is_offered_or_left_out_on_purpose() -> None:
         (("--manifest", "m", "--output_format", "srt"), "unrecognized arguments: --output_format"),
         (("--manifest", "m", "--detect_language", "True", "--language", "de"), "exclude each other"),
         (("--manifest", "m", "--allowed_languages", "de"), "requires --detect_language True"),
-        (("--manifest", "m", "--beam_size", "0"), "beam_size=0 must be"),
-        (("--manifest", "m", "--hallucination_silence_threshold", "1"), "set word_timestamps=True"),
+        (("--manifest", "m", "--beam_size", "0"), "--beam_size 0 must be"),
+        (("--manifest", "m", "--hallucination_silence_threshold", "1"), "set --word_timestamps True"),
     ],
 )
 def test_wrong_usage_is_told_in_one_line(run, capsys, arguments, complaint) -> None:

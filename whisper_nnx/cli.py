@@ -27,6 +27,7 @@ from whisper_nnx.cli_options import (
     TRANSCRIBE_OPTIONS,
     VAD,
     VAD_OPTIONS,
+    as_flags,
 )
 from whisper_nnx.console import (
     NAME,
@@ -161,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = build_parser()
         args = parser.parse_args(spelled_out(sys.argv[1:] if argv is None else argv, parser))
         try:
-            with plain_warnings(), termination_interrupts():
+            with plain_warnings(as_flags), termination_interrupts():
                 check(parser, args)
                 status = _run(parser, args)
         except KeyboardInterrupt as interrupt:
@@ -201,7 +202,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             run = _detect_languages if args.detect_language else _transcribe
             return run(model, inputs, args, options) or failed
     except Exception as error:
-        report_error(error, "error", args.traceback)
+        report_error(error, "error", args.traceback, as_flags)
         return 1
 
 
@@ -262,7 +263,7 @@ def _transcribe(model: Whisper, inputs: Sequence[Input], args: argparse.Namespac
                         warnings.warn(f"{_name(inputs[number])}: no text: {results.empty[number]}", stacklevel=2)
                     _write(result, inputs[number].stem, args)
                 except Exception as error:
-                    report_error(error, _name(inputs[number]), args.traceback)
+                    report_error(error, _name(inputs[number]), args.traceback, as_flags)
                     status = 1
                 done.add(number)
     except KeyboardInterrupt as interrupt:
@@ -290,7 +291,7 @@ def _keep_partial(unfinished: dict[int, Transcript], inputs: Sequence[Input], ar
             files = _write(result, inputs[number].stem + PARTIAL, args)
             say(f"interrupted: what was transcribed of {name}, up to {end}, is in {', '.join(map(str, files))}")
         except Exception as error:
-            report_error(error, name, args.traceback)
+            report_error(error, name, args.traceback, as_flags)
 
 
 def _detect_languages(
@@ -312,7 +313,7 @@ def _detect_languages(
             name = LANGUAGES.get(code, code).title()
             print(f"{one.path}: {code} ({name}), {opened.language_probs[code]:.0%}", flush=True)
         except Exception as error:
-            report_error(error, _name(one), args.traceback)
+            report_error(error, _name(one), args.traceback, as_flags)
             status = 1
     return status
 
@@ -356,6 +357,9 @@ def temperature_ladder(first: float, increment: float | None) -> tuple[float, ..
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Options that exclude or need each other, and files whose outputs would overwrite each other's."""
+    for name in VAD_OPTIONS:
+        if getattr(args, name) is not None and not args.vad_filter:
+            parser.error(f"--{name} requires --vad_filter True")
     for name in SUBTITLE_OPTIONS:
         needed = "token_timestamps" if name == "max_len" and not args.split_on_word else "word_timestamps"
         if getattr(args, name) and not getattr(args, needed):
@@ -389,4 +393,4 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, opt
         with warnings.catch_warnings(action="ignore"):  # they come again
             TranscribeOptions.of(**{name: value for name, value in options.items() if name not in DRIVER_OPTIONS})
     except (ValueError, ImportError) as error:  # the latter: vad_filter without its package
-        parser.error(one_line(error))
+        parser.error(as_flags(one_line(error)))

@@ -86,7 +86,7 @@ def _formats(text: str) -> str:
         parse_formats(text)
     except ValueError as error:
         hint = "; files need no option, -f is --output_format" if os.path.exists(text) else ""
-        raise argparse.ArgumentTypeError(f"{error}{hint}") from None
+        raise argparse.ArgumentTypeError(f"{str(error).removeprefix('format=')}{hint}") from None
     return text
 
 
@@ -227,3 +227,17 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any], Any, str]]] = {
         ("--compilation_cache", CACHE, True, "keep compiled programs: True, False, or in this folder"),
     ],
 }  # fmt: skip
+
+# Keyword arguments of the functions behind the command -> its flags.
+_FLAGS = {name.removeprefix("--"): name for options in OPTIONS.values() for name, *_ in options}
+_FLAGS |= {name.removeprefix(VAD): f"--{name}" for name in VAD_OPTIONS}
+_FLAGS |= {"stream": "--audio_track", "temperatures": "--temperature", "cache_dir": "--model_dir"}
+# Before "=", or alone where it is no English word. Not in flags and paths.
+_KEYWORD = re.compile(
+    rf"(?<![\w./\\-])(?:({'|'.join(_FLAGS)})=|({'|'.join(n for n in _FLAGS if '_' in n)}|diarize)(?![\w=/\\-]|\.\w))"
+)
+
+
+def as_flags(message: str) -> str:
+    """A message about keyword arguments, in the words of the command: "set max_len=5" -> "set --max_len 5"."""
+    return _KEYWORD.sub(lambda match: f"{_FLAGS[match[1]]} " if match[1] else _FLAGS[match[2]], message)

@@ -9,7 +9,7 @@ import textwrap
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -78,11 +78,14 @@ def say(line: str) -> None:
         print(f"{NAME}: {line}", file=sys.stderr)
 
 
-def report_error(error: Exception, subject: str, with_traceback: bool) -> None:
-    """One line for what users bring about, and one with the way to more for what looks like a defect of ours."""
+def report_error(error: Exception, subject: str, with_traceback: bool, spell: Callable[[str], str] = str) -> None:
+    """One line for what users bring about, and one with the way to more for what looks like a defect of ours.
+
+    spell: what is done to the message, such as putting flags for keyword arguments.
+    """
     if with_traceback:
         traceback.print_exception(error)
-    message = one_line(error)
+    message = spell(one_line(error))
     if not isinstance(error, ValueError | OSError):
         hint = "" if with_traceback else " (unexpected: --traceback shows where it happened)"
         message = f"{type(error).__name__}: {message}{hint}"
@@ -98,11 +101,11 @@ def one_line(error: BaseException | Warning | str) -> str:
 
 
 @contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Shows warnings as one line each."""
+def plain_warnings(spell: Callable[[str], str] = str) -> Iterator[None]:
+    """Shows warnings as one line each; spell: what is done to them."""
 
     def show(message: Warning | str, *_: Any) -> None:
-        say(f"warning: {one_line(message)}")
+        say(f"warning: {spell(one_line(message))}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show  # type: ignore[assignment]

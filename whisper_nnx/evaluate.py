@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_nnx import cli
-from whisper_nnx.cli_options import COUNT, FLAG, FLAG_OR_NONE, FOLDER, OPTIONS, SUBTITLE_OPTIONS, TASK
+from whisper_nnx.cli_options import COUNT, FLAG, FLAG_OR_NONE, FOLDER, OPTIONS, SUBTITLE_OPTIONS, TASK, as_flags
 from whisper_nnx.console import exit_status, interrupts_wait, lasting_output, termination_interrupts
 from whisper_nnx.evaluation import (
     NORMALIZERS,
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = build_parser()
         args = parser.parse_args(cli.spelled_out(sys.argv[1:] if argv is None else argv, parser))
         try:
-            with cli.plain_warnings(), termination_interrupts():
+            with cli.plain_warnings(as_flags), termination_interrupts():
                 _check(parser, args)
                 status = _run(parser, args)
         except KeyboardInterrupt as interrupt:
@@ -259,7 +259,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         rows, problems = _read(args)
         evaluation = _evaluate(args, rows, {**options, "task": args.task}, _about(parser, args, problems))
         for line in error_lines(rows, evaluation):
-            print(f"{cli.NAME}: {line}", file=sys.stderr)
+            print(f"{cli.NAME}: {as_flags(line)}", file=sys.stderr)
         print(to_table(evaluation, args.worst), end="")
         if args.output_dir is not None:
             report = json.dumps(evaluation.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
@@ -269,7 +269,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
                     write_whole(Path(args.output_dir) / name, content.encode("utf-8", "replace").decode())
         return 1 if problems or evaluation.failed else 0
     except Exception as error:
-        cli.report_error(error, "error", args.traceback)
+        cli.report_error(error, "error", args.traceback, as_flags)
         return 1
 
 
