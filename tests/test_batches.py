@@ -92,10 +92,11 @@ def test_transcripts_come_as_soon_as_they_are_done(model, shared):
     assert order[-1] == 0
 
 
-def test_lines_of_several_recordings_say_whose_they_are(model, shared, capsys):
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_lines_of_several_recordings_say_whose_they_are(model, shared, capsys, batch_size):
     path = shared / "audio" / "en_short_3s.flac"
     options = {"temperature": 0.0, "language": "en", "verbose": True}
-    transcribe(model, [str(path), load_audio(path)], batch_size=2, **options)
+    transcribe(model, [str(path), load_audio(path)], batch_size=batch_size, **options)
     line = "[00:00.000 --> 00:01.680]  Six zero nine."
     assert sorted(capsys.readouterr().out.splitlines()) == sorted([f"{path}: {line}", f"1: {line}"])
     transcribe(model, [str(path)], **options)

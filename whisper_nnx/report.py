@@ -27,7 +27,7 @@ Source = tuple[Any, "TranscribeOptions"]  # a recording and its options
 class Report:
     """Prints segments (verbose=True), moves a bar (False), calls `progress` back. A context.
 
-    sources: the recordings and their options. labelled: lines name their recording: those of several come in turn.
+    sources: the recordings and their options. Where there are several, each line names its recording.
     """
 
     def __init__(
@@ -36,9 +36,8 @@ class Report:
         verbose: bool | None = None,
         print_colors: bool = False,
         progress: Progress | None = None,
-        labelled: bool = False,
     ):
-        self.verbose, self._colors, self._callback, self._labelled = verbose, print_colors, progress, labelled
+        self.verbose, self._colors, self._callback = verbose, print_colors, progress
         self._sources = sources
         self._language_shown: set[int] = set()
         counted = verbose is False or progress is not None
@@ -90,7 +89,7 @@ class Report:
         return f"recording {number}" if len(self._sources) > 1 else "the recording"
 
     def _label(self, number: int) -> str:
-        if not self._labelled:
+        if len(self._sources) == 1:
             return ""
         source = self._file(number)
         return f"{os.fspath(source) if isinstance(source, str | os.PathLike) else number}: "

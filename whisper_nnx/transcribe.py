@@ -41,7 +41,8 @@ def transcribe(model: Whisper, audio: Any, **options: Any) -> Transcript | list[
       fails, its exception takes the transcript's place.
     batch_size: how many windows are decoded together, each of another recording. The windows of one recording follow
       each other, unless vad_filter or independent_clips cut it into pieces, which are recordings of their own.
-    verbose: True prints the segments as they come, False shows a progress bar, None is silent.
+    verbose: True prints the segments as they come (of several recordings, after the recording's name), False shows a
+      progress bar, None is silent.
     print_colors: of what is printed, the less probable is redder.
     progress: called after each window with the seconds of audio that are done, and all of them, of all recordings.
       Lengths come from the headers before anything is decoded; one that is unknown counts as the average of the others.
@@ -87,7 +88,7 @@ def iter_transcripts(
     batch_size = _checked(batch_size)
     if len(sources) == 1 and not isinstance(sources[0], Exception):
         batch_size = _useful(batch_size, sources[0][1])
-    report = Report(sources, verbose, print_colors, progress, labelled=batch_size > 1 and len(sources) > 1)
+    report = Report(sources, verbose, print_colors, progress)
     return Transcripts(model, sources, batch_size, report)
 
 
