@@ -128,6 +128,9 @@ def test_rows_keep_their_language_and_task_unless_all_are_told_another(run, says
         (("--task", "translate"), [("de", "translate"), ("es", "translate")]),
         (("--language", "French"), [("fr", "transcribe"), ("fr", "translate")]),
         (("--detect-language", "True"), [(None, "transcribe"), (None, "translate")]),
+        (("--language", "auto"), [(None, "transcribe"), (None, "translate")]),
+        (("--language", "Auto", "--allowed_languages", "de,es"), [(None, "transcribe"), (None, "translate")]),
+        (("--default_language", "auto"), [("de", "transcribe"), ("es", "translate")]),
     ):
         says["told"] = []
         assert run("--manifest", rows, *options) == 0
@@ -141,6 +144,34 @@ def test_languages_that_the_model_had_to_find_are_counted(run, says, manifest, t
     assert "1 of 2" in capsys.readouterr().out
     assert run("--manifest", rows, "-o", str(tmp_path)) == 0
     assert report(tmp_path)["summary"]["language"] == {"guessed": 0, "right": 0}
+
+
+def test_an_automatic_language_is_detected_and_counted(says, manifest) -> None:
+    summary = evaluate("the model", read_manifest(manifest(one("a.wav", "un", "fr"))).rows, language="auto").summary()
+    assert (says["told"], summary["language"]) == ([(None, "transcribe")], {"guessed": 1, "right": 1})
+
+
+def test_languages_written_without_spaces_are_scored_by_characters_and_named(run, says, manifest, capsys) -> None:
+    says |= {"a.wav": "今日は雨", "b.wav": "good night", "c.wav": "hello you"}
+    rows = [
+        one("a.wav", "今日は晴れ", "ja"),
+        one("b.wav", "hello", "ja", task="translate"),
+        one("c.wav", "hello you", "en"),
+    ]
+    assert run("--manifest", manifest(*rows)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line.split()[:4] for line in lines if line.startswith("ja  ")) == ["ja", "1", "5", "40.00"]
+    assert lines[-1] == "Written without spaces, so that each character counts as a word: ja."
+    assert run("--manifest", manifest(*rows[1:])) == 0
+    assert "Written without spaces" not in capsys.readouterr().out
+
+
+def test_a_manifest_given_twice_is_read_once(run, says, manifest, capsys) -> None:
+    rows = manifest(one("a.wav", "eins"), "{")
+    assert run("--manifest", rows, rows) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.startswith(f"whisper-nnx: {rows}:2: ") for line in errors] == [True, False]
+    assert errors[1] == "whisper-nnx: 1 of 2 rows cannot be used and are left out"
 
 
 def test_a_translation_is_english(says, manifest) -> None:
@@ -180,7 +211,9 @@ def test_rows_without_a_language_are_used_where_the_command_names_or_detects_it(
         ((), ["en"]),
         (("--language", "de"), ["de", "de"]),
         (("--default_language", "German"), ["de", "en"]),
+        (("--default_language", "auto"), [None, "en"]),
         (("--detect_language", "True"), [None, None]),
+        (("--language", "auto"), [None, None]),
     ):
         says["told"] = []
         assert run("--manifest", rows, *options) == int(not options)

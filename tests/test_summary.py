@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import whisper_nnx
-from tests.small import quick_compilation, small_model  # noqa: F401
+from tests.small import quick_compilation, small_model, small_tokenizer  # noqa: F401
 from whisper_nnx.model import create_whisper
 from whisper_nnx.quantized import quantize_model
 from whisper_nnx.training.config import LoraConfig
@@ -29,6 +29,12 @@ def test_the_first_line_counts_what_the_model_holds():
     first = str(nnx.eval_shape(lambda: create_whisper("tiny"))).splitlines()[0]
     assert first == "Whisper(  # 37,184,640 parameters, 151.0 MB (float32), computes in float32, no tokenizer"
     assert repr(small_model()).splitlines()[0].endswith(f"{small_model().tokenizer}")
+
+
+def test_the_first_line_names_the_languages():
+    assert str(small_model()).splitlines()[0].endswith(", Tokenizer(vocab_size=338, languages=4)")
+    english = small_model(tokenizer=small_tokenizer(languages=()))
+    assert str(english).splitlines()[0].endswith(", English only)")
 
 
 def test_every_array_is_shown_with_its_type_and_shape():

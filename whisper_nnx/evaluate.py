@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from whisper_nnx.evaluation import (
     to_html,
     to_table,
 )
+from whisper_nnx.languages import language_or_none
 from whisper_nnx.writers import make_output_folder, write_whole
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ NOT_HERE = {
     *("token_timestamps", "clip_timestamps", "offset_s", "duration_s", "independent_clips", *SUBTITLE_OPTIONS),
     *("recursive", "output_name", "skip_existing", "keep_partial", "detect_language"),
 }
+AUTO = "auto"
 DETECTION_OPTIONS = (
     *("allowed_languages", "multilingual", "language_detection_segments", "language_detection_threshold"),
 )
@@ -66,9 +68,9 @@ def evaluate(
     """Transcribes the rows and compares what comes with what was said.
 
     rows: of `training.manifest.read_manifest`. normalizer: see `evaluation.normalize`. detect_language: the model is
-    not told the rows' language. language, task: of all rows, instead of their own. batch_size: recordings to decode
-    together. about: is kept for reports. options: of `transcribe`; word times are compared where word_timestamps=True
-    and the row has true ones.
+    not told the rows' language; so with language="auto". language, task: of all rows, instead of their own. batch_size:
+    recordings to decode together. about: is kept for reports. options: of `transcribe`; word times are compared where
+    word_timestamps=True and the row has true ones.
 
     A row that cannot be read has an error and no scores. Raises ValueError for options that cannot be met, ImportError
     where the packages of the extra `evaluate` are missing.
@@ -76,6 +78,8 @@ def evaluate(
     from whisper_nnx.transcribe import iter_transcripts
 
     require_packages()
+    if language is not None and language_or_none(language) is None:
+        detect_language, language = True, None
     if detect_language and language is not None:
         raise ValueError(f"detect_language=True and language={language!r} exclude each other; drop one of the two")
     if normalizer not in NORMALIZERS:
@@ -105,8 +109,8 @@ def _result(row: Row, task: str, guessed: bool, heard: Transcript | Exception, n
     try:
         if isinstance(heard, Exception):
             raise heard
-        written = "en" if task == "translate" else row.language or heard["language"]
-        rates, pairs = compare(row.text, heard["text"], written, normalizer)
+        result = replace(result, hypothesis=heard["text"].strip(), heard_language=heard["language"])
+        rates, pairs = compare(row.text, heard["text"], result.written_language, normalizer)
         times = _times(row, heard) if task == "transcribe" else TimeErrors()
     except Exception as error:  # one row ends no evaluation; a normalizer, too, may fail on text that no one foresaw
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
@@ -122,8 +126,7 @@ def _result(row: Row, task: str, guessed: bool, heard: Transcript | Exception, n
         guessed=int(guessed),
         guessed_right=int(guessed and heard["language"] == row.language),
     )
-    said = {"hypothesis": heard["text"].strip(), "heard_language": heard["language"]}
-    return replace(result, **said, pairs=pairs, scores=scores)
+    return replace(result, pairs=pairs, scores=scores)
 
 
 def _times(row: Row, heard: Transcript) -> TimeErrors:
@@ -192,7 +195,9 @@ def build_parser() -> argparse.ArgumentParser:
     text = "let the model find the language out, and count how often it does, instead of telling it the row's"
     group.add_argument("--detect_language", **FLAG, default=False, help=text)
     language = next(kind for name, kind, *_ in OPTIONS["task"] if name == "--language")
-    group.add_argument("--default_language", **language, default=None, help="of rows that name none: de, German")
+    language = {**language, "type": _language_or_auto(language["type"])}
+    text = "of rows that name none: de, German; auto: let the model find it out"
+    group.add_argument("--default_language", **language, default=None, help=text)
     group.add_argument("--task", **TASK, default=None, help="of all rows, instead of their own")
     text = "where to write report.json and report.html; made if missing (default: they are not written)"
     group.add_argument("--output_dir", "-o", **FOLDER, default=None, help=text)
@@ -205,7 +210,8 @@ def build_parser() -> argparse.ArgumentParser:
         group = parser.add_argument_group(title) if here else group
         for name, kind, default, text in options:
             if name.removeprefix("--") not in NOT_HERE:
-                text = "of all rows, instead of their own: de, German" if name == "--language" else text
+                if name == "--language":
+                    kind, text = language, "of all rows, instead of their own: de, German; auto: --detect_language True"
                 group.add_argument(name, **kind, default=default, help=text)
             else:
                 unused[name.removeprefix("--")] = default
@@ -215,6 +221,15 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--traceback", action="store_true", help="show where in the program an error happened")
     group.add_argument("--help", "-h", action="help", help="show this and leave")
     return parser
+
+
+def _language_or_auto(parse: Callable[[str], str | None]) -> Callable[[str], str | None]:
+    """`parse`, for which "auto" is None: what is not given keeps the rows' own language, "auto" does not."""
+
+    def parse_language(text: str) -> str | None:
+        return parse(text) if language_or_none(text) else AUTO
+
+    return parse_language
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -234,6 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     cli.check(parser, args)
+    if args.language == AUTO:
+        args.language, args.detect_language = None, True
     if args.detect_language and args.language is not None:
         parser.error(f"--detect_language True and --language {args.language} exclude each other; drop one of the two")
     for name in DETECTION_OPTIONS:
@@ -292,10 +309,11 @@ def _read(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
     from whisper_nnx.training.manifest import problem_lines, read_manifest
 
     language = args.language or args.default_language
+    needs_language = language != AUTO and not args.detect_language
     rows: list[Row] = []
     problems: list[str] = []
-    for path in args.manifest:
-        manifest = read_manifest(path, language=language, needs_language=not args.detect_language)
+    for path in dict.fromkeys(args.manifest):
+        manifest = read_manifest(path, language=language_or_none(language), needs_language=needs_language)
         rows += manifest.rows
         problems += [f"{path}:{problem.line}: {problem.reason}" for problem in manifest.problems]
         for line in problem_lines(path, manifest.problems):

@@ -110,7 +110,8 @@ class Tokenizer:
         return hash(self._digest)
 
     def __repr__(self) -> str:
-        return f"Tokenizer(vocab_size={self.vocab_size}, languages={len(self.languages)})"
+        languages = f"languages={len(self.languages)}" if self.is_multilingual else "English only"
+        return f"Tokenizer(vocab_size={self.vocab_size}, {languages})"
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:

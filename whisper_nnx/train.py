@@ -188,9 +188,11 @@ def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"evaluate.options: {error}") from None
     rows = []
-    for path in config.evaluate.manifest:
+    for path in dict.fromkeys(config.evaluate.manifest):
         manifest = read_manifest(path, **limits_of(tokenizer_of(model), config.data.language))
         rows += manifest.rows
+        if manifest.rows and path in config.data.train:
+            continue  # training reports its problems
         for line in problem_lines(path, manifest.problems):
             print(f"{cli.NAME}: {line}", file=sys.stderr)
     rows = rows[: config.evaluate.max_rows or None]

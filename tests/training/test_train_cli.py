@@ -17,8 +17,10 @@ from flax import nnx
 from tests.small import quick_compilation, small_config, small_model  # noqa: F401
 from tests.training.recordings import cache, write_manifest  # noqa: F401
 from weight_loader import load_model, save_pretrained
-from whisper_nnx.train import main
+from whisper_nnx.train import main, make_evaluate
+from whisper_nnx.training.config_file import load_config
 from whisper_nnx.training.metrics import read_records
+from whisper_nnx.training.run import read_rows
 
 # Runs the command and kills it when it has recorded a step, or is about to give a checkpoint its name.
 CHILD = """
@@ -227,6 +229,21 @@ def test_bad_rows_are_told_by_their_lines_and_do_not_stop_a_run(run, folder, tmp
     assert any(line.startswith(f"{manifest}:2: ") and "nowhere.wav" in line for line in lines)
     assert any(line.startswith(f"{manifest}:4: ") for line in lines)
     assert f"{manifest}: 2 rows of 0.00 h; 2 rows cannot be used" in lines
+
+
+@pytest.mark.parametrize("evaluated", ["train", "other"])
+def test_bad_rows_of_a_manifest_are_reported_once(folder, tmp_path, capsys, evaluated):
+    row = json.dumps({"audio": str(folder / "0.wav"), "text": "one", "language": "en"})
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("train", "other")}
+    for file in files.values():
+        file.write_text(f"{row}\nnonsense\n")
+    manifests = ("--data.train", str(files["train"]), "--evaluate.manifest", *[str(files[evaluated])] * 2)
+    config, model = load_config(None, ["--model.init", "x", *manifests]), small_model()
+    assert make_evaluate(config, model) is not None
+    read_rows(config, model.tokenizer)
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(f"{files[evaluated]}:2: " in line for line in lines) == 1
+    assert sum(f"{files['train']}:2: " in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(

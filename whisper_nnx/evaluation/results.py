@@ -78,6 +78,11 @@ class RowResult:
         spoken = self.language or "(none)"
         return f"{spoken} to en" if self.task == "translate" else spoken
 
+    @property
+    def written_language(self) -> str | None:
+        """That of the texts, which chooses the normalizer and what a word is."""
+        return "en" if self.task == "translate" else self.language or self.heard_language
+
     def to_dict(self) -> dict[str, Any]:
         who = {"name": self.name, "language": self.language, "task": self.task, "source": self.source or None}
         if self.error is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from unicodedata import east_asian_width
 
 from whisper_nnx.evaluation.results import Evaluation, Scores
+from whisper_nnx.tokenizer import UNSPACED
 
 Table = list[list[str]]  # of cells, the first row being headings
 
@@ -72,6 +73,8 @@ def remarks(evaluation: Evaluation) -> list[str]:
         f"{total.audio_s:.1f} s of audio took {evaluation.wall_s:.1f} s, of which {evaluation.compile_s:.1f} s went to "
         f"compilation; without that it is {evaluation.speed:.1f} times faster than real time."
     ]
+    if unspaced := sorted({str(row.written_language) for row in evaluation.done} & UNSPACED):
+        lines.append(f"Written without spaces, so that each character counts as a word: {', '.join(unspaced)}.")
     if total.silent:
         lines.append(f"Recordings in which nobody speaks: {total.silent}; of these, given text: {total.invented}.")
     if evaluation.failed:
