@@ -60,6 +60,19 @@ def of_another_width() -> Whisper:
     return changed
 
 
+def with_shared_kernels() -> Whisper:
+    changed = model()
+    first, second = changed.decoder.layers
+    second.fc1.kernel = second.fc2.kernel = first.fc1.kernel
+    return changed
+
+
+def with_shared_layers() -> Whisper:
+    changed = model()
+    changed.decoder.layers[1] = changed.decoder.layers[0]
+    return changed
+
+
 def of_whole_numbers() -> Whisper:
     changed = model()
     kernel = changed.encoder.layers[0].fc1.kernel
@@ -84,6 +97,12 @@ def of_whole_numbers() -> Whisper:
             of_another_width,
             r"misshapen: .*fc1.kernel is \(16, 48\), expected \(16, 64\); set model.config",
         ),
+        (
+            with_shared_kernels,
+            "shared: decoder.layers.1.fc1.kernel is decoder.layers.0.fc1.kernel, decoder.layers.1.fc2.kernel "
+            r"is decoder.layers.0.fc1.kernel; give each place a copy of its own \(flax.nnx.clone",
+        ),
+        (with_shared_layers, r"shared: decoder.layers.1\..* and \d+ more; give each place"),
         (of_whole_numbers, r"not floating point: encoder.layers.0.fc1.kernel \(int32\); convert"),
     ],
 )
@@ -102,6 +121,14 @@ def test_a_model_whose_configuration_was_corrected_is_saved(tmp_path):
     save_pretrained(shorter, tmp_path)
     mel = small_mel(1)
     np.testing.assert_array_equal(load_model(tmp_path)(mel, jnp.ones((1, 3), int)), shorter(mel, jnp.ones((1, 3), int)))
+
+
+def test_shared_layers_are_saved_once_each_has_a_copy(tmp_path):
+    changed = with_shared_layers()
+    changed.decoder.layers[1] = nnx.clone(changed.decoder.layers[0])
+    save_pretrained(changed, tmp_path)
+    mel, ids = small_mel(1), jnp.ones((1, 3), int)
+    np.testing.assert_array_equal(load_model(tmp_path)(mel, ids), changed(mel, ids))
 
 
 def test_merged_lora_is_saved(tmp_path):

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path as FilePath
-from typing import cast
+from typing import Any, cast
 
 from flax import nnx
 
@@ -69,8 +69,12 @@ def _parameters(model: Whisper) -> dict[Path, nnx.Variable]:
 
 
 def _check(model: Whisper, variables: dict[Path, nnx.Variable]) -> None:
-    expected = {dotted(path): variable.shape for path, variable in _parameters(abstract_model(model.config)).items()}
+    shapes = {path: variable.shape for path, variable in _parameters(abstract_model(model.config)).items()}
+    shared = _shared(model, variables, shapes)
+    expected = {dotted(path): shape for path, shape in shapes.items() if path not in shared}
     kinds = differences(expected, {dotted(path): variable.shape for path, variable in variables.items()})
+    if shared:
+        kinds["shared"] = [f"{dotted(path)} is {dotted(same)}" for path, same in shared.items()]
     if integers := [f"{dotted(path)} ({v.dtype})" for path, v in variables.items() if v.dtype not in FLOATS]:
         kinds["not floating point"] = integers
     if not kinds:
@@ -82,8 +86,28 @@ def _check(model: Whisper, variables: dict[Path, nnx.Variable]) -> None:
         fixes.append("remove what was added, or save it by itself")
     if "missing" in kinds or "misshapen" in kinds:
         fixes.append("set model.config to the sizes that the model has, if layers were removed or resized")
+    if shared:
+        fixes.append("give each place a copy of its own (flax.nnx.clone of the layer)")
     if "not floating point" in kinds:
         fixes.append("convert the numbers")
     listed = "; ".join(f"{kind}: {listing(names, 8)}" for kind, names in kinds.items())
     what = "the model's parameters are not those of its configuration, and no format can hold them"
     raise CheckpointError(f"{what}: {listed}; {'; '.join(fixes)}")
+
+
+def _shared(model: Whisper, variables: dict[Path, nnx.Variable], expected: Iterable[Path]) -> dict[Path, Path]:
+    """Expected paths whose variable `nnx.state` lists under another one -> that one."""
+    listed = {id(variable): path for path, variable in variables.items()}
+    places = {path: listed.get(id(_at(model, path))) for path in expected if path not in variables}
+    return {path: same for path, same in places.items() if same is not None}
+
+
+def _at(model: Whisper, path: Path) -> Any:
+    """What the model has there, or None."""
+    place: Any = model
+    try:
+        for key in path:
+            place = place[key] if isinstance(key, int) else getattr(place, key)
+    except (AttributeError, LookupError, TypeError):
+        return None
+    return place
