@@ -35,4 +35,4 @@ def test_an_english_only_checkpoint_is_fine_tuned_and_evaluated(
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["rows"][0]["wer"] == 0
     assert evaluate(["--manifest", str(manifest), "--detect_language", "True", *report]) == 1
-    assert "detect_language=True needs a multilingual checkpoint" in capsys.readouterr().err
+    assert "--detect_language True needs a multilingual checkpoint" in capsys.readouterr().err
