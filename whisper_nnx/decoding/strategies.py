@@ -169,7 +169,8 @@ def beam_step(
     A beam that may choose nothing ends.
     """
     group = beam.group
-    top, token = jax.lax.top_k(logits, group + 1)
+    # Without the barrier XLA merges the slices below into the top k and sorts the whole vocabulary instead.
+    top, token = jax.lax.optimization_barrier(jax.lax.top_k(logits, group + 1))
     nothing = top[:, :1] == -jnp.inf
     token = jnp.where(nothing, eot, token)
     logprob = top - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
