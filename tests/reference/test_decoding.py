@@ -41,7 +41,7 @@ OPTIONS = {
     "few tokens, beams unfinished": {"language": "en", "sample_len": 7, "beam_size": 4},
 }
 
-ON_ALL = ("greedy, language detected",)
+ON_MANY = ("greedy, language detected",)
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def windows(recordings) -> torch.Tensor:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_batch_decodes_to_the_tokens_of_openai_whisper(name, windows, model, reference):
     options = OPTIONS[name]
-    windows = windows if name in ON_ALL else windows[::4]  # the reference takes minutes for all
+    windows = windows[::2] if name in ON_MANY else windows[8:13:4]  # the reference takes minutes for all
     ours = decode(model, windows.numpy(), DecodingOptions(**options))
     for window, result in zip(windows, ours, strict=True):
         expected = whisper.decode(reference, window, whisper.DecodingOptions(fp16=False, **options))
