@@ -113,7 +113,7 @@ def test_speakers_are_told_apart_in_stereo_and_refused_in_mono(digits, speech, t
     code, lines = run(digits, tmp_path, stereo, speech, "--diarize", "True", capsys=capsys)
     assert code == 1
     (line,) = lines
-    assert line.startswith(f"whisper-nnx: {speech}: the recording has 1 channel, but diarize compares 2")
+    assert line.startswith(f"whisper-nnx: {speech}: the recording has 1 channel, but --diarize compares 2")
     assert (tmp_path / "out" / "stereo.txt").read_text() == "(speaker 1) Six zero nine.\n"
 
 
