@@ -1,0 +1,1 @@
+"""From recordings to the model's input: loading, features, spans of speech, channels."""

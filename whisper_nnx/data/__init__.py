@@ -1,0 +1,1 @@
+"""Manifests: which recordings there are, and what is said in them."""

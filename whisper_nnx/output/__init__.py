@@ -1,0 +1,1 @@
+"""Transcripts and how they are shown: results, files, subtitles, pictures, progress."""

@@ -1,0 +1,1 @@
+"""Tokens and words: the tokenizer, special tokens, languages. No jax."""

@@ -1,0 +1,1 @@
+"""Recordings of any length to segments: windows, one after another, many recordings in a batch."""
