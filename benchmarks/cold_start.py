@@ -36,14 +36,14 @@ for segment in model.transcribe(sys.argv[2], language="en", **options)[0]:
 WHISPER_CPP = """
 import sys
 from pywhispercpp.model import Model
-from whisper_nnx.audio import load_audio  # pywhispercpp wants ffmpeg for what is no wav
+from whisper_nnx.audio.loading import load_audio  # pywhispercpp wants ffmpeg for what is no wav
 options = {"n_threads": int(sys.argv[3]), "temperature_inc": 0.0, "print_progress": False, "language": "en"}
 model = Model(sys.argv[1], redirect_whispercpp_logs_to=None, **options)
 model.transcribe(load_audio(sys.argv[2]), new_segment_callback=lambda s: print(f"[{s.t0} --> {s.t1}] {s.text}"))
 """
 TRANSFORMERS = """
 import sys, torch, transformers
-from whisper_nnx.audio import load_audio
+from whisper_nnx.audio.loading import load_audio
 model = transformers.WhisperForConditionalGeneration.from_pretrained(sys.argv[1], dtype=torch.float32)
 processor = transformers.WhisperProcessor.from_pretrained(sys.argv[1])
 found = processor(load_audio(sys.argv[2]), sampling_rate=16000, return_tensors="pt", truncation=False,
@@ -143,7 +143,7 @@ def main() -> None:
             "runs": len(warm),
             "cold_s": round(cold[0], 2),
         }
-    from whisper_nnx.audio import load_audio
+    from whisper_nnx.audio.loading import load_audio
 
     seconds = round(len(load_audio(args.recording)) / 16_000, 1)
     write_result(args.result, args.checkpoint.name, {}, audio_s=seconds, cold_start=found)

@@ -68,7 +68,7 @@ def prepare(folder: Path, size: str, dtype: str) -> float:
     from weight_loader.checkpoint import Content
     from weight_loader.load import abstract_model
     from weight_loader.writers import write_checkpoint, writer
-    from whisper_nnx.config import RELEASED
+    from whisper_nnx.model.config import RELEASED
 
     random = np.random.default_rng(0)
     shapes = {path: variable.shape for path, variable in nnx.to_flat_state(nnx.state(abstract_model(RELEASED[size])))}

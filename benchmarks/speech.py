@@ -29,7 +29,7 @@ class Recording:
 
 def read(manifest: Path, languages: set[str] | None = None) -> list[Recording]:
     """The rows of a manifest (JSON lines with audio, text and language) in these languages."""
-    from whisper_nnx.audio import load_audio
+    from whisper_nnx.audio.loading import load_audio
 
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     rows = [row for row in rows if languages is None or row["language"] in languages]
@@ -117,7 +117,7 @@ def speechless(seconds: float, noise_only: Path | None = None) -> dict[str, np.n
         "clicks": clicks,
     }
     if noise_only:
-        from whisper_nnx.audio import load_audio
+        from whisper_nnx.audio.loading import load_audio
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

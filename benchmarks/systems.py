@@ -59,7 +59,7 @@ class WhisperNNX:
     ABLE = frozenset({"encode", "sequential", "beam", "words", "batch", "vad", "defaults"})
 
     def __init__(self, dtype: str, weights: str, checkpoint: Path, tokens: int | None):
-        from whisper_nnx.allocator import keep_memory
+        from whisper_nnx.runtime.allocator import keep_memory
 
         keep_memory()  # as the command does
         import jax

@@ -27,7 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.memory import peak_memory_mb
-from whisper_nnx.allocator import keep_memory
+from whisper_nnx.runtime.allocator import keep_memory
 
 Step = Callable[[], float]
 RATE, DECAY = 1e-4, 0.1

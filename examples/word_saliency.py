@@ -17,9 +17,9 @@ from jax.scipy.signal import convolve
 from matplotlib.figure import Figure
 
 from whisper_nnx import Whisper, decode, load_audio, load_model, log_mel_spectrogram
-from whisper_nnx.timing import align_tokens
-from whisper_nnx.windows import encode_windows
-from whisper_nnx.words import words_from_tokens
+from whisper_nnx.timing.token_times import align_tokens
+from whisper_nnx.timing.words import words_from_tokens
+from whisper_nnx.transcription.windows import encode_windows
 
 
 @jax.jit

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from whisper_nnx.config import SpecialTokens
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.model import Constant, Whisper
+from whisper_nnx.model.whisper import Constant, Whisper
+from whisper_nnx.text.special_tokens import SpecialTokens
 
 ROWS = 4  # the network is asked in batches of one shape, so that it is compiled once
 

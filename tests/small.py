@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from whisper_nnx.config import WhisperConfig
-from whisper_nnx.model import Whisper, sinusoids
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.model.whisper import Whisper, sinusoids
+from whisper_nnx.text.tokenizer import Tokenizer
 
 LANGUAGES = ("en", "de", "es", "fr")
 MERGES = ("Ġ t", "h e", "Ġt he", "o n", "on e", "Ġ one", "Ġt w", "Ġtw o", "Ġ a", "Ġa n", "Ġan d", "e r", "Ġ (", "Ġ -")

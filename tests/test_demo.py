@@ -11,7 +11,7 @@ import pytest
 
 from weight_loader import load_model
 from whisper_nnx import detect_language, log_mel_spectrogram, pad_or_trim, transcribe
-from whisper_nnx.audio import SAMPLE_RATE, load_audio
+from whisper_nnx.audio.loading import SAMPLE_RATE, load_audio
 from whisper_nnx.evaluation.normalizers import normalize
 
 ROOT = Path(__file__).parents[1]

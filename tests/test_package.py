@@ -1,8 +1,11 @@
 """The package as a whole: light to import, complete, and free of surprises under `python -m`."""
 
+import importlib
 import subprocess
 import sys
+import tomllib
 import types
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +43,19 @@ def test_running_a_module_gives_no_warning(module):
     assert done.returncode == 0
     assert done.stderr == ""
     assert "--word_timestamps" in done.stdout
+
+
+def test_every_room_has_its_place_in_the_import_rules():
+    rules = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"]["importlinter"]
+    [layers] = [contract["layers"] for contract in rules["contracts"] if contract["type"] == "layers"]
+    placed = {name.removeprefix("whisper_nnx.") for layer in layers for name in layer.split(" | ")} - {"weight_loader"}
+    folder = Path(whisper_nnx.__file__).parent
+    found = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert placed == found - {"__init__"}
+
+
+@pytest.mark.parametrize("name", ["transcribe", "evaluate"])
+def test_the_facades_hold_the_functions(name):
+    module = importlib.import_module(f"whisper_nnx.{name}")
+    assert getattr(module, name) is getattr(whisper_nnx, name)
+    assert set(module.__all__) <= set(whisper_nnx.__all__)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.training.config_file import load_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "train_demo"))

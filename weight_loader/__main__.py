@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from weight_loader.writers import WRITERS
-from whisper_nnx.console import EXIT_INTERRUPTED, lasting_output
+from whisper_nnx.runtime.console import EXIT_INTERRUPTED, lasting_output
 
 _FORMATS = (
     "hf (a folder for transformers and for load_model), openai (a .pt file for openai-whisper), mlx (a folder for "

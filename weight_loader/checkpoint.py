@@ -11,8 +11,8 @@ import numpy as np
 
 from weight_loader.folder import CheckpointError
 from weight_loader.names import SINUSOIDS, Path, Stored, parameters
-from whisper_nnx.config import WhisperConfig
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.text.tokenizer import Tokenizer
 
 # Far above every Whisper: what a damaged or hostile file may ask for stays within what can be described in memory.
 _LIMITS = {

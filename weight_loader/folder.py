@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from whisper_nnx.config import WhisperConfig
-from whisper_nnx.files import read_regular
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.runtime.files import read_regular
+from whisper_nnx.text.tokenizer import Tokenizer
 
 CONFIG_FILES = ("config.json", "generation_config.json")
 _MAX_JSON = 4 * 2**20  # bytes; the list of large-v3's shards has 130,000

@@ -10,8 +10,8 @@ from typing import Any
 
 from weight_loader.download import address_of, download
 from weight_loader.folder import CONFIG_FILES, CheckpointError
-from whisper_nnx.config import ALIASES, RELEASED
-from whisper_nnx.tokenizer import FILE_NAMES as TOKENIZER_FILES
+from whisper_nnx.model.config import ALIASES, RELEASED
+from whisper_nnx.text.tokenizer import FILE_NAMES as TOKENIZER_FILES
 
 # By the first of these that a repository has; many hold the same weights several times. Shards are asked for by their
 # usual names, for the same reason: beside them lie model.fp32-* and others.

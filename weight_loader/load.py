@@ -23,12 +23,12 @@ from weight_loader.names import SINUSOIDS, Path, parameters
 from weight_loader.readers import huggingface, open_checkpoint
 from weight_loader.released import released_tokenizer
 from weight_loader.vocabulary import tokenizer_from_tiktoken
-from whisper_nnx.config import WhisperConfig
-from whisper_nnx.forking import refuse_after_fork
-from whisper_nnx.model import Dtype, Whisper, sinusoids
-from whisper_nnx.quantized import quantize_model
-from whisper_nnx.tokenizer import FILE_NAMES as TOKENIZER_FILES
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.model.quantized import quantize_model
+from whisper_nnx.model.whisper import Dtype, Whisper, sinusoids
+from whisper_nnx.runtime.forking import refuse_after_fork
+from whisper_nnx.text.tokenizer import FILE_NAMES as TOKENIZER_FILES
+from whisper_nnx.text.tokenizer import Tokenizer
 
 Name = str | os.PathLike[str]
 Shape = tuple[int, ...]
@@ -53,8 +53,8 @@ def load_model(
       "distil-large-v3"; "demo", the small model of this package; OpenAI's own file by its name, "tiny.pt", or
       address. A folder or file of that name wins. LoRA of PEFT is merged into its base model.
     dtype: float32, bfloat16 or float16, of the computation (default float32).
-    weights: one of these, or int8 (the matrices; see `quantized.py`), of the parameters in memory (default: as dtype).
-      Whatever is stored is converted tensor by tensor.
+    weights: one of these, or int8 (the matrices; see `model/quantized.py`), of the parameters in memory (default: as
+      dtype). Whatever is stored is converted tensor by tensor.
     tokenizer: a folder, a .tiktoken file, a repository or a short name to take it from. Default: the checkpoint or the
       files beside it; for OpenAI's, MLX's and CTranslate2's, which may have none, the released one of that size.
 

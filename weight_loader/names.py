@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from whisper_nnx.config import WhisperConfig
+from whisper_nnx.model.config import WhisperConfig
 
 Path = tuple[str | int, ...]  # in the NNX state: ("decoder", "layers", 0, "fc1", "kernel")
 Axes = tuple[int, ...]

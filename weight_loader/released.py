@@ -12,8 +12,8 @@ from pathlib import Path
 from weight_loader.folder import CONFIG_FILES, read_tokenizer
 from weight_loader.hub import checkpoint_path, repository_of
 from weight_loader.vocabulary import tokenizer_from_tiktoken
-from whisper_nnx.config import RELEASED
-from whisper_nnx.tokenizer import FILE_NAMES, Tokenizer
+from whisper_nnx.model.config import RELEASED
+from whisper_nnx.text.tokenizer import FILE_NAMES, Tokenizer
 
 _PACKAGES = ("whisper", "mlx_whisper")  # they come with both vocabularies; they are not imported
 _ENGLISH_VOCAB_SIZE = RELEASED["tiny.en"].vocab_size

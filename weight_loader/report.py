@@ -12,7 +12,7 @@ from weight_loader.folder import CheckpointError, read_tokenizer
 from weight_loader.hub import checkpoint_path
 from weight_loader.load import differences, expected_shapes, find_tokenizer, listing, model_info, without_computed
 from weight_loader.readers import open_checkpoint
-from whisper_nnx.config import released_alignment_heads
+from whisper_nnx.model.config import released_alignment_heads
 
 _FORMATS = {
     "hf": "Hugging Face",

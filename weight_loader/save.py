@@ -15,8 +15,8 @@ from weight_loader.folder import CheckpointError
 from weight_loader.load import FLOATS, abstract_model, differences, dotted, listing
 from weight_loader.names import Path
 from weight_loader.writers import huggingface, write_checkpoint
-from whisper_nnx.model import Whisper
-from whisper_nnx.quantized import Int8Embedding
+from whisper_nnx.model.quantized import Int8Embedding
+from whisper_nnx.model.whisper import Whisper
 
 
 def save_pretrained(model: Whisper, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from weight_loader.folder import CheckpointError
-from whisper_nnx.files import read_regular
-from whisper_nnx.languages import LANGUAGES
-from whisper_nnx.tokenizer import Tokenizer
-from whisper_nnx.vocabulary import BYTE_OF
+from whisper_nnx.runtime.files import read_regular
+from whisper_nnx.text.languages import LANGUAGES
+from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.text.vocabulary import BYTE_OF
 
 _CHARACTER_OF = {byte: chr(character) for character, byte in BYTE_OF.items()}
 _MULTILINGUAL = 51865  # whisper.cpp takes smaller vocabularies to be English-only

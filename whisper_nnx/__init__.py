@@ -5,19 +5,20 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from whisper_nnx import forking as forking  # which sees forks from now on
+from whisper_nnx.runtime import forking as forking  # which sees forks from now on
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "whisper_nnx.config": ["RELEASED", "SpecialTokens", "WhisperConfig"],
-    "whisper_nnx.results": ["Segment", "Transcript"],
-    "whisper_nnx.languages": ["LANGUAGES"],
-    "whisper_nnx.tokenizer": ["Tokenizer"],
-    "whisper_nnx.audio": ["load_audio", "pad_or_trim"],
-    "whisper_nnx.features": ["log_mel_spectrogram"],
-    "whisper_nnx.cache": ["KVCache"],
-    "whisper_nnx.model": [
+    "whisper_nnx.model.config": ["RELEASED", "WhisperConfig"],
+    "whisper_nnx.text.special_tokens": ["SpecialTokens"],
+    "whisper_nnx.output.results": ["Segment", "Transcript"],
+    "whisper_nnx.text.languages": ["LANGUAGES"],
+    "whisper_nnx.text.tokenizer": ["Tokenizer"],
+    "whisper_nnx.audio.loading": ["load_audio", "pad_or_trim"],
+    "whisper_nnx.audio.features": ["log_mel_spectrogram"],
+    "whisper_nnx.model.cache": ["KVCache"],
+    "whisper_nnx.model.whisper": [
         "Whisper",
         "create_whisper",
         "create_whisper_base",
@@ -28,15 +29,16 @@ _EXPORTS = {
         "create_whisper_turbo",
     ],
     "whisper_nnx.decoding.options": ["DecodingOptions"],
-    "whisper_nnx.windows": ["Alternative", "DecodingResult", "decode", "detect_language"],
-    "whisper_nnx.vad": ["VadOptions", "speech_spans"],
+    "whisper_nnx.transcription.windows": ["Alternative", "DecodingResult", "decode", "detect_language"],
+    "whisper_nnx.audio.vad": ["VadOptions", "speech_spans"],
     "whisper_nnx.transcribe": ["iter_segments", "iter_transcripts", "transcribe"],
-    "whisper_nnx.warmup": ["warmup"],
-    "whisper_nnx.programs": ["keep_programs"],
-    "whisper_nnx.likelihood": ["TextScore", "score"],
-    "whisper_nnx.known_text": ["align"],
-    "whisper_nnx.alignment_heads": ["find_alignment_heads"],
-    "whisper_nnx.writers": ["get_writer"],
+    "whisper_nnx.transcription.warmup": ["warmup"],
+    "whisper_nnx.runtime.programs": ["keep_programs"],
+    "whisper_nnx.runtime.allocator": ["keep_memory"],
+    "whisper_nnx.alignment.likelihood": ["TextScore", "score"],
+    "whisper_nnx.alignment.align": ["align"],
+    "whisper_nnx.alignment.find_heads": ["find_alignment_heads"],
+    "whisper_nnx.output.writers": ["get_writer"],
     "whisper_nnx.evaluate": ["evaluate"],
     "weight_loader": [
         "download_whisper_weights",

@@ -16,9 +16,9 @@ from make_data import SAMPLE_RATE, write_flac
 from speech import espeak, flite
 
 from weight_loader import load_model, save_model
-from whisper_nnx.evaluate import evaluate
-from whisper_nnx.evaluation import Evaluation
-from whisper_nnx.training.manifest import read_manifest
+from whisper_nnx.data.manifest import read_manifest
+from whisper_nnx.evaluation.results import Evaluation
+from whisper_nnx.evaluation.run import evaluate
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "whisper_nnx" / "assets" / "demo"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from whisper_nnx import DecodingOptions, decode, load_audio, load_model, log_mel_spectrogram, pad_or_trim, transcribe
-from whisper_nnx.hearing import quiet_cuts
-from whisper_nnx.known_text import align
-from whisper_nnx.likelihood import score
-from whisper_nnx.text_matching import normalised
-from whisper_nnx.writers import to_srt
+from whisper_nnx.alignment.align import align
+from whisper_nnx.alignment.likelihood import score
+from whisper_nnx.alignment.pieces import quiet_cuts
+from whisper_nnx.output.writers import to_srt
+from whisper_nnx.text.words import normalised
 
 NEVER_SAID = ["Please", "call", "me", "tomorrow", "morning."]
 

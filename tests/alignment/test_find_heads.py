@@ -9,12 +9,13 @@ import pytest
 
 from tests.small import small_model
 from whisper_nnx import load_model
-from whisper_nnx.alignment_heads import find_alignment_heads
-from whisper_nnx.audio import load_audio
-from whisper_nnx.hearing import hear
-from whisper_nnx.known_text import Reader
-from whisper_nnx.timing import Heads, align_tokens
-from whisper_nnx.words import words_from_tokens
+from whisper_nnx.alignment.align import Reader
+from whisper_nnx.alignment.find_heads import find_alignment_heads
+from whisper_nnx.alignment.pieces import hear
+from whisper_nnx.audio.loading import load_audio
+from whisper_nnx.timing.alignment_heads import Heads
+from whisper_nnx.timing.token_times import align_tokens
+from whisper_nnx.timing.words import words_from_tokens
 
 NAMES = ("en_44k_stereo_25s", "en_one_speaker_30s", "en_quick_20s", "en_short_3s")  # those of up to 30 s
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tests.small import quick_compilation, small_model  # noqa: F401
-from whisper_nnx.hearing import Heard, hear
-from whisper_nnx.known_text import Reader, align
-from whisper_nnx.likelihood import score
-from whisper_nnx.word_times import word_heads
+from whisper_nnx.alignment.align import Reader, align
+from whisper_nnx.alignment.likelihood import score
+from whisper_nnx.alignment.pieces import Heard, hear
+from whisper_nnx.timing.word_times import word_heads
 
 
 def noise(n: int, seed: int = 0) -> np.ndarray:

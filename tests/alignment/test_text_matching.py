@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.small import small_tokenizer
-from whisper_nnx.text_matching import match, normalised, similarity, spelled_as, split_tail, spoken_words, words_of
+from whisper_nnx.alignment.text_matching import match, similarity, spelled_as, spoken_words
+from whisper_nnx.text.words import normalised, split_tail, words_of
 
 words = st.lists(st.sampled_from(["one", "two", "three", "four"]), max_size=7)
 

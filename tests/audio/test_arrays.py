@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.test_audio import as_int16, tone, write_wav
-from whisper_nnx.audio import SAMPLE_RATE, AudioError, load_audio
+from tests.audio.test_loading import as_int16, tone, write_wav
+from whisper_nnx.audio.loading import SAMPLE_RATE, AudioError, load_audio
 
 RATE = 22_050
 

@@ -8,8 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from whisper_nnx.audio import SAMPLE_RATE, AudioError, load_audio, load_channels
-from whisper_nnx.diarize import load_stereo, speakers
+from whisper_nnx.audio.channels import load_stereo, speakers
+from whisper_nnx.audio.loading import SAMPLE_RATE, AudioError, load_audio, load_channels
 
 
 def wav(channels: np.ndarray, rate: int = SAMPLE_RATE) -> bytes:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from whisper_nnx import features
-from whisper_nnx.features import (
+from whisper_nnx.audio import features
+from whisper_nnx.audio.features import (
     CHUNK_LENGTH_S,
     HOP_LENGTH,
     N_FRAMES,

@@ -8,9 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from tests.test_audio import as_int16, tone, write_wav
+from tests.audio.test_loading import as_int16, tone, write_wav
 from whisper_nnx import load_model, transcribe
-from whisper_nnx.audio import SAMPLE_RATE, AudioError, load_audio, load_channels
+from whisper_nnx.audio.loading import SAMPLE_RATE, AudioError, load_audio, load_channels
 
 
 def film(path: Path, *spans: tuple[float, float], codec: str = "pcm_s16le", channels: int = 1) -> Path:
@@ -167,7 +167,7 @@ def test_integers_written_as_floats_are_warned_of_in_files_as_in_arrays(tmp_path
             UserWarning, match=r"reaches 15000, but floats are taken to be in \[-1, 1\]; scale it"
         ) as caught:
             load_audio(source)
-        assert [Path(w.filename).name for w in caught] == ["test_audio_time.py"]
+        assert [Path(w.filename).name for w in caught] == ["test_files.py"]
 
 
 @pytest.mark.real

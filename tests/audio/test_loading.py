@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from whisper_nnx.audio import SAMPLE_RATE, AudioError, load_audio, pad_or_trim
+from whisper_nnx.audio.loading import SAMPLE_RATE, AudioError, load_audio, pad_or_trim
 
 STEP = 2.0**-15
 
@@ -202,7 +202,7 @@ def test_what_belongs_to_files_is_refused_for_arrays_and_the_other_way_round(wav
 def test_odd_recordings_are_returned_with_one_warning(wav):
     with pytest.warns(UserWarning, match="the array is digital silence") as caught:
         assert not load_audio(np.zeros(1600)).any()
-    assert [Path(w.filename).name for w in caught] == ["test_audio.py"]
+    assert [Path(w.filename).name for w in caught] == ["test_loading.py"]
     with pytest.warns(UserWarning, match="silence"):
         assert load_audio(np.full(16_000, 128, np.uint8)).shape == (16_000,)
     with pytest.warns(UserWarning, match=r"short.wav lasts only 20 ms") as caught:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import missing
-from whisper_nnx.audio import SAMPLE_RATE, load_audio
-from whisper_nnx.vad import VadOptions, pack_spans, spans_from_probabilities, speech_probabilities, speech_spans
+from whisper_nnx.audio.loading import SAMPLE_RATE, load_audio
+from whisper_nnx.audio.vad import VadOptions, pack_spans, spans_from_probabilities, speech_probabilities, speech_spans
 
 FRAME = 512
 TALK, HUSH = 0.9, 0.0

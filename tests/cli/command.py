@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import weight_loader
-from whisper_nnx.cli import main
+from whisper_nnx.cli.transcribe import main
 
 RESULT = {"text": " hello", "segments": [{"id": 0, "start": 0.0, "end": 1.0, "text": " hello"}], "language": "en"}
-transcribe_module = importlib.import_module("whisper_nnx.transcribe")
+transcribe_module = importlib.import_module("whisper_nnx.transcription.stream")
 
 # The whole command, for a process of its own: writes one transcript of the faked model to the folder that it is given.
 FAKED = """
@@ -25,11 +25,11 @@ class Results(list):
 def iter_transcripts(model, audio, **options):
     print("a segment")
     return Results([(0, {"text": " hello", "segments": []})])
-import whisper_nnx.transcribe
-sys.modules["whisper_nnx.transcribe"].iter_transcripts = iter_transcripts
+import whisper_nnx.transcription.stream
+sys.modules["whisper_nnx.transcription.stream"].iter_transcripts = iter_transcripts
 import weight_loader
 weight_loader.load_model = lambda *args, **options: None
-from whisper_nnx.cli import main
+from whisper_nnx.cli.transcribe import main
 sys.exit(main(["-", "--output_dir", sys.argv[1], "--compilation_cache", "False"]))
 """
 
@@ -38,7 +38,7 @@ Run = Callable[..., int]
 
 def python(*arguments: str, stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     """Runs Python in a process of its own, where nothing is imported yet."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
         [sys.executable, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=100, env=environment
     )

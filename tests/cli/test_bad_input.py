@@ -10,7 +10,7 @@ import pytest
 
 from tests.small import quick_compilation  # noqa: F401
 from whisper_nnx import load_audio, load_model, transcribe
-from whisper_nnx.cli import main
+from whisper_nnx.cli.transcribe import main
 
 pytestmark = pytest.mark.filterwarnings("default")  # the command shows warnings as lines
 

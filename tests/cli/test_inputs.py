@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from whisper_nnx.inputs import Input, find_inputs, named, require_distinct, without_existing
+from whisper_nnx.cli.inputs import Input, find_inputs, named, require_distinct, without_existing
 
 
 @pytest.fixture(autouse=True)

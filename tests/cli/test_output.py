@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.command import FAKED, RESULT, Run, calls, python, run, transcribes  # noqa: F401
+from tests.cli.command import FAKED, RESULT, Run, calls, python, run, transcribes  # noqa: F401
 from tests.small import quick_compilation, small_model  # noqa: F401
-from whisper_nnx import iter_transcripts, transcribe, writers
-from whisper_nnx.console import Terminated, interrupts_wait
+from whisper_nnx import iter_transcripts, transcribe
+from whisper_nnx.output import writers
+from whisper_nnx.runtime.console import Terminated, interrupts_wait
 
 PLAIN = {"temperature": 0.0, "language": "en", "without_timestamps": True, "no_speech_threshold": None}
 
@@ -261,7 +262,7 @@ def test_an_empty_transcript_says_why(options: dict[str, Any], reason: str, seve
     [(True, "float32", True), (False, "float32", False), (True, "bfloat16", False), (False, "float16", True)],
 )
 def test_fp16_is_taken_and_warns_where_the_model_computes_otherwise(fp16: bool, dtype: str, warns: bool) -> None:
-    from whisper_nnx.model import warn_of_precision
+    from whisper_nnx.model.whisper import warn_of_precision
 
     model = small_model(dtype=dtype)
     if warns:
@@ -281,11 +282,11 @@ def test_an_interrupted_command_keeps_what_it_wrote(
     real_tiny_en: Path, real_speech: Callable[[str], Path], tmp_path: Path
 ) -> None:
     arguments = ["--model", str(real_tiny_en), "--keep_partial", "--beam_size", "None", "-f", "srt,json"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     sonnet = str(real_speech("en_sonnet_53s.mp3"))
     # Python takes no interrupts where the tests themselves run in the background of a shell.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "import sys, whisper_nnx.cli; sys.exit(whisper_nnx.cli.main())"
+    code += "import sys, whisper_nnx.cli.transcribe; sys.exit(whisper_nnx.cli.transcribe.main())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, sonnet, "-o", str(tmp_path), *arguments],
         stdout=subprocess.PIPE,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import FAKED, python
-from whisper_nnx.cli import main
-from whisper_nnx.cli_options import OPTIONS, OWN_OPTIONS, SUBTITLE_OPTIONS, TRANSCRIBE_OPTIONS
+from tests.cli.command import FAKED, python
+from whisper_nnx.cli.options import OPTIONS, OWN_OPTIONS, SUBTITLE_OPTIONS, TRANSCRIBE_OPTIONS
+from whisper_nnx.cli.transcribe import main
 
 
 def test_every_option_is_in_the_help_and_goes_somewhere() -> None:
@@ -26,7 +26,7 @@ def test_version_names_ours_and_that_of_jax(capsys: pytest.CaptureFixture) -> No
 def test_help_imports_neither_jax_nor_numpy() -> None:
     code = """
 import sys
-from whisper_nnx.cli import main
+from whisper_nnx.cli.transcribe import main
 try:
     main(["--help"])
 finally:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import weight_loader
-from tests.command import RESULT, Results, Run, calls, run, transcribe_module, transcribes  # noqa: F401
+from tests.cli.command import RESULT, Results, Run, calls, run, transcribe_module, transcribes  # noqa: F401
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

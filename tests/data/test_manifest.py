@@ -11,16 +11,8 @@ import pytest
 
 from tests.small import small_tokenizer
 from tests.training.sounds import steady, write
-from whisper_nnx.audio import load_audio
-from whisper_nnx.training.manifest import (
-    Manifest,
-    Problem,
-    Span,
-    StoredAudio,
-    limits_of,
-    problem_lines,
-    read_manifest,
-)
+from whisper_nnx.audio.loading import load_audio
+from whisper_nnx.data.manifest import Manifest, Problem, Span, StoredAudio, limits_of, problem_lines, read_manifest
 
 GOOD = {"audio": "a.wav", "text": "one", "language": "en"}
 

@@ -11,11 +11,11 @@ from scipy import stats
 
 from tests.oracle import ROWS, PlainDecoder
 from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer  # noqa: F401
-from whisper_nnx import windows
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.strategies import Beam, BeamState, Sequences, beam_step
-from whisper_nnx.model import Whisper
-from whisper_nnx.windows import decode, decode_windows, encode_windows
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.transcription import windows
+from whisper_nnx.transcription.windows import decode, decode_windows, encode_windows
 
 CONTEXT = small_config().max_target_positions
 TOKENIZER = small_tokenizer()

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tests.oracle import ROWS, PlainDecoder, has_loop, repetition_oracle
 from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer  # noqa: F401
-from whisper_nnx.config import SpecialTokens
-from whisper_nnx.decoding.filters import LONGEST_LOOP, Repetition, repetition_rules
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.model import Whisper
-from whisper_nnx.windows import decode, decode_windows, encode_windows
+from whisper_nnx.decoding.rules import LONGEST_LOOP, Repetition, repetition_rules
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.text.special_tokens import SpecialTokens
+from whisper_nnx.transcription.windows import decode, decode_windows, encode_windows
 
 TINY = SpecialTokens(
     eot=4, sot=5, transcribe=6, translate=7, sot_lm=None, sot_prev=8, no_speech=9, no_timestamps=10,

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracle import timestamp_oracle
-from whisper_nnx.config import SpecialTokens
-from whisper_nnx.decoding.filters import NO_LIMIT, TimestampHistory, suppress, timestamp_rules
+from whisper_nnx.decoding.rules import NO_LIMIT, TimestampHistory, suppress, timestamp_rules
+from whisper_nnx.text.special_tokens import SpecialTokens
 
 SPECIAL = SpecialTokens(
     eot=4, sot=5, transcribe=6, translate=7, sot_lm=None, sot_prev=8, no_speech=9, no_timestamps=10,

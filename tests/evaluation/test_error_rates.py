@@ -10,22 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_nnx.evaluation import (
-    Counts,
-    ErrorRates,
-    Evaluation,
-    RowResult,
-    Scores,
-    TimedWord,
-    TimeErrors,
-    compare,
-    error_rates,
-    normalize,
-    split,
-    time_errors,
-    to_html,
-    to_table,
-)
+from whisper_nnx.evaluation.error_rates import Counts, ErrorRates, compare, error_rates
+from whisper_nnx.evaluation.normalizers import normalize, split
+from whisper_nnx.evaluation.page import to_html
+from whisper_nnx.evaluation.results import Evaluation, RowResult, Scores
+from whisper_nnx.evaluation.tables import to_table
+from whisper_nnx.evaluation.times import TimedWord, TimeErrors, time_errors
 
 TEXTS = st.text("ab c d, É一二", max_size=12)
 LANGUAGES = st.sampled_from(["en", "de", "zh", None])

@@ -17,12 +17,13 @@ import pytest
 
 import weight_loader
 from tests.small import quick_compilation, small_model, small_tokenizer  # noqa: F401
-from whisper_nnx.cli_options import OPTIONS, OWN_TRANSCRIBE_OPTIONS, TRANSCRIBE_OPTIONS
-from whisper_nnx.evaluate import NOT_HERE, _CompilationClock, build_parser, evaluate, main
-from whisper_nnx.evaluation import Counts
-from whisper_nnx.training.manifest import read_manifest
+from whisper_nnx.cli.evaluate import NOT_HERE, build_parser, main
+from whisper_nnx.cli.options import OPTIONS, OWN_TRANSCRIBE_OPTIONS, TRANSCRIBE_OPTIONS
+from whisper_nnx.data.manifest import read_manifest
+from whisper_nnx.evaluation.error_rates import Counts
+from whisper_nnx.evaluation.run import _CompilationClock, evaluate
 
-transcribe_module = importlib.import_module("whisper_nnx.transcribe")
+transcribe_module = importlib.import_module("whisper_nnx.transcription.stream")
 
 Run = Callable[..., int]
 
@@ -349,7 +350,7 @@ def test_without_rows_there_is_nothing_but_no_error(says) -> None:
 
 
 def test_a_real_model_is_evaluated_on_what_it_says_row_by_row_or_together(manifest, tmp_path) -> None:
-    from whisper_nnx.transcribe import transcribe
+    from whisper_nnx.transcription.stream import transcribe
 
     model, options = (
         small_model(),

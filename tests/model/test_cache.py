@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from whisper_nnx import kernels
-from whisper_nnx.cache import KeysValues, KVCache
+from whisper_nnx.model.cache import KeysValues, KVCache
+from whisper_nnx.ops.cpu import kernels
 
 LAYERS, ROWS, HEADS, SIZE, T, WIDTH = 2, 3, 2, 6, 5, 4
 

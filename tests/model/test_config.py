@@ -5,7 +5,13 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 
 from tests.small import small_config
-from whisper_nnx.config import ALIASES, RELEASED, RELEASED_ALIGNMENT_HEADS, WhisperConfig, released_alignment_heads
+from whisper_nnx.model.config import (
+    ALIASES,
+    RELEASED,
+    RELEASED_ALIGNMENT_HEADS,
+    WhisperConfig,
+    released_alignment_heads,
+)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import whisper_nnx
 from tests.oracle import params_of, plain_whisper
 from tests.small import quick_compilation, small_config, small_mel  # noqa: F401
 from tests.small import small_model as _small_model
-from whisper_nnx.cache import KVCache
-from whisper_nnx.config import ALIASES, RELEASED
-from whisper_nnx.model import Constant, Whisper, create_whisper
-from whisper_nnx.products import dot_product_attention
+from whisper_nnx.model.cache import KVCache
+from whisper_nnx.model.config import ALIASES, RELEASED
+from whisper_nnx.model.whisper import Constant, Whisper, create_whisper
+from whisper_nnx.ops.products import dot_product_attention
 
 S, SIZE = 12, 48
 small_model = partial(_small_model, spread=0.8)  # calm: rounding does not grow from layer to layer

@@ -10,7 +10,7 @@ from tests.small import small_mel, small_model
 from weight_loader import load_model, save_pretrained
 from weight_loader.folder import CheckpointError
 from whisper_nnx import transcribe
-from whisper_nnx.quantized import Int8Embedding, Int8Linear, Scale, quantize, quantize_model
+from whisper_nnx.model.quantized import Int8Embedding, Int8Linear, Scale, quantize, quantize_model
 
 RANDOM = np.random.default_rng(0)
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests.small import quick_compilation, small_config, small_mel  # noqa: F401
 from tests.small import small_model as _small_model
-from whisper_nnx.model import Whisper
+from whisper_nnx.model.whisper import Whisper
 
 small_model = partial(_small_model, spread=0.8)
 IDS = jnp.asarray(np.random.default_rng(1).integers(0, small_config().vocab_size, (2, 6)), jnp.int32)

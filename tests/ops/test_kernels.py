@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import missing
-from whisper_nnx import kernels, products
 from whisper_nnx.decoding.strategies import first_best
-from whisper_nnx.kernels import build
+from whisper_nnx.ops import products
+from whisper_nnx.ops.cpu import build, kernels
 
 RANDOM = np.random.default_rng(0)
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.int8)
@@ -157,7 +157,7 @@ SCRIPT = """
 import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import jax, jax.numpy as jnp
-from whisper_nnx import kernels
+from whisper_nnx.ops.cpu import kernels
 assert kernels.usable()
 x, table = jnp.ones((5, 64)), jnp.ones((9000, 64), jnp.int8)
 assert (jax.jit(kernels.table_product)(x, table) == 64).all()
@@ -255,7 +255,7 @@ def test_a_library_that_others_can_have_written_is_compiled_again(cache, tmp_pat
 
 def test_eight_processes_that_start_at_once_compile_once(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", counting(tmp_path, f"sleep 1; {_STAMPED}"))
-    code = "from whisper_nnx.kernels import build; assert build.load() is not None"
+    code = "from whisper_nnx.ops.cpu import build; assert build.load() is not None"
     running = [subprocess.Popen([sys.executable, "-W", "error", "-c", code]) for _ in range(8)]
     assert [process.wait(timeout=300) for process in running] == [0] * 8
     assert calls(tmp_path) == 1

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from whisper_nnx.cache import KeysValues, KVCache
-from whisper_nnx.products import (
+from whisper_nnx.model.cache import KeysValues, KVCache
+from whisper_nnx.ops.products import (
     attention_scores,
     dot_product_attention,
     few_rows_product,

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_nnx.colors import colored
+from whisper_nnx.output.colors import colored
 
 
 def color(text: str) -> int:

@@ -12,18 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tests.small import quick_compilation, small_model  # noqa: F401
-from whisper_nnx import decode, plotting
-from whisper_nnx.features import RecordingMel
-from whisper_nnx.model import Whisper
-from whisper_nnx.plotting import (
-    Alignment,
-    align_window,
-    plot_alignment,
-    plot_mel,
-    plot_probabilities,
-    plot_transcript,
-    plot_words,
-)
+from whisper_nnx import decode
+from whisper_nnx.alignment.window import Alignment, align_window
+from whisper_nnx.audio import features
+from whisper_nnx.audio.features import RecordingMel
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.output import plotting
+from whisper_nnx.output.plotting import plot_alignment, plot_mel, plot_probabilities, plot_transcript, plot_words
 
 SAMPLES = np.sin(np.arange(48_000, dtype=np.float32) / 20)  # 3 s
 
@@ -153,7 +148,7 @@ def test_the_mel_stands_under_its_words_at_its_time():
 def test_the_frequencies_beside_the_mel_are_those_of_its_filters():
     heights = plot_mel(np.zeros((80, 200))).get_yticks()
     hz = np.linspace(0, 8000, 201)
-    strongest_hz = hz[plotting.mel_filters(80).argmax(axis=1)]
+    strongest_hz = hz[features.mel_filters(80).argmax(axis=1)]
     np.testing.assert_allclose(strongest_hz[heights.astype(int)], [500, 1000, 2000, 4000], rtol=0.1)
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from tests.small import quick_compilation, small_model  # noqa: F401
-from whisper_nnx import progress, transcribe
-from whisper_nnx.progress import AudioProgress, Bar, clock, stated_duration_s
+from whisper_nnx import transcribe
+from whisper_nnx.output import progress
+from whisper_nnx.output.progress import AudioProgress, Bar, clock, stated_duration_s
 
 RATE = 16_000
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from whisper_nnx.subtitles import SubtitleOptions, spoken_text, subtitle_cues
-from whisper_nnx.writers import (
+from whisper_nnx.output.subtitles import SubtitleOptions, spoken_text, subtitle_cues
+from whisper_nnx.output.writers import (
     OPENAI_FORMATS,
     WRITERS,
     format_timestamp,

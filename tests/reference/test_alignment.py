@@ -6,10 +6,10 @@ import gzip
 import numpy as np
 import pytest
 
-from tests.test_known_text import check_word_times, truth
+from tests.alignment.test_align import check_word_times, truth
 from whisper_nnx import log_mel_spectrogram, pad_or_trim
-from whisper_nnx.config import ALIASES, RELEASED, RELEASED_ALIGNMENT_HEADS
-from whisper_nnx.likelihood import score
+from whisper_nnx.alignment.likelihood import score
+from whisper_nnx.model.config import ALIASES, RELEASED, RELEASED_ALIGNMENT_HEADS
 
 ALIGNED = (
     *("de_40s", "en_8k_35s", "en_mixed_75s", "en_noisy_40s", "en_one_speaker_30s", "en_pauses_60s"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 import whisper
 
-from whisper_nnx.audio import AudioError, load_audio
+from whisper_nnx.audio.loading import AudioError, load_audio
 
 SEVEN = "pan=6.1|c0=c0|c1=c1|c2=0.5*c0|c3=0.3*c1|c4=-0.2*c0|c5=0.1*c1|c6=c0"
 SIX = "pan=5.1|c0=c0|c1=c1|c2=0.5*c0+0.5*c1|c3=c0|c4=0.3*c0|c5=-0.7*c1"

@@ -10,10 +10,10 @@ import pytest
 import whisper
 
 import weight_loader
-from whisper_nnx.cli import build_parser, main
+from whisper_nnx.cli.transcribe import build_parser, main
 
 reference = importlib.import_module("whisper.transcribe")
-ours = importlib.import_module("whisper_nnx.transcribe")
+ours = importlib.import_module("whisper_nnx.transcription.stream")
 
 RESULT = {"text": "one", "segments": [], "language": "en"}
 # What the machine decides (the reference asks CUDA when it builds its parser, and takes float16 where it can), or the

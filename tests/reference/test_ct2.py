@@ -11,9 +11,9 @@ from flax import nnx
 from weight_loader import load_model, save_model, save_pretrained
 from weight_loader.load import abstract_model
 from whisper_nnx import transcribe
-from whisper_nnx.config import RELEASED
-from whisper_nnx.model import Whisper
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.model.config import RELEASED
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.text.tokenizer import Tokenizer
 
 converters = pytest.importorskip("ctranslate2.converters")
 faster_whisper = pytest.importorskip("faster_whisper")

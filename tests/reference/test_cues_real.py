@@ -11,7 +11,7 @@ import srt
 import webvtt
 
 from whisper_nnx import load_model, transcribe
-from whisper_nnx.writers import WRITERS
+from whisper_nnx.output.writers import WRITERS
 
 pytestmark = pytest.mark.real
 OPTIONS = (

@@ -11,7 +11,7 @@ import torch
 import whisper
 
 from whisper_nnx import DecodingOptions, decode, detect_language
-from whisper_nnx.decoding.filters import Repetition, repetition_rules
+from whisper_nnx.decoding.rules import Repetition, repetition_rules
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning"),

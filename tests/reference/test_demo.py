@@ -10,7 +10,7 @@ import transformers
 import whisper_nnx
 from weight_loader import load_model
 from whisper_nnx import decode, log_mel_spectrogram, pad_or_trim
-from whisper_nnx.audio import load_audio
+from whisper_nnx.audio.loading import load_audio
 
 FOLDER = Path(whisper_nnx.__file__).parent / "assets" / "demo"
 AUDIO = Path(__file__).parents[2] / "examples" / "audio"

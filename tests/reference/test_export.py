@@ -15,8 +15,8 @@ import transformers
 from tests.small import quick_compilation, small_model  # noqa: F401
 from tests.training.recordings import write_manifest
 from weight_loader import load_model, save_pretrained
-from whisper_nnx.model import Whisper
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.training.config import DataConfig, LoraConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
 from whisper_nnx.training.run import train
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import whisper
 
-from whisper_nnx.audio import load_audio
-from whisper_nnx.features import N_FRAMES, RecordingMel, log_mel_spectrogram, mel_filters
+from whisper_nnx.audio.features import N_FRAMES, RecordingMel, log_mel_spectrogram, mel_filters
+from whisper_nnx.audio.loading import load_audio
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ from flax import nnx
 from weight_loader import load_model, save_model, save_pretrained
 from weight_loader.ggml_blocks import STORAGES
 from whisper_nnx import transcribe
-from whisper_nnx.features import log_mel_spectrogram
-from whisper_nnx.model import Whisper
+from whisper_nnx.audio.features import log_mel_spectrogram
+from whisper_nnx.model.whisper import Whisper
 
 pywhispercpp = pytest.importorskip("pywhispercpp.model")
 STORAGE = {storage.name: storage for storage in STORAGES}

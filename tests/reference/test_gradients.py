@@ -13,7 +13,7 @@ from flax import nnx
 from tests.reference.test_weight_loader import SMALL, random_transformers_model
 from weight_loader import load_model
 from weight_loader.names import SINUSOIDS, parameters
-from whisper_nnx.features import log_mel_spectrogram
+from whisper_nnx.audio.features import log_mel_spectrogram
 from whisper_nnx.training import step
 from whisper_nnx.training.config import OptimizerConfig, TrainConfig
 

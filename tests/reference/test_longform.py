@@ -18,9 +18,12 @@ import whisper.decoding
 import whisper.timing
 
 from tests.reference.placing import placed
-from whisper_nnx import driver, longform, opening, transcribe
-from whisper_nnx.cache import KeysValues
-from whisper_nnx.windows import DecodingResult, EncodedWindows
+from whisper_nnx import transcribe
+from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.transcription import batch as batch_module
+from whisper_nnx.transcription import opening
+from whisper_nnx.transcription import recording as recording_module
+from whisper_nnx.transcription.windows import DecodingResult, EncodedWindows
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning", "ignore:.*digital silence")
 
@@ -162,7 +165,7 @@ def our_transcript(model, invention: Invention, samples: int, options: dict, mon
 
     monkeypatch.setattr(opening, "RecordingMel", mel)
     for name, stand_in in {"encode_windows": encode, "decode_windows": decode, "align_tokens": align}.items():
-        monkeypatch.setattr(driver, name, stand_in)
+        monkeypatch.setattr(batch_module, name, stand_in)
     return transcribe(model, np.zeros(samples, np.float32), **options)
 
 
@@ -186,7 +189,7 @@ def ends_s(calls: list[tuple]) -> dict[int, float]:
 
 @pytest.mark.parametrize("tenth", range(10))
 def test_invented_recordings_take_the_same_course(tenth, model, monkeypatch):
-    monkeypatch.setattr(longform, "SHORTEST_REST", 1)  # the reference decodes whatever is left
+    monkeypatch.setattr(recording_module, "SHORTEST_REST", 1)  # the reference decodes whatever is left
     compared = 0
     for case in range(tenth, 200, 10):
         samples, options = options_of(case)

@@ -31,8 +31,8 @@ from weight_loader.readers.openai import dimensions_of
 from weight_loader.save import content_of
 from weight_loader.writers import write_checkpoint
 from whisper_nnx import transcribe
-from whisper_nnx.config import RELEASED
-from whisper_nnx.model import sinusoids
+from whisper_nnx.model.config import RELEASED
+from whisper_nnx.model.whisper import sinusoids
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no tokenizer:")
 POSITIONS = ("encoder", "embed_positions")

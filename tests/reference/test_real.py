@@ -13,9 +13,9 @@ from tests.reference.test_transcribe import compare
 from weight_loader.load import read_content
 from weight_loader.writers import write_checkpoint
 from whisper_nnx import load_audio, load_model
-from whisper_nnx.evaluate import evaluate
-from whisper_nnx.evaluation import error_rates
-from whisper_nnx.training.manifest import read_manifest
+from whisper_nnx.data.manifest import read_manifest
+from whisper_nnx.evaluation.error_rates import error_rates
+from whisper_nnx.evaluation.run import evaluate
 
 pytestmark = [
     pytest.mark.real,

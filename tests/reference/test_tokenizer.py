@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import WhisperTokenizer
 
-from tests.test_tokenizer import MERGES, TIMES, Files, as_tokenizer_json, byte_characters, small_files
-from whisper_nnx.languages import LANGUAGES, to_language_code
-from whisper_nnx.tokenizer import Tokenizer
+from tests.text.test_tokenizer import MERGES, TIMES, Files, as_tokenizer_json, byte_characters, small_files
+from whisper_nnx.text.languages import LANGUAGES, to_language_code
+from whisper_nnx.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")  # openai-whisper's
 

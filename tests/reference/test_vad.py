@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_nnx.audio import SAMPLE_RATE
-from whisper_nnx.vad import VadOptions, spans_from_probabilities, speech_probabilities, speech_spans
+from whisper_nnx.audio.loading import SAMPLE_RATE
+from whisper_nnx.audio.vad import VadOptions, spans_from_probabilities, speech_probabilities, speech_spans
 
 FRAME = 512
 OPTIONS = (

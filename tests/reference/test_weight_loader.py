@@ -18,7 +18,7 @@ from flax import nnx
 from weight_loader import load_model, save_pretrained
 from weight_loader.load import abstract_model
 from weight_loader.names import parameters
-from whisper_nnx.config import RELEASED
+from whisper_nnx.model.config import RELEASED
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no tokenizer:")
 IDS = np.array([[3, 14, 15, 92, 65, 35, 89, 79, 32, 38]])

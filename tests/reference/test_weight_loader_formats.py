@@ -21,7 +21,7 @@ from weight_loader.names import parameters
 from weight_loader.readers import open_checkpoint
 from weight_loader.readers.openai import dimensions_of
 from whisper_nnx import transcribe
-from whisper_nnx.config import RELEASED
+from whisper_nnx.model.config import RELEASED
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*no tokenizer:"),

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from whisper.utils import format_timestamp as reference_format_timestamp
 from whisper.utils import get_writer as reference_get_writer
 
-from whisper_nnx.subtitles import SubtitleOptions, cue_pieces, subtitle_cues
-from whisper_nnx.writers import OPENAI_FORMATS, WRITERS, format_timestamp, get_writer
+from whisper_nnx.output.subtitles import SubtitleOptions, cue_pieces, subtitle_cues
+from whisper_nnx.output.writers import OPENAI_FORMATS, WRITERS, format_timestamp, get_writer
 
 Result = dict[str, Any]
 

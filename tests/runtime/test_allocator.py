@@ -10,7 +10,7 @@ PROGRAM = """
 import resource, sys
 import jax, jax.numpy as jnp
 if "keep" in sys.argv:
-    from whisper_nnx.allocator import keep_memory
+    from whisper_nnx.runtime.allocator import keep_memory
     assert keep_memory()
 f = jax.jit(lambda x: jax.nn.softmax(x @ x.T, axis=-1).sum(axis=0))
 x = jnp.ones((3000, 8))
@@ -42,7 +42,7 @@ def test_memory_that_is_kept_is_not_mapped_again_and_lies_in_large_pages():
 
 COMPILES = """
 import jax
-from whisper_nnx import allocator
+from whisper_nnx.runtime import allocator
 class Library:
     calls = []
     malloc_trim = calls.append

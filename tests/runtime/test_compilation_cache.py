@@ -10,14 +10,14 @@ from pathlib import Path
 import jax
 import pytest
 
-from whisper_nnx.compilation_cache import enable_compilation_cache
-from whisper_nnx.user_cache import user_cache_folder
+from whisper_nnx.runtime.compilation_cache import enable_compilation_cache
+from whisper_nnx.runtime.user_cache import user_cache_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders have no modes there")
 PROGRAM = """
 import collections, sys
 import jax
-from whisper_nnx.compilation_cache import enable_compilation_cache
+from whisper_nnx.runtime.compilation_cache import enable_compilation_cache
 enable_compilation_cache(sys.argv[1])
 events = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rsplit("/", 1)[-1]]))
@@ -39,7 +39,7 @@ def as_in_a_new_process() -> Iterator[None]:
 
 def compile_in_a_new_process(folder: Path, **environment: str) -> tuple[int, int]:
     """-> hits and misses of the cache."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder)],
         capture_output=True,
@@ -114,7 +114,7 @@ def test_groups_may_write_only_if_they_are_the_users_own(tmp_path: Path, monkeyp
     (tmp_path / "parent").mkdir()
     (tmp_path / "parent").chmod(0o770)
     own: list[bool] = []
-    monkeypatch.setattr("whisper_nnx.user_cache._is_own_group", lambda gid: own[-1])
+    monkeypatch.setattr("whisper_nnx.runtime.user_cache._is_own_group", lambda gid: own[-1])
     own.append(False)
     assert f"others may write to {tmp_path / 'parent'}" in refused(tmp_path / "parent" / "cache")
     own.append(True)

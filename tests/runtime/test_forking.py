@@ -14,7 +14,7 @@ import pytest
 
 import whisper_nnx
 from tests.small import small_model
-from whisper_nnx.languages import to_language_code
+from whisper_nnx.text.languages import to_language_code
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 TIMEOUT_S = 60
@@ -102,7 +102,7 @@ print("parent" if pid else "child", mel.shape, flush=True)
 if pid:
     assert os.waitpid(pid, 0)[1] == 0
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment)
     assert sorted(done.stdout.splitlines()) == ["child (80, 100)", "parent (80, 100)"]
 
@@ -120,6 +120,6 @@ else:
     except RuntimeError as error:
         print(error, flush=True)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment)
     assert done.stdout.startswith("this process was forked after JAX was used")

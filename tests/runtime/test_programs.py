@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 
+import whisper_nnx
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
 from whisper_nnx import keep_programs, transcribe, warmup
-from whisper_nnx.programs import Program, _kept
-from whisper_nnx.windows import _encode, encode_windows
+from whisper_nnx.runtime.programs import Program, _kept, _sources
+from whisper_nnx.transcription.windows import _encode, encode_windows
 
 NOISE = np.random.default_rng(1).normal(0, 0.1, 40_000).astype(np.float32)
 OPTIONS = {"temperature": 0.0, "sample_len": 8}
@@ -88,7 +89,7 @@ def test_damaged_files_and_other_versions_are_made_again(folder, traced, monkeyp
         file.write_bytes(b"no program")
     keep_programs(folder)
     np.testing.assert_array_equal(encode_windows(model, mel).features, expected)
-    monkeypatch.setattr("whisper_nnx.programs._version", lambda: "another")
+    monkeypatch.setattr("whisper_nnx.runtime.programs._version", lambda: "another")
     keep_programs(folder)
     np.testing.assert_array_equal(encode_windows(model, mel).features, expected)
     assert len(traced) == 3
@@ -150,14 +151,14 @@ def test_processes_that_start_at_once_trace_a_program_once(tmp_path):
     code = f"""
 from tests.small import small_mel, small_model
 from whisper_nnx import keep_programs
-from whisper_nnx.programs import Program
-from whisper_nnx.windows import encode_windows
+from whisper_nnx.runtime.programs import Program
+from whisper_nnx.transcription.windows import encode_windows
 made = Program.exported
 Program.exported = lambda self, *args: print("traced") or made(self, *args)
 keep_programs({str(tmp_path)!r})
 encode_windows(small_model(), small_mel(1))
 """
-    options = {"cwd": Path(__file__).parents[1], "stdout": subprocess.PIPE, "text": True}
+    options = {"cwd": Path(__file__).parents[2], "stdout": subprocess.PIPE, "text": True}
     running = [subprocess.Popen([sys.executable, "-c", code], **options) for _ in range(4)]
     assert "".join(process.communicate(timeout=300)[0] for process in running) == "traced\n"
     assert len(list(tmp_path.iterdir())) == 1
@@ -184,7 +185,7 @@ def test_a_folder_is_made_and_what_cannot_be_one_is_refused(tmp_path):
 
 
 def test_only_so_many_are_kept(folder, monkeypatch):
-    monkeypatch.setattr("whisper_nnx.programs._MOST_FILES", 2)
+    monkeypatch.setattr("whisper_nnx.runtime.programs._MOST_FILES", 2)
     model = small_model()
     for rows in (1, 2, 3):
         encode_windows(model, small_mel(rows))
@@ -204,7 +205,7 @@ def test_under_transforms_it_is_plain_jit(folder, traced):
 
 def run_python(code, **environment):
     """What it prints."""
-    options = {"cwd": Path(__file__).parents[1], "env": os.environ | environment, "text": True}
+    options = {"cwd": Path(__file__).parents[2], "env": os.environ | environment, "text": True}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, **options).stdout
 
 
@@ -214,7 +215,7 @@ import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
 from whisper_nnx import keep_programs
-from whisper_nnx.windows import encode_windows
+from whisper_nnx.transcription.windows import encode_windows
 model, mel = small_model(), small_mel(2)
 expected = model.encode(mel)
 everywhere = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -234,7 +235,7 @@ def test_another_process_finds_them(tmp_path):
 import numpy as np, sys
 from tests.small import small_model
 from whisper_nnx import keep_programs, transcribe
-from whisper_nnx.programs import Program
+from whisper_nnx.runtime.programs import Program
 made = Program.exported
 Program.exported = lambda self, *args: print("traced") or made(self, *args)
 keep_programs({str(tmp_path)!r})
@@ -243,3 +244,23 @@ print(transcribe(small_model(), np.ones(9000, np.float32), **{OPTIONS!r})["text"
     first, second = run_python(code), run_python(code)
     assert "traced" in first
     assert second == first.replace("traced\n", "")
+
+
+def test_the_version_is_that_of_every_module_of_the_package(monkeypatch):
+    read, real = [], Path.read_bytes
+
+    def read_bytes(path):
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    _sources.__wrapped__()
+    package = Path(whisper_nnx.__file__).parent
+    assert sorted(read) == sorted(package.rglob("*.py"))
+    assert {file.relative_to(package).parts[0] for file in read} > {"model", "ops", "decoding", "timing", "runtime"}
+
+
+def test_another_source_is_another_version(monkeypatch):
+    before, real = _sources.__wrapped__(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) + b"#" * (path.name == "layers.py"))
+    assert _sources.__wrapped__() != before

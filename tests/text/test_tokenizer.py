@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_nnx.languages import LANGUAGES, to_language_code
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.text.languages import LANGUAGES, to_language_code
+from whisper_nnx.text.tokenizer import Tokenizer
 
 Files = dict[str, bytes]
 
@@ -388,7 +388,7 @@ def test_jit_compiles_once_for_equal_tokenizers(small: Tokenizer):
 
 def test_importing_the_tokenizer_is_light():
     heavy = ["jax", "torch", "numpy", "tiktoken", "transformers"]
-    code = f"import sys, whisper_nnx.tokenizer; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, whisper_nnx.text.tokenizer; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -5,9 +5,8 @@ import pytest
 
 from tests.small import quick_compilation, small_config, small_tokenizer  # noqa: F401
 from whisper_nnx import align, load_audio, load_model, transcribe
-from whisper_nnx.config import RELEASED, RELEASED_ALIGNMENT_HEADS, RELEASED_SHORT_PIECE_HEADS
-from whisper_nnx.longform import LongformOptions
-from whisper_nnx.word_times import (
+from whisper_nnx.model.config import RELEASED, RELEASED_ALIGNMENT_HEADS, RELEASED_SHORT_PIECE_HEADS
+from whisper_nnx.timing.word_times import (
     PAUSE,
     Heads,
     Layout,
@@ -18,7 +17,8 @@ from whisper_nnx.word_times import (
     spelled_words,
     word_heads,
 )
-from whisper_nnx.words import WordTiming
+from whisper_nnx.timing.words import WordTiming
+from whisper_nnx.transcription.recording import LongformOptions
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.small import small_tokenizer
-from whisper_nnx.hallucination import find_hallucination, is_anomaly, last_end_s, leading_silence_s
-from whisper_nnx.words import WordTiming, add_words, merge_punctuations, words_from_tokens
+from whisper_nnx.timing.words import WordTiming, add_words, merge_punctuations, words_from_tokens
+from whisper_nnx.transcription.hallucination import find_hallucination, is_anomaly, last_end_s, leading_silence_s
 
 
 def word(text: str, start: float = 0.0, end: float = 0.2, tokens: int = 1) -> WordTiming:

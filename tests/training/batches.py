@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from tests.small import TIMESTAMPS, small_config, small_model
-from whisper_nnx.model import Whisper
+from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.training.config import LossConfig, OptimizerConfig, TrainConfig
 from whisper_nnx.training.step import TrainState, create_state, make_mesh, make_step, make_trainee, put_batch
 

@@ -39,7 +39,7 @@ def cache(tmp_path_factory) -> Iterator[Path]:
     """A folder of compiled programs that the runs of a module share; afterwards JAX's cache is as it was."""
     from jax.experimental.compilation_cache import compilation_cache
 
-    from whisper_nnx.compilation_cache import enable_compilation_cache
+    from whisper_nnx.runtime.compilation_cache import enable_compilation_cache
 
     before = {name: jax.config.values[name] for name in _CACHE_OPTIONS}
     folder = tmp_path_factory.mktemp("cache")

@@ -6,15 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from whisper_nnx.training.config import (
-    EvaluateConfig,
-    ModelConfig,
-    TrainConfig,
-    check,
-    describe,
-    differences,
-    to_dict,
-)
+from whisper_nnx.training.config import EvaluateConfig, ModelConfig, TrainConfig, check, describe, differences, to_dict
 from whisper_nnx.training.config_file import _fields, from_dict, load_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))

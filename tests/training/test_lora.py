@@ -8,8 +8,8 @@ from flax import nnx
 
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
 from tests.training.batches import Run, made_up_batch, small_run
-from whisper_nnx.model import Whisper
-from whisper_nnx.products import flat_product
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.ops.products import flat_product
 from whisper_nnx.training.config import LoraConfig
 from whisper_nnx.training.lora import LoraLinear, LoraParam, add_lora, merge, unmerge
 from whisper_nnx.training.products import round_products

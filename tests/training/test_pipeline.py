@@ -17,11 +17,11 @@ import pytest
 
 from tests.small import small_tokenizer
 from tests.training.sounds import RATE, steady, write
-from whisper_nnx.audio import load_audio
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.audio.loading import load_audio
+from whisper_nnx.data.manifest import Row
+from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.training import make_pipeline, read_manifest
 from whisper_nnx.training.config import AugmentConfig, DataConfig
-from whisper_nnx.training.manifest import Row
 from whisper_nnx.training.pipeline import Batch, Pipeline
 
 TOKENIZER = small_tokenizer()

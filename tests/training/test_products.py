@@ -9,7 +9,7 @@ import pytest
 
 from tests.small import quick_compilation, small_model  # noqa: F401
 from tests.training.batches import Run, arrays_of, made_up_batch, small_run
-from whisper_nnx.products import dot_product_attention
+from whisper_nnx.ops.products import dot_product_attention
 from whisper_nnx.training.config import ModelConfig
 from whisper_nnx.training.products import attend, product
 from whisper_nnx.training.step import trained_model

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from weight_loader import load_model
-from whisper_nnx.evaluate import main as evaluate
-from whisper_nnx.train import main as train
+from whisper_nnx.cli.evaluate import main as evaluate
+from whisper_nnx.cli.train import main as train
 
 pytestmark = pytest.mark.real
 TEXT = "he began a confused complaint against the wizard who had vanished behind the curtain on the left"
@@ -16,7 +16,7 @@ TEXT = "he began a confused complaint against the wizard who had vanished behind
 def test_an_english_only_checkpoint_is_fine_tuned_and_evaluated(
     real_tiny_en, real_speech, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("whisper_nnx.compilation_cache.choose_compilation_cache", lambda wanted: None)
+    monkeypatch.setattr("whisper_nnx.runtime.compilation_cache.choose_compilation_cache", lambda wanted: None)
     rows = [{"audio": str(real_speech("en_libri_5s.flac")), "text": TEXT}]  # English is understood
     rows.append({"audio": str(real_speech("es_libri_17s.opus")), "text": "la sorpresa", "language": "es"})
     manifest = tmp_path / "rows.jsonl"

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from tests.small import quick_compilation, small_model  # noqa: F401
 from tests.training.recordings import cache, write_manifest  # noqa: F401
 from weight_loader import load_model, save_pretrained
-from whisper_nnx.model import Whisper
+from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.training.config import (
     DataConfig,
     EvaluateConfig,

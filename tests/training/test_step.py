@@ -9,8 +9,8 @@ from flax import nnx
 
 from tests.small import quick_compilation, small_config, small_model, small_tokenizer  # noqa: F401
 from tests.training.batches import Run, arrays_of, made_up_batch, small_run
-from whisper_nnx.features import log_mel_spectrogram
-from whisper_nnx.model import Whisper
+from whisper_nnx.audio.features import log_mel_spectrogram
+from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.training import step
 from whisper_nnx.training.config import AugmentConfig, LossConfig, ModelConfig, TrainConfig
 from whisper_nnx.training.step import create_state, make_mesh, make_trainee, new_model, put_batch, trained_model

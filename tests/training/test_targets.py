@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.small import small_tokenizer, small_tokenizer_files
-from whisper_nnx.tokenizer import Tokenizer
-from whisper_nnx.training.manifest import Span
+from whisper_nnx.data.manifest import Span
+from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.training.targets import Format, Said, Target, TooLong, encode_target, spoken_tokens
 
 TOKENIZER = small_tokenizer(languages=("en", "de", "es", "zh"))

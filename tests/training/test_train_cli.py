@@ -17,7 +17,7 @@ from flax import nnx
 from tests.small import quick_compilation, small_config, small_model  # noqa: F401
 from tests.training.recordings import cache, write_manifest  # noqa: F401
 from weight_loader import load_model, save_pretrained
-from whisper_nnx.train import main, make_evaluate
+from whisper_nnx.cli.train import main, make_evaluate
 from whisper_nnx.training.config_file import load_config
 from whisper_nnx.training.metrics import read_records
 from whisper_nnx.training.run import read_rows
@@ -44,7 +44,7 @@ def die_or_rename(source, target):
     rename(source, target)
 
 Metrics.write, os.rename = write_and_die, die_or_rename
-from whisper_nnx.train import main
+from whisper_nnx.cli.train import main
 sys.exit(main(sys.argv[3:]))
 """
 
@@ -93,7 +93,7 @@ def run(words, capsys, monkeypatch):
 
     Without the compilation cache, which would stay on for the tests behind it.
     """
-    monkeypatch.setattr("whisper_nnx.compilation_cache.choose_compilation_cache", lambda wanted: None)
+    monkeypatch.setattr("whisper_nnx.runtime.compilation_cache.choose_compilation_cache", lambda wanted: None)
 
     def run(*more: str) -> tuple[int, list[str]]:
         try:
@@ -277,7 +277,7 @@ def test_a_mistake_gets_one_line_and_no_run(run, folder, tmp_path, more, message
 def test_help_imports_neither_jax_nor_numpy_and_lists_every_name():
     code = """
 import sys
-from whisper_nnx.train import main
+from whisper_nnx.cli.train import main
 try:
     main(["--help"])
 finally:
@@ -303,7 +303,7 @@ def test_a_run_that_evaluates_writes_error_rates_and_keeps_the_best(run, folder,
 
 
 def test_recordings_that_an_evaluation_cannot_read_are_told_by_their_line(run, folder, tmp_path, monkeypatch):
-    module = importlib.import_module("whisper_nnx.evaluate")
+    module = importlib.import_module("whisper_nnx.evaluation.run")
     real = module._result
 
     def without_the_second(row, task, guessed, heard, normalizer):

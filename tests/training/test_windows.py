@@ -9,9 +9,9 @@ import pytest
 
 from tests.small import TIMESTAMPS, small_tokenizer
 from tests.training.sounds import RATE, level, steady, stretches, write
-from whisper_nnx.audio import load_audio
+from whisper_nnx.audio.loading import load_audio
+from whisper_nnx.data.manifest import Row, Span
 from whisper_nnx.training.config import AugmentConfig, DataConfig
-from whisper_nnx.training.manifest import Row, Span
 from whisper_nnx.training.windows import Windows
 
 TOKENIZER = small_tokenizer()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.small import small_tokenizer
-from whisper_nnx.longform import LongformOptions, Recording, Window
-from whisper_nnx.results import Segment
+from whisper_nnx.output.results import Segment
+from whisper_nnx.transcription.recording import LongformOptions, Recording, Window
 
 TOKENIZER = small_tokenizer()
 BEGIN = TOKENIZER.special.timestamp_begin

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from tests.small import small_mel, small_model
-from whisper_nnx import driver, load_audio, load_model, transcribe
-from whisper_nnx.cache import KeysValues
+from whisper_nnx import load_audio, load_model, transcribe
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.driver import Batch, Live
-from whisper_nnx.fallback import FallbackOptions
-from whisper_nnx.longform import LongformOptions, Recording
-from whisper_nnx.windows import DecodingResult, EncodedWindows
+from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.transcription import batch as batch_module
+from whisper_nnx.transcription.batch import Batch, Live
+from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.recording import LongformOptions, Recording
+from whisper_nnx.transcription.windows import DecodingResult, EncodedWindows
 
 LADDER = FallbackOptions(temperatures=(0.0, 0.4, 0.8))
 
@@ -28,8 +29,8 @@ class Decoder:
         self.rows_in_memory: int | None = None
         self.encoded: list[int] = []  # numbers of the recordings whose windows were encoded, in order
         self.calls: list[list[tuple[int, int, float, int] | None]] = []  # recording, window, temperature, seed
-        monkeypatch.setattr(driver, "encode_windows", self.encode_windows)
-        monkeypatch.setattr(driver, "decode_windows", self.decode_windows)
+        monkeypatch.setattr(batch_module, "encode_windows", self.encode_windows)
+        monkeypatch.setattr(batch_module, "decode_windows", self.decode_windows)
         frames = small_mel().shape[-1]
         self.lives = [
             Live(
@@ -161,7 +162,7 @@ def test_first_windows_of_the_next_recordings_are_encoded_while_others_decode(mo
     seen_at_call: list[list[int]] = []
     decode_windows = decoder.decode_windows
     monkeypatch.setattr(
-        driver,
+        batch_module,
         "decode_windows",
         lambda *a, **k: (seen_at_call.append(list(decoder.encoded)), decode_windows(*a, **k))[1],
     )
@@ -173,7 +174,7 @@ def test_first_windows_of_the_next_recordings_are_encoded_while_others_decode(mo
 
 def test_a_finished_recording_comes_before_the_next_is_decoded(model, monkeypatch):
     decoder = Decoder(model, [1, 1, 1], 1, monkeypatch)
-    decoder.batch = driver.Batch(model, 1)
+    decoder.batch = batch_module.Batch(model, 1)
     events = decoder.batch.run(iter(decoder.lives))
     calls = [len(decoder.calls) for _, segments in events if segments is None]
     assert calls == [1, 2, 3]
@@ -205,7 +206,7 @@ def test_an_error_that_is_not_of_memory_is_told(model, monkeypatch):
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("INTERNAL: a defect")
 
-    monkeypatch.setattr(driver, "decode_windows", fail)
+    monkeypatch.setattr(batch_module, "decode_windows", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="a defect"):
         decoder.run(size=2)
 

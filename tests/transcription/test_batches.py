@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from whisper_nnx import load_audio, load_model, transcribe
-from whisper_nnx.transcribe import iter_transcripts
+from whisper_nnx.transcription.stream import iter_transcripts
 
 # Words, thresholds that send some windows up the ladder, samples on the way.
 OPTIONS = {"word_timestamps": True, "temperature": (0.0, 0.6), "logprob_threshold": -0.8, "best_of": 2}

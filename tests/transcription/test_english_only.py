@@ -11,10 +11,10 @@ import pytest
 from tests.small import quick_compilation, small_config, small_model, small_tokenizer_files  # noqa: F401
 from whisper_nnx import load_model, transcribe
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.fallback import FallbackOptions
-from whisper_nnx.longform import LongformOptions
-from whisper_nnx.options import TranscribeOptions
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.options import TranscribeOptions
+from whisper_nnx.transcription.recording import LongformOptions
 
 WORKS = [
     {"condition_on_previous_text": False, "hotwords": "the one", "max_context": 3, "initial_prompt": "one two"},
@@ -80,7 +80,9 @@ def test_the_table_holds_every_option_of_transcribe():
 @pytest.mark.parametrize("options", WORKS, ids=name_of)
 def test_an_english_only_model_takes_the_option(model, options, monkeypatch):
     if "vad_filter" in options:
-        monkeypatch.setattr("whisper_nnx.opening.speech_spans", lambda samples, options: [(0.2, 0.9), (1.5, 2.4)])
+        monkeypatch.setattr(
+            "whisper_nnx.transcription.opening.speech_spans", lambda samples, options: [(0.2, 0.9), (1.5, 2.4)]
+        )
     sound = np.stack([SOUND, SOUND[::-1]]) if "diarize" in options else SOUND
     if "audio_track" in options:
         sound = wav_of(SOUND)

@@ -4,15 +4,16 @@ import jax
 import numpy as np
 import pytest
 
+from tests.audio.test_loading import as_int16, write_wav
 from tests.small import quick_compilation, small_model  # noqa: F401
-from tests.test_audio import as_int16, write_wav
-from whisper_nnx import driver, load_audio, transcribe
-from whisper_nnx.audio import AudioError
-from whisper_nnx.cli import main
-from whisper_nnx.features import RecordingMel
-from whisper_nnx.longform import Recording
-from whisper_nnx.model import Whisper
-from whisper_nnx.transcribe import iter_segments
+from whisper_nnx import load_audio, transcribe
+from whisper_nnx.audio.features import RecordingMel
+from whisper_nnx.audio.loading import AudioError
+from whisper_nnx.cli.transcribe import main
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.transcription import batch as batch_module
+from whisper_nnx.transcription.recording import Recording
+from whisper_nnx.transcription.stream import iter_segments
 
 OPTIONS = {"language": "en", "temperature": 0.0}
 
@@ -124,7 +125,7 @@ def test_a_recording_that_the_device_cannot_do_is_alone_with_it(
     model, alone, monkeypatch, function, message, batch_size
 ):
     """Whatever the device raises, even when memory does not suffice for one row."""
-    right = getattr(driver, function)
+    right = getattr(batch_module, function)
 
     def fails(model: Whisper, what: object, options: object = (), *rest: object, **more: object) -> object:
         german = [row for row in options or () if row and row.language == "de"]
@@ -134,7 +135,7 @@ def test_a_recording_that_the_device_cannot_do_is_alone_with_it(
 
     frames = 2 * model.config.max_source_positions
     german_mel = np.asarray(RecordingMel(noise(7), model.config.num_mel_bins, frames).window(0, frames)[None])
-    monkeypatch.setattr(driver, function, fails)
+    monkeypatch.setattr(batch_module, function, fails)
     bad = {"audio": noise(7), "language": "de"}
     first, error, *others = transcribe(model, [GOOD[0], bad, *GOOD[1:]], batch_size=batch_size, **OPTIONS)
     assert isinstance(error, jax.errors.JaxRuntimeError)

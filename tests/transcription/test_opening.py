@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.small import small_model
-from whisper_nnx import opening
-from whisper_nnx.opening import Opened, open_recording
-from whisper_nnx.options import TranscribeOptions
+from whisper_nnx.transcription import opening
+from whisper_nnx.transcription.opening import Opened, open_recording
+from whisper_nnx.transcription.options import TranscribeOptions
 
 SECOND = 16_000
 WINDOW = 100  # the small model's window is a second

@@ -6,12 +6,12 @@ from dataclasses import fields
 
 import pytest
 
-from whisper_nnx.cli import build_parser, main, spelled_out
+from whisper_nnx.cli.transcribe import build_parser, main, spelled_out
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.fallback import FallbackOptions
-from whisper_nnx.longform import LongformOptions
-from whisper_nnx.options import TranscribeOptions
-from whisper_nnx.other_names import OTHER_KEYWORDS, OTHER_OPTIONS
+from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.options import TranscribeOptions
+from whisper_nnx.transcription.other_names import OTHER_KEYWORDS, OTHER_OPTIONS
+from whisper_nnx.transcription.recording import LongformOptions
 
 
 def keywords() -> set[str]:

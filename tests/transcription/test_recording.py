@@ -7,8 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.recordings import BEGIN, POSITIONS, TOKENIZER, WINDOW, places, recording, run, said, spans, tell
-from whisper_nnx.longform import Window, parse_clips
+from tests.transcription.recordings import (
+    BEGIN,
+    POSITIONS,
+    TOKENIZER,
+    WINDOW,
+    places,
+    recording,
+    run,
+    said,
+    spans,
+    tell,
+)
+from whisper_nnx.transcription.recording import Window, parse_clips
 
 # Where it looks.
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.recordings import BEGIN, TOKENIZER, places, recording, run, said, tell
-from whisper_nnx.longform import LongformOptions
-from whisper_nnx.words import WordTiming
+from tests.transcription.recordings import BEGIN, TOKENIZER, places, recording, run, said, tell
+from whisper_nnx.timing.words import WordTiming
+from whisper_nnx.transcription.recording import LongformOptions
 
 ROOM = 23  # tokens of previous text in a context of 48
 

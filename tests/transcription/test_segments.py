@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_nnx.config import SpecialTokens
-from whisper_nnx.segments import TimedTokens, ends_in_single_timestamp, split_at_timestamps
+from whisper_nnx.text.special_tokens import SpecialTokens
+from whisper_nnx.transcription.segments import TimedTokens, ends_in_single_timestamp, split_at_timestamps
 
 SPECIAL = SpecialTokens(
     eot=50, sot=51, transcribe=52, translate=53, sot_lm=None, sot_prev=54, no_speech=55, no_timestamps=56,

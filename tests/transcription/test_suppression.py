@@ -8,8 +8,8 @@ import pytest
 
 from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer_files  # noqa: F401
 from whisper_nnx import decode, transcribe
-from whisper_nnx.tokenizer import Tokenizer
-from whisper_nnx.windows import DecodingOptions, decode_windows, encode_windows
+from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.transcription.windows import DecodingOptions, decode_windows, encode_windows
 
 SOUND = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
 NEVER_SILENT = {"no_speech_threshold": None, "logprob_threshold": None, "compression_ratio_threshold": None}

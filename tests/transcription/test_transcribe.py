@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from whisper_nnx import create_whisper_tiny, iter_segments, load_audio, load_model, transcribe
-from whisper_nnx.colors import colored
+from whisper_nnx.output.colors import colored
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_print_colors_shows_each_word_in_the_colour_of_its_probability(model, sh
 
 
 def test_verbose_false_shows_a_bar_of_seconds_on_a_terminal(model, short, capsys, monkeypatch):
-    monkeypatch.setattr("whisper_nnx.progress._is_terminal", lambda: True)
+    monkeypatch.setattr("whisper_nnx.output.progress._is_terminal", lambda: True)
     transcribe(model, short, temperature=0.0, verbose=False, language="en")
     captured = capsys.readouterr()
     assert captured.out == ""

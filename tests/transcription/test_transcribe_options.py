@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from whisper_nnx.config import WhisperConfig
-from whisper_nnx.options import TranscribeOptions
-from whisper_nnx.subtitles import SubtitleOptions
-from whisper_nnx.vad import VadOptions
+from whisper_nnx.audio.vad import VadOptions
+from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.output.subtitles import SubtitleOptions
+from whisper_nnx.transcription.options import TranscribeOptions
 
 
 def test_options_go_to_where_they_belong():
@@ -49,7 +49,7 @@ def test_replacing_nothing_changes_nothing():
 
 
 def test_options_are_made_without_jax():
-    code = "import sys; from whisper_nnx.options import TranscribeOptions as T; T.of(beam_size=5)"
+    code = "import sys; from whisper_nnx.transcription.options import TranscribeOptions as T; T.of(beam_size=5)"
     code += "; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

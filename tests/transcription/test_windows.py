@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tests.oracle import ROWS, PlainDecoder
 from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer  # noqa: F401
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.model import Whisper
-from whisper_nnx.products import cross_cache_dtype
-from whisper_nnx.suppression import suppressed_tokens
-from whisper_nnx.tokenizer import Tokenizer
-from whisper_nnx.windows import (
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.ops.products import cross_cache_dtype
+from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.transcription.suppression import suppressed_tokens
+from whisper_nnx.transcription.windows import (
     _encode,
     compression_ratio,
     decode,

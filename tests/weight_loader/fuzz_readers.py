@@ -1,9 +1,9 @@
 """Damages small valid checkpoints of every format and opens them: nothing but CheckpointError and OSError may come out.
 
-    python -m tests.fuzz_readers 100000 [--seed 0] [--keep FOLDER]
+    python -m tests.weight_loader.fuzz_readers 100000 [--seed 0] [--keep FOLDER]
 
 What came out otherwise, took long or asked for much memory is kept in the folder, and the exit code is 1. Such files
-belong into tests/findings, where test_weight_loader_fuzz.py opens them ever after.
+belong into tests/weight_loader/findings, where test_fuzz.py opens them ever after.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from weight_loader.ggml_blocks import STORAGES
 from weight_loader.load import abstract_model
 from weight_loader.readers import read_checkpoint
 from weight_loader.writers import write_checkpoint
-from whisper_nnx.config import WhisperConfig
-from whisper_nnx.features import mel_filters
+from whisper_nnx.audio.features import mel_filters
+from whisper_nnx.model.config import WhisperConfig
 
 SECONDS, MEMORY = 20, 2 * 2**30  # that one input may take
 Files = dict[str, bytes]  # of a checkpoint's folder, by name

@@ -13,7 +13,7 @@ from tests.small import small_model
 from weight_loader import CheckpointError, load_model, save_model
 from weight_loader.download import SHA256, URL_VARIABLE, address_of, download
 from weight_loader.hub import checkpoint_path
-from whisper_nnx.config import ALIASES, RELEASED
+from whisper_nnx.model.config import ALIASES, RELEASED
 
 CONTENT = bytes(range(256)) * 5000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -21,8 +21,8 @@ from weight_loader.checkpoint import Content
 from weight_loader.load import abstract_model
 from weight_loader.readers import open_checkpoint
 from weight_loader.writers import write_checkpoint
-from whisper_nnx.config import RELEASED
-from whisper_nnx.model import Whisper
+from whisper_nnx.model.config import RELEASED
+from whisper_nnx.model.whisper import Whisper
 
 POSITIONS = ("encoder", "embed_positions")
 pytestmark = pytest.mark.filterwarnings("ignore:.*no tokenizer:")

@@ -21,8 +21,8 @@ from weight_loader.load import read_arrays
 from weight_loader.readers import READERS, _with_alignment_heads, open_checkpoint, reader
 from weight_loader.save import content_of
 from weight_loader.writers import write_checkpoint
-from whisper_nnx.config import RELEASED, RELEASED_ALIGNMENT_HEADS
-from whisper_nnx.model import Whisper
+from whisper_nnx.model.config import RELEASED, RELEASED_ALIGNMENT_HEADS
+from whisper_nnx.model.whisper import Whisper
 
 SHAPE = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "alignment_heads": ((1, 0), (1, 1))}
 OURS = ("hf", "openai")  # the others have tests of their own
@@ -235,7 +235,7 @@ def test_a_config_that_no_whisper_has_is_refused_before_any_memory_is_asked_for(
 
 def test_the_command_runs_without_a_warning():
     run = [sys.executable, "-W", "error", "-m", "weight_loader", "convert", "--help"]
-    done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0
     assert done.stderr == ""
     assert "--tokenizer" in done.stdout

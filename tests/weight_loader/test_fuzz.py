@@ -1,11 +1,14 @@
-"""Damaged checkpoints of every format: nothing but one line comes out. `python -m tests.fuzz_readers` does more."""
+"""Damaged checkpoints of every format: nothing but one line comes out.
+
+`python -m tests.weight_loader.fuzz_readers` does more.
+"""
 
 import warnings
 from pathlib import Path
 
 import pytest
 
-from tests.fuzz_readers import SEEDS, fuzz, limited, opened
+from tests.weight_loader.fuzz_readers import SEEDS, fuzz, limited, opened
 from weight_loader.folder import CheckpointError
 
 FINDINGS = Path(__file__).parent / "findings"  # what once came out otherwise: a folder each
@@ -43,7 +46,7 @@ def test_the_fuzzer_notices_what_is_neither(tmp_path, monkeypatch):
     def wrong(path):
         raise KeyError("surprise") if path.is_dir() else CheckpointError("two\nlines")
 
-    monkeypatch.setattr("tests.fuzz_readers.read_checkpoint", wrong)
+    monkeypatch.setattr("tests.weight_loader.fuzz_readers.read_checkpoint", wrong)
     (tmp_path / "scratch").mkdir()
     _, findings = fuzz(12, 0, tmp_path / "kept", tmp_path / "scratch")
     assert len(findings) == 12

@@ -16,8 +16,8 @@ from weight_loader.load import abstract_model
 from weight_loader.readers import ggml as reader
 from weight_loader.vocabulary import implied_tokens, tokenizer_of
 from weight_loader.writers import ggml as writer
-from whisper_nnx.config import RELEASED, RELEASED_ALIGNMENT_HEADS, WhisperConfig
-from whisper_nnx.features import mel_filters
+from whisper_nnx.audio.features import mel_filters
+from whisper_nnx.model.config import RELEASED, RELEASED_ALIGNMENT_HEADS, WhisperConfig
 
 SMALL = WhisperConfig(32, 1, 2, 2, 2, 51865, num_mel_bins=3, max_source_positions=4, max_target_positions=4)
 QUANTIZED = [storage for storage in STORAGES if storage.is_quantized]

@@ -92,7 +92,7 @@ try:
 except CheckpointError as error:
     print("error:", error)
 """
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     environment = {"HF_HUB_OFFLINE": "0", "HF_TOKEN": "", **environment}
     environment |= {"HF_HOME": str(cache), "PYTHONPATH": str(root), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     run = subprocess.run(

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from tests.small import small_model, small_tokenizer_files
-from tests.test_weight_loader_hostile import state, tensor, text, torch_file
+from tests.weight_loader.test_hostile import state, tensor, text, torch_file
 from weight_loader import CheckpointError, load_model, save_pretrained
 from weight_loader.__main__ import main
 from weight_loader.readers import open_checkpoint, read_checkpoint, torch_pickle
 from weight_loader.vocabulary import tokenizer_from_tiktoken, tokenizer_of
-from whisper_nnx.files import read_regular
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.runtime.files import read_regular
+from whisper_nnx.text.tokenizer import Tokenizer
 
 GIGABYTE = 2**30
 JSON = ["config.json", "generation_config.json", "tokenizer.json", "vocab.json", "added_tokens.json"]

@@ -12,7 +12,7 @@ from weight_loader import CheckpointError, get_whisper_config, load_model, save_
 from weight_loader.__main__ import main
 from weight_loader.released import released_tokenizer
 from weight_loader.report import report
-from whisper_nnx.config import RELEASED
+from whisper_nnx.model.config import RELEASED
 
 COMMIT = "c0ffee" * 6 + "c0de"
 

@@ -10,7 +10,7 @@ from flax import nnx
 from tests.small import small_mel, small_model
 from weight_loader import CheckpointError, load_model, save_model, save_pretrained
 from weight_loader.writers import WRITERS
-from whisper_nnx.model import Whisper
+from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.training.config import LoraConfig
 from whisper_nnx.training.lora import add_lora, merge
 

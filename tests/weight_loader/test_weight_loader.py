@@ -29,12 +29,13 @@ from weight_loader import (
 from weight_loader.load import _convert, abstract_model
 from weight_loader.names import COLUMNS, parameters
 from weight_loader.writers.huggingface import _generation_ids
-from whisper_nnx.config import RELEASED, SpecialTokens, WhisperConfig
-from whisper_nnx.model import Whisper, sinusoids
+from whisper_nnx.model.config import RELEASED, WhisperConfig
+from whisper_nnx.model.whisper import Whisper, sinusoids
+from whisper_nnx.text.special_tokens import SpecialTokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no tokenizer:")
 SMALL = WhisperConfig(8, 2, 2, 3, 2, 60, max_source_positions=10, alignment_heads=((1, 0), (2, 1)))
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def small_model(dtype=jnp.float32, **changes) -> Whisper:

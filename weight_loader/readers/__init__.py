@@ -20,7 +20,7 @@ import numpy as np
 
 from weight_loader.checkpoint import Checkpoint
 from weight_loader.folder import CheckpointError, read_alignment_heads, reading
-from whisper_nnx.config import RELEASED, RELEASED_ALIGNMENT_HEADS, WhisperConfig, released_alignment_heads
+from whisper_nnx.model.config import RELEASED, RELEASED_ALIGNMENT_HEADS, WhisperConfig, released_alignment_heads
 
 # Asked in this order: a folder may hold the same weights twice, and Hugging Face's bring the most with them.
 READERS = ("peft", "huggingface", "openai", "mlx", "ggml", "ctranslate2", "flax_msgpack")

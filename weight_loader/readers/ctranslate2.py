@@ -19,10 +19,10 @@ from weight_loader.checkpoint import Checkpoint
 from weight_loader.folder import CheckpointError, read_json
 from weight_loader.readers.stream import Stream
 from weight_loader.vocabulary import tokenizer_of
-from whisper_nnx.config import WhisperConfig
-from whisper_nnx.files import read_regular
-from whisper_nnx.tokenizer import MAX_FILE, Tokenizer
-from whisper_nnx.vocabulary import BYTE_OF
+from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.runtime.files import read_regular
+from whisper_nnx.text.tokenizer import MAX_FILE, Tokenizer
+from whisper_nnx.text.vocabulary import BYTE_OF
 
 _FILE = "model.bin"
 _SPEC = b"WhisperSpec\0"

@@ -24,7 +24,7 @@ from weight_loader.checkpoint import Checkpoint
 from weight_loader.folder import CheckpointError, read_config, shards
 from weight_loader.names import PROJ_OUT
 from weight_loader.readers.stream import Stream
-from whisper_nnx.config import WhisperConfig
+from whisper_nnx.model.config import WhisperConfig
 
 # In the order in which they count, as in transformers.
 _KINDS = ("flax_model.msgpack", "flax_model.msgpack.index.json")

@@ -15,9 +15,9 @@ from weight_loader.checkpoint import Checkpoint
 from weight_loader.ggml_blocks import STORAGES
 from weight_loader.readers.stream import Stream
 from weight_loader.vocabulary import implied_tokens, tokenizer_of
-from whisper_nnx.config import WhisperConfig
-from whisper_nnx.features import N_FFT, mel_filters
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.audio.features import N_FFT, mel_filters
+from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.text.tokenizer import Tokenizer
 
 MAGIC = b"lmgg"  # 0x67676d6c
 QUANTIZER_VERSION = 1000  # times this: added to a file's id for its storage

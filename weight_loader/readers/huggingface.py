@@ -12,7 +12,7 @@ from weight_loader.checkpoint import Checkpoint
 from weight_loader.folder import CheckpointError, read_config, read_json, shards
 from weight_loader.names import PROJ_OUT, parameters
 from weight_loader.readers import safetensors, torch_pickle
-from whisper_nnx.config import WhisperConfig
+from whisper_nnx.model.config import WhisperConfig
 
 # Ways to store the weights, in the order in which they count, as in transformers: a file or, in shards, its index.
 _KINDS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

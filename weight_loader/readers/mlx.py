@@ -23,7 +23,7 @@ from weight_loader.folder import CheckpointError, read_config, read_json
 from weight_loader.readers import npz, safetensors
 from weight_loader.readers.npz import Stored
 from weight_loader.readers.openai import config_of
-from whisper_nnx.config import WhisperConfig
+from whisper_nnx.model.config import WhisperConfig
 
 ALIGNMENT_HEADS = "alignment_heads"  # [heads, 2]
 _FILES = ("model.safetensors", "weights.safetensors", "weights.npz")  # in the order in which they count, as in MLX

@@ -12,7 +12,7 @@ from typing import Any
 from weight_loader.checkpoint import Checkpoint
 from weight_loader.folder import CheckpointError
 from weight_loader.readers import torch_pickle
-from whisper_nnx.config import WhisperConfig
+from whisper_nnx.model.config import WhisperConfig
 
 # OpenAI's name of each size: ours. The width is there twice, and must be the same.
 DIMENSIONS = {

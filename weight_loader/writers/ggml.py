@@ -12,9 +12,9 @@ from weight_loader.folder import CheckpointError
 from weight_loader.ggml_blocks import STORAGES, Storage
 from weight_loader.readers.ggml import MAGIC, QUANTIZER_VERSION, SIZES
 from weight_loader.vocabulary import implied_tokens
-from whisper_nnx.config import WhisperConfig
-from whisper_nnx.features import mel_filters
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.audio.features import mel_filters
+from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.text.tokenizer import Tokenizer
 
 _NAMES = {"f32": "float32", "f16": "float16"}
 _STORAGE = {_NAMES.get(storage.name, storage.name): storage for storage in STORAGES}

@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from weight_loader.checkpoint import Content
-from whisper_nnx.config import WhisperConfig
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.text.tokenizer import Tokenizer
 
 DTYPES = ("float32", "float16", "bfloat16")
 FOLDER = True

@@ -16,17 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx import timing
-from whisper_nnx.audio import load_audio
-from whisper_nnx.hearing import Piece, batches, hear
-from whisper_nnx.languages import language_or_none
-from whisper_nnx.likelihood import following_logprobs
-from whisper_nnx.model import Whisper
-from whisper_nnx.results import Segment, Transcript, Word
-from whisper_nnx.text_matching import TextWord, match, spelled_as, spoken_words, words_of
-from whisper_nnx.tokenizer import Tokenizer
-from whisper_nnx.windows import compression_ratio, encode_windows, tokenizer_of
-from whisper_nnx.word_times import Heads, Layout, SpelledWord, word_heads, word_times
+from whisper_nnx.alignment.likelihood import following_logprobs
+from whisper_nnx.alignment.pieces import Piece, batches, hear
+from whisper_nnx.alignment.text_matching import match, spelled_as, spoken_words
+from whisper_nnx.audio.loading import load_audio
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.output.results import Segment, Transcript, Word
+from whisper_nnx.text.languages import language_or_none
+from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.text.words import TextWord, words_of
+from whisper_nnx.timing.alignment_heads import Heads as Pairs
+from whisper_nnx.timing.token_times import padded_ids
+from whisper_nnx.timing.word_times import Heads, Layout, SpelledWord, word_heads, word_times
+from whisper_nnx.transcription.windows import compression_ratio, encode_windows, tokenizer_of
 
 PAUSE_S = 1.0  # a pause that begins another segment
 
@@ -54,7 +56,7 @@ def align(
     *,
     language: str | None = None,
     task: str = "transcribe",
-    alignment_heads: timing.Heads | int | None = None,
+    alignment_heads: Pairs | int | None = None,
     batch_size: int = 1,
     sampling_rate: int | None = None,
 ) -> AlignedTranscript:
@@ -187,7 +189,7 @@ class Reader:
             [*self._start(p), *chain.from_iterable(words), tokenizer.special.eot]
             for p, words in zip(pieces, tokens, strict=True)
         ]
-        ids, _ = timing.padded_ids(sequences, self.model.config, tokenizer.special.eot)
+        ids, _ = padded_ids(sequences, self.model.config, tokenizer.special.eot)
         others = np.zeros_like(ids)
         for row, text in zip(others, texts, strict=True):
             row[: len(text)] = [next(iter(tokenizer.encode(_other_case(word))), 0) for word in text]

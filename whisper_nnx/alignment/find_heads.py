@@ -10,15 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx import timing
-from whisper_nnx.audio import FRAMES_PER_SECOND, SAMPLE_RATE, load_audio
-from whisper_nnx.cache import KeysValues
-from whisper_nnx.features import POSITIONS_PER_SECOND
-from whisper_nnx.hearing import hear
-from whisper_nnx.known_text import Reader
-from whisper_nnx.model import TextDecoder, Whisper
-from whisper_nnx.text_matching import words_of
-from whisper_nnx.windows import tokenizer_of
+from whisper_nnx.alignment.align import Reader
+from whisper_nnx.alignment.pieces import hear
+from whisper_nnx.audio.features import POSITIONS_PER_SECOND
+from whisper_nnx.audio.loading import FRAMES_PER_SECOND, SAMPLE_RATE, load_audio
+from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.whisper import TextDecoder, Whisper
+from whisper_nnx.ops.warping import first_positions
+from whisper_nnx.text.words import words_of
+from whisper_nnx.timing.alignment_heads import Heads
+from whisper_nnx.timing.token_times import alignment_matrix, padded_ids
+from whisper_nnx.transcription.windows import tokenizer_of
 
 Times = Sequence[Mapping[str, Any]]  # of each word of a text, in order: "start" and "end" in s
 
@@ -31,7 +33,7 @@ def find_alignment_heads(
     short_pieces: bool = False,
     language: str | None = None,
     sampling_rate: int | None = None,
-) -> timing.Heads:
+) -> Heads:
     """The n (layer, head) pairs by which words are timed best, the best one first, for `WhisperConfig.alignment_heads`.
 
     recordings: (audio, its text), of at most 30 s each, or (audio, text, the true times of its words). Some minutes of
@@ -59,7 +61,7 @@ def find_alignment_heads(
         words = [word.text for word in words_of(text, tokenizer, piece.language)]
         reader = Reader(model, [piece], words, "transcribe", 1)
         layout = reader.layout(0, reader.heard_as(np.arange(len(words)))[0], short_pieces)
-        ids, length = timing.padded_ids([layout.ids], config, tokenizer.special.eot)
+        ids, length = padded_ids([layout.ids], config, tokenizer.special.eot)
         tokens = np.flatnonzero(layout.rows >= 0)
         rows = np.pad(layout.rows[tokens], (0, ids.shape[1] - len(tokens)))
         begin, likeness = jax.device_get(
@@ -94,17 +96,17 @@ def head_paths(
     rows: jax.Array,
     n_rows: jax.Array,
     positions: jax.Array,
-    heads: timing.Heads,
+    heads: Heads,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `timing.token_times` of one window (ids [1,S], rows [R]), but for each of A heads by itself.
+    """As `token_times` of one window (ids [1,S], rows [R]), but for each of A heads by itself.
 
     Returns (begin [A,R] of each row, in positions; mean likeness [A] along the path).
     """
     _, scores = decoder.alignment_scores(ids, cross, heads)
 
     def path(own: jax.Array) -> tuple[jax.Array, jax.Array]:
-        matrix = timing.alignment_matrix(own[None], length, positions)[rows]
-        begin = timing.first_positions(-matrix, n_rows, positions)
+        matrix = alignment_matrix(own[None], length, positions)[rows]
+        begin = first_positions(-matrix, n_rows, positions)
         row, t = jnp.arange(len(rows)), jnp.arange(matrix.shape[1])
         end = jnp.where(row + 1 < n_rows, jnp.roll(begin, -1), positions)
         on_path = (t >= begin[:, None]) & (t < end[:, None]) & (row < n_rows)[:, None]

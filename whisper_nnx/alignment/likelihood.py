@@ -10,14 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx.audio import FRAMES_PER_SECOND, load_audio
-from whisper_nnx.cache import KeysValues
-from whisper_nnx.features import RecordingMel
-from whisper_nnx.languages import language_or_none
-from whisper_nnx.model import TextDecoder, Whisper
-from whisper_nnx.programs import program
-from whisper_nnx.timing import padded_ids
-from whisper_nnx.windows import EncodedWindows, detect_languages, encode_windows, most_probable, tokenizer_of
+from whisper_nnx.audio.features import RecordingMel
+from whisper_nnx.audio.loading import FRAMES_PER_SECOND, load_audio
+from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.whisper import TextDecoder, Whisper
+from whisper_nnx.runtime.programs import program
+from whisper_nnx.text.languages import language_or_none
+from whisper_nnx.timing.token_times import padded_ids
+from whisper_nnx.transcription.windows import (
+    EncodedWindows,
+    detect_languages,
+    encode_windows,
+    most_probable,
+    tokenizer_of,
+)
 
 Text = str | Sequence[int]
 

@@ -11,15 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx.audio import FRAMES_PER_SECOND, SAMPLE_RATE
+from whisper_nnx.audio.features import POSITIONS_PER_SECOND, RecordingMel
+from whisper_nnx.audio.loading import FRAMES_PER_SECOND, SAMPLE_RATE
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.fallback import FallbackOptions
-from whisper_nnx.features import POSITIONS_PER_SECOND, RecordingMel
-from whisper_nnx.languages import language_or_none, to_language_code
-from whisper_nnx.model import Whisper
-from whisper_nnx.text_matching import words_of
-from whisper_nnx.windows import decode_windows, detect_languages, encode_windows, most_probable, tokenizer_of
-from whisper_nnx.word_times import first_sample, pause_likeness
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.text.languages import language_or_none, to_language_code
+from whisper_nnx.text.words import words_of
+from whisper_nnx.timing.word_times import first_sample, pause_likeness
+from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.windows import (
+    decode_windows,
+    detect_languages,
+    encode_windows,
+    most_probable,
+    tokenizer_of,
+)
 
 QUIET_S = 0.3  # how long the quiet should be where a recording is cut
 

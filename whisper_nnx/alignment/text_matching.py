@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from whisper_nnx.tokenizer import UNSPACED, Tokenizer
+from whisper_nnx.text.words import normalised, split_tail
 
 SIMILAR = 0.6  # from here on two words are taken for spellings of one; 1 is equal
-_SENTENCE_ENDS = ".?!…。？！"
 _GAP = 10  # cost of a word that the other text lacks, and of two words that have nothing in common
 
 # What it takes to believe that words were not said, as log-likelihoods: each of them, where it was heard and where it
 # was not; and that there is a gap at all. Set on the digits checkpoint, whose recognizer mistakes one word of ten, so
 # that almost none of its mistakes counts as a word left out.
 SKIPPED_WORD, SKIPPED_HEARD_WORD, GAP = 3.0, 16.0, 8.0
-
-
-class TextWord(NamedTuple):
-    """A word as it is written, with the space before it; whether a line ends with it."""
-
-    text: str
-    ends_line: bool = False
-
-    @property
-    def ends_sentence(self) -> bool:
-        return any(mark in _SENTENCE_ENDS for mark in split_tail(self.text)[1])
-
-
-def words_of(text: str, tokenizer: Tokenizer, language: str) -> list[TextWord]:
-    """The words of a text. Punctuation alone belongs to the word before it, at the begin of a line to the next one."""
-    words: list[TextWord] = []
-    for line in text.splitlines():
-        pieces = [" " + word for word in line.split()]
-        if language in UNSPACED:
-            pieces, _ = tokenizer.split_to_word_tokens(tokenizer.encode(line.strip()), language)
-        own: list[str] = []
-        for piece in pieces:
-            if own and not (normalised(piece) and normalised(own[-1])):
-                own[-1] += piece
-            else:
-                own.append(piece)
-        words += [TextWord(word, i == len(own)) for i, word in enumerate(own, 1)]
-    return words
-
-
-def normalised(word: str) -> str:
-    """The letters, marks and numbers of a word, in one case."""
-    plain = unicodedata.normalize("NFKC", word).casefold()
-    return "".join(c for c in plain if unicodedata.category(c)[0] in "LMN")
-
-
-def split_tail(word: str) -> tuple[str, str]:
-    """(word, the punctuation behind it)."""
-    core = next((i for i in range(len(word), 0, -1) if normalised(word[i - 1])), len(word))
-    return word[:core], word[core:]
 
 
 def spelled_as(word: str, heard: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from whisper_nnx.audio import SAMPLE_RATE, AudioError, load_channels
+from whisper_nnx.audio.loading import SAMPLE_RATE, AudioError, load_channels
 
 _LOUDER = 1.1  # times the other channel: less does not tell
 

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx.audio import FRAMES_PER_SECOND, SAMPLE_RATE
-from whisper_nnx.forking import refuse_after_fork
-from whisper_nnx.programs import program
+from whisper_nnx.audio.loading import FRAMES_PER_SECOND, SAMPLE_RATE
+from whisper_nnx.runtime.forking import refuse_after_fork
+from whisper_nnx.runtime.programs import program
 
 N_FFT = 400
 HOP_LENGTH = SAMPLE_RATE // FRAMES_PER_SECOND

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from whisper_nnx.audio_rules import AudioError, check_duration, check_rate, check_samples, warn_if_loud
-from whisper_nnx.resampling import Resampler, packed_samples, silence_like
+from whisper_nnx.audio.resampling import Resampler, packed_samples, silence_like
+from whisper_nnx.audio.rules import AudioError, check_duration, check_rate, check_samples, warn_if_loud
 
 if TYPE_CHECKING:
     import av

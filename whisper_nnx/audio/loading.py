@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from whisper_nnx.audio_array import is_array, read_array, unwrap
-from whisper_nnx.audio_file import read_file
-from whisper_nnx.audio_rules import SAMPLE_RATE, AudioError
+from whisper_nnx.audio.arrays import is_array, read_array, unwrap
+from whisper_nnx.audio.files import read_file
+from whisper_nnx.audio.rules import SAMPLE_RATE, AudioError
 
 __all__ = ["FRAMES_PER_SECOND", "MAX_HOURS", "SAMPLE_RATE", "AudioError", "load_audio", "load_channels", "pad_or_trim"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from whisper_nnx.audio import SAMPLE_RATE
+from whisper_nnx.audio.loading import SAMPLE_RATE
 
 FRAME_SAMPLES = 512
 _SAMPLES_PER_MS = SAMPLE_RATE // 1000

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from whisper_nnx.writers import WRITERS, output_files, output_name
+from whisper_nnx.output.writers import WRITERS, output_files, output_name
 
 # What a folder is searched for; files that are named are read whatever they are called.
 _SUFFIXES = """
@@ -58,7 +58,7 @@ def _expand(argument: str, recursive: bool) -> list[Input]:
         if not os.access(argument, os.R_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
-        from whisper_nnx.audio import OPEN_HINTS  # not for --help
+        from whisper_nnx.audio.loading import OPEN_HINTS  # not for --help
 
         hint = "a URL must be downloaded first" if "://" in argument else OPEN_HINTS.get(type(error))
         raise type(error)(f"{argument}: {error.strerror}{f'; {hint}' if hint else ''}") from None

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from whisper_nnx.words import APPENDED, PREPENDED
-from whisper_nnx.writers import WRITERS, parse_formats
+from whisper_nnx.output.writers import WRITERS, parse_formats
+from whisper_nnx.timing.words import APPENDED, PREPENDED
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ def _formats(text: str) -> str:
 
 
 def _language(text: str) -> str | None:
-    from whisper_nnx.languages import language_or_none, to_language_code
+    from whisper_nnx.text.languages import language_or_none, to_language_code
 
     try:
         return None if language_or_none(text) is None else to_language_code(text)

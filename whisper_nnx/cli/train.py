@@ -17,14 +17,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from whisper_nnx import cli
-from whisper_nnx.cli_options import CACHE, COUNT_OR_NONE
-from whisper_nnx.console import EXIT_INTERRUPTED, lasting_output
+from whisper_nnx.cli.options import CACHE, COUNT_OR_NONE
+from whisper_nnx.runtime.console import (
+    EXIT_INTERRUPTED,
+    NAME,
+    lasting_output,
+    one_line,
+    plain_warnings,
+    report_error,
+    say,
+)
 from whisper_nnx.training.config import TrainConfig, describe
 from whisper_nnx.training.config_file import load_config
 
 if TYPE_CHECKING:
-    from whisper_nnx.model import Whisper
+    from whisper_nnx.model.whisper import Whisper
     from whisper_nnx.training.run import Evaluate
 
 EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143}  # 128 + the signal's number, as shells have it
@@ -34,7 +41,7 @@ EVALUATE_OPTIONS = ("normalizer", "detect_language", "batch_size")  # of evaluat
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{cli.NAME}: error: {message}\n")
+        self.exit(2, f"{NAME}: error: {message}\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,21 +85,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args, overrides = parser.parse_known_args(argv)
-    with cli.plain_warnings():
+    with plain_warnings():
         try:
             config = load_config(args.config, overrides)
             if args.restart:
                 _refuse_used(Path(config.output))
         except (ValueError, OSError) as error:
-            parser.error(cli.one_line(error))
+            parser.error(one_line(error))
         try:
             with _plain_log():
                 return _run(config, args)
         except KeyboardInterrupt:
-            cli.say("interrupted")
+            say("interrupted")
             return EXIT_INTERRUPTED
         except Exception as error:
-            cli.report_error(error, "error", args.traceback)
+            report_error(error, "error", args.traceback)
             return 1
 
 
@@ -100,7 +107,7 @@ class _Lines(logging.Handler):
     """What is logged, as one line each, above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        cli.say(record.getMessage())
+        say(record.getMessage())
 
 
 @contextmanager
@@ -123,10 +130,10 @@ def _refuse_used(output: Path) -> None:
 def _run(config: TrainConfig, args: argparse.Namespace) -> int:
     if args.threads:
         os.environ["PJRT_NPROC"] = str(args.threads)  # XLA counts its threads when it starts
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # see cli.py
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # see cli/transcribe.py
     # Of a process that cleans up behind grain's: it tells of each batch that was read ahead and is not needed.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
-    from whisper_nnx.compilation_cache import choose_compilation_cache
+    from whisper_nnx.runtime.compilation_cache import choose_compilation_cache
 
     choose_compilation_cache(args.compilation_cache)
     _require_packages()
@@ -137,9 +144,9 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> int:
     result = train(config, model, save_pretrained, teacher, make_evaluate(config, model))
     wer = "" if result.best_wer is None else f", best word error rate {result.best_wer:.2%}"
     if result.stopped:
-        print(f"{cli.NAME}: {result.stopped}: {config.output} is saved at step {result.step}{wer}", file=sys.stderr)
+        print(f"{NAME}: {result.stopped}: {config.output} is saved at step {result.step}{wer}", file=sys.stderr)
         return EXIT_STATUS[result.stopped]
-    print(f"{cli.NAME}: {config.output}/export holds the model after {result.step} steps{wer}", file=sys.stderr)
+    print(f"{NAME}: {config.output}/export holds the model after {result.step} steps{wer}", file=sys.stderr)
     return 0
 
 
@@ -154,7 +161,7 @@ def load_models(config: TrainConfig) -> tuple[Whisper, Whisper | None]:
     from flax import nnx
 
     from weight_loader import load_model
-    from whisper_nnx.tokenizer import Tokenizer
+    from whisper_nnx.text.tokenizer import Tokenizer
     from whisper_nnx.training.step import new_model
 
     dtype, masters = config.model.dtype, {"weights": "float32"}
@@ -176,10 +183,10 @@ def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
     """
     if not config.evaluate.manifest:
         return None
-    from whisper_nnx.evaluate import error_lines, evaluate
-    from whisper_nnx.options import TranscribeOptions
-    from whisper_nnx.training.manifest import limits_of, problem_lines, read_manifest
-    from whisper_nnx.windows import tokenizer_of
+    from whisper_nnx.data.manifest import limits_of, problem_lines, read_manifest
+    from whisper_nnx.evaluation.run import error_lines, evaluate
+    from whisper_nnx.transcription.options import TranscribeOptions
+    from whisper_nnx.transcription.windows import tokenizer_of
 
     options: dict[str, Any] = config.evaluate.options
     try:
@@ -194,7 +201,7 @@ def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
         if manifest.rows and path in config.data.train:
             continue  # training reports its problems
         for line in problem_lines(path, manifest.problems):
-            print(f"{cli.NAME}: {line}", file=sys.stderr)
+            print(f"{NAME}: {line}", file=sys.stderr)
     rows = rows[: config.evaluate.max_rows or None]
     if not rows:
         raise ValueError(f"{', '.join(config.evaluate.manifest)}: no row can be used; correct evaluate.manifest")
@@ -202,7 +209,7 @@ def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
     def run(model: Whisper) -> dict[str, float]:
         found = evaluate(model, rows, **options)
         for line in error_lines(rows, found):
-            print(f"{cli.NAME}: {line}", file=sys.stderr)
+            print(f"{NAME}: {line}", file=sys.stderr)
         if found.wer is None:
             if found.failed:
                 raise ValueError(
@@ -212,10 +219,3 @@ def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
         return {"wer": found.wer, "cer": found.cer or 0.0, "evaluate_s": round(found.wall_s, 1)}
 
     return run
-
-
-if __name__ == "__main__":
-    from whisper_nnx.allocator import keep_memory
-
-    keep_memory()
-    sys.exit(main())

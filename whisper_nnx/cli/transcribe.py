@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from whisper_nnx.allocator import keep_memory
-from whisper_nnx.cli_options import (
+from whisper_nnx.cli.inputs import Input, find_inputs, named, require_distinct, without_existing
+from whisper_nnx.cli.options import (
     DRIVER_OPTIONS,
     FLAG,
     FLAG_OR_NONE,
@@ -29,7 +29,10 @@ from whisper_nnx.cli_options import (
     VAD_OPTIONS,
     as_flags,
 )
-from whisper_nnx.console import (
+from whisper_nnx.output.subtitles import SubtitleOptions
+from whisper_nnx.output.writers import WRITERS, format_timestamp, make_output_folder, parse_formats, write_files
+from whisper_nnx.runtime.allocator import keep_memory
+from whisper_nnx.runtime.console import (
     NAME,
     exit_status,
     interrupts_wait,
@@ -40,16 +43,13 @@ from whisper_nnx.console import (
     say,
     termination_interrupts,
 )
-from whisper_nnx.inputs import Input, find_inputs, named, require_distinct, without_existing
-from whisper_nnx.other_names import OTHER_OPTIONS
-from whisper_nnx.subtitles import SubtitleOptions
-from whisper_nnx.writers import WRITERS, format_timestamp, make_output_folder, parse_formats, write_files
+from whisper_nnx.transcription.other_names import OTHER_OPTIONS
 
 if TYPE_CHECKING:
     import jax
 
-    from whisper_nnx.model import Whisper
-    from whisper_nnx.results import Transcript
+    from whisper_nnx.model.whisper import Whisper
+    from whisper_nnx.output.results import Transcript
 
 PARTIAL = ".partial"  # at the end of the names of outputs of what was interrupted
 DEFAULT_DTYPE = {"cpu": "float32", "gpu": "float16", "tpu": "bfloat16"}
@@ -189,8 +189,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         keep_memory()
         import jax
 
-        from whisper_nnx.compilation_cache import choose_compilation_cache
-        from whisper_nnx.programs import keep_programs
+        from whisper_nnx.runtime.compilation_cache import choose_compilation_cache
+        from whisper_nnx.runtime.programs import keep_programs
 
         try:
             keep_programs(choose_compilation_cache(args.compilation_cache))
@@ -249,7 +249,7 @@ def transcribe_options(parser: argparse.ArgumentParser, args: argparse.Namespace
 
 def _transcribe(model: Whisper, inputs: Sequence[Input], args: argparse.Namespace, options: dict[str, Any]) -> int:
     """Every file, even after one that fails -> exit status. What is written of each is written when it is done."""
-    from whisper_nnx.transcribe import iter_transcripts
+    from whisper_nnx.transcription.stream import iter_transcripts
 
     results = iter_transcripts(model, [one.path for one in inputs], **options)
     status, done = 0, set()
@@ -298,9 +298,9 @@ def _detect_languages(
     model: Whisper, inputs: Sequence[Input], args: argparse.Namespace, options: dict[str, Any]
 ) -> int:
     """Prints the language of each recording -> exit status."""
-    from whisper_nnx.languages import LANGUAGES
-    from whisper_nnx.opening import open_recording
-    from whisper_nnx.options import TranscribeOptions
+    from whisper_nnx.text.languages import LANGUAGES
+    from whisper_nnx.transcription.opening import open_recording
+    from whisper_nnx.transcription.options import TranscribeOptions
 
     chosen = TranscribeOptions.of(**{name: value for name, value in options.items() if name not in DRIVER_OPTIONS})
     status = 0
@@ -382,11 +382,11 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, options: dict[str, Any]) -> None:
     """Refuses what `transcribe` and the writers would refuse, before a large model is loaded."""
-    from whisper_nnx.options import TranscribeOptions
+    from whisper_nnx.transcription.options import TranscribeOptions
 
     try:
         if "alignment_heads" in options:
-            from whisper_nnx.timing import parse_heads
+            from whisper_nnx.timing.alignment_heads import parse_heads
 
             options["alignment_heads"] = parse_heads(options["alignment_heads"])
         SubtitleOptions(**{name: getattr(args, name) for name in SUBTITLE_OPTIONS})

@@ -15,12 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whisper_nnx.audio import SAMPLE_RATE, load_audio
-from whisper_nnx.audio_file import open_container
-from whisper_nnx.languages import to_language_code
+from whisper_nnx.audio.files import open_container
+from whisper_nnx.audio.loading import SAMPLE_RATE, load_audio
+from whisper_nnx.text.languages import to_language_code
 
 if TYPE_CHECKING:
-    from whisper_nnx.tokenizer import Tokenizer
+    from whisper_nnx.text.tokenizer import Tokenizer
 
 TASKS = ("transcribe", "translate")
 # Names of a column, the first one found is used; `sentence`, `locale` and `path` are Common Voice's.

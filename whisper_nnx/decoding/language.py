@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.cache import KeysValues, KVCache
-from whisper_nnx.config import SpecialTokens
-from whisper_nnx.model import TextDecoder
-from whisper_nnx.programs import program
+from whisper_nnx.model.cache import KeysValues, KVCache
+from whisper_nnx.model.whisper import TextDecoder
+from whisper_nnx.runtime.programs import program
+from whisper_nnx.text.special_tokens import SpecialTokens
 
 
 @program(static_argnames=("special",))

@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.cache import KeysValues, KVCache
-from whisper_nnx.config import SpecialTokens
-from whisper_nnx.decoding.filters import Repetition, TimestampHistory, repetition_rules, suppress, timestamp_rules
+from whisper_nnx.decoding.rules import Repetition, TimestampHistory, repetition_rules, suppress, timestamp_rules
 from whisper_nnx.decoding.strategies import (
     Beam,
     BeamState,
@@ -25,9 +23,11 @@ from whisper_nnx.decoding.strategies import (
     beam_step,
     sample_step,
 )
-from whisper_nnx.model import TextDecoder
-from whisper_nnx.products import prepared
-from whisper_nnx.programs import given_back, program
+from whisper_nnx.model.cache import KeysValues, KVCache
+from whisper_nnx.model.whisper import TextDecoder
+from whisper_nnx.ops.products import prepared
+from whisper_nnx.runtime.programs import given_back, program
+from whisper_nnx.text.special_tokens import SpecialTokens
 
 PREFILL_CHUNK = 32  # ids fed at once; a prompt of any length is so many passes of one shape
 

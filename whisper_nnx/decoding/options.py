@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from whisper_nnx.languages import language_or_none
+from whisper_nnx.text.languages import language_or_none
 
 TASKS = ("transcribe", "translate", "lang_id")
 _OR_NONE = ("sample_len", "max_new_tokens", "best_of", "beam_size", "max_repeats")

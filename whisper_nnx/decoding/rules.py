@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx.config import SpecialTokens
+from whisper_nnx.text.special_tokens import SpecialTokens
 
 NO_LIMIT = 1 << 20  # more timestamps than any vocabulary has, and more tokens than any context
 LONGEST_LOOP = 16  # how many tokens may be what repeats itself

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.programs import given_back
+from whisper_nnx.runtime.programs import given_back
 
 
 @dataclass(frozen=True)

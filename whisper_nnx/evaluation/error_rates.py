@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 from whisper_nnx.evaluation.normalizers import require_packages, split
-from whisper_nnx.tokenizer import UNSPACED
+from whisper_nnx.text.tokenizer import UNSPACED
 
 if TYPE_CHECKING:
     from jiwer import AlignmentChunk, CharacterOutput, WordOutput

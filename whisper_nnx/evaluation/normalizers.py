@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import cache
 
-from whisper_nnx.tokenizer import UNSPACED
+from whisper_nnx.text.tokenizer import UNSPACED
 
 NORMALIZERS = ("auto", "english", "basic", "none")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from unicodedata import east_asian_width
 
 from whisper_nnx.evaluation.results import Evaluation, Scores
-from whisper_nnx.tokenizer import UNSPACED
+from whisper_nnx.text.tokenizer import UNSPACED
 
 Table = list[list[str]]  # of cells, the first row being headings
 

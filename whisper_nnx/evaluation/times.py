@@ -8,7 +8,7 @@ from typing import NamedTuple, TypedDict
 
 from whisper_nnx.evaluation.error_rates import align
 from whisper_nnx.evaluation.normalizers import normalize, split
-from whisper_nnx.tokenizer import UNSPACED
+from whisper_nnx.text.tokenizer import UNSPACED
 
 
 class Spread(TypedDict):

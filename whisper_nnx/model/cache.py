@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.products import cache_dtype, cross_cache_dtype
-from whisper_nnx.programs import given_back
+from whisper_nnx.ops.products import cache_dtype, cross_cache_dtype
+from whisper_nnx.runtime.programs import given_back
 
 
 @given_back

@@ -164,9 +164,9 @@ RELEASED_ALIGNMENT_HEADS: dict[str, tuple[tuple[int, int], ...]] = {
 }
 # fmt: on
 
-# Those that follow texts in pieces of at most three letters (see word_times.py): of tiny.en as find_alignment_heads
-# ranks them on recordings of real speech, since its named heads lag behind such pieces by 0.1 s; base's named heads
-# follow them better than any ranked ones.
+# Those that follow texts in pieces of at most three letters (see timing/word_times.py): of tiny.en as
+# find_alignment_heads ranks them on recordings of real speech, since its named heads lag behind such pieces by
+# 0.1 s; base's named heads follow them better than any ranked ones.
 RELEASED_SHORT_PIECE_HEADS: dict[str, tuple[tuple[int, int], ...]] = {
     "tiny.en": ((0, 2), (1, 5), (2, 1), (2, 4), (2, 5), (3, 3), (3, 4), (3, 5)),
     "base": RELEASED_ALIGNMENT_HEADS["base"],
@@ -190,24 +190,3 @@ def released_short_piece_heads(config: WhisperConfig) -> tuple[tuple[int, int], 
 def _released_name(config: WhisperConfig) -> str | None:
     shape = replace(config, alignment_heads=None, condition_on_prev_tokens=None, dropout=0.0)
     return next((name for name in reversed(RELEASED) if RELEASED[name] == shape), None)
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """The ids with a meaning of their own, as a checkpoint's vocabulary has them; ids up to `eot` are text.
-
-    Timestamps are the ids `timestamp_begin` to `timestamp_end`, both included, one per 20 ms. `sot_lm` and `no_speech`
-    are None where the vocabulary lacks them. `languages` are (code, id) pairs in the vocabulary's order.
-    """
-
-    eot: int
-    sot: int
-    transcribe: int
-    translate: int
-    sot_lm: int | None
-    sot_prev: int
-    no_speech: int | None
-    no_timestamps: int
-    timestamp_begin: int
-    timestamp_end: int
-    languages: tuple[tuple[str, int], ...] = ()

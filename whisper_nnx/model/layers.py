@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from whisper_nnx.cache import KeysValues
-from whisper_nnx.products import (
+from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.summary import Module
+from whisper_nnx.ops.products import (
     attention_scores,
     dot_product_attention,
     few_rows_product,
@@ -20,7 +21,6 @@ from whisper_nnx.products import (
     rows_at,
     within,
 )
-from whisper_nnx.summary import Module
 
 Dtype = Any
 Append = Callable[[KeysValues], KeysValues]

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from whisper_nnx.products import few_rows_product, flat_product, narrow_product
-from whisper_nnx.summary import Module
+from whisper_nnx.model.summary import Module
+from whisper_nnx.ops.products import few_rows_product, flat_product, narrow_product
 
 if TYPE_CHECKING:
-    from whisper_nnx.model import Whisper
+    from whisper_nnx.model.whisper import Whisper
 
 Dtype = Any
 

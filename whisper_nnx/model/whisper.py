@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from whisper_nnx.cache import KeysValues, KVCache
-from whisper_nnx.config import ALIASES, RELEASED, WhisperConfig
-from whisper_nnx.forking import refuse_after_fork
-from whisper_nnx.layers import DecoderLayer, Dtype, EncoderLayer, Layers, run_layer
-from whisper_nnx.products import flat_product, multiplies_few, precision_of
-from whisper_nnx.summary import Module, summarize
+from whisper_nnx.model.cache import KeysValues, KVCache
+from whisper_nnx.model.config import ALIASES, RELEASED, WhisperConfig
+from whisper_nnx.model.layers import DecoderLayer, Dtype, EncoderLayer, Layers, run_layer
+from whisper_nnx.model.summary import Module, summarize
+from whisper_nnx.ops.products import flat_product, multiplies_few, precision_of
+from whisper_nnx.runtime.forking import refuse_after_fork
 
 if TYPE_CHECKING:
-    from whisper_nnx.tokenizer import Tokenizer
+    from whisper_nnx.text.tokenizer import Tokenizer
 
 
 class Constant(nnx.Variable):

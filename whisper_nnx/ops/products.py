@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from whisper_nnx import kernels
+from whisper_nnx.ops.cpu import kernels
 
 Dtype = Any
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]

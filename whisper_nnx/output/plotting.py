@@ -10,25 +10,21 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
-from whisper_nnx import timing
-from whisper_nnx.audio import FRAMES_PER_SECOND, SAMPLE_RATE, load_audio
-from whisper_nnx.cache import KeysValues
-from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.features import N_FFT, POSITIONS_PER_SECOND, RecordingMel, mel_filters
-from whisper_nnx.model import TextDecoder, Whisper
-from whisper_nnx.windows import DecodingResult, decode, encode_windows, tokenizer_of
+from whisper_nnx.audio.features import N_FFT, POSITIONS_PER_SECOND, mel_filters
+from whisper_nnx.audio.loading import FRAMES_PER_SECOND, SAMPLE_RATE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from whisper_nnx.alignment.window import Alignment
+
 
 PROBABILITY_COLORS = "RdYlBu"  # from 0, red, to 1, blue: told apart by colour-blind eyes as well
 INK, FAINT = "#3a4a5a", "#9aa5b1"
@@ -148,90 +144,6 @@ def plot_probabilities(spans: Any, ax: Axes | None = None) -> Axes:
     ax.tick_params(axis="x", length=0)
     _frame(ax)
     return ax
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """Where in a window N tokens were heard.
-
-    matrix [N+1,T]: how much each token, and after them the end of the text, looks at each position of 20 ms, as
-    standardised, filtered and averaged for the warping. begins_s [N+1]: where the cheapest path enters each row, in s
-    from the recording's begin. labels [N+1]: their text. probabilities [N]: of the tokens, among all text.
-    """
-
-    matrix: np.ndarray
-    begins_s: np.ndarray
-    labels: tuple[str, ...]
-    probabilities: np.ndarray
-    start_s: float = 0.0
-
-    @property
-    def path(self) -> np.ndarray:
-        """The path's steps [P,2], (row, position), from the first to the last of both."""
-        begins = np.round((self.begins_s - self.start_s) * POSITIONS_PER_SECOND).astype(int)
-        ends = np.maximum(begins, np.append(begins[1:], self.matrix.shape[1]) - 1)
-        steps = [np.arange(a, b + 1) for a, b in zip(begins, ends, strict=True)]
-        return np.stack([np.repeat(np.arange(len(steps)), [*map(len, steps)]), np.concatenate(steps)], axis=1)
-
-
-def align_window(
-    model: Whisper,
-    audio: Any,
-    text: str | Sequence[int] | None = None,
-    *,
-    language: str | None = None,
-    start_s: float = 0.0,
-    alignment_heads: timing.Heads | int | None = None,
-) -> Alignment:
-    """Aligns a text (or its ids) with the window of a recording that begins at start_s, as `transcribe` does.
-
-    audio: whatever `load_audio` reads. text: None for what `decode` hears. language: None to detect it.
-    alignment_heads: (layer, head) pairs, or n for the n top layers; None for the checkpoint's. Raises ValueError for a
-    window without sound, a text that exceeds the model's context, and heads that do not exist.
-    """
-    tokenizer, config = tokenizer_of(model), model.config
-    window_frames = 2 * config.max_source_positions
-    mel = RecordingMel(load_audio(audio), config.num_mel_bins, window_frames)
-    start_frame = round(start_s * FRAMES_PER_SECOND)
-    n_frames = min(window_frames, mel.content_frames - start_frame)
-    if start_frame < 0 or n_frames < 2:
-        raise ValueError(f"start_s={start_s} is not within the {mel.content_frames / FRAMES_PER_SECOND} s of sound")
-    encoded = encode_windows(model, mel.window(start_frame, n_frames)[None])
-    if text is None or language is None:
-        options = DecodingOptions(task="transcribe" if text is None else "lang_id", language=language)
-        heard = decode(model, encoded.features[0], options, without_timestamps=True)
-        assert isinstance(heard, DecodingResult)
-        language, text = heard.language, heard.tokens if text is None else text
-    ids = tokenizer.text_tokens(tokenizer.encode(" " + text.strip()) if isinstance(text, str) else text)
-
-    start, eot, positions = tokenizer.sot_sequence(language, timestamps=False), tokenizer.special.eot, n_frames // 2
-    heads, is_text = timing.alignment_heads(config, alignment_heads), timing.text_ids(tokenizer)
-    [(begins_s, probabilities)] = timing.align_tokens(
-        model.decoder, encoded.cross, config, [start], [ids], eot, [positions], heads=heads, is_text=is_text
-    )
-    padded, [length] = timing.padded_ids([[*start, *ids, eot]], config, eot)
-    matrix = np.asarray(_matrix(model.decoder, encoded.cross, padded, length, positions, heads))
-    rows = matrix[len(start) - 1 : length - 1, :positions]
-    labels = [
-        piece if i == 0 else "…"  # a character of several tokens stands at the first of them
-        for piece, group in zip(*tokenizer.split_tokens_on_unicode(ids), strict=True)
-        for i in range(len(group))
-    ]
-    return Alignment(rows, np.array(begins_s) + start_s, (*labels, "(end)"), np.array(probabilities), start_s)
-
-
-@partial(jax.jit, static_argnames="heads")
-def _matrix(
-    decoder: TextDecoder,
-    cross: tuple[KeysValues, ...],
-    ids: jax.Array,
-    length: jax.Array,
-    positions: jax.Array,
-    heads: timing.Heads,
-) -> jax.Array:
-    """ids [1,S] -> [S,T]; see `timing.token_times`."""
-    _, scores = decoder.alignment_scores(ids, cross, heads)
-    return timing.alignment_matrix(scores[0], length, positions)
 
 
 def plot_alignment(alignment: Alignment, ax: Axes | None = None) -> Axes:

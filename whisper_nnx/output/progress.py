@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, BinaryIO
 
-from whisper_nnx.audio_array import SOUND_KEYS, is_pair
-from whisper_nnx.audio_file import open_container
-from whisper_nnx.audio_rules import SAMPLE_RATE
+from whisper_nnx.audio.arrays import SOUND_KEYS, is_pair
+from whisper_nnx.audio.files import open_container
+from whisper_nnx.audio.rules import SAMPLE_RATE
 
 LINE_EVERY_S = 60.0
 _BAR = "{percentage:3.0f}%|{bar}| {done} / {whole} [{elapsed}<{remaining}, {speed}{postfix}]"

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from whisper_nnx.subtitles import (
+from whisper_nnx.output.subtitles import (
     Piece,
     Result,
     Segment,

@@ -9,7 +9,7 @@ import os
 import warnings
 from pathlib import Path
 
-from whisper_nnx.user_cache import make_private_folder, user_cache_folder
+from whisper_nnx.runtime.user_cache import make_private_folder, user_cache_folder
 
 _MAX_SIZE_BYTES = 2**30  # the least recently used entries go first; those of an older jaxlib are never read again
 

@@ -20,14 +20,14 @@ from typing import Any, TypeVar
 import jax
 import jax.export
 
-from whisper_nnx import kernels
-from whisper_nnx.forking import refuse_after_fork
-from whisper_nnx.user_cache import locked, read_own, refuse_if_others_can_write, write_whole
+from whisper_nnx.runtime.forking import refuse_after_fork
+from whisper_nnx.runtime.user_cache import locked, read_own, refuse_if_others_can_write, write_whole
 
 AnyType = TypeVar("AnyType", bound=type)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 # JAX promises nothing for those; other versions of it have files of their own.
-_CUSTOM_CALLS = ("LayoutConstraint", *kernels.TARGETS)
+_custom_calls = ["LayoutConstraint"]
+_usable: list[Callable[[], bool]] = []  # whether the custom calls of ours can be made
 _MOST_FILES = 500  # about 100 kB each; the oldest go first
 _DIGEST_BYTES = 32
 _LONGEST_S = 120  # that a process waits for another one that traces the same program
@@ -68,6 +68,12 @@ def given_back(kind: AnyType) -> AnyType:
     return kind
 
 
+def register_custom_calls(names: Sequence[str], usable: Callable[[], bool]) -> None:
+    """Programs on CPUs may call these, by their targets, where `usable()`; programs made without them are others."""
+    _custom_calls.extend(names)
+    _usable.append(usable)
+
+
 class Program:
     """`jax.jit` of a function, for `keep_programs`. Where its arguments are traced or sharded it is just that."""
 
@@ -99,7 +105,7 @@ class Program:
         def flat(*leaves: Any) -> Any:
             return self._function(**jax.tree.unflatten(tree, leaves), **statics)
 
-        checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in _CUSTOM_CALLS]
+        checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in _custom_calls]
         structs = [jax.ShapeDtypeStruct(s.shape, s.dtype, weak_type=s.weak_type) for s in shapes]
         return jax.export.export(jax.jit(flat), disabled_checks=checks)(*structs)
 
@@ -169,13 +175,17 @@ def _is_plain(leaf: Any) -> bool:
     return len(devices) <= 1 and all(device.platform == jax.default_backend() for device in devices)
 
 
-@cache
 def _version() -> str:
-    """Of all that decides what a program is: JAX, Flax and the source of this package."""
+    """Of all that decides what a program is: JAX, Flax, the source of this package, and whether it has its kernels."""
+    found = jax.default_backend() == "cpu" and any(usable() for usable in _usable)
+    return f"{_sources()} {'kernels' if found else ''}"
+
+
+@cache
+def _sources() -> str:
     from importlib.metadata import version
 
     source = hashlib.blake2b(digest_size=20)
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):  # of the whole package
         source.update(file.read_bytes())
-    found = jax.default_backend() == "cpu" and kernels.usable()
-    return f"{version('jax')} {version('jaxlib')} {version('flax')} {source.hexdigest()} {'kernels' if found else ''}"
+    return f"{version('jax')} {version('jaxlib')} {version('flax')} {source.hexdigest()}"

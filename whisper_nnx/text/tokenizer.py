@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whisper_nnx.config import SpecialTokens
-from whisper_nnx.files import read_regular
-from whisper_nnx.languages import LANGUAGES, to_language_code
-from whisper_nnx.vocabulary import Vocabulary, read_vocabulary, reading_part
+from whisper_nnx.runtime.files import read_regular
+from whisper_nnx.text.languages import LANGUAGES, to_language_code
+from whisper_nnx.text.special_tokens import SpecialTokens
+from whisper_nnx.text.vocabulary import Vocabulary, read_vocabulary, reading_part
 
 if TYPE_CHECKING:
     import numpy as np

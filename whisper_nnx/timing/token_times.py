@@ -1,31 +1,30 @@
 """When each token was spoken: the alignment heads' cross-attention, and dynamic time warping. Jitted, batched.
 
-Source: the reference's timing.py; warping: Giorgino 2009 (doi 10.18637/jss.v031.i07), with the simplest steps.
+Source: the reference's timing.py. The warping itself is in `ops/warping.py`.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx.cache import KeysValues
-from whisper_nnx.config import WhisperConfig, released_alignment_heads
-from whisper_nnx.features import POSITIONS_PER_SECOND
-from whisper_nnx.kernels import kernel
-from whisper_nnx.model import TextDecoder
-from whisper_nnx.products import kernels_usable
-from whisper_nnx.programs import program
+from whisper_nnx.audio.features import POSITIONS_PER_SECOND
+from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.model.whisper import TextDecoder
+from whisper_nnx.ops.warping import first_positions
+from whisper_nnx.runtime.programs import program
+from whisper_nnx.timing.alignment_heads import Heads, alignment_heads
 
 if TYPE_CHECKING:
-    from whisper_nnx.tokenizer import Tokenizer
+    from whisper_nnx.text.tokenizer import Tokenizer
 
-Heads = tuple[tuple[int, int], ...]  # (layer, head) pairs
+
 BUCKETS = (64, 128, 256)  # text positions; longer texts take all that the model has
 MEDIAN_WIDTH = 7
 # Exchanges that bring the median of seven numbers to their middle (Paeth 1990, in Graphics Gems). Sorting takes longer.
@@ -33,64 +32,6 @@ _TO_MEDIAN = (
     *((0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6)),
     *((2, 3), (3, 6), (4, 5), (1, 4), (1, 3), (3, 4)),
 )
-_FAR = 1e30  # cost of what cannot be reached
-DIAGONAL, DOWN, RIGHT = 0, 1, 2  # steps of the warping: next token and position, next token, next position
-
-
-def alignment_heads(config: WhisperConfig, chosen: Heads | Sequence[Sequence[int]] | int | None = None) -> Heads:
-    """The (layer, head) pairs by which words are timed.
-
-    chosen: pairs; or n, for all heads of the n top layers; None: those of the checkpoint, or else of the released size
-    of this shape, or else all heads of the upper half of the layers, with a warning. ValueError for those that do not
-    exist.
-    """
-    if chosen is None:
-        return config.alignment_heads or released_alignment_heads(config) or _upper_half(config)
-    layers, heads = config.decoder_layers, config.decoder_attention_heads
-    if isinstance(chosen, int):
-        if not 1 <= chosen <= layers:
-            raise ValueError(f"alignment_heads={chosen} top layers, but the decoder has {layers}; choose 1 to {layers}")
-        return _heads_from(config, layers - chosen)
-    pairs = tuple((int(layer), int(head)) for layer, head in chosen)
-    if not pairs:
-        raise ValueError(
-            "alignment_heads=() times no words; name at least one (layer, head), or None for the usual ones"
-        )
-    for layer, head in pairs:
-        if not (0 <= layer < layers and 0 <= head < heads):
-            raise ValueError(
-                f"alignment head ({layer}, {head}) does not exist; choose layers below {layers} and heads below {heads}"
-            )
-    return tuple(sorted(set(pairs)))  # attention scores come layer by layer; the order means nothing
-
-
-@lru_cache
-def _upper_half(config: WhisperConfig) -> Heads:
-    """Cached, so that a model is warned of once."""
-    instead = (
-        f"all heads of the upper {config.decoder_layers - config.decoder_layers // 2} decoder layers time the words"
-    )
-    warnings.warn(
-        f"this checkpoint names no alignment heads: {instead}; find_alignment_heads() measures better ones",
-        stacklevel=3,
-    )
-    return _heads_from(config, config.decoder_layers // 2)
-
-
-def _heads_from(config: WhisperConfig, layer: int) -> Heads:
-    return tuple((i, h) for i in range(layer, config.decoder_layers) for h in range(config.decoder_attention_heads))
-
-
-def parse_heads(text: str) -> Heads | int:
-    """Alignment heads as they are written on a command line: "3", the three top layers; "1:0,2:1", layer:head pairs."""
-    try:
-        if ":" not in text:
-            return int(text)
-        pairs = [pair.split(":") for pair in text.split(",")]
-        return tuple((int(layer), int(head)) for layer, head in pairs)
-    except ValueError:
-        fix = "write layer:head pairs such as 1:0,2:1, or how many of the top layers"
-        raise ValueError(f"alignment heads {text!r} cannot be read; {fix}") from None
 
 
 @lru_cache
@@ -200,75 +141,6 @@ def median_filter(x: jax.Array, n: jax.Array) -> jax.Array:
     for i, j in _TO_MEDIAN:
         near[i], near[j] = jnp.minimum(near[i], near[j]), jnp.maximum(near[i], near[j])
     return jnp.where(n > half, jnp.where(near[half] == jnp.inf, jnp.nan, near[half]), x)
-
-
-class _Sum(NamedTuple):
-    """A sum in twice float32's precision: high + low. The costs of two paths often differ by less than float32 sees."""
-
-    high: jax.Array
-    low: jax.Array
-
-    def plus(self, x: jax.Array) -> _Sum:
-        """Knuth's exact addition of high and x, whose error joins low."""
-        high = self.high + x
-        added = high - self.high
-        low = self.low + ((self.high - (high - added)) + (x - added))
-        total = high + low
-        return _Sum(total, low - (total - high))
-
-    def less(self, other: _Sum) -> jax.Array:
-        return (self.high < other.high) | ((self.high == other.high) & (self.low < other.low))
-
-    def where(self, condition: jax.Array, other: _Sum) -> _Sum:
-        return _Sum(*(jnp.where(condition, a, b) for a, b in zip(self, other, strict=True)))
-
-
-def first_positions(cost: jax.Array, n: jax.Array, m: jax.Array) -> jax.Array:
-    """Dynamic time warping over cost [N,M], of which [n,m] counts -> [N]: where the cheapest path enters each row.
-
-    Where the other two steps tie, the path goes right, even if that costs more: so does the reference's.
-    """
-    counts = jnp.stack([jnp.asarray(n, jnp.int32), jnp.asarray(m, jnp.int32)])
-    return (warp_in_order if kernels_usable() else warp_by_diagonals)(cost, counts)
-
-
-def warp_by_diagonals(cost: jax.Array, counts: jax.Array) -> jax.Array:
-    """`first_positions` for counts [2] = n, m: a scan over the anti-diagonals, each held as a vector over the rows."""
-    rows, columns = cost.shape
-    row = jnp.arange(rows + 1)  # row and column 0 stand before the matrix
-    column = jnp.arange(2, rows + columns + 1)[:, None] - row  # of each anti-diagonal [N+M-1,N+1]
-    inside = (row >= 1) & (column >= 1) & (column <= columns)
-    on_diagonal = cost[jnp.maximum(row - 1, 0), jnp.clip(column - 1, 0, columns - 1)]
-    unreachable = _Sum(jnp.full(rows + 1, _FAR), jnp.zeros(rows + 1))
-
-    def diagonal(carry: tuple[_Sum, _Sum], here: tuple[jax.Array, jax.Array]) -> tuple[tuple[_Sum, _Sum], jax.Array]:
-        up_left, left = carry
-        cost, inside = here
-        up = _Sum(*jnp.roll(jnp.stack(left), 1, axis=1))  # each row sees the one above it
-        is_diagonal = up_left.less(up) & up_left.less(left)
-        is_down = up.less(up_left) & up.less(left)
-        best = up_left.where(is_diagonal, up.where(is_down, left))
-        step = jnp.where(is_diagonal, DIAGONAL, jnp.where(is_down, DOWN, RIGHT))
-        return (up, best.plus(cost).where(inside, unreachable)), step.astype(jnp.int8)
-
-    start = (unreachable._replace(high=unreachable.high.at[1].set(0.0)), unreachable)
-    _, steps = jax.lax.scan(diagonal, start, (on_diagonal, inside))
-
-    def back(carry: tuple[jax.Array, jax.Array, jax.Array], _: None) -> tuple[tuple, None]:
-        i, j, first = carry
-        first = jnp.where((row == i) & (i > 0), j - 1, first)
-        step = jnp.where(j == 0, DOWN, jnp.where(i == 0, RIGHT, steps[jnp.maximum(i + j - 2, 0), i]))
-        going = (i > 0) | (j > 0)
-        i = jnp.where(going & (step != RIGHT), i - 1, i)
-        j = jnp.where(going & (step != DOWN), j - 1, j)
-        return (i, j, first), None
-
-    end = (*counts, jnp.zeros(rows + 1, jnp.int32))
-    (_, _, first), _ = jax.lax.scan(back, end, None, length=rows + columns)
-    return first[1:]
-
-
-warp_in_order = kernel("FirstPositions")(warp_by_diagonals)  # on a CPU: row by row, with sums of 64 bits
 
 
 def align_tokens(

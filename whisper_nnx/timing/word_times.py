@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from whisper_nnx import timing
-from whisper_nnx.audio import FRAMES_PER_SECOND, SAMPLE_RATE
-from whisper_nnx.config import WhisperConfig, released_alignment_heads, released_short_piece_heads
-from whisper_nnx.features import POSITIONS_PER_SECOND
-from whisper_nnx.text_matching import normalised, split_tail
-from whisper_nnx.tokenizer import Tokenizer
-from whisper_nnx.words import WordTiming
+from whisper_nnx.audio.features import POSITIONS_PER_SECOND
+from whisper_nnx.audio.loading import FRAMES_PER_SECOND, SAMPLE_RATE
+from whisper_nnx.model.config import WhisperConfig, released_alignment_heads, released_short_piece_heads
+from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.text.words import normalised, split_tail
+from whisper_nnx.timing.alignment_heads import Heads as Pairs
+from whisper_nnx.timing.alignment_heads import alignment_heads
+from whisper_nnx.timing.token_times import padded_ids, row_begins
+from whisper_nnx.timing.words import WordTiming
 
 LONGEST_PIECES = (3, 6, 12)  # letters of a piece; the first by which a window's text fits the context
 
@@ -37,24 +39,24 @@ _FAR = 1e6  # beyond any window
 class Heads(NamedTuple):
     """(layer, head) pairs, and whether they follow short pieces, or else the tokens that the model writes."""
 
-    pairs: timing.Heads
+    pairs: Pairs
     short_pieces: bool
 
 
-def word_heads(config: WhisperConfig, chosen: timing.Heads | Sequence[Sequence[int]] | int | None = None) -> Heads:
+def word_heads(config: WhisperConfig, chosen: Pairs | Sequence[Sequence[int]] | int | None = None) -> Heads:
     """The heads by which words of a known text are timed.
 
-    chosen: see `timing.alignment_heads`; they are to follow short pieces, as those of `find_alignment_heads(...,
+    chosen: see `alignment_heads`; they are to follow short pieces, as those of `find_alignment_heads(...,
     short_pieces=True)`. None: those measured for the released size, or else the usual ones, which follow tokens.
     Raises ValueError for heads that do not exist.
     """
     if chosen is not None:
-        return Heads(timing.alignment_heads(config, chosen), True)
+        return Heads(alignment_heads(config, chosen), True)
     own = config.alignment_heads
     measured = released_short_piece_heads(config)
     if measured and (own is None or set(own) == set(released_alignment_heads(config) or ())):
         return Heads(measured, True)
-    return Heads(timing.alignment_heads(config), False)
+    return Heads(alignment_heads(config), False)
 
 
 @lru_cache(maxsize=1 << 15)
@@ -96,7 +98,7 @@ def _ids_of(
 
 
 class Layout(NamedTuple):
-    """A window's words as ids, and what of these lies along its sound: see `timing.row_begins`.
+    """A window's words as ids, and what of these lies along its sound: see `row_begins`.
 
     words: for each, its first row and the one behind it; the punctuation behind a word is no part of it.
     """
@@ -162,7 +164,7 @@ def word_times(
     heads: Heads,
 ) -> list[np.ndarray]:
     """Start and end of each window's words [n,2], in s from its beginning; pauses [T']: of its sound."""
-    ids, length = timing.padded_ids([layout.ids for layout in layouts], config, eot)
+    ids, length = padded_ids([layout.ids for layout in layouts], config, eot)
     n_rows = np.array([len(layout.rows) for layout in layouts], np.int32)
     rows, within = (
         np.stack([_padded(getattr(layout, name), 2 * ids.shape[1]) for layout in layouts])
@@ -172,7 +174,7 @@ def word_times(
     level = np.stack([_padded(own, config.max_source_positions) for own in pauses])
     sound = 1 - np.clip((level - PAUSE) / LEVEL, 0, 1)  # or else some token always seems to attend to silence
     arguments = ids, length, rows, n_rows, count, level, sound, within, STRAYING, heads.pairs
-    begins = jax.device_get(timing.row_begins(decoder, cross, *arguments))
+    begins = jax.device_get(row_begins(decoder, cross, *arguments))
     return [
         own[np.array(layout.words, int).reshape(-1, 2)] / POSITIONS_PER_SECOND
         for own, layout in zip(begins, layouts, strict=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from whisper_nnx.results import Segment, TokenDetails, Word
+from whisper_nnx.output.results import Segment, TokenDetails, Word
 
 if TYPE_CHECKING:
-    from whisper_nnx.tokenizer import Tokenizer
+    from whisper_nnx.text.tokenizer import Tokenizer
 
 PREPENDED = "\"'“¿([{-"
 APPENDED = "\"'.。,，!！?？:：”)]}、"

@@ -6,7 +6,7 @@ from typing import Any
 
 _EXPORTS = {
     "whisper_nnx.training.config": ["AugmentConfig", "DataConfig", "TrainConfig"],
-    "whisper_nnx.training.manifest": ["Manifest", "Problem", "Row", "Span", "read_manifest"],
+    "whisper_nnx.data.manifest": ["Manifest", "Problem", "Row", "Span", "read_manifest"],
     "whisper_nnx.training.pipeline": ["Pipeline", "make_pipeline"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

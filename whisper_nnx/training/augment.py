@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from whisper_nnx.audio import SAMPLE_RATE
+from whisper_nnx.audio.loading import SAMPLE_RATE
 from whisper_nnx.training.config import AugmentConfig
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from flax import nnx
 
-from whisper_nnx.model import Whisper
+from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.training.config import DistillConfig
 
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from whisper_nnx.model import Whisper
-from whisper_nnx.products import precision_of
-from whisper_nnx.summary import Module
+from whisper_nnx.model.summary import Module
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.ops.products import precision_of
 from whisper_nnx.training.config import LoraConfig
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)

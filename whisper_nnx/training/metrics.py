@@ -10,7 +10,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from whisper_nnx.writers import write_whole
+from whisper_nnx.output.writers import write_whole
 
 FILE, CURVES, TENSORBOARD = "metrics.jsonl", "curves.png", "tensorboard"
 # The panels of curves.png: title, what is drawn in it, whether its axis is logarithmic.

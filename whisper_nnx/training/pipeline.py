@@ -13,9 +13,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.data.manifest import Row
+from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.training.config import AugmentConfig, DataConfig
-from whisper_nnx.training.manifest import Row
 from whisper_nnx.training.windows import Windows
 
 _ENDLESS = 2**48  # windows

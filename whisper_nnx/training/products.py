@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from whisper_nnx.layers import MultiHeadAttention
-from whisper_nnx.products import dot_product_attention, on_single_cpu, precision_of
+from whisper_nnx.model.layers import MultiHeadAttention
+from whisper_nnx.ops.products import dot_product_attention, on_single_cpu, precision_of
 
 _ROW_BY_ROW = Layout(major_to_minor=(0, 1))
 _apart = jax.lax.optimization_barrier  # what is rounded once is not rounded again inside of each product

@@ -23,26 +23,19 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from whisper_nnx.features import POSITIONS_PER_SECOND
-from whisper_nnx.model import Whisper
-from whisper_nnx.progress import Bar
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.audio.features import POSITIONS_PER_SECOND
+from whisper_nnx.data.manifest import Row, limits_of, problem_lines, read_manifest
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.output.progress import Bar
+from whisper_nnx.output.writers import UNFINISHED, write_whole
+from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.training.checkpoints import WER, Checkpoints
 from whisper_nnx.training.config import TrainConfig, check, to_dict
 from whisper_nnx.training.ctc_head import save_ctc_head
-from whisper_nnx.training.manifest import Row, limits_of, problem_lines, read_manifest
 from whisper_nnx.training.metrics import Mean, Metrics
 from whisper_nnx.training.pipeline import Pipeline, make_pipeline
-from whisper_nnx.training.step import (
-    create_state,
-    make_mesh,
-    make_step,
-    make_trainee,
-    put_batch,
-    trained_model,
-)
-from whisper_nnx.windows import tokenizer_of
-from whisper_nnx.writers import UNFINISHED, write_whole
+from whisper_nnx.training.step import create_state, make_mesh, make_step, make_trainee, put_batch, trained_model
+from whisper_nnx.transcription.windows import tokenizer_of
 
 CHECKPOINTS, BEST, EXPORT, CONFIG = "checkpoints", "best", "export", "config.json"
 MAX_ROW_S = 30.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.audio import FRAMES_PER_SECOND
+from whisper_nnx.audio.loading import FRAMES_PER_SECOND
 from whisper_nnx.training.config import AugmentConfig
 
 

@@ -15,12 +15,12 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from whisper_nnx.config import RELEASED, WhisperConfig
-from whisper_nnx.features import log_mel_spectrogram
-from whisper_nnx.model import Whisper
-from whisper_nnx.products import on_single_cpu, precision_of
-from whisper_nnx.summary import Module
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.audio.features import log_mel_spectrogram
+from whisper_nnx.model.config import RELEASED, WhisperConfig
+from whisper_nnx.model.summary import Module
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.ops.products import on_single_cpu, precision_of
+from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.training import loss
 from whisper_nnx.training.config import ModelConfig, TrainConfig
 from whisper_nnx.training.ctc_head import load_ctc_head

@@ -8,9 +8,9 @@ from itertools import pairwise, zip_longest
 
 import numpy as np
 
-from whisper_nnx.tokenizer import UNSPACED, Tokenizer
-from whisper_nnx.training.manifest import Span
-from whisper_nnx.words import APPENDED, PREPENDED
+from whisper_nnx.data.manifest import Span
+from whisper_nnx.text.tokenizer import UNSPACED, Tokenizer
+from whisper_nnx.timing.words import APPENDED, PREPENDED
 
 STEP_S = 0.02  # of a timestamp, and of an encoder position
 CTC_UNITS_PER_SECOND = 20  # at most; quick speech has about 15 letters

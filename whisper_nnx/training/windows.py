@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from whisper_nnx.audio import SAMPLE_RATE, load_audio
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.audio.loading import SAMPLE_RATE, load_audio
+from whisper_nnx.data.manifest import Row, Span
+from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.training import augment as sound
 from whisper_nnx.training.config import AugmentConfig, DataConfig
-from whisper_nnx.training.manifest import Row, Span
 from whisper_nnx.training.targets import STEP_S, Format, Said, Target, encode_target, spoken_tokens
 
 ROWS = 8  # of a window, whose indices a batch tells; there may be more

@@ -16,16 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx import word_times
-from whisper_nnx.allocator import close_gaps
+from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.fallback import FallbackOptions
-from whisper_nnx.features import RecordingMel
-from whisper_nnx.longform import Draft, Recording, Window
-from whisper_nnx.model import Whisper
-from whisper_nnx.results import Segment
-from whisper_nnx.timing import Heads, align_tokens, text_ids
-from whisper_nnx.windows import (
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.output.results import Segment
+from whisper_nnx.runtime.allocator import close_gaps
+from whisper_nnx.timing import word_times
+from whisper_nnx.timing.alignment_heads import Heads
+from whisper_nnx.timing.token_times import align_tokens, text_ids
+from whisper_nnx.timing.word_times import Layout
+from whisper_nnx.timing.words import WordTiming, words_from_tokens
+from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.recording import Draft, Recording, Window
+from whisper_nnx.transcription.windows import (
     DecodingResult,
     EncodedWindows,
     decode_windows,
@@ -35,8 +38,6 @@ from whisper_nnx.windows import (
     row_seed,
     tokenizer_of,
 )
-from whisper_nnx.word_times import Layout
-from whisper_nnx.words import WordTiming, words_from_tokens
 
 T = TypeVar("T")
 AHEAD = 4  # windows that are prepared while others decode; each holds its keys and values in memory

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_nnx.decoding.options import DecodingOptions, whole_number
 
 if TYPE_CHECKING:
-    from whisper_nnx.windows import DecodingResult
+    from whisper_nnx.transcription.windows import DecodingResult
 
 
 @dataclass(frozen=True)

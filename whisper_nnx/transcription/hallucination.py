@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from whisper_nnx.audio import FRAMES_PER_SECOND
-from whisper_nnx.results import Segment, Word
-from whisper_nnx.words import APPENDED, PREPENDED
+from whisper_nnx.audio.loading import FRAMES_PER_SECOND
+from whisper_nnx.output.results import Segment, Word
+from whisper_nnx.timing.words import APPENDED, PREPENDED
 
 
 def last_end_s(segments: Sequence[Segment]) -> float | None:

@@ -8,24 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from whisper_nnx.audio import FRAMES_PER_SECOND, load_audio
-from whisper_nnx.driver import Live, Place, choose_language
-from whisper_nnx.features import RecordingMel
-from whisper_nnx.longform import Recording
-from whisper_nnx.model import Whisper, warn_of_precision
-from whisper_nnx.options import TranscribeOptions
-from whisper_nnx.results import Segment, Transcript
-from whisper_nnx.suppression import check_choice
-from whisper_nnx.timing import alignment_heads
-from whisper_nnx.vad import VadOptions, pack_spans, speech_spans
-from whisper_nnx.windows import (
+from whisper_nnx.audio.features import RecordingMel
+from whisper_nnx.audio.loading import FRAMES_PER_SECOND, load_audio
+from whisper_nnx.audio.vad import VadOptions, pack_spans, speech_spans
+from whisper_nnx.model.whisper import Whisper, warn_of_precision
+from whisper_nnx.output.results import Segment, Transcript
+from whisper_nnx.timing.alignment_heads import alignment_heads
+from whisper_nnx.timing.word_times import word_heads
+from whisper_nnx.transcription.batch import Live, Place, choose_language
+from whisper_nnx.transcription.options import TranscribeOptions
+from whisper_nnx.transcription.recording import Recording
+from whisper_nnx.transcription.suppression import check_choice
+from whisper_nnx.transcription.windows import (
     EncodedWindows,
     detect_languages,
     encode_windows,
     initial_ids,
     tokenizer_of,
 )
-from whisper_nnx.word_times import word_heads
 
 
 class Opened:
@@ -91,7 +91,7 @@ class Opened:
         return ready
 
     def _tell_speakers(self, channels: np.ndarray, segments: list[Segment]) -> None:
-        from whisper_nnx.diarize import speakers
+        from whisper_nnx.audio.channels import speakers
 
         spans = [(segment["start"], segment["end"]) for segment in segments]
         for segment, speaker in zip(segments, speakers(channels, spans), strict=True):
@@ -193,7 +193,7 @@ def _read(source: Any, options: TranscribeOptions) -> tuple[np.ndarray, np.ndarr
         "max_hours": options.max_hours,
     }
     if options.diarize:
-        from whisper_nnx.diarize import load_stereo
+        from whisper_nnx.audio.channels import load_stereo
 
         return load_stereo(source, options.sampling_rate, **reading)
     return load_audio(source, options.sampling_rate, **reading), None

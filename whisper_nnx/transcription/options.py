@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from whisper_nnx.audio import MAX_HOURS, check_max_hours
+from whisper_nnx.audio.loading import MAX_HOURS, check_max_hours
+from whisper_nnx.audio.vad import VadOptions, require_detector
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.fallback import FallbackOptions
-from whisper_nnx.languages import language_or_none, to_language_code
-from whisper_nnx.longform import LongformOptions
-from whisper_nnx.other_names import OTHER_KEYWORDS
-from whisper_nnx.vad import VadOptions, require_detector
+from whisper_nnx.text.languages import language_or_none, to_language_code
+from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.other_names import OTHER_KEYWORDS
+from whisper_nnx.transcription.recording import LongformOptions
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from whisper_nnx.audio import FRAMES_PER_SECOND
-from whisper_nnx.hallucination import find_hallucination, last_end_s, leading_silence_s
-from whisper_nnx.results import Candidate, Segment, Transcript, WindowAlternatives
-from whisper_nnx.segments import ends_in_single_timestamp, place_segments, split_at_timestamps
-from whisper_nnx.words import APPENDED, PREPENDED, WordTiming, add_words, token_details
+from whisper_nnx.audio.loading import FRAMES_PER_SECOND
+from whisper_nnx.output.results import Candidate, Segment, Transcript, WindowAlternatives
+from whisper_nnx.timing.words import APPENDED, PREPENDED, WordTiming, add_words, token_details
+from whisper_nnx.transcription.hallucination import find_hallucination, last_end_s, leading_silence_s
+from whisper_nnx.transcription.segments import ends_in_single_timestamp, place_segments, split_at_timestamps
 
 if TYPE_CHECKING:
-    from whisper_nnx.tokenizer import Tokenizer
-    from whisper_nnx.windows import DecodingResult
+    from whisper_nnx.text.tokenizer import Tokenizer
+    from whisper_nnx.transcription.windows import DecodingResult
 
 SHORTEST_REST = 10  # frames: what is left of a clip or recording holds no word if it is shorter, and is not decoded
 

@@ -8,17 +8,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from whisper_nnx.audio import FRAMES_PER_SECOND
-from whisper_nnx.colors import colored
-from whisper_nnx.languages import LANGUAGES
-from whisper_nnx.progress import AudioProgress, Bar, clock, stated_duration_s, unwrapped
-from whisper_nnx.results import Segment
-from whisper_nnx.subtitles import spoken_text
-from whisper_nnx.writers import format_timestamp
+from whisper_nnx.audio.loading import FRAMES_PER_SECOND
+from whisper_nnx.output.colors import colored
+from whisper_nnx.output.progress import AudioProgress, Bar, clock, stated_duration_s, unwrapped
+from whisper_nnx.output.results import Segment
+from whisper_nnx.output.subtitles import spoken_text
+from whisper_nnx.output.writers import format_timestamp
+from whisper_nnx.text.languages import LANGUAGES
 
 if TYPE_CHECKING:
-    from whisper_nnx.opening import Opened
-    from whisper_nnx.options import TranscribeOptions
+    from whisper_nnx.transcription.opening import Opened
+    from whisper_nnx.transcription.options import TranscribeOptions
 
 Progress = Callable[[float, float], None]
 Source = tuple[Any, "TranscribeOptions"]  # a recording and its options

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whisper_nnx.config import SpecialTokens
-from whisper_nnx.results import Segment, TokenDetails, Word
+from whisper_nnx.output.results import Segment, TokenDetails, Word
+from whisper_nnx.text.special_tokens import SpecialTokens
 
 _INSTANT_S = 0.005  # all times are multiples of 10 ms or more: what is shorter has no length
 

@@ -1,29 +1,22 @@
-"""`transcribe`: recordings of any length to text. `python -m whisper_nnx.transcribe` is the command line."""
+"""`transcribe`: recordings of any length to text, one, a list, or segment by segment."""
 
 from __future__ import annotations
-
-import sys
-
-if __name__ == "__main__":  # before all else: the command sets XLA up before JAX is imported, and --help needs neither
-    from whisper_nnx.cli import main
-
-    sys.exit(main())
 
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from whisper_nnx.audio_array import SOUND_KEYS, is_pair
-from whisper_nnx.driver import Batch, Live, is_out_of_memory
-from whisper_nnx.opening import Opened, open_recording
-from whisper_nnx.options import TranscribeOptions
-from whisper_nnx.report import Progress, Report, Source
-from whisper_nnx.results import Segment, Transcript
-from whisper_nnx.windows import tokenizer_of
+from whisper_nnx.audio.arrays import SOUND_KEYS, is_pair
+from whisper_nnx.output.results import Segment, Transcript
+from whisper_nnx.transcription.batch import Batch, Live, is_out_of_memory
+from whisper_nnx.transcription.opening import Opened, open_recording
+from whisper_nnx.transcription.options import TranscribeOptions
+from whisper_nnx.transcription.report import Progress, Report, Source
+from whisper_nnx.transcription.windows import tokenizer_of
 
 if TYPE_CHECKING:
-    from whisper_nnx.model import Whisper
+    from whisper_nnx.model.whisper import Whisper
 
 
 @overload

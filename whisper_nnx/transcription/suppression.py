@@ -7,11 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from whisper_nnx.config import SpecialTokens
-from whisper_nnx.decoding.filters import NO_LIMIT
+from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.features import POSITIONS_PER_SECOND
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.decoding.rules import NO_LIMIT
+from whisper_nnx.text.special_tokens import SpecialTokens
+from whisper_nnx.text.tokenizer import Tokenizer
 
 
 def suppressed_tokens(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions) -> tuple[np.ndarray, np.ndarray]:

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx.audio import SAMPLE_RATE
-from whisper_nnx.features import POSITIONS_PER_SECOND
-from whisper_nnx.options import TranscribeOptions
-from whisper_nnx.timing import BUCKETS, align_tokens, alignment_heads, bucket, text_ids
-from whisper_nnx.transcribe import transcribe
-from whisper_nnx.windows import encode_windows, strategy_of, tokenizer_of
-from whisper_nnx.word_times import Layout, word_heads, word_times
+from whisper_nnx.audio.features import POSITIONS_PER_SECOND
+from whisper_nnx.audio.loading import SAMPLE_RATE
+from whisper_nnx.timing.alignment_heads import alignment_heads
+from whisper_nnx.timing.token_times import BUCKETS, align_tokens, bucket, text_ids
+from whisper_nnx.timing.word_times import Layout, word_heads, word_times
+from whisper_nnx.transcription.options import TranscribeOptions
+from whisper_nnx.transcription.stream import transcribe
+from whisper_nnx.transcription.windows import encode_windows, strategy_of, tokenizer_of
 
 if TYPE_CHECKING:
-    from whisper_nnx.longform import LongformOptions
-    from whisper_nnx.model import Whisper
+    from whisper_nnx.model.whisper import Whisper
+    from whisper_nnx.transcription.recording import LongformOptions
 
 _TOKENS = 4
 _OF_RECORDINGS = {  # what part of a recording is heard: of noise, all

@@ -12,21 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx.cache import KeysValues
-from whisper_nnx.config import WhisperConfig
-from whisper_nnx.decoding.filters import NO_LIMIT, Repetition, TimestampHistory
+from whisper_nnx.audio.features import fingerprint
 from whisper_nnx.decoding.language import language_probs
 from whisper_nnx.decoding.loop import DecodingBatch, generate, padded_positions
 from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.decoding.rules import NO_LIMIT, Repetition, TimestampHistory
 from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
-from whisper_nnx.features import fingerprint
-from whisper_nnx.forking import refuse_after_fork
-from whisper_nnx.languages import to_language_code
-from whisper_nnx.model import AudioEncoder, TextDecoder, Whisper, warn_of_precision
-from whisper_nnx.products import cross_cache_dtype, on_single_cpu
-from whisper_nnx.programs import given_back, program
-from whisper_nnx.suppression import check_choice, require_timestamps, suppressed_tokens, timestamp_steps
-from whisper_nnx.tokenizer import Tokenizer
+from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.model.whisper import AudioEncoder, TextDecoder, Whisper, warn_of_precision
+from whisper_nnx.ops.products import cross_cache_dtype, on_single_cpu
+from whisper_nnx.runtime.forking import refuse_after_fork
+from whisper_nnx.runtime.programs import given_back, program
+from whisper_nnx.text.languages import to_language_code
+from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.transcription.suppression import check_choice, require_timestamps, suppressed_tokens, timestamp_steps
 
 
 @given_back

@@ -13,7 +13,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from whisper_nnx.user_cache import locked, make_private_folder, read_own, user_cache_folder, write_whole
+from whisper_nnx.runtime.user_cache import locked, make_private_folder, read_own, user_cache_folder, write_whole
 
 SWITCH = "WHISPER_NNX_KERNELS"  # 0: do without
 _SOURCE, _HEADER = (Path(__file__).with_name(name) for name in ("kernels.cc", "vectors.h"))

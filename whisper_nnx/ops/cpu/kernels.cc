@@ -1,6 +1,6 @@
 // For XLA's CPU backend: what the token loop reads much for and computes little with (products of a few rows with a
 // matrix of 8, 16 or 32 bits), and attention. Numbers are widened as they are read; sums are float32.
-// __init__.py says what each handler computes, and which shapes it takes.
+// kernels.py says what each handler computes, and which shapes it takes.
 #include <atomic>
 #include <cmath>
 #include <condition_variable>

@@ -16,7 +16,8 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.kernels.build import load
+from whisper_nnx.ops.cpu.build import load
+from whisper_nnx.runtime.programs import register_custom_calls
 
 _LANES = 16  # numbers that the kernels read at once
 _HANDLERS = ("TableProduct", "LayerProduct", "TableRows", "Attention", "FirstPositions")
@@ -44,6 +45,9 @@ def _registered() -> ctypes.CDLL | None:
 def usable() -> bool:
     """Whether the kernels are there: they are compiled at the first call, which then takes some seconds."""
     return _library() is not None
+
+
+register_custom_calls(TARGETS, usable)
 
 
 def multiplies_bfloat16() -> bool:

@@ -1,0 +1,50 @@
+"""The words of a text: where they end, what of them is punctuation, what they are without case and marks."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import NamedTuple
+
+from whisper_nnx.text.tokenizer import UNSPACED, Tokenizer
+
+_SENTENCE_ENDS = ".?!…。？！"
+
+
+class TextWord(NamedTuple):
+    """A word as it is written, with the space before it; whether a line ends with it."""
+
+    text: str
+    ends_line: bool = False
+
+    @property
+    def ends_sentence(self) -> bool:
+        return any(mark in _SENTENCE_ENDS for mark in split_tail(self.text)[1])
+
+
+def words_of(text: str, tokenizer: Tokenizer, language: str) -> list[TextWord]:
+    """The words of a text. Punctuation alone belongs to the word before it, at the begin of a line to the next one."""
+    words: list[TextWord] = []
+    for line in text.splitlines():
+        pieces = [" " + word for word in line.split()]
+        if language in UNSPACED:
+            pieces, _ = tokenizer.split_to_word_tokens(tokenizer.encode(line.strip()), language)
+        own: list[str] = []
+        for piece in pieces:
+            if own and not (normalised(piece) and normalised(own[-1])):
+                own[-1] += piece
+            else:
+                own.append(piece)
+        words += [TextWord(word, i == len(own)) for i, word in enumerate(own, 1)]
+    return words
+
+
+def normalised(word: str) -> str:
+    """The letters, marks and numbers of a word, in one case."""
+    plain = unicodedata.normalize("NFKC", word).casefold()
+    return "".join(c for c in plain if unicodedata.category(c)[0] in "LMN")
+
+
+def split_tail(word: str) -> tuple[str, str]:
+    """(word, the punctuation behind it)."""
+    core = next((i for i in range(len(word), 0, -1) if normalised(word[i - 1])), len(word))
+    return word[:core], word[core:]
