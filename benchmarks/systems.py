@@ -22,6 +22,8 @@ import numpy as np
 SAMPLE_RATE = 16_000
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 GREEDY = {"temperature": 0.0, "condition_on_previous_text": False}  # so that no window depends on another one's errors
+# Where BatchedInferencePipeline cuts: speech without pauses of 2 s would be one chain of windows for us.
+SHORT_PAUSES = {"min_silence_duration_ms": 160, "max_speech_duration_s": 30}
 
 
 class Written(NamedTuple):
@@ -81,6 +83,7 @@ class WhisperNNX:
     def _options(self, work: Work) -> dict[str, Any]:
         options: dict[str, Any] = {} if work.defaults else GREEDY | self.fixed
         options |= {"beam_size": work.beam_size} if work.beam_size > 1 else {}
+        options |= {"vad_parameters": SHORT_PAUSES} if work.vad and not work.defaults else {}
         return options | {"language": work.language, "word_timestamps": work.words, "vad_filter": work.vad}
 
     def warm_up(self, work: Work) -> None:
