@@ -36,14 +36,12 @@ def boundary_errors(words: list[dict], true_words: list[dict]) -> np.ndarray:
     return np.array([abs(a[key] - b[key]) for a, b in pairs if b["start"] is not None for key in ("start", "end")])
 
 
-# The other recordings are in tests/reference/test_known_text.py.
-@pytest.mark.parametrize("name", ["en_three_minutes", "en_44k_stereo_25s", "fr_40s"])
+@pytest.mark.parametrize(
+    "name", ["en_44k_stereo_25s", "en_mixed_75s", "en_pauses_60s", "fr_40s", "mixed_languages_2min"]
+)
 def test_word_times_of_a_known_text_are_at_least_as_good_as_a_transcripts(name, model, shared):
     path, words, language = truth(shared, name)
-    check_word_times(model, path, words, language)
-
-
-def check_word_times(model, path: Path, words: list[dict], language: str | None) -> None:
+    language = None if name.startswith("mixed") else language
     aligned = align(model, path, " ".join(word["word"] for word in words), language=language)
     assert [word["word"].strip() for word in aligned["words"]] == [word["word"] for word in words]
     spoken = [word for word in aligned["words"] if word["start"] is not None]

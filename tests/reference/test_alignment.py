@@ -1,4 +1,4 @@
-"""Alignment heads are openai-whisper's, likelihoods transformers'; and word times of known texts in all recordings."""
+"""Alignment heads are openai-whisper's, likelihoods transformers'."""
 
 import base64
 import gzip
@@ -6,15 +6,9 @@ import gzip
 import numpy as np
 import pytest
 
-from tests.alignment.test_align import check_word_times, truth
 from whisper_nnx import log_mel_spectrogram, pad_or_trim
 from whisper_nnx.alignment.likelihood import score
 from whisper_nnx.model.config import ALIASES, RELEASED, RELEASED_ALIGNMENT_HEADS
-
-ALIGNED = (
-    *("de_40s", "en_8k_35s", "en_mixed_75s", "en_noisy_40s", "en_one_speaker_30s", "en_pauses_60s"),
-    *("en_quick_20s", "en_short_3s", "en_synthetic_45s", "es_40s", "mixed_languages_2min"),
-)
 
 
 def test_the_alignment_heads_of_all_released_sizes_are_those_of_openai_whisper():
@@ -45,9 +39,3 @@ def test_a_texts_likelihood_is_the_teacher_forced_loss_of_transformers(model, di
         with torch.no_grad():
             loss = peer(mel, decoder_input_ids=ids[:, :-1], labels=labels[:, 1:]).loss.item()
         assert scored.avg_logprob == pytest.approx(-loss, abs=1e-3)
-
-
-@pytest.mark.parametrize("name", ALIGNED)
-def test_word_times_of_a_known_text_are_at_least_as_good_as_a_transcripts_everywhere(name, model, shared):
-    path, words, language = truth(shared, name)
-    check_word_times(model, path, words, None if name.startswith("mixed") else language)
