@@ -150,8 +150,8 @@ def find_tokenizer(
     if found is None and warn:
         warnings.warn(
             f"{path}: no tokenizer: tokenizer.json, or vocab.json with merges.txt, is missing{reason}; put it beside "
-            "the weights, or give tokenizer= (of a command: --tokenizer) a folder that has it, a .tiktoken file or a "
-            "name such as 'tiny' (the model loads, but transcribe() needs a tokenizer)",
+            "the weights, or give tokenizer=FOLDER, a .tiktoken file or a name such as 'tiny' (the model loads, but "
+            "transcribing needs a tokenizer)",
             stacklevel=3,
         )
     return found

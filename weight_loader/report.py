@@ -69,7 +69,7 @@ def _tokenizer(checkpoint: Checkpoint, path: Path) -> tuple[str, str]:
     except CheckpointError as error:
         return f"unusable: {error}", "unknown"
     if found is None:
-        return "none here; give one to load_model(tokenizer=...)", "unknown"
+        return "none here; give tokenizer=FOLDER, or a name such as 'tiny', where it is loaded", "unknown"
     codes = " ".join(found.languages) if found.is_multilingual else "en"
     if checkpoint.tokenizer:
         return "from the checkpoint", codes

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.oracle import ROWS, PlainDecoder
 from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer  # noqa: F401
+from whisper_nnx import transcribe
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.ops.products import cross_cache_dtype
@@ -387,3 +388,9 @@ def test_keys_and_values_are_kept_as_the_token_loop_reads_them(mel, given_featur
     encoded = encode_windows(model, encoded.features) if given_features else encoded
     assert encoded.features.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(encoded.cross)} == {jnp.dtype(cross_cache_dtype(jnp.bfloat16))}
+
+
+@pytest.mark.parametrize("function", [transcribe, decode, detect_language])
+def test_what_is_no_model_is_named(function):
+    with pytest.raises(TypeError, match="model is of type str, not a Whisper; load it with load_model"):
+        function("tiny.en", np.zeros((80, 3000), np.float32))

@@ -207,7 +207,7 @@ def test_inspect_tells_what_is_there_and_what_is_missing(folder, tmp_path, capsy
     told = capsys.readouterr().out
     assert "openai-whisper" in told
     assert "2 alignment heads" in told
-    assert "none here; give one" in told
+    assert "none here; give tokenizer=FOLDER" in told
 
 
 def test_inspect_of_half_a_checkpoint_names_what_it_lacks(folder, tmp_path, capsys):

