@@ -116,9 +116,7 @@ def tokenizer_of(model: Whisper) -> Tokenizer:
     """The model's tokenizer; TypeError for what is no Whisper, ValueError without one, RuntimeError after a fork."""
     refuse_after_fork()
     if not hasattr(model, "tokenizer"):
-        raise TypeError(
-            f"model is of type {type(model).__name__}, not a Whisper; load_model makes one of a folder or name"
-        )
+        raise TypeError(f"model is of type {type(model).__name__}, not a Whisper; load it with load_model")
     if model.tokenizer is None:
         raise ValueError("this model has no tokenizer; give tokenizer=FOLDER when it is loaded, or set model.tokenizer")
     return model.tokenizer
