@@ -87,7 +87,7 @@ def download_whisper_weights(
 ) -> tuple[dict[str, Any], WhisperConfig]:
     """The arrays of a checkpoint, as stored or as `dtype`, and its configuration.
 
-    The arrays lie in nested dicts by their place in the model, params["decoder"]["layers"][0]["fc1"]["kernel"], as
+    The arrays are in nested dicts by their path in the model, `params["decoder"]["layers"][0]["fc1"]["kernel"]`, as
     `nnx.to_pure_dict(nnx.state(model))` has them. Arguments and errors are those of `load_model`.
     """
     path = checkpoint_path(name_or_path, revision=revision, token=token, cache_dir=cache_dir)
