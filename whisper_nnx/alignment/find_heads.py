@@ -37,19 +37,13 @@ def find_alignment_heads(
     """The n (layer, head) pairs that time words best, the best one first, for `WhisperConfig.alignment_heads`.
 
     With true times, heads are ranked by the median error of the starts and ends of words; without, by the share of
-    their attention along the best path through it. Some minutes of ordinary speech suffice; the text need not be
-    written as the model would write it.
+    their attention along the best path through it. Some minutes of ordinary speech suffice, in any spelling.
 
     Args:
       recordings: (audio, its text), of at most 30 s each, or (audio, text, the true times of its words).
-      n: how many heads.
-      short_pieces: rank the heads that follow pieces of at most three letters, which `align` and refine_word_times=True
-        use. Give these to them as `alignment_heads`, not as the configuration's, which follow ordinary tokens.
-      language: a code or name; None detects it for each recording.
-      sampling_rate: of arrays, in Hz.
+      short_pieces: rank heads for `align` and refine_word_times=True, not for the configuration (ordinary tokens).
 
-    Raises ValueError for recordings that are too long or too few, or times that do not match the words; AudioError (a
-    ValueError) or OSError for unreadable audio.
+    Raises ValueError for recordings that are too long or too few or times that do not match; AudioError, OSError.
     """
     config, tokenizer = model.config, tokenizer_of(model)
     heads = tuple((i, h) for i in range(config.decoder_layers) for h in range(config.decoder_attention_heads))
