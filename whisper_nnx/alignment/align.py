@@ -34,7 +34,10 @@ PAUSE_S = 1.0  # a pause that begins another segment
 
 
 class AlignedWord(TypedDict):
-    """A word of the text; start, end: s, None where it is not spoken. probability: the mean of its tokens'."""
+    """A word of the text; start and end in s, None where it is not spoken.
+
+    probability: the geometric mean of its tokens' probabilities, 0 where it is not spoken.
+    """
 
     word: str
     start: float | None
