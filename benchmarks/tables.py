@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "IMPLEMENTATION.md")
+DOCUMENTS = ("README.md", "docs/numbers/speed.md", "docs/numbers/accuracy.md")
 _MARK = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _OURS = "whisper_nnx"
 _NOT_RUN = "(not measured)\n"

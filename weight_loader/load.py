@@ -46,19 +46,25 @@ def load_model(
     token: str | bool | None = None,
     cache_dir: Name | None = None,
 ) -> Whisper:
-    """A trained model with its tokenizer.
+    """Loads a trained model with its tokenizer.
 
-    name_or_path: a folder or file in any format that `weight_loader.readers` knows; a repository ("owner/name";
-      `revision`, `token`, `cache_dir` are for it) or a short name: "tiny", "base.en", "large-v3", "turbo",
-      "distil-large-v3"; "demo", the small model of this package; OpenAI's own file by its name, "tiny.pt", or
-      address. A folder or file of that name wins. LoRA of PEFT is merged into its base model.
-    dtype: float32, bfloat16 or float16, of the computation (default float32).
-    weights: one of these, or int8 (the matrices; see `model/quantized.py`), of the parameters in memory (default: as
-      dtype). Whatever is stored is converted tensor by tensor.
-    tokenizer: a folder, a .tiktoken file, a repository or a short name to take it from. Default: the checkpoint or the
-      files beside it; for OpenAI's, MLX's and CTranslate2's, which may have none, the released one of that size.
+    Args:
+      name_or_path: a folder or file in any format of `weight_loader.readers`; a repository ("owner/name"); a short
+        name: "tiny", "base.en", "large-v3", "turbo", "distil-large-v3"; "demo", the small model of this package;
+        OpenAI's own file by its name, "tiny.pt", or address. An existing folder or file takes precedence. A PEFT LoRA
+        adapter is merged into its base model.
+      dtype: of the computation: float32 (default), bfloat16 or float16.
+      weights: of the parameters in memory: one of these, or int8 (matrices only); default: as dtype. Stored arrays are
+        converted one by one.
+      tokenizer: a folder, a .tiktoken file, a repository or a short name. Default: the checkpoint's own; for OpenAI's,
+        MLX's and CTranslate2's files, which may have none, the released one of that size.
+      revision: branch, tag or commit of the repository.
+      token: for private repositories.
+      cache_dir: where downloads are kept; default: Hugging Face's cache.
 
-    Raises FileNotFoundError for a path to nothing, CheckpointError for a checkpoint that cannot be had or used.
+    Raises:
+      FileNotFoundError: a path to nothing.
+      CheckpointError: a checkpoint that cannot be fetched or used.
     """
     refuse_after_fork()
     dtype = _floating(dtype or jnp.float32)
@@ -87,7 +93,7 @@ def download_whisper_weights(
 ) -> tuple[dict[str, Any], WhisperConfig]:
     """The arrays of a checkpoint, as stored or as `dtype`, and its configuration.
 
-    The arrays lie in nested dicts by their place in the model, params["decoder"]["layers"][0]["fc1"]["kernel"], as
+    The arrays are in nested dicts by their path in the model, `params["decoder"]["layers"][0]["fc1"]["kernel"]`, as
     `nnx.to_pure_dict(nnx.state(model))` has them. Arguments and errors are those of `load_model`.
     """
     path = checkpoint_path(name_or_path, revision=revision, token=token, cache_dir=cache_dir)

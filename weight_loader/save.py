@@ -20,10 +20,17 @@ from whisper_nnx.model.whisper import Whisper
 
 
 def save_pretrained(model: Whisper, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
-    """Writes weights, configurations and the tokenizer's files, in the model's dtype and Hugging Face's format.
+    """Writes weights, configurations and tokenizer files in Hugging Face's format and the model's dtype.
 
-    max_shard_size: bytes, or a text such as "2GB"; weights above it are split into several files and an index.
-    Files of the same names are replaced, once all have been written; other weights in the folder are removed.
+    Files of the same names are replaced once all have been written; other weights in the folder are removed.
+
+    Args:
+      model: the model to save.
+      folder: where to; created if missing.
+      max_shard_size: bytes, or text such as "2GB"; larger weights are split into several files and an index.
+
+    Raises:
+      CheckpointError: a model that no checkpoint can represent.
     """
     folder = FilePath(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -41,10 +48,19 @@ def save_pretrained(model: Whisper, folder: str | os.PathLike[str], max_shard_si
 
 
 def save_model(model: Whisper, path: str | os.PathLike[str], format: str = "hf", dtype: str | None = None) -> list[str]:
-    """Writes the model in a format of `writers.WRITERS`, whole or not at all; returns what the format cannot keep.
+    """Writes the model in one of the formats of `writers.WRITERS`, whole or not at all.
 
-    path: a folder (hf, mlx, ct2) or a file (openai, ggml) that does not exist yet. dtype: by name, "float16", or what
-    else the format has ("q8_0"); default: the model's. Raises CheckpointError for what cannot be.
+    Args:
+      model: the model to save.
+      path: a folder (hf, mlx, ct2) or a file (openai, ggml) that does not exist yet.
+      format: hf, openai, mlx, ggml or ct2.
+      dtype: by name ("float16"), or what else the format has ("q8_0"); default: the model's.
+
+    Returns:
+      What the format cannot store, one line each.
+
+    Raises:
+      CheckpointError: a model that the format cannot represent.
     """
     return write_checkpoint(content_of(model), path, format, dtype)
 

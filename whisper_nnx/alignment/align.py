@@ -34,7 +34,10 @@ PAUSE_S = 1.0  # a pause that begins another segment
 
 
 class AlignedWord(TypedDict):
-    """A word of the text; start, end: s, None where it is not spoken. probability: the mean of its tokens'."""
+    """A word of the text; start and end in s, None where it is not spoken.
+
+    probability: the geometric mean of its tokens' probabilities, 0 where it is not spoken.
+    """
 
     word: str
     start: float | None
@@ -60,14 +63,24 @@ def align(
     batch_size: int = 1,
     sampling_rate: int | None = None,
 ) -> AlignedTranscript:
-    """Word times of a text that is known, in a recording of any length.
+    """Finds the times of the words of a known text, in a recording of any length.
 
-    audio: whatever `load_audio` takes. language: None to detect it for each piece of up to 30 s. alignment_heads: pairs
-    (layer, head) that follow short pieces, see `word_times.word_heads`. batch_size: pieces at once.
-    Words keep their spelling; a segment ends with a sentence, a line of the text or its piece, or before a pause. Words
-    that the recording does not say are `unspoken`, and in no segment.
-    Raises ValueError for a text without words, and for a language or task that the model does not know; AudioError (a
-    ValueError) or OSError for unreadable audio.
+    Words keep their spelling. A segment ends with a sentence, a line of the text or its piece, or before a pause. Words
+    that the recording does not contain are `unspoken`, and in no segment.
+
+    Args:
+      model: a model with a tokenizer.
+      audio: anything that `load_audio` takes.
+      text: the transcript.
+      language: a code or name; None detects it for each piece of up to 30 s.
+      task: "transcribe", or "translate" for an English text of speech in another language.
+      alignment_heads: (layer, head) pairs that follow short pieces of text, see `find_alignment_heads`.
+      batch_size: pieces to align together.
+      sampling_rate: of an array, in Hz.
+
+    Raises:
+      ValueError: a text without words, an unknown language or task, or (as AudioError) unreadable audio.
+      OSError: a file that cannot be opened.
     """
     tokenizer, language = tokenizer_of(model), language_or_none(language)
     heads = word_heads(model.config, alignment_heads)

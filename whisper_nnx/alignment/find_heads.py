@@ -34,16 +34,16 @@ def find_alignment_heads(
     language: str | None = None,
     sampling_rate: int | None = None,
 ) -> Heads:
-    """The n (layer, head) pairs by which words are timed best, the best one first, for `WhisperConfig.alignment_heads`.
+    """The n (layer, head) pairs that time words best, the best one first, for `WhisperConfig.alignment_heads`.
 
-    recordings: (audio, its text), of at most 30 s each, or (audio, text, the true times of its words). Some minutes of
-    ordinary speech will do. With true times, heads are ranked by the median error of words' starts and ends; without,
-    by how much of what they attend to lies along the best path through it: the mean likeness of text and sound.
-    short_pieces: rank those that follow words in pieces of at most three letters, as `align` and refine_word_times=True
-    force them, and give them to these as `alignment_heads`; not as the config's, which follow ordinary tokens.
-    language: None to detect it for each. Text need not be written as the model would write it.
-    Raises ValueError for recordings that are longer or too few, and times that are not one for each word; AudioError (a
-    ValueError) or OSError for unreadable audio.
+    With true times, heads are ranked by the median error of the starts and ends of words; without, by the share of
+    their attention along the best path through it. Some minutes of ordinary speech suffice, in any spelling.
+
+    Args:
+      recordings: (audio, its text), of at most 30 s each, or (audio, text, the true times of its words).
+      short_pieces: rank heads for `align` and refine_word_times=True, not for the configuration (ordinary tokens).
+
+    Raises ValueError for recordings that are too long or too few or times that do not match; AudioError, OSError.
     """
     config, tokenizer = model.config, tokenizer_of(model)
     heads = tuple((i, h) for i in range(config.decoder_layers) for h in range(config.decoder_attention_heads))

@@ -93,13 +93,23 @@ def score(
     batch_size: int = 8,
     sampling_rate: int | None = None,
 ) -> list[TextScore] | list[list[TextScore]]:
-    """How likely each of several texts is to be what a recording says, without timestamps.
+    """The log-likelihood of each of several texts, given a recording, without timestamps.
 
-    audio: whatever `load_audio` takes, of at most 30 s, and a list of texts (or of token ids); or a list of recordings,
-    and a list of texts for each. language: None to detect it, for each recording. batch_size: texts at once; all that
-    are padded to the same length share one compiled program. Each recording is encoded once.
-    Raises ValueError for a longer recording, a text that is empty or exceeds the context, or a language or task that
-    the model does not know; AudioError (a ValueError) or OSError for unreadable audio.
+    Each recording is encoded once. All texts padded to the same length share one compiled program.
+
+    Args:
+      model: a model with a tokenizer.
+      audio: anything that `load_audio` takes, of at most 30 s; or a list of recordings.
+      texts: texts or token ids; for a list of recordings, a list of texts for each.
+      language: a code or name; None detects it for each recording.
+      task: "transcribe" or "translate".
+      batch_size: texts to score together.
+      sampling_rate: of an array, in Hz.
+
+    Raises:
+      ValueError: a longer recording; a text that is empty or exceeds the context; an unknown language or task; or (as
+        AudioError) unreadable audio.
+      OSError: a file that cannot be opened.
     """
     many = isinstance(audio, list | tuple)
     recordings, given = (audio, texts) if many else ([audio], [texts])

@@ -28,14 +28,17 @@ Span = tuple[float, float]
 class VadOptions:
     """What counts as speech; names, defaults and meaning are faster-whisper's.
 
-    threshold: speech begins with a frame of at least this probability, and goes on until one is below neg_threshold
-      (by default 0.15 less, but no less than 0.01); what lies between the two decides nothing.
-    min_silence_duration_ms: silence that ends a span; a shorter one lies within it.
-    min_speech_duration_ms: spans that are no longer are dropped.
-    max_speech_duration_s: a longer span is cut, padding included, at its last pause of more than 98 ms, or else there.
-    speech_pad_ms: by how much a span is widened on each side, at most to the middle of the silence between two.
+    Attributes:
+      threshold: speech starts with a frame of at least this probability.
+      neg_threshold: speech ends with a frame below it (default: 0.15 less than threshold, at least 0.01).
+      min_speech_duration_ms: spans that are not longer are dropped.
+      max_speech_duration_s: a longer span is cut, padding included, at its last pause of more than 98 ms, or else
+        there.
+      min_silence_duration_ms: silence that ends a span; a shorter one is part of it.
+      speech_pad_ms: added to each side of a span, at most to the middle of the silence between two.
 
-    Raises ValueError, with the value and the way out, for what cannot be done.
+    Raises:
+      ValueError: values that cannot be met, with the remedy.
     """
 
     threshold: float = 0.5

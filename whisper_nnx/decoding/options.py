@@ -17,37 +17,40 @@ _WHOLE = {**dict.fromkeys(_OR_NONE, 1), "max_repeats": 2, "n_best": 1, "no_repea
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """All that may be asked of a window; validated, hashable.
+    """The options of one window; validated, hashable. Defaults and meaning of openai-whisper's options are the same.
 
-    task: "transcribe", "translate" (to English), or "lang_id" (only the language is told).
-    language: a code; None or "auto" detects it.
-    temperature: 0 takes the most probable token, more samples from softmax(logits / temperature).
-    sample_len: how many tokens to sample at most; None means half the context.
-    best_of: independent samples of which the most probable is kept; needs a temperature above 0.
-    beam_size, patience (arXiv:2204.05424): beam search; needs temperature 0.
-    length_penalty: alpha of arXiv:1609.08144 (0 to 1) for ranking; None divides by the length.
-    prompt: text or ids of what was said before; prefix: text or ids that the transcript begins with.
-    suppress_tokens: ids (or "1,2,3") never to sample; -1 stands for the tokenizer's non-speech tokens. Those that
-        are no part of a transcript (task, start, previous text) are suppressed in any case, also with None or nothing.
-    suppress_blank: the first token may be neither a space nor the end.
-    fp16: what openai-whisper's users write there. Here the model's dtype decides; a warning where that differs.
-    without_timestamps: text alone; max_initial_timestamp: the latest first timestamp in s, None for no limit.
-
-    What openai-whisper does not have; by default nothing of it happens:
-    max_new_tokens: how many tokens to sample at most, whatever precedes them; unlike sample_len it shortens no prefix.
-    repetition_penalty: text tokens that are in the prefix or were sampled in this window have their logit divided by
-        it where it is positive, else multiplied (arXiv:1909.05858, as in transformers and CTranslate2).
-    no_repeat_ngram_size: a text token that would complete n tokens, timestamps counted, which are there already in this
-        order, in the prefix or what was sampled in this window, is not sampled; 0 for no such rule. Timestamps and the
-        end of text are neither penalised nor ruled out. Both come before all other rules; log-probabilities are those
+    Attributes:
+      task: "transcribe", "translate" (to English), or "lang_id" (detect the language only).
+      language: a code; None or "auto" detects it.
+      temperature: 0 takes the most probable token; above 0 samples from softmax(logits / temperature).
+      sample_len: the most tokens to sample; None means half the context.
+      best_of: independent samples, of which the most probable is kept; needs a temperature above 0.
+      beam_size: beams of the search; needs temperature 0.
+      patience: finished beams to wait for, times beam_size (arXiv:2204.05424).
+      length_penalty: alpha of arXiv:1609.08144 (0 to 1) for ranking; None divides by the length.
+      prompt: text or ids that precede the window.
+      prefix: text or ids that the transcript begins with.
+      suppress_tokens: ids (or "1,2,3") never to sample; -1 stands for the tokenizer's non-speech tokens. Those that are
+        not part of a transcript (task, start, previous text) are always suppressed, also with None or an empty value.
+      suppress_blank: the first token may be neither a space nor the end.
+      without_timestamps: writes text only.
+      max_initial_timestamp: the latest first timestamp in s; None for no limit.
+      fp16: accepted for openai-whisper's users. The model's dtype decides; a warning says where the two differ.
+      max_new_tokens: the most tokens to sample, whatever precedes them; unlike sample_len it shortens no prefix.
+      repetition_penalty: divides the logit, where it is positive, of text tokens in the prefix or sampled in this
+        window, else multiplies it (arXiv:1909.05858, as in transformers and CTranslate2). 1 has no effect.
+      no_repeat_ngram_size: a text token is not sampled if it would complete n tokens (timestamps included) that occur
+        in this order in the prefix or in what was sampled in this window. 0 switches the rule off. Timestamps and the
+        end of text are neither penalized nor ruled out. Both rules come before all others; log-probabilities are those
         after them.
-    suppress_regex: text tokens of which the whole text matches are never sampled, as in whisper.cpp.
-    max_repeats: a row ends, and its result is `looped`, where up to 16 text tokens were sampled so many times in
-        a row, timestamps between them or not. Beams end together, when the most probable one of them loops.
-    n_best: so many candidates, best first, are the result's `alternatives`; needs as many beams or samples.
-    tinydiarize: a checkpoint that was trained to mark turns of speakers (with `<|startoflm|>`) may do so.
+      suppress_regex: text tokens whose whole text matches are never sampled, as in whisper.cpp.
+      max_repeats: a row ends, and its result is `looped`, where up to 16 text tokens were sampled so many times in a
+        row, with or without timestamps between them. Beams end together, when the most probable one loops.
+      n_best: how many candidates, best first, become the result's `alternatives`; needs as many beams or samples.
+      tinydiarize: allows a checkpoint trained for it to mark speaker changes (with `<|startoflm|>`).
 
-    Raises ValueError, with the value and the way out, for what cannot be done.
+    Raises:
+      ValueError: options that cannot be met, with the value and the remedy.
     """
 
     task: str = "transcribe"

@@ -38,15 +38,25 @@ def evaluate(
     about: dict[str, Any] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Transcribes the rows and compares what comes with what was said.
+    """Transcribes the rows of manifests and compares the result with their text.
 
-    rows: of `data.manifest.read_manifest`. normalizer: see `normalizers.normalize`. detect_language: the model is
-    not told the rows' language; so with language="auto". language, task: of all rows, instead of their own. batch_size:
-    recordings to decode together. about: is kept for reports. options: of `transcribe`; word times are compared where
-    word_timestamps=True and the row has true ones.
+    A row that cannot be read has an error and no scores.
 
-    A row that cannot be read has an error and no scores. Raises ValueError for options that cannot be met, ImportError
-    where the packages of the extra `evaluate` are missing.
+    Args:
+      model: a model with a tokenizer.
+      rows: of `data.manifest.read_manifest`.
+      normalizer: "auto", "english", "basic" or "none", see `normalizers.normalize`.
+      detect_language: the model detects the language instead of using the row's; so with language="auto".
+      language: of all rows, instead of their own.
+      task: of all rows, instead of their own.
+      batch_size: recordings to decode together.
+      verbose: as in `transcribe`.
+      about: stored for reports.
+      options: of `transcribe`. Word times are compared where word_timestamps=True and the row has true ones.
+
+    Raises:
+      ValueError: options that cannot be met.
+      ImportError: the packages of the extra `evaluate` are missing.
     """
     from whisper_nnx.transcription.stream import iter_transcripts
 

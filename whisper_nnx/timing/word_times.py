@@ -29,7 +29,7 @@ LONGEST_PIECES = (3, 6, 12)  # letters of a piece; the first by which a window's
 
 # A pause is as similar to quiet as PAUSE + LEVEL, to speech as PAUSE - LEVEL; tokens have mean 0 and standard deviation
 # 1. Quiet is QUIET_DB below the loudest, or a fifth of the way up from the noise to it. Tuned on the
-# hand-labelled clips of IMPLEMENTATION.md, "Word times against hand labels" (PAUSE and LEVEL on every other one).
+# hand-labelled clips of docs/numbers/word-times.md (PAUSE and LEVEL on every other one).
 PAUSE, LEVEL = 1.0, 2.0
 QUIET_DB, ABOVE_NOISE, SLOPE_DB = 30.0, 0.2, 10.0
 STRAYING = 0.5  # what a row loses with each position outside of where it is expected

@@ -25,7 +25,7 @@ class ModelConfig:
     product_dtype: Annotated[
         str, "type that factors of matmuls are rounded to: faster on CPUs with bfloat16; empty: dtype"
     ] = ""
-    conv_init_scale: Annotated[float, "factor on a new model's initial convolutions (see IMPLEMENTATION.md)"] = 1.0
+    conv_init_scale: Annotated[float, "factor on a new model's initial convolutions (docs/design/training.md)"] = 1.0
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FallbackOptions:
-    """temperatures to try in turn, and what makes a try fail; None switches a threshold off. Paper, section 4.5.
+    """The temperatures to try in turn, and when an attempt fails (paper, section 4.5). None switches a threshold off.
 
-    beam_size and patience hold for temperature 0, best_of for those above; n_best for those that have so many
-    candidates, the others give as many as they have. A try that looped (see DecodingOptions.max_repeats) has failed.
+    An attempt that looped (see `DecodingOptions.max_repeats`) has failed.
+
+    Attributes:
+      temperatures: in `transcribe` the option is `temperature`: one, or several.
+      beam_size: at temperature 0.
+      patience: at temperature 0.
+      best_of: at temperatures above 0.
+      compression_ratio_threshold: text that compresses better fails: it repeats itself.
+      logprob_threshold: a lower average log-probability fails.
+      no_speech_threshold: an improbable window with a higher probability of no speech is silence.
+      n_best: candidates to keep; attempts with fewer beams or samples keep what they have.
     """
 
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

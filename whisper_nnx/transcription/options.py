@@ -19,18 +19,23 @@ from whisper_nnx.transcription.recording import LongformOptions
 
 @dataclass(frozen=True)
 class TranscribeOptions:
-    """How windows follow each other, when they are tried again, how each is decoded; and how a recording is opened.
+    """All options of a recording: how windows follow each other, when they are retried, how each is decoded, and these.
 
-    All fields of LongformOptions, FallbackOptions and DecodingOptions are keyword arguments of `of`; `temperature`, one
-    or several to try in turn, beam_size, patience and best_of are those of the ladder.
+    All fields of LongformOptions, FallbackOptions and DecodingOptions are keyword arguments of `of`; `temperature`
+    (one, or several to try in turn), beam_size, patience and best_of are those of FallbackOptions.
 
-    seed: the same one gives the same samples. sampling_rate: of an array, in Hz. follow_timestamps, max_hours: of
-    `load_audio`. audio_track: which of a file's audio streams, from 0 (default: as ffmpeg chooses).
-    vad_filter: only speech is transcribed; it is cut into pieces, each a recording of its own, that can be decoded
-    together. vad_parameters: fields of VadOptions.
-    language_detection_segments: 30 s windows to detect the language from, unless one of them is surer than
-    language_detection_threshold; their probabilities are added up. allowed_languages: codes or names to choose from.
-    diarize: tell by the louder channel of a stereo recording who speaks.
+    Attributes:
+      seed: the same seed gives the same samples.
+      sampling_rate: of an array, in Hz.
+      audio_track: which of a file's audio streams, from 0; None: as ffmpeg chooses.
+      follow_timestamps: as in `load_audio`.
+      max_hours: as in `load_audio`.
+      vad_filter: transcribes only speech, cut into pieces that are recordings of their own and can be decoded together.
+      vad_parameters: fields of VadOptions.
+      language_detection_segments: 30 s windows to detect the language from; their probabilities are added up.
+      language_detection_threshold: a window with a more probable language decides alone.
+      allowed_languages: codes or names to choose from.
+      diarize: labels segments by the louder channel of a stereo recording.
     """
 
     longform: LongformOptions

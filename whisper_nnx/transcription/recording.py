@@ -23,21 +23,29 @@ SHORTEST_REST = 10  # frames: what is left of a clip or recording holds no word 
 
 @dataclass(frozen=True)
 class LongformOptions:
-    """How windows follow each other; meaning and names are openai-whisper's.
+    """How windows follow each other. Names and meaning of openai-whisper's options are the same.
 
-    condition_on_previous_text: each window is told what the ones before it said; None: unless the checkpoint says
-    otherwise (`WhisperConfig.condition_on_prev_tokens`). initial_prompt: text before the first window; with
-    carry_initial_prompt before every one. clip_timestamps: start,end,start,end,... in s (text or numbers) of what to
-    transcribe; a missing last end is that of the recording. word_timestamps: segments have words, and the next window
-    begins after the last one; prepend_punctuations and append_punctuations join the word behind or before them.
-    hallucination_silence_threshold: silences longer than that, in s, are skipped beside what looks invented.
-
-    hotwords: text told to every window, before all else. max_context: tokens of previous text to tell at most (in the
-    reference only bounded by the room). offset_s, duration_s: the one clip to transcribe. independent_clips: each clip
-    is a recording of its own, without previous text from the others. multilingual: the language of each window is
-    detected, and its segments tell it. token_timestamps: segments have token_details. refine_word_times: words get
-    the times of a second pass, over the text in short pieces, which leave pauses out. alignment_heads: (layer, head)
-    pairs that time words and tokens, or in how many top layers all do; None leaves it to the checkpoint.
+    Attributes:
+      condition_on_previous_text: each window receives the text before it; None: unless the checkpoint says otherwise
+        (`WhisperConfig.condition_on_prev_tokens`).
+      initial_prompt: text before the first window.
+      carry_initial_prompt: puts it before every window.
+      clip_timestamps: start,end,start,end,... in s (text or numbers) to transcribe; a missing last end is the
+        recording's.
+      word_timestamps: segments have words, and the next window starts after the last one.
+      refine_word_times: words get the times of a second pass, over short pieces of the text, without pauses.
+      prepend_punctuations: marks that belong to the following word.
+      append_punctuations: marks that belong to the preceding word.
+      hallucination_silence_threshold: skips longer silences, in s, next to text that looks invented.
+      hotwords: text for every window, before all other text.
+      max_context: the most tokens of previous text (in the reference bounded only by the context).
+      offset_s: start of the one clip to transcribe.
+      duration_s: its length.
+      independent_clips: each clip is a recording of its own, without previous text from the others.
+      multilingual: detects the language of each window; segments have it.
+      token_timestamps: segments have token_details.
+      alignment_heads: (layer, head) pairs that time words and tokens, or in how many top layers all do; None: the
+        checkpoint's.
     """
 
     condition_on_previous_text: bool | None = None

@@ -28,32 +28,36 @@ def transcribe(model: Whisper, audio: Any, *, batch_size: int = ..., **options: 
 def transcribe(model: Whisper, audio: Any, **options: Any) -> Transcript | list[Transcript | Exception]:
     """Transcribes a recording of any length, or a list of them; options and result are openai-whisper's.
 
-    audio: a path, bytes, a file object, "-" (standard input), samples (with `sampling_rate`, by default 16,000 Hz), or
-      what else `load_audio` takes; or a mapping {"audio": one of these, option: value, ...} with options of its own. Of
-      a list of these the transcripts, in the same order, are those that each would have alone; where a recording
-      fails, its exception takes the transcript's place.
-    batch_size: how many windows are decoded together, each of another recording. The windows of one recording follow
-      each other, unless vad_filter or independent_clips cut it into pieces, which are recordings of their own.
-    verbose: True prints the segments as they come (of several recordings, after the recording's name), False shows a
-      progress bar, None is silent.
-    print_colors: of what is printed, the less probable is redder.
-    progress: called after each window with the seconds of audio that are done, and all of them, of all recordings.
-      Lengths come from the headers before anything is decoded; one that is unknown counts as the average of the others.
+    Further options are fields of these classes, by what they decide:
 
-    Further options, by what they decide:
-    - the next try of a window: temperature (one, or several to try in turn when a threshold is failed), beam_size and
-      patience (for temperature 0), best_of (above 0), n_best, compression_ratio_threshold, logprob_threshold,
-      no_speech_threshold: see FallbackOptions;
-    - the next window: condition_on_previous_text, initial_prompt, carry_initial_prompt, hotwords, max_context,
-      clip_timestamps, offset_s, duration_s, independent_clips, multilingual, word_timestamps, token_timestamps,
-      alignment_heads, prepend_punctuations, append_punctuations, hallucination_silence_threshold: see LongformOptions;
-    - each window: language, task, length_penalty, prefix, suppress_tokens, suppress_regex, suppress_blank,
-      without_timestamps, max_initial_timestamp, sample_len, max_new_tokens, repetition_penalty, no_repeat_ngram_size,
-      max_repeats, tinydiarize: see DecodingOptions;
-    - the recording: audio_track, vad_filter, vad_parameters, language_detection_segments, language_detection_threshold,
-      allowed_languages, diarize, and seed: the same one gives the same samples. See TranscribeOptions.
+    - `FallbackOptions`: retries of a window (temperature, beam_size, best_of, thresholds, n_best);
+    - `LongformOptions`: how windows follow each other (prompts, clips, word_timestamps,
+      hallucination_silence_threshold);
+    - `DecodingOptions`: each window (language, task, suppression, limits, repetition);
+    - `TranscribeOptions`: the recording (seed, audio_track, vad_filter, language detection, diarize).
 
-    Raises ValueError for options that cannot be met, AudioError (a ValueError) or OSError for unreadable audio.
+    Args:
+      model: a model with a tokenizer.
+      audio: a path, bytes, a file object, "-" (standard input), samples (with `sampling_rate`, by default 16,000 Hz),
+        or anything else `load_audio` takes; or a mapping {"audio": one of these, option: value, ...} with its own
+        options.
+      batch_size: windows that are decoded together, each of another recording. The windows of one recording follow each
+        other, unless vad_filter or independent_clips cut it into pieces, which are recordings of their own.
+      verbose: True prints segments as they are decoded (with several recordings, after the recording's name), False
+        shows a progress bar, None is silent.
+      print_colors: prints less probable text in redder colors.
+      progress: called after each window with the finished and the total seconds of audio of all recordings. Lengths
+        come from the headers; an unknown length counts as the average of the others.
+      options: see above.
+
+    Returns:
+      The transcript. For a list, the transcripts in the same order, each the one that the recording would get alone;
+      where a recording fails, its exception takes the transcript's place.
+
+    Raises:
+      ValueError: options that cannot be met, or (as AudioError) unreadable audio.
+      TypeError: an unknown option.
+      OSError: a file that cannot be opened.
     """
     if not isinstance(audio, list | tuple) or is_pair(audio):
         stream = iter_segments(model, audio, **options)
@@ -74,7 +78,7 @@ def iter_transcripts(
     progress: Progress | None = None,
     **options: Any,
 ) -> Transcripts:
-    """As `transcribe` of a list, but each comes, with its place in the list, as soon as it is done."""
+    """Like `transcribe` of a list, but yields (position in the list, transcript or exception) as recordings finish."""
     tokenizer_of(model)
     shared = TranscribeOptions.of(**options)  # what is wrong for all is raised at once
     sources = [_source_or_error(one, options, shared) for one in audio]
@@ -95,7 +99,7 @@ def iter_segments(
     progress: Progress | None = None,
     **options: Any,
 ) -> SegmentStream:
-    """As `transcribe` of one recording, but its segments come one by one, as soon as they are known."""
+    """Like `transcribe` of one recording, but yields its segments as soon as they are known."""
     source, chosen = _source(audio, options)
     batch_size = _useful(_checked(batch_size), chosen)
     report = Report([(source, chosen)], verbose, print_colors, progress)

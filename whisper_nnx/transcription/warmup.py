@@ -29,11 +29,19 @@ _OF_RECORDINGS = {  # what part of a recording is heard: of noise, all
 
 
 def warmup(model: Whisper, batch_sizes: Sequence[int] = (1,), **options: Any) -> None:
-    """Afterwards `transcribe(model, ..., batch_size=..., **options)` compiles nothing for these sizes and options.
+    """Compiles everything that `transcribe(model, ..., batch_size=..., **options)` runs with these sizes and options.
 
-    For a server, which should not let its first users wait. It transcribes noise: a few tokens by each strategy that
-    the ladder of temperatures may come to, with word times if these are asked for. With a persistent compilation cache
-    the next process only reads what this one has compiled. Raises what `transcribe` raises for options.
+    For a server, whose first users should not wait. It transcribes noise: a few tokens with each strategy that the
+    temperatures may lead to, and word times if requested. With a persistent compilation cache, the next process only
+    reads what this one has compiled.
+
+    Args:
+      model: a model with a tokenizer.
+      batch_sizes: the sizes to compile for.
+      options: those of `transcribe`.
+
+    Raises:
+      ValueError: options that `transcribe` refuses.
     """
     chosen, tokenizer = TranscribeOptions.of(**options), tokenizer_of(model)
     tries = {

@@ -76,11 +76,22 @@ class DecodingResult:
 def decode(
     model: Whisper, mel: Any, options: DecodingOptions | None = None, *, seed: int = 0, **changes: Any
 ) -> DecodingResult | list[DecodingResult]:
-    """Decodes windows: mel [M,T] -> one result, [B,M,T] -> B of them; encoder output [T,D] or [B,T,D] serves as well.
+    """Decodes windows.
 
-    `changes` are fields of DecodingOptions. Samples depend on `seed`, on the row's number and on what is in it, not on
-    the other rows.
-    Raises ValueError for options or shapes that do not fit the model.
+    Samples depend on `seed`, on the row's number and on its audio, not on the other rows.
+
+    Args:
+      model: a model with a tokenizer.
+      mel: log-mel [M,T] or [B,M,T], or encoder output [T,D] or [B,T,D].
+      options: how to decode; default: greedy, with timestamps, in the detected language.
+      seed: of the sampling at temperatures above 0.
+      changes: fields of `DecodingOptions`, instead of those in `options`.
+
+    Returns:
+      One result for [M,T] or [T,D], a list of B results otherwise.
+
+    Raises:
+      ValueError: options or shapes that do not fit the model.
     """
     refuse_after_fork()
     options = replace(options or DecodingOptions(), **changes)
@@ -99,9 +110,17 @@ def decode(
 
 
 def detect_language(model: Whisper, mel: Any) -> tuple[Any, Any]:
-    """mel [M,T] -> (id of the most probable language token, {code: probability}); [B,M,T] -> a list of each.
+    """Detects the language of windows.
 
-    Raises ValueError for an English-only model.
+    Args:
+      model: a multilingual model with a tokenizer.
+      mel: log-mel [M,T] or [B,M,T], or encoder output.
+
+    Returns:
+      The id of the most probable language token and {code: probability}; for a batch, a list of each.
+
+    Raises:
+      ValueError: an English-only model.
     """
     refuse_after_fork()
     mel = jnp.asarray(mel)
