@@ -65,9 +65,8 @@ def test_a_plain_step_is_the_textbooks():
         assert (np.sign(change[sure]) == -np.sign(direction[sure])).all()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_remat_changes_no_result(dropout):
-    assert_equal(moved(small_run(remat=True), dropout=dropout), moved(small_run(), dropout=dropout))
+def test_remat_changes_no_result():
+    assert_equal(moved(small_run(remat=True), dropout=0.2), moved(small_run(), dropout=0.2))
 
 
 def test_remat_computes_layers_again():
