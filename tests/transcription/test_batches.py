@@ -8,7 +8,7 @@ from whisper_nnx.transcription.stream import iter_transcripts
 
 # Words, thresholds that send some windows up the ladder, samples on the way.
 OPTIONS = {"word_timestamps": True, "temperature": (0.0, 0.6), "logprob_threshold": -0.8, "best_of": 2}
-LONGEST_S = 65
+LONGEST_S = 35
 
 
 @pytest.fixture(scope="module")
