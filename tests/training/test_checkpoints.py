@@ -142,7 +142,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-# Where a read fails, orbax may close its event loop before the other reads have ended, which then complain to nobody.
+# Where a read fails, orbax may close its event loop before the other reads end; their callbacks then raise unseen.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_the_last_whole_checkpoint_replaces_a_damaged_one_which_is_named(tmp_path, caplog, damage):

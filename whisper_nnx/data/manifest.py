@@ -1,4 +1,4 @@
-"""Lists of recordings with their text: JSON lines, tables, a Hugging Face dataset's folder -> rows and problems."""
+"""Manifests: recordings and their texts."""
 
 from __future__ import annotations
 
