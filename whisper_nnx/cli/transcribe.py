@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.cli.inputs import Input, find_inputs, named, require_distinct, without_existing
 from whisper_nnx.cli.options import (
     DRIVER_OPTIONS,
-    FLAG,
-    FLAG_OR_NONE,
     OPTIONS,
-    OWN_OPTIONS,
     OWN_TRANSCRIBE_OPTIONS,
     SUBTITLE_OPTIONS,
     TRANSCRIBE_OPTIONS,
@@ -29,21 +25,19 @@ from whisper_nnx.cli.options import (
     VAD_OPTIONS,
     as_flags,
 )
+from whisper_nnx.cli.parser import Help, Parser, Version, parse_spelled
 from whisper_nnx.output.subtitles import SubtitleOptions
 from whisper_nnx.output.writers import WRITERS, format_timestamp, make_output_folder, parse_formats, write_files
-from whisper_nnx.runtime.allocator import keep_memory
 from whisper_nnx.runtime.console import (
     NAME,
     exit_status,
     interrupts_wait,
-    lasting_output,
     one_line,
-    plain_warnings,
     report_error,
+    run_command,
     say,
-    termination_interrupts,
 )
-from whisper_nnx.transcription.other_names import OTHER_OPTIONS
+from whisper_nnx.runtime.startup import start
 
 if TYPE_CHECKING:
     import jax
@@ -80,130 +74,33 @@ def build_parser() -> argparse.ArgumentParser:
             group.add_argument(name, *SHORT.get(name, []), **kind, default=default, help=text)
     group = parser.add_argument_group("help")
     group.add_argument("--traceback", action="store_true", help="show where in the program an error happened")
-    group.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show it and leave")
+    group.add_argument("--version", action=Version, nargs=0, default=argparse.SUPPRESS, help="show it and leave")
     group.add_argument("--help", "-h", action="help", help="show this and leave")
     return parser
 
 
-class Parser(argparse.ArgumentParser):
-    def _get_option_tuples(self, option_string: str) -> list[Any]:
-        """The options that begin so: openai-whisper's alone, where there are any. What is short there is short here."""
-        found = super()._get_option_tuples(option_string)
-        return [option for option in found if option[1].removeprefix("--") not in OWN_OPTIONS] or found
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Takes `spelled_out` arguments; names the likely option where one is unknown."""
-        # Files may stand between options; after "--" all are files, which argparse forgets when it mixes them.
-        parse = self.parse_known_args if "--" in args else self.parse_known_intermixed_args
-        found, unknown = parse(args, namespace)
-        if unknown:
-            name = unknown[0].partition("=")[0]
-            near = difflib.get_close_matches(name, self._option_string_actions, 1)
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{f'; do you mean {near[0]}?' if near else ''}")
-        return found
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{NAME}: error: {message} ({self.prog} --help lists the options)\n")
-
-
-class Help(argparse.HelpFormatter):
-    """Shows defaults, but not those that only mean "not given"."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        shown = action.option_strings and action.default not in (None, argparse.SUPPRESS) and action.nargs != 0
-        return f"{action.help} (default: %(default)s)" if shown else action.help or ""
-
-
-class _Version(argparse.Action):
-    """As argparse's own, but looks the versions up only when they are asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import version
-
-        from whisper_nnx import __version__
-
-        print(f"{NAME} {__version__} (jax {version('jax')}, flax {version('flax')})")
-        parser.exit()
-
-
-def spelled_out(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """`--beam-size=5` -> `--beam_size=5`, and `--diarize` alone -> `--diarize=True`. Nothing changes after `--`.
-
-    Ends the command where an option has another name here.
-    """
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    actions = {name: action for name, action in parser._option_string_actions.items() if name.startswith("--")}
-    flags = (FLAG["metavar"], FLAG_OR_NONE["metavar"])
-    spelled: list[str] = []
-    for place, argument in enumerate(arguments[:end]):
-        name, equals, value = argument.partition("=")
-        name = f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
-        if name in OTHER_OPTIONS and name not in parser._option_string_actions:
-            parser.error(f"{argument.partition('=')[0]} {OTHER_OPTIONS[name]}")
-        meant = [name] if name in actions else [option for option in actions if option.startswith(name)]
-        if not name.startswith("--") or not meant:  # a value, perhaps
-            spelled.append(argument)
-            continue
-        alone = not equals and (place + 1 == end or _is_no_value(arguments[place + 1]))
-        if alone and all(actions[option].metavar in flags for option in meant):
-            equals, value = "=", "True"
-        spelled.append(f"{name}{equals}{value}")
-    return [*spelled, *arguments[end:]]
-
-
-def _is_no_value(argument: str) -> bool:
-    """Whether it is another option or a file rather than a value such as True."""
-    return argument.startswith("-") or any(mark in argument for mark in "./\\*") or os.path.exists(argument)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command -> its exit status: 0; 1 if a file, or all, failed. Wrong usage raises SystemExit(2)."""
-    with lasting_output() as output:
-        parser = build_parser()
-        args = parser.parse_args(spelled_out(sys.argv[1:] if argv is None else argv, parser))
-        try:
-            with plain_warnings(as_flags), termination_interrupts():
-                check(parser, args)
-                status = _run(parser, args)
-        except KeyboardInterrupt as interrupt:
-            say("interrupted")
-            status = exit_status(interrupt)
-    return output.of(status)
+    return run_command(argv, build_parser(), parse_spelled, _run, as_flags)
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    # XLA counts its threads when it starts. On some processors it complains about each program from the compilation
-    # cache, which then runs all the same (openxla/xla#44565): only fatal errors are shown, the others are exceptions.
-    if args.threads:
-        os.environ["PJRT_NPROC"] = str(args.threads)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    check(parser, args)
     options = transcribe_options(parser, args)
-    try:
-        if not args.detect_language:
-            make_output_folder(args.output_dir)
-        options["temperature"] = temperature_ladder(args.temperature, args.temperature_increment_on_fallback)
-        check_options(parser, args, options)
-        inputs, failed = _inputs(parser, args)
-        if not inputs:
-            return failed
-        keep_memory()
-        import jax
+    if not args.detect_language:
+        make_output_folder(args.output_dir)
+    options["temperature"] = temperature_ladder(args.temperature, args.temperature_increment_on_fallback)
+    check_options(parser, args, options)
+    inputs, failed = _inputs(parser, args)
+    if not inputs:
+        return failed
+    device = start(args.threads, args.compilation_cache, args.device)
+    import jax
 
-        from whisper_nnx.runtime.compilation_cache import choose_compilation_cache
-        from whisper_nnx.runtime.programs import keep_programs
-
-        try:
-            keep_programs(choose_compilation_cache(args.compilation_cache))
-        except (OSError, RuntimeError) as error:  # a folder of JAX's own setting, which nothing has checked; no home
-            warnings.warn(f"programs are not kept: {error}; choose another --compilation_cache", stacklevel=1)
-        device = find_device(args.device)
-        with jax.default_device(device):
-            model = model_of(args, device)
-            run = _detect_languages if args.detect_language else _transcribe
-            return run(model, inputs, args, options) or failed
-    except Exception as error:
-        report_error(error, "error", args.traceback, as_flags)
-        return 1
+    with jax.default_device(device):
+        model = model_of(args, device)
+        run = _detect_languages if args.detect_language else _transcribe
+        return run(model, inputs, args, options) or failed
 
 
 def _inputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[list[Input], int]:
@@ -322,22 +219,6 @@ def _name(one: Input) -> str:
     return "standard input" if one.path == "-" else one.path
 
 
-def find_device(wanted: tuple[str, int] | None) -> jax.Device:
-    """ValueError where this machine has no such device."""
-    import jax
-
-    if wanted is None:
-        return jax.devices()[0]
-    platform, index = wanted
-    if platform == "cpu":  # else JAX would take hold of the GPU's memory too
-        jax.config.update("jax_platforms", "cpu")
-    try:
-        return jax.devices(platform)[index]
-    except (RuntimeError, IndexError):
-        found = ", ".join(f"{device.platform}:{i}" for i, device in enumerate(jax.devices()))
-        raise ValueError(f"there is no device {platform}:{index}, but {found}; choose one with --device") from None
-
-
 def _choose_dtype(dtype: str | None, fp16: bool | None, platform: str) -> str:
     if dtype is None and fp16 and platform == "cpu":
         warnings.warn("float16 is slow on the CPU; using float32 (--dtype float16 insists)", stacklevel=2)
@@ -392,5 +273,5 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, opt
         SubtitleOptions(**{name: getattr(args, name) for name in SUBTITLE_OPTIONS})
         with warnings.catch_warnings(action="ignore"):  # they come again
             TranscribeOptions.of(**{name: value for name, value in options.items() if name not in DRIVER_OPTIONS})
-    except (ValueError, ImportError) as error:  # the latter: vad_filter without its package
+    except ValueError as error:
         parser.error(as_flags(one_line(error)))

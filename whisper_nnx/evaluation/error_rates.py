@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
-from whisper_nnx.evaluation.normalizers import require_packages, split
+from whisper_nnx.evaluation.normalizers import require_normalizers, split
 from whisper_nnx.text.tokenizer import UNSPACED
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def compare(
     In languages written without spaces a word is a letter. Characters include the spaces between words elsewhere.
     Raises ImportError where jiwer or whisper-normalizer is missing, ValueError for an unknown normalizer.
     """
-    require_packages()
+    require_normalizers()
     import jiwer
 
     said, heard = split(reference, language, normalizer), split(hypothesis, language, normalizer)
@@ -103,7 +103,7 @@ def _pairs(chunk: AlignmentChunk, said: list[str], heard: list[str]) -> list[Pai
 
 def align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[tuple[int, int]]:
     """Words without spaces -> the indices, in both, of those that an alignment of the fewest errors finds equal."""
-    require_packages()
+    require_normalizers()
     import jiwer
 
     [chunks] = jiwer.process_words(" ".join(reference), " ".join(hypothesis)).alignments

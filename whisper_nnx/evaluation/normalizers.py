@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import cache
 
+from whisper_nnx.runtime.packages import require_packages
 from whisper_nnx.text.tokenizer import UNSPACED
 
 NORMALIZERS = ("auto", "english", "basic", "none")
@@ -14,11 +14,9 @@ NORMALIZERS = ("auto", "english", "basic", "none")
 _NOT_OPENAIS = (r"\bkinda\b", r"\bsorta\b", r"\bdunno\b", r"\bcause\b")
 
 
-def require_packages() -> None:
+def require_normalizers() -> None:
     """Raises ImportError where a package of the extra `evaluate` is missing."""
-    for module, package in (("jiwer", "jiwer"), ("whisper_normalizer", "whisper-normalizer")):
-        if importlib.util.find_spec(module) is None:
-            raise ImportError(f'evaluation needs the package {package}; pip install "whisper-nnx[evaluate]"')
+    require_packages("evaluation", "evaluate", "jiwer", "whisper-normalizer")
 
 
 def normalize(text: str, language: str | None, normalizer: str = "auto") -> str:
@@ -46,7 +44,7 @@ def split(text: str, language: str | None, normalizer: str = "auto") -> list[str
 
 @cache
 def _normalizer(name: str) -> Callable[[str], str]:
-    require_packages()
+    require_normalizers()
     from whisper_normalizer.basic import BasicTextNormalizer
     from whisper_normalizer.english import EnglishTextNormalizer
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.evaluation.error_rates import compare
-from whisper_nnx.evaluation.normalizers import NORMALIZERS, require_packages
+from whisper_nnx.evaluation.normalizers import NORMALIZERS, require_normalizers
 from whisper_nnx.evaluation.results import Evaluation, RowResult, Scores
 from whisper_nnx.evaluation.times import TimedWord, TimeErrors, time_errors
 from whisper_nnx.runtime.console import one_line
@@ -60,7 +60,7 @@ def evaluate(
     """
     from whisper_nnx.transcription.stream import iter_transcripts
 
-    require_packages()
+    require_normalizers()
     if language is not None and language_or_none(language) is None:
         detect_language, language = True, None
     if detect_language and language is not None:

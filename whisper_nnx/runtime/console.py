@@ -1,7 +1,8 @@
-"""What the commands write to terminals, pipes and logs: warnings and errors as single lines, output that may fail."""
+"""What all commands share: warnings and errors as single lines, output that may fail, interruptions, exit status."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -9,10 +10,12 @@ import textwrap
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
+
+from whisper_nnx.runtime.packages import MissingPackageError
 
 NAME = "whisper-nnx"
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141  # 128 + the signal's number, as shells have it
@@ -69,16 +72,19 @@ def exit_status(interrupt: KeyboardInterrupt) -> int:
     return 128 + signal.SIGTERM if isinstance(interrupt, Terminated) else EXIT_INTERRUPTED
 
 
-def say(line: str) -> None:
-    """A line on stderr, above the progress bar if there is one."""
+def say(line: str, name: str = NAME) -> None:
+    """A line on stderr, after the command's name and above the progress bar if there is one."""
+    line = f"{name}: {line}" if name else line
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
     if tqdm is not None and getattr(tqdm, "_instances", None):
-        tqdm.write(f"{NAME}: {line}", file=sys.stderr)
+        tqdm.write(line, file=sys.stderr)
     else:
-        print(f"{NAME}: {line}", file=sys.stderr)
+        print(line, file=sys.stderr)
 
 
-def report_error(error: Exception, subject: str, with_traceback: bool, spell: Callable[[str], str] = str) -> None:
+def report_error(
+    error: Exception, subject: str, with_traceback: bool, spell: Callable[[str], str] = str, name: str = NAME
+) -> None:
     """One line for what users bring about, and one with the way to more for what looks like a defect of ours.
 
     spell: what is done to the message, such as putting flags for keyword arguments.
@@ -91,7 +97,7 @@ def report_error(error: Exception, subject: str, with_traceback: bool, spell: Ca
         message = f"{type(error).__name__}: {message}{hint}"
     if not message.startswith((f"{subject}:", f"{subject} ")):
         message = f"{subject}: {message}"
-    say(message)
+    say(message, name)
 
 
 def one_line(error: BaseException | Warning | str) -> str:
@@ -101,11 +107,11 @@ def one_line(error: BaseException | Warning | str) -> str:
 
 
 @contextmanager
-def plain_warnings(spell: Callable[[str], str] = str) -> Iterator[None]:
+def plain_warnings(spell: Callable[[str], str] = str, name: str = NAME) -> Iterator[None]:
     """Shows warnings as one line each; spell: what is done to them."""
 
     def show(message: Warning | str, *_: Any) -> None:
-        say(f"warning: {spell(one_line(message))}")
+        say(f"warning: {spell(one_line(message))}", name)
 
     with warnings.catch_warnings():
         warnings.showwarning = show  # type: ignore[assignment]
@@ -179,3 +185,39 @@ class _Status:
         if status or self.output is None or self.output.error is None:
             return status
         return EXIT_BROKEN_PIPE if isinstance(self.output.error, BrokenPipeError) else 1
+
+
+def run_command(
+    argv: Sequence[str] | None,
+    parser: argparse.ArgumentParser,
+    parse: Callable[[argparse.ArgumentParser, Sequence[str]], argparse.Namespace],
+    work: Callable[[argparse.ArgumentParser, argparse.Namespace], int],
+    spell: Callable[[str], str] = str,
+    name: str = NAME,
+) -> int:
+    """What all commands share -> the exit status: that of `work`, 1 after an error, 130 or 143 after an interruption.
+
+    Wrong usage and a missing package end it with status 2, by SystemExit.
+
+    Args:
+      argv: the arguments, by default those of the process.
+      parser: of the command; its arguments include `traceback`.
+      parse: from parser and arguments to their values.
+      work: what the command does; returns 0, or 1 where a part of it failed and was reported.
+      spell: what is done to warnings and errors, such as putting flags for keyword arguments.
+      name: before each line on stderr.
+    """
+    with lasting_output() as output:
+        args = parse(parser, sys.argv[1:] if argv is None else argv)
+        try:
+            with plain_warnings(spell, name), termination_interrupts():
+                status = work(parser, args)
+        except KeyboardInterrupt as interrupt:
+            say("interrupted", name)
+            status = exit_status(interrupt)
+        except MissingPackageError as error:
+            parser.error(spell(one_line(error)))
+        except Exception as error:
+            report_error(error, "error", args.traceback, spell, name)
+            status = 1
+    return output.of(status)

