@@ -12,7 +12,7 @@ from scipy import stats
 from tests.oracle import ROWS, PlainDecoder
 from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer  # noqa: F401
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.decoding.strategies import Beam, BeamState, Sequences, beam_step
+from whisper_nnx.decoding.strategies import Beam
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.transcription import windows
 from whisper_nnx.transcription.windows import decode, decode_windows, encode_windows
@@ -92,8 +92,8 @@ MIXED = [
 
 def test_rows_with_options_of_their_own_equal_the_plain_decoder(model, mel, encoded):
     results = decode_windows(model, encoded, [options for options, _, _ in MIXED], range(ROWS))
-    for result, window, (options, start, said) in zip(results, mel, MIXED, strict=True):
-        plain = PlainDecoder(model, window, options, start, said)
+    for result, window, (options, start, prefix) in zip(results, mel, MIXED, strict=True):
+        plain = PlainDecoder(model, window, options, start, prefix)
         agree(result, plain.greedy())
         at_sot = plain.logits(start)[start.index(SPECIAL.sot)]
         np.testing.assert_allclose(result.no_speech_prob, jax.nn.softmax(at_sot)[SPECIAL.no_speech], rtol=1e-3)
@@ -104,7 +104,7 @@ def take(encoded, rows):
     return jax.tree.map(lambda x: x[np.array(rows)], encoded)
 
 
-def test_an_idle_row_changes_nothing_and_says_nothing(model, encoded):
+def test_an_idle_row_changes_nothing_and_has_no_result(model, encoded):
     options = [o for o, _, _ in MIXED]
     busy = decode_windows(model, encoded, options, range(ROWS))
     some = decode_windows(model, encoded, [options[0], None, options[2], None], range(ROWS))
@@ -265,9 +265,9 @@ def test_so_many_tokens_are_sampled_and_the_context_is_full_at_most(model, mel, 
 
 def test_the_timestamp_rules_know_the_prefix(model, mel):
     options = replace(GERMAN, prefix="one")
-    said = [SPECIAL.timestamp_begin, *TOKENIZER.encode(" one")]
+    prefix = [SPECIAL.timestamp_begin, *TOKENIZER.encode(" one")]
     for result, window in zip(decode(model, mel, options), mel, strict=True):
-        agree(result, PlainDecoder(model, window, options, [*start_of(), *said], said).greedy())
+        agree(result, PlainDecoder(model, window, options, [*start_of(), *prefix], prefix).greedy())
 
 
 # What is never sampled, and the first timestamp.
@@ -275,7 +275,7 @@ def test_the_timestamp_rules_know_the_prefix(model, mel):
 
 @pytest.fixture(scope="module")
 def eager_model(model) -> Whisper:
-    """It would like nothing better than to say the tokens of tasks."""
+    """Task tokens have the highest logits."""
     eager = small_model(decoder_layers=1)
     wanted = eager.decoder.embed_tokens.embedding[np.array(sorted(TASK_TOKENS))].sum(axis=0)
     eager.decoder.layer_norm.bias[...] = 2 * wanted
@@ -333,11 +333,11 @@ def test_max_initial_timestamp_is_in_seconds(model, mel, limit_s):
 
 def test_a_beam_step_does_not_sort_the_vocabulary():
     """XLA's CPU compiler recognizes the top k only where nothing is merged into it; sorting takes 100 times as long."""
-    vocab_size, beam, limit = 5000, Beam(3, 3), jnp.full(6, 9)
+    vocab_size, beam, limit = 5000, Beam(3, 3), jnp.full(2, 9)
     logits = jax.ShapeDtypeStruct((6, vocab_size), jnp.float32)
 
     def step(logits):
-        return beam_step(BeamState.init(Sequences.init(limit, 9, 0), beam), logits, jnp.array(0), beam, 0)
+        return beam.step(beam.init(limit, 9, jnp.zeros(2), jnp.zeros(2, jnp.uint32), 0), logits, jnp.array(0), 0)
 
     program = jax.jit(step).lower(logits).compile().as_text()
     sorts = [line for line in program.splitlines() if " sort(" in line and str(vocab_size) in line]

@@ -9,7 +9,7 @@ from whisper_nnx.decoding.options import DecodingOptions
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"task": "sing"}, "'sing'.*transcribe, translate"),
         ({"temperature": -0.1}, "temperature=-0.1"),
@@ -51,8 +51,8 @@ from whisper_nnx.decoding.options import DecodingOptions
         ({"n_best": 4, "beam_size": 3}, "n_best=4.*3"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_one_line_with_its_value(changes, told):
-    with pytest.raises(ValueError, match=told) as error:
+def test_what_cannot_be_done_is_refused_in_one_line_with_its_value(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
         DecodingOptions(**changes)
     assert "\n" not in str(error.value)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.oracle import ROWS, PlainDecoder, has_loop, repetition_oracle
 from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer  # noqa: F401
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.decoding.rules import LONGEST_LOOP, Repetition, repetition_rules
+from whisper_nnx.decoding.rules import LONGEST_LOOP, RepetitionRule
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.text.special_tokens import SpecialTokens
 from whisper_nnx.transcription.windows import decode, decode_windows, encode_windows
@@ -24,13 +24,14 @@ TINY = SpecialTokens(
 )  # fmt: skip
 V, SIZE = 20, 40  # 18 and 19 are text
 
-rules = jax.jit(repetition_rules, static_argnames="special")
-append = jax.jit(Repetition.append, static_argnames="special")
+apply = jax.jit(RepetitionRule.apply)
+append = jax.jit(RepetitionRule.append)
 
 
-def spoken(rows: Sequence[Sequence[int]], penalty=1.0, ngram=0, repeats=None) -> Repetition:
-    each = [x if isinstance(x, list) else [x] * len(rows) for x in (penalty, ngram, repeats)]
-    return Repetition.of(rows, SIZE, *each)
+def rule_of(rows: Sequence[Sequence[int]], **limits) -> RepetitionRule:
+    limits = {"penalty": 1.0, "ngram": 0, "repeats": None, **limits}
+    each = {name: x if isinstance(x, list) else [x] * len(rows) for name, x in limits.items()}
+    return RepetitionRule.from_prefixes(rows, TINY, size=SIZE, **each)
 
 
 # The rules, token by token.
@@ -43,10 +44,10 @@ row = st.tuples(few, st.sampled_from([1.0, 0.5, 1.25, 2.0]), st.integers(0, 5))
 @settings(deadline=None, max_examples=150)
 @given(st.lists(row, min_size=ROWS, max_size=ROWS), st.lists(logit, min_size=V, max_size=V))
 def test_rows_with_penalties_and_ngrams_of_their_own_equal_plain_python(rows, logits):
-    said, penalties, ngrams = map(list, zip(*rows, strict=True))
+    sampled, penalties, ngrams = map(list, zip(*rows, strict=True))
     given_logits = jnp.broadcast_to(jnp.array(logits, jnp.float32), (ROWS, V))
     for found, ids, penalty, ngram in zip(
-        rules(given_logits, spoken(said, penalties, ngrams), TINY), said, penalties, ngrams, strict=True
+        apply(rule_of(sampled, penalty=penalties, ngram=ngrams), given_logits), *zip(*rows, strict=True), strict=True
     ):
         expected = repetition_oracle(np.array(logits, np.float32), ids, penalty, ngram, TINY)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -56,21 +57,21 @@ def test_rows_with_penalties_and_ngrams_of_their_own_equal_plain_python(rows, lo
 @given(
     st.lists(few, min_size=ROWS, max_size=ROWS), st.lists(st.lists(st.integers(0, 18), min_size=ROWS, max_size=ROWS))
 )
-def test_what_was_said_token_by_token_is_what_was_said_at_once(prefixes, steps):
-    grown = spoken(prefixes)
+def test_a_rule_that_grows_token_by_token_is_that_of_the_whole(prefixes, steps):
+    grown = rule_of(prefixes)
     for tokens in steps[:6]:
-        grown = append(grown, jnp.array(tokens, jnp.int32), TINY)
-    whole = spoken([[*ids, *(step[i] for step in steps[:6])] for i, ids in enumerate(prefixes)])
+        grown = append(grown, jnp.array(tokens, jnp.int32))
+    whole = rule_of([[*ids, *(step[i] for step in steps[:6])] for i, ids in enumerate(prefixes)])
     for name in ("tokens", "length", "matched"):
         np.testing.assert_array_equal(getattr(grown, name), getattr(whole, name))
 
 
 def loops(sampled: Sequence[int], repeats: int) -> bool:
     """Whether a loop was seen at any of the tokens."""
-    said, seen = spoken([[]], repeats=repeats), False
+    rule, seen = rule_of([[]], repeats=repeats), False
     for token in sampled:
-        said = append(said, jnp.array([token], jnp.int32), TINY)
-        seen |= bool(said.loops()[0])
+        rule = append(rule, jnp.array([token], jnp.int32))
+        seen |= bool(rule.stops()[0])
     return seen
 
 
@@ -116,9 +117,9 @@ def encoded(model, mel):
 
 
 def plain(model, window, options: DecodingOptions) -> PlainDecoder:
-    said = [SPECIAL.timestamp_begin, *TOKENIZER.encode(" one")] if options.prefix else []
+    prefix = [SPECIAL.timestamp_begin, *TOKENIZER.encode(" one")] if options.prefix else []
     start = [*START, SPECIAL.no_timestamps] if options.without_timestamps else START
-    return PlainDecoder(model, window, options, [*start, *said], said)
+    return PlainDecoder(model, window, options, [*start, *prefix], prefix)
 
 
 def agree(result, decoder: PlainDecoder, *, beam: bool = False) -> None:
@@ -171,13 +172,13 @@ def test_a_row_that_may_repeat_all_is_the_same_beside_one_that_may_not(model, en
 
 
 @pytest.mark.parametrize("strategy", [{}, {"temperature": 0.7, "best_of": 3}, {"beam_size": 3}])
-def test_a_loop_that_nobody_meets_changes_nothing(model, mel, strategy):
+def test_a_limit_that_is_not_reached_changes_nothing(model, mel, strategy):
     options = replace(GERMAN, **strategy)
     for a, b in zip(decode(model, mel, options), decode(model, mel, options, max_repeats=10**9), strict=True):
         assert (a.tokens, a.token_logprobs, a.looped, b.looped) == (b.tokens, b.token_logprobs, False, False)
 
 
-def test_a_looping_row_stops_at_the_loop_and_tells_so(model, mel):
+def test_a_looping_row_stops_at_the_loop_and_is_marked(model, mel):
     whole = decode(model, mel, ENDLESS)
     stopped = decode(model, mel, ENDLESS, max_repeats=2)
     for a, b in zip(whole, stopped, strict=True):

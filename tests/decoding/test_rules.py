@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracle import timestamp_oracle
-from whisper_nnx.decoding.rules import NO_LIMIT, TimestampHistory, suppress, timestamp_rules
+from whisper_nnx.decoding.rules import NO_LIMIT, SuppressRule, TimestampRule, suppress
 from whisper_nnx.text.special_tokens import SpecialTokens
 
 SPECIAL = SpecialTokens(
@@ -19,8 +19,8 @@ SPECIAL = SpecialTokens(
 )  # fmt: skip
 V, ROWS = 20, 4  # 18 and 19 are tokens that a fine-tune added behind the timestamps
 
-rules = jax.jit(timestamp_rules, static_argnames="special")
-append = jax.jit(TimestampHistory.append, static_argnames="special")
+apply = jax.jit(TimestampRule.apply)
+append = jax.jit(TimestampRule.append)
 
 ids = st.one_of(st.integers(0, V - 1), st.integers(SPECIAL.timestamp_begin, SPECIAL.timestamp_end), st.just(18))
 history = st.lists(ids, max_size=7)
@@ -29,32 +29,37 @@ logit = st.one_of(st.integers(-24, 24).map(lambda n: n / 4), st.just(-np.inf))
 row = st.tuples(history, st.lists(logit, min_size=V, max_size=V), st.one_of(st.none(), st.integers(0, 9)))
 
 
+def rule_of(histories, limits=None, special=SPECIAL) -> TimestampRule:
+    max_initial = [NO_LIMIT if limit is None else limit for limit in limits or [None] * len(histories)]
+    enabled = [True] * len(histories)
+    return TimestampRule.from_prefixes(histories, special, enabled=enabled, max_initial=max_initial)
+
+
 def ruled(histories, logits, limits) -> np.ndarray:
-    limits = jnp.array([NO_LIMIT if limit is None else limit for limit in limits])
-    return np.asarray(rules(jnp.asarray(logits, jnp.float32), TimestampHistory.of(histories, SPECIAL), limits, SPECIAL))
+    return np.asarray(apply(rule_of(histories, limits), jnp.asarray(logits, jnp.float32)))
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(row, min_size=ROWS, max_size=ROWS))
-def test_timestamp_rules_equal_those_told_row_by_row(rows):
+def test_the_timestamp_rule_of_a_batch_equals_plain_python_row_by_row(rows):
     histories, logits, limits = zip(*rows, strict=True)
-    for found, (said, row_logits, limit) in zip(ruled(histories, logits, limits), rows, strict=True):
-        expected = timestamp_oracle(np.array(row_logits, np.float32), said, limit, SPECIAL)
+    for found, (ids, row_logits, limit) in zip(ruled(histories, logits, limits), rows, strict=True):
+        expected = timestamp_oracle(np.array(row_logits, np.float32), ids, limit, SPECIAL)
         np.testing.assert_array_equal(found, expected)
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(history, min_size=ROWS, max_size=ROWS), st.lists(ids, min_size=ROWS, max_size=ROWS))
-def test_a_history_with_a_token_appended_is_that_of_the_longer_list(histories, tokens):
-    grown = append(TimestampHistory.of(histories, SPECIAL), jnp.array(tokens, jnp.int32), SPECIAL)
-    longer = TimestampHistory.of([[*ids, token] for ids, token in zip(histories, tokens, strict=True)], SPECIAL)
+def test_a_rule_with_a_token_appended_is_that_of_the_longer_list(histories, tokens):
+    grown = append(rule_of(histories), jnp.array(tokens, jnp.int32))
+    longer = rule_of([[*ids, token] for ids, token in zip(histories, tokens, strict=True)])
     jax.tree.map(np.testing.assert_array_equal, grown, longer)
 
 
-def allowed(said: list[int], *, favoured: tuple[int, ...] = (), limit: int | None = None) -> set[int]:
+def allowed(ids: list[int], *, favoured: tuple[int, ...] = (), limit: int | None = None) -> set[int]:
     logits = np.zeros(V)
     logits[list(favoured)] = 9.0
-    (found,) = ruled([said], [logits], [limit])
+    (found,) = ruled([ids], [logits], [limit])
     return set(np.flatnonzero(np.isfinite(found)).tolist())
 
 
@@ -73,7 +78,7 @@ def test_the_limit_of_the_first_timestamp_is_no_limit_of_later_ones():
     assert {16, 17} <= allowed([11, 1], limit=0)
 
 
-def test_after_a_start_something_must_be_said():
+def test_text_must_follow_a_start():
     assert not TIMES & allowed([11])
     assert allowed([11]) >= TEXT
 
@@ -109,9 +114,8 @@ def test_the_token_that_switches_timestamps_off_is_never_sampled():
 
 def test_a_turn_of_speakers_may_come_where_text_may():
     special = replace(SPECIAL, sot_lm=5, sot=4)
-    for said in ([], [11], [11, 1], [11, 5], [11, 1, 14], [11, 1, 14, 14]):
-        history, limit = TimestampHistory.of([said], special), jnp.array([NO_LIMIT])
-        (found,) = rules(jnp.zeros((1, V)).at[:, :6].set(9.0), history, limit, special)
+    for ids in ([], [11], [11, 1], [11, 5], [11, 1, 14], [11, 1, 14, 14]):
+        (found,) = apply(rule_of([ids], special=special), jnp.zeros((1, V)).at[:, :6].set(9.0))
         assert np.isfinite(found[5]) == np.isfinite(found[0])
 
 
@@ -121,3 +125,27 @@ def test_suppress_takes_away_what_the_mask_names_and_nothing_else(shape):
     mask = np.random.default_rng(1).random(shape) < 0.5
     found = suppress(jnp.asarray(logits), jnp.asarray(mask))
     np.testing.assert_array_equal(found, np.where(np.broadcast_to(mask, (ROWS, V)), -np.inf, logits))
+
+
+def test_a_window_without_timestamps_is_left_alone():
+    rule, logits = rule_of([[], []]), jnp.asarray(np.random.default_rng(0).normal(size=(2, V)), jnp.float32)
+    found = apply(replace(rule, enabled=np.array([True, False])), logits)
+    np.testing.assert_array_equal(found[1], logits[1])
+    assert (found[0] != logits[0]).any()
+
+
+def test_what_is_suppressed_at_the_start_may_follow_another_token():
+    always, at_start = (np.arange(V) == i for i in (3, 7))
+    rule, logits = SuppressRule.from_masks(always, at_start), jnp.zeros((ROWS, V))
+    assert set(np.flatnonzero(np.isinf(rule.apply(logits)[0]))) == {3, 7}
+    later = rule.append(jnp.zeros(ROWS, jnp.int32))
+    assert set(np.flatnonzero(np.isinf(later.apply(logits)[0]))) == {3}
+
+
+def test_rows_are_repeated_and_reordered_and_masks_are_not():
+    prefixes = [[11, 1], [12], [13, 2, 14], []]
+    rule, masks = rule_of(prefixes), SuppressRule.from_masks(*np.zeros((2, V), bool))
+    source = jnp.array([0, 0, 3, 2, 4, 5, 7, 7])
+    expected = rule_of([prefixes[int(i) // 2] for i in source])
+    jax.tree.map(np.testing.assert_array_equal, rule.repeat(2).take(source), expected)
+    jax.tree.map(np.testing.assert_array_equal, masks.repeat(2).take(source), masks)

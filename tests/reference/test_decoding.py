@@ -11,7 +11,7 @@ import torch
 import whisper
 
 from whisper_nnx import DecodingOptions, decode, detect_language
-from whisper_nnx.decoding.rules import Repetition, repetition_rules
+from whisper_nnx.decoding.rules import RepetitionRule
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning"),
@@ -87,17 +87,16 @@ def test_limits_on_repetition_equal_those_of_transformers(model, penalty, ngram)
     from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
     special, random = model.tokenizer.special, np.random.default_rng(0)
-    said = np.concatenate(
+    sampled = np.concatenate(
         [random.integers(300, 304, (4, 30)), random.integers(special.timestamp_begin, 51000, (4, 9))], 1
     )
-    random.permuted(said, axis=1, out=said)
+    random.permuted(sampled, axis=1, out=sampled)
     logits = random.normal(0, 3, (4, special.timestamp_end + 1)).astype(np.float32)
-    ours = repetition_rules(
-        jnp.asarray(logits), Repetition.of(said, 448, [penalty] * 4, [ngram] * 4, [None] * 4), special
-    )
-    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(said), torch.tensor(logits))
+    limits = {"penalty": [penalty] * 4, "ngram": [ngram] * 4, "repeats": [None] * 4}
+    ours = RepetitionRule.from_prefixes(sampled, special, size=448, **limits).apply(jnp.asarray(logits))
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(sampled), torch.tensor(logits))
     if ngram:
-        expected = NoRepeatNGramLogitsProcessor(ngram)(torch.tensor(said), expected)
+        expected = NoRepeatNGramLogitsProcessor(ngram)(torch.tensor(sampled), expected)
     text = special.eot
     np.testing.assert_allclose(ours[:, :text], expected[:, :text], rtol=1e-6)
     np.testing.assert_array_equal(ours[:, text:], logits[:, text:])

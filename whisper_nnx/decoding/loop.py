@@ -1,7 +1,7 @@
 """The jitted part of decoding: prefill, then one token a step for all rows until every row is done.
 
-All that may differ from call to call (prompt lengths, temperatures, languages, limits) is traced; only the strategy and
-the vocabulary's special ids are static. So one compilation serves all.
+All that may differ from call to call (prompt lengths, temperatures, languages, limits) is traced; static are only the
+strategy, the kinds of the rules and the vocabulary's special ids. So one compilation serves all.
 """
 
 from __future__ import annotations
@@ -12,17 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.decoding.rules import Repetition, TimestampHistory, repetition_rules, suppress, timestamp_rules
-from whisper_nnx.decoding.strategies import (
-    Beam,
-    BeamState,
-    Candidates,
-    Sampling,
-    Sequences,
-    beam_candidates,
-    beam_step,
-    sample_step,
-)
+from whisper_nnx.decoding.rules import Rule
+from whisper_nnx.decoding.strategies import Candidates, State, Strategy
 from whisper_nnx.model.cache import KeysValues, KVCache
 from whisper_nnx.model.whisper import TextDecoder
 from whisper_nnx.ops.products import prepared
@@ -39,10 +30,8 @@ class DecodingBatch:
 
     initial_ids [B,P], initial_length [B]: prompt, start sequence and prefix, padded on the right to whole chunks.
     sot_index [B]: where `<|startoftranscript|>` stands in them. limit [B]: tokens to sample at most, the end included.
-    temperature [B], seed [B] uint32: of the sampling. timestamps [B]: whether the timestamp rules apply; max_initial
-    [B]: the latest first timestamp, in steps; history [B]: what these rules know of a prefix.
-    suppressed [V], suppressed_first [V]: tokens never to sample, and not to sample at first. repetition: what rows may
-    repeat; None if all may repeat anything, and then the compiled program knows nothing of it.
+    temperature [B], seed [B] uint32: of the sampling. rules: applied to the logits in this order; log-probabilities are
+    those after all of them. The compiled program contains these rules only.
     """
 
     initial_ids: Any
@@ -51,12 +40,7 @@ class DecodingBatch:
     limit: Any
     temperature: Any
     seed: Any
-    timestamps: Any
-    max_initial: Any
-    history: TimestampHistory
-    suppressed: Any
-    suppressed_first: Any
-    repetition: Repetition | None = None
+    rules: tuple[Rule, ...] = ()
 
 
 @given_back
@@ -102,13 +86,8 @@ class _Loop(NamedTuple):
     step: jax.Array
     hidden: jax.Array
     cache: KVCache
-    history: TimestampHistory
-    repetition: Repetition | None
-    chosen: Sequences | BeamState
-
-    @property
-    def sequences(self) -> Sequences:
-        return self.chosen.beams if isinstance(self.chosen, BeamState) else self.chosen
+    rules: tuple[Rule, ...]
+    state: State
 
 
 @program(static_argnames=("strategy", "special"))
@@ -116,52 +95,34 @@ def generate(
     decoder: TextDecoder,
     cross: tuple[KeysValues, ...],
     batch: DecodingBatch,
-    strategy: Sampling | Beam,
+    strategy: Strategy,
     special: SpecialTokens,
 ) -> Generated:
     """Decodes B windows, whose cross-attention is given, by one strategy."""
     cache, at_sot, at_last = prefill(decoder, cross, batch)
-    group = strategy.group
-    row = (batch.temperature, batch.timestamps, batch.max_initial, batch.limit, batch.history, batch.repetition)
-    temperature, timestamps, max_initial, limit, history, said = jax.tree.map(
-        lambda x: jnp.repeat(x, group, axis=0), row
-    )
-    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), group))(batch.seed).reshape(-1)
+    group, size = strategy.group, batch.initial_ids.shape[1]
 
     def step(loop: _Loop) -> _Loop:
-        history, said, cache, chosen = loop.history, loop.repetition, loop.cache, loop.chosen
         logits = decoder.logits(loop.hidden, table)
-        if said is not None:
-            logits = repetition_rules(logits, said, special)
-        logits = suppress(logits, batch.suppressed | (batch.suppressed_first & (loop.step == 0)))
-        ruled = timestamp_rules(logits, history, max_initial, special)
-        logits = jnp.where(timestamps[:, None], ruled, logits)
-
-        if isinstance(chosen, BeamState):
-            assert isinstance(strategy, Beam)
-            token, source, chosen = beam_step(chosen, logits, loop.step, strategy, special.eot)
-            history, said = jax.tree.map(lambda x: x[source], (history, said))
-            cache = cache.reorder(source)
-        else:
-            token, chosen = sample_step(chosen, logits, loop.step, temperature, keys, special.eot)
-        if said is not None:
-            said = said.append(token, special)
-            chosen = chosen.end_loops(said.loops() & ~loop.sequences.done)
+        for rule in loop.rules:
+            logits = rule.apply(logits)
+        token, source, state = strategy.step(loop.state, logits, loop.step, special.eot)
+        rules, cache = loop.rules, loop.cache
+        if source is not None:
+            rules, cache = tuple(rule.take(source) for rule in rules), cache.reorder(source)
+        rules = tuple(rule.append(token) for rule in rules)
+        for rule in rules:
+            if (stops := rule.stops()) is not None:
+                state = state.stop(stops & ~loop.state.done)
         hidden, cache = decoder.step(token[:, None], cache)
-        return _Loop(loop.step + 1, hidden[:, 0], cache, history.append(token, special), said, chosen)
+        return _Loop(loop.step + 1, hidden[:, 0], cache, rules, state)
 
     table = prepared(decoder.logits_table(), batch.limit.shape[0] * group)
-    sequences = Sequences.init(limit, batch.initial_ids.shape[1], special.eot)
-    chosen = BeamState.init(sequences, strategy) if isinstance(strategy, Beam) else sequences
-    loop = _Loop(jnp.int32(0), jnp.repeat(at_last, group, axis=0), cache.repeat(group), history, said, chosen)
-    loop = jax.lax.while_loop(lambda loop: ~loop.sequences.done.all(), step, loop)
-
-    if isinstance(strategy, Beam):
-        assert isinstance(loop.chosen, BeamState)
-        candidates = beam_candidates(loop.chosen, strategy)
-    else:
-        candidates = Candidates.of(loop.sequences, group)
-    return Generated(candidates, _no_speech_prob(decoder.logits(at_sot, table), special))
+    rules = tuple(rule.repeat(group) for rule in batch.rules)
+    state = strategy.init(batch.limit, size, batch.temperature, batch.seed, special.eot)
+    loop = _Loop(jnp.int32(0), jnp.repeat(at_last, group, axis=0), cache.repeat(group), rules, state)
+    loop = jax.lax.while_loop(lambda loop: ~loop.state.done.all(), step, loop)
+    return Generated(strategy.result(loop.state), _no_speech_prob(decoder.logits(at_sot, table), special))
 
 
 def _no_speech_prob(logits: jax.Array, special: SpecialTokens) -> jax.Array:

@@ -1,10 +1,15 @@
-"""Rules on the logits of the next token, as pure functions over all rows at once."""
+"""Rules on the logits of the next token: pytrees that the loop carries and applies in order, to all rows at once.
+
+A rule is a frozen dataclass that derives from `Rule`, registered with `jax.tree_util.register_dataclass`. The metadata
+of each of its fields says what the field belongs to.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,43 +20,53 @@ from whisper_nnx.text.special_tokens import SpecialTokens
 NO_LIMIT = 1 << 20  # more timestamps than any vocabulary has, and more tokens than any context
 LONGEST_LOOP = 16  # how many tokens may be what repeats itself
 
+# What a field of a rule belongs to.
+PER_ROW = {"belongs_to": "row"}  # [R,...]: a sequence. It follows the sequence when beams are reordered.
+PER_WINDOW = {"belongs_to": "window"}  # [R,...]: a window, and so all of its beams or samples alike.
+SHARED = {"belongs_to": "batch"}  # any shape, such as a mask [V]: all rows.
+STATIC = {"belongs_to": "program", "static": True}  # hashable; another value compiles another program.
 
-@jax.tree_util.register_dataclass
+
 @dataclass(frozen=True)
-class TimestampHistory:
-    """What the timestamp rules need to know of the tokens so far; each field [R], one for each row.
+class Rule(ABC):
+    """Changes the logits of R rows, depending on the tokens before. A new one is added to `DecodingBatch.rules`.
 
-    begun: there are tokens (sampled, or a prefix); last_was, penultimate_was: these were timestamps (a sequence that
-    has just begun counts as if one stood before it); last: the id of the latest one.
+    Rows do not affect each other, and fields keep their shapes and dtypes.
     """
 
-    begun: Any
-    last_was: Any
-    penultimate_was: Any
-    last: Any
+    @abstractmethod
+    def apply(self, logits: jax.Array) -> jax.Array:
+        """logits [R,V] of the next tokens -> [R,V]."""
 
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], special: SpecialTokens) -> TimestampHistory:
-        """What R rows of ids, possibly empty, lead to; on the host."""
-        was = [[special.timestamp_begin <= i <= special.timestamp_end for i in ids] for ids in rows]
-        latest = [[i for i, w in zip(ids, ws, strict=True) if w] for ids, ws in zip(rows, was, strict=True)]
-        return cls(
-            np.array([bool(ids) for ids in rows]),
-            np.array([bool(w) and w[-1] for w in was]),
-            np.array([len(w) < 2 or w[-2] for w in was]),
-            np.array([ids[-1] if ids else special.timestamp_begin - 1 for ids in latest], np.int32),
-        )
+    def append(self, token: jax.Array) -> Self:
+        """The rule after the next tokens [R]. Tokens after the end of a row have no meaning."""
+        return self
 
-    def append(self, token: jax.Array, special: SpecialTokens) -> TimestampHistory:
-        """token [R] comes next."""
-        now = is_timestamp(token, special)
-        return TimestampHistory(
-            jnp.ones_like(self.begun), now, self.last_was | ~self.begun, jnp.where(now, token, self.last)
-        )
+    def stops(self) -> jax.Array | None:
+        """Which rows [R] stop without an end of text, as failed attempts; None for a rule that stops none."""
+        return None
+
+    def repeat(self, group: int) -> Self:
+        """From B windows to B * group rows."""
+        return self._changed(lambda x: jnp.repeat(x, group, axis=0), "row", "window")
+
+    def take(self, rows: jax.Array) -> Self:
+        """The rule where row i continues the sequence of row rows[i], which is of the same window."""
+        return self._changed(lambda x: x[rows], "row")
+
+    def _changed(self, change: Callable[[jax.Array], jax.Array], *owners: str) -> Self:
+        for f in fields(self):
+            if "belongs_to" not in f.metadata:
+                where = f"{type(self).__name__}.{f.name}"
+                raise TypeError(
+                    f"{where} does not say what it belongs to; declare it with field(metadata=PER_ROW), say"
+                )
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["belongs_to"] in owners}
+        return replace(self, **jax.tree.map(change, own))
 
 
 def is_timestamp(token: jax.Array, special: SpecialTokens) -> jax.Array:
-    """Which ids are timestamps. Ids behind the last one are text that a fine-tune added."""
+    """Which ids are timestamps. Ids above the last one are text that a fine-tuned checkpoint added."""
     return (token >= special.timestamp_begin) & (token <= special.timestamp_end)
 
 
@@ -61,74 +76,150 @@ def is_text(token: jax.Array, special: SpecialTokens) -> jax.Array:
 
 
 def suppress(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """logits [R,V] without the tokens that mask [V] (or [R,V]) names."""
+    """logits [R,V] without the tokens of mask [V] or [R,V]."""
     return jnp.where(mask, -jnp.inf, logits)
-
-
-def timestamp_rules(
-    logits: jax.Array, history: TimestampHistory, max_initial: jax.Array, special: SpecialTokens
-) -> jax.Array:
-    """logits [R,V] of tokens that keep the timestamps in order; as openai-whisper's ApplyTimestampRules.
-
-    Timestamps come in pairs (end of a segment, start of the next) except before the end of text, never decrease, and
-    leave no segment empty; the first token is one, at most max_initial [R] steps of 20 ms. Where all timestamps
-    together are more probable than any single other token, it must be a timestamp.
-    """
-    token = jnp.arange(logits.shape[-1])
-    timestamp = is_timestamp(token, special)
-    text = is_text(token, special)
-    if special.sot_lm is not None:
-        text |= token == special.sot_lm  # where it may be sampled, it marks the turns of speakers
-    column = jax.tree.map(lambda x: x[:, None], history)
-
-    opened = column.last_was & ~column.penultimate_was  # an end was just written: its start may follow, text may not
-    lowest = column.last + jnp.where(opened, 0, 1)
-    forbidden = token == special.no_timestamps
-    forbidden |= opened & text
-    forbidden |= column.last_was & column.penultimate_was & timestamp
-    forbidden |= timestamp & (token < lowest)
-    forbidden |= ~column.begun & (~timestamp | (token > special.timestamp_begin + max_initial[:, None]))
-    logits = suppress(logits, forbidden)
-
-    first, end = special.timestamp_begin, special.timestamp_end + 1
-    all_timestamps = jax.nn.logsumexp(logits[:, first:end], axis=-1, keepdims=True)
-    best_other = jnp.max(logits[:, :first], axis=-1, keepdims=True)
-    if end < logits.shape[1]:
-        best_other = jnp.maximum(best_other, jnp.max(logits[:, end:], axis=-1, keepdims=True))
-    return suppress(logits, (all_timestamps > best_other) & ~timestamp)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Repetition:
-    """What R rows said, and how far they may repeat it.
+class SuppressRule(Rule):
+    """Never samples the tokens of `always` [V], nor those of `at_start` [V] before another token."""
 
-    penalty [R], ngram [R], repeats [R]: repetition_penalty, no_repeat_ngram_size and max_repeats (NO_LIMIT for none).
-    tokens [R,N]: the prefix and what was sampled, of which the first `length` [R] count. matched [R,N]: how many tokens
-    before each of them are the same as the latest ones, so that it would go on an n-gram that was there already.
-    recent [R,P]: the latest text tokens that were sampled, last first, timestamps left out; runs [R,P]: how many of
-    them without a break equal the one that was p+1 tokens before them.
-    """
-
-    penalty: Any
-    ngram: Any
-    repeats: Any
-    tokens: Any
-    length: Any
-    matched: Any
-    recent: Any
-    runs: Any
+    always: Any = field(metadata=SHARED)
+    at_start: Any = field(metadata=SHARED)
+    started: Any = field(metadata=SHARED)
 
     @classmethod
-    def of(
+    def from_masks(cls, always: np.ndarray, at_start: np.ndarray) -> SuppressRule:
+        """Before the first token."""
+        return cls(always, at_start, np.zeros((), bool))
+
+    def apply(self, logits: jax.Array) -> jax.Array:
+        return suppress(logits, self.always | (self.at_start & ~self.started))
+
+    def append(self, token: jax.Array) -> SuppressRule:
+        return replace(self, started=jnp.ones_like(self.started))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TimestampRule(Rule):
+    """Keeps timestamps in order, as openai-whisper's ApplyTimestampRules.
+
+    Timestamps come in pairs (end of a segment, start of the next) except before the end of text, never decrease, and
+    leave no segment empty; the first token is one. Where all timestamps together are more probable than any single
+    other token, it must be a timestamp.
+
+    Attributes:
+      enabled: [R], of which windows.
+      max_initial: [R], the latest first timestamp, in steps of 20 ms; NO_LIMIT for any.
+      started: [R], there are tokens (sampled, or a prefix).
+      last_was, penultimate_was: [R], these were timestamps. A sequence of fewer than two tokens counts as if one
+        preceded it.
+      last: [R], the id of the latest timestamp.
+    """
+
+    enabled: Any = field(metadata=PER_WINDOW)
+    max_initial: Any = field(metadata=PER_WINDOW)
+    started: Any = field(metadata=PER_ROW)
+    last_was: Any = field(metadata=PER_ROW)
+    penultimate_was: Any = field(metadata=PER_ROW)
+    last: Any = field(metadata=PER_ROW)
+    special: SpecialTokens = field(metadata=STATIC)
+
+    @classmethod
+    def from_prefixes(
         cls,
         prefixes: Sequence[Sequence[int]],
+        special: SpecialTokens,
+        *,
+        enabled: Sequence[bool],
+        max_initial: Sequence[int],
+    ) -> TimestampRule:
+        """R rows that begin with these ids, possibly none; on the host."""
+        was = [[special.timestamp_begin <= i <= special.timestamp_end for i in ids] for ids in prefixes]
+        latest = [[i for i, w in zip(ids, ws, strict=True) if w] for ids, ws in zip(prefixes, was, strict=True)]
+        return cls(
+            enabled=np.array(enabled, bool),
+            max_initial=np.array(max_initial, np.int32),
+            started=np.array([bool(ids) for ids in prefixes]),
+            last_was=np.array([bool(w) and w[-1] for w in was]),
+            penultimate_was=np.array([len(w) < 2 or w[-2] for w in was]),
+            last=np.array([ids[-1] if ids else special.timestamp_begin - 1 for ids in latest], np.int32),
+            special=special,
+        )
+
+    def append(self, token: jax.Array) -> TimestampRule:
+        now = is_timestamp(token, self.special)
+        return replace(
+            self,
+            started=jnp.ones_like(self.started),
+            last_was=now,
+            penultimate_was=self.last_was | ~self.started,
+            last=jnp.where(now, token, self.last),
+        )
+
+    def apply(self, logits: jax.Array) -> jax.Array:
+        token, special = jnp.arange(logits.shape[-1]), self.special
+        timestamp, text = is_timestamp(token, special), is_text(token, special)
+        if special.sot_lm is not None:
+            text |= token == special.sot_lm  # where it may be sampled, it marks speaker turns
+        column = jax.tree.map(lambda x: x[:, None], self)
+
+        opened = column.last_was & ~column.penultimate_was  # after an end: its start may follow, text may not
+        lowest = column.last + jnp.where(opened, 0, 1)
+        forbidden = token == special.no_timestamps
+        forbidden |= opened & text
+        forbidden |= column.last_was & column.penultimate_was & timestamp
+        forbidden |= timestamp & (token < lowest)
+        forbidden |= ~column.started & (~timestamp | (token > special.timestamp_begin + column.max_initial))
+        ruled = suppress(logits, forbidden)
+
+        first, end = special.timestamp_begin, special.timestamp_end + 1
+        all_timestamps = jax.nn.logsumexp(ruled[:, first:end], axis=-1, keepdims=True)
+        best_other = jnp.max(ruled[:, :first], axis=-1, keepdims=True)
+        if end < ruled.shape[1]:
+            best_other = jnp.maximum(best_other, jnp.max(ruled[:, end:], axis=-1, keepdims=True))
+        ruled = suppress(ruled, (all_timestamps > best_other) & ~timestamp)
+        return jnp.where(column.enabled, ruled, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RepetitionRule(Rule):
+    """Penalizes text tokens that were sampled, rules out those that would repeat an n-gram, and stops rows that loop.
+
+    Attributes:
+      penalty, ngram, repeats: [R], repetition_penalty, no_repeat_ngram_size and max_repeats (NO_LIMIT for none).
+      tokens: [R,N], the prefix and what was sampled, of which the first `length` [R] count.
+      matched: [R,N], how many tokens before each of them equal the latest ones: it would continue an n-gram that
+        occurred before.
+      recent: [R,P], the latest text tokens that were sampled, last first, without timestamps.
+      runs: [R,P], how many of them without a break equal the one that was p+1 tokens earlier.
+    """
+
+    penalty: Any = field(metadata=PER_WINDOW)
+    ngram: Any = field(metadata=PER_WINDOW)
+    repeats: Any = field(metadata=PER_WINDOW)
+    tokens: Any = field(metadata=PER_ROW)
+    length: Any = field(metadata=PER_ROW)
+    matched: Any = field(metadata=PER_ROW)
+    recent: Any = field(metadata=PER_ROW)
+    runs: Any = field(metadata=PER_ROW)
+    special: SpecialTokens = field(metadata=STATIC)
+
+    @classmethod
+    def from_prefixes(
+        cls,
+        prefixes: Sequence[Sequence[int]],
+        special: SpecialTokens,
+        *,
         size: int,
         penalty: Sequence[float],
         ngram: Sequence[int],
         repeats: Sequence[int | None],
-    ) -> Repetition:
-        """R rows that begin with a prefix, possibly empty, with room for `size` tokens; on the host."""
+    ) -> RepetitionRule:
+        """R rows that begin with these ids, possibly none, with room for `size` tokens; on the host."""
         rows = len(prefixes)
         tokens, matched = np.zeros((2, rows, size), np.int32)
         for row, ids in enumerate(prefixes):
@@ -144,11 +235,23 @@ class Repetition:
             matched=matched,
             recent=recent,
             runs=np.zeros_like(recent),
+            special=special,
         )
 
-    def append(self, token: jax.Array, special: SpecialTokens) -> Repetition:
-        """token [R] comes next."""
-        position, new, text = jnp.arange(self.tokens.shape[1]), token[:, None], is_text(token, special)[:, None]
+    def apply(self, logits: jax.Array) -> jax.Array:
+        rows, nowhere = jnp.arange(logits.shape[0])[:, None], logits.shape[1]
+        text = (jnp.arange(self.tokens.shape[1]) < self.length[:, None]) & is_text(self.tokens, self.special)
+
+        def put(logits: jax.Array, where: jax.Array, value: jax.Array | float) -> jax.Array:
+            return logits.at[rows, jnp.where(where, self.tokens, nowhere)].set(value, mode="drop")
+
+        penalty, ngram = self.penalty[:, None], self.ngram[:, None]
+        known = jnp.take_along_axis(logits, self.tokens, axis=1)
+        logits = put(logits, text, jnp.where(known > 0, known / penalty, known * penalty))
+        return put(logits, text & (ngram > 0) & (self.matched >= ngram - 1), -jnp.inf)
+
+    def append(self, token: jax.Array) -> RepetitionRule:
+        position, new, text = jnp.arange(self.tokens.shape[1]), token[:, None], is_text(token, self.special)[:, None]
         same = (self.tokens == new) & (position < self.length[:, None])
         matched = jnp.where(same, self.matched + 1, 0)
         runs = jnp.where(self.recent == new, self.runs + 1, 0)
@@ -161,8 +264,8 @@ class Repetition:
             runs=jnp.where(text, runs, self.runs),
         )
 
-    def loops(self) -> jax.Array:
-        """Which rows [R] end in some tokens that come `repeats` times in a row."""
+    def stops(self) -> jax.Array:
+        """Which rows [R] end in some tokens that occur `repeats` times in a row."""
         return (self.runs >= (self.repeats[:, None] - 1) * jnp.arange(1, LONGEST_LOOP + 1)).any(axis=1)
 
 
@@ -171,18 +274,3 @@ def _common_end(a: Sequence[int], b: Sequence[int]) -> int:
     while n < min(len(a), len(b)) and a[-1 - n] == b[-1 - n]:
         n += 1
     return n
-
-
-def repetition_rules(logits: jax.Array, said: Repetition, special: SpecialTokens) -> jax.Array:
-    """logits [R,V] with the text tokens that were said penalised, and those that would complete an n-gram ruled out."""
-    rows = jnp.arange(logits.shape[0])[:, None]
-    text = (jnp.arange(said.tokens.shape[1]) < said.length[:, None]) & is_text(said.tokens, special)
-
-    def put(logits: jax.Array, where: jax.Array, value: jax.Array | float) -> jax.Array:
-        nowhere = logits.shape[1]
-        return logits.at[rows, jnp.where(where, said.tokens, nowhere)].set(value, mode="drop")
-
-    penalty, ngram = said.penalty[:, None], said.ngram[:, None]
-    of_said = jnp.take_along_axis(logits, said.tokens, axis=1)
-    logits = put(logits, text, jnp.where(of_said > 0, of_said / penalty, of_said * penalty))
-    return put(logits, text & (ngram > 0) & (said.matched >= ngram - 1), -jnp.inf)

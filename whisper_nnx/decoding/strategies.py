@@ -1,8 +1,9 @@
-"""How the next token is chosen: `Sampling` (greedy at temperature 0) and `Beam`. Pure functions over R = B*G rows."""
+"""How the next token is chosen: `Sampling` (greedy at temperature 0) and `Beam`, over R = B*G rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +11,31 @@ import jax.numpy as jnp
 from whisper_nnx.runtime.programs import given_back
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """`group` independent samples of each window; at temperature 0 the most probable token."""
+class State(Protocol):
+    """What a strategy carries from step to step: a pytree."""
 
-    group: int = 1
+    @property
+    def done(self) -> jax.Array:
+        """Which rows [R] have ended."""
+
+    def stop(self, rows: jax.Array) -> State:
+        """The rows [R] that a rule stops have ended."""
 
 
-@dataclass(frozen=True)
-class Beam:
-    """The `group` most probable unfinished sequences of each window, until `max_candidates` have ended."""
+class Strategy(Protocol):
+    """Static, and so hashable. `group`: rows of each window."""
 
-    group: int
-    max_candidates: int
+    @property
+    def group(self) -> int: ...
+
+    def init(self, limit: jax.Array, size: int, temperature: jax.Array, seed: jax.Array, eot: int) -> Any:
+        """The state before the first token of B windows: limit, temperature, seed [B]; room for `size` tokens."""
+
+    def step(self, state: Any, logits: jax.Array, step: jax.Array, eot: int) -> tuple[jax.Array, jax.Array | None, Any]:
+        """logits [R,V] -> the next tokens [R], the rows [R] that they continue (None: their own), the new state."""
+
+    def result(self, state: Any) -> Candidates:
+        """What was found."""
 
 
 @jax.tree_util.register_dataclass
@@ -32,7 +45,7 @@ class Sequences:
 
     tokens [R,N], logprobs [R,N]: what was chosen, and its log-probability after the filters. length [R]: tokens before
     the end of text. total [R]: sum of the log-probabilities, that of the end included. limit [R]: how many may be
-    sampled. done [R]: it has ended, or reached its limit. looped [R]: it came to repeat itself too often.
+    sampled. done [R]: it has ended, or reached its limit. stopped [R]: a rule stopped it.
     """
 
     tokens: jax.Array
@@ -41,7 +54,7 @@ class Sequences:
     total: jax.Array
     limit: jax.Array
     done: jax.Array
-    looped: jax.Array
+    stopped: jax.Array
 
     @classmethod
     def init(cls, limit: jax.Array, size: int, eot: int) -> Sequences:
@@ -65,9 +78,9 @@ class Sequences:
             done=self.done | (token == eot) | (length >= self.limit),
         )
 
-    def end_loops(self, loops: jax.Array) -> Sequences:
-        """The rows that loop [R] are done."""
-        return replace(self, looped=self.looped | loops, done=self.done | loops)
+    def stop(self, rows: jax.Array) -> Sequences:
+        """The rows [R] that a rule stops are done."""
+        return replace(self, stopped=self.stopped | rows, done=self.done | rows)
 
 
 @given_back
@@ -76,7 +89,7 @@ class Sequences:
 class Candidates:
     """Sequences to choose from, K for each window.
 
-    tokens [B,K,N], logprobs [B,K,N], length [B,K], total [B,K], looped [B,K]: as in Sequences; valid [B,K]: which of
+    tokens [B,K,N], logprobs [B,K,N], length [B,K], total [B,K], stopped [B,K]: as in Sequences; valid [B,K]: which of
     them count.
     """
 
@@ -84,14 +97,14 @@ class Candidates:
     logprobs: jax.Array
     length: jax.Array
     total: jax.Array
-    looped: jax.Array
+    stopped: jax.Array
     valid: jax.Array
 
     @classmethod
-    def of(cls, sequences: Sequences, group: int) -> Candidates:
+    def from_sequences(cls, sequences: Sequences, group: int) -> Candidates:
         """All rows, as `group` for each window."""
         s = sequences
-        rows = (s.tokens, s.logprobs, s.length, s.total, s.looped, s.total > -jnp.inf)
+        rows = (s.tokens, s.logprobs, s.length, s.total, s.stopped, s.total > -jnp.inf)
         return cls(*(x.reshape(-1, group, *x.shape[1:]) for x in rows))
 
     def take(self, index: jax.Array) -> Candidates:
@@ -100,26 +113,54 @@ class Candidates:
         return jax.tree.map(lambda x: pick(x, index), self)
 
 
-def sample_step(
-    sequences: Sequences, logits: jax.Array, step: jax.Array, temperature: jax.Array, keys: jax.Array, eot: int
-) -> tuple[jax.Array, Sequences]:
-    """logits [R,V], temperature [R], keys [R] -> the next tokens [R] and the longer sequences.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Samples:
+    """Sequences that do not depend on each other; temperature [R], keys [R]: of their sampling."""
 
-    A row that may choose nothing ends.
-    """
-    best = first_best(logits)
+    sequences: Sequences
+    temperature: jax.Array
+    keys: jax.Array
 
-    def draw() -> jax.Array:
-        scaled = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-        drawn = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in, (0, None))(keys, step), scaled)
-        return jnp.where(temperature > 0, drawn, best)
+    @property
+    def done(self) -> jax.Array:
+        return self.sequences.done
 
-    token = jax.lax.cond(jnp.any(temperature > 0), draw, lambda: best).astype(jnp.int32)
-    chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
-    nothing = chosen == -jnp.inf
-    token = jnp.where(nothing, eot, token)
-    logprob = jnp.where(nothing, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
-    return token, sequences.append(step, token, logprob, eot)
+    def stop(self, rows: jax.Array) -> Samples:
+        return replace(self, sequences=self.sequences.stop(rows))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`group` independent samples of each window; at temperature 0 the most probable token."""
+
+    group: int = 1
+
+    def init(self, limit: jax.Array, size: int, temperature: jax.Array, seed: jax.Array, eot: int) -> Samples:
+        keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), self.group))(seed).reshape(-1)
+        limit, temperature = (jnp.repeat(x, self.group) for x in (limit, temperature))
+        return Samples(Sequences.init(limit, size, eot), temperature, keys)
+
+    def step(
+        self, state: Samples, logits: jax.Array, step: jax.Array, eot: int
+    ) -> tuple[jax.Array, jax.Array | None, Samples]:
+        """A row that may choose nothing ends."""
+        best, temperature = first_best(logits), state.temperature
+
+        def draw() -> jax.Array:
+            scaled = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+            keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, step)
+            return jnp.where(temperature > 0, jax.vmap(jax.random.categorical)(keys, scaled), best)
+
+        token = jax.lax.cond(jnp.any(temperature > 0), draw, lambda: best).astype(jnp.int32)
+        chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+        nothing = chosen == -jnp.inf
+        token = jnp.where(nothing, eot, token)
+        logprob = jnp.where(nothing, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
+        return token, None, replace(state, sequences=state.sequences.append(step, token, logprob, eot))
+
+    def result(self, state: Samples) -> Candidates:
+        return Candidates.from_sequences(state.sequences, self.group)
 
 
 def first_best(logits: jax.Array) -> jax.Array:
@@ -138,66 +179,85 @@ class BeamState:
     ended: Candidates
     count: jax.Array
 
-    @classmethod
-    def init(cls, sequences: Sequences, beam: Beam) -> BeamState:
-        """All beams of a window are the same at first, so that only one of them may count."""
-        first = jnp.arange(sequences.limit.shape[0]) % beam.group == 0
-        windows = sequences.limit.shape[0] // beam.group
-        slots = windows * beam.max_candidates
+    @property
+    def done(self) -> jax.Array:
+        return self.beams.done
+
+    def stop(self, rows: jax.Array) -> BeamState:
+        """A window is done when its best beam is stopped, or was before it became the best."""
+        stopped = self.beams.stopped | rows
+        windows = self.count.shape[0]
+        best = jnp.repeat(stopped.reshape(windows, -1)[:, 0], stopped.shape[0] // windows)  # `Beam.step` puts it first
+        return replace(self, beams=replace(self.beams, stopped=stopped, done=self.beams.done | best))
+
+
+@dataclass(frozen=True)
+class Beam:
+    """The `group` most probable unfinished sequences of each window, until `max_candidates` have ended."""
+
+    group: int
+    max_candidates: int
+
+    def init(self, limit: jax.Array, size: int, temperature: jax.Array, seed: jax.Array, eot: int) -> BeamState:
+        """All beams of a window are equal at first, so that only one of them may count."""
+        windows, sequences = limit.shape[0], Sequences.init(jnp.repeat(limit, self.group), size, eot)
+        first = jnp.arange(windows * self.group) % self.group == 0
+        slots = windows * self.max_candidates
         empty = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype), sequences)
-        return cls(
+        return BeamState(
             replace(sequences, total=jnp.where(first, 0.0, -jnp.inf)),
-            Candidates.of(empty, beam.max_candidates),
+            Candidates.from_sequences(empty, self.max_candidates),
             jnp.zeros(windows, jnp.int32),
         )
 
-    def end_loops(self, loops: jax.Array) -> BeamState:
-        """Windows of which the best beam loops, or did so before it became the best, are done; loops [R]."""
-        looped = self.beams.looped | loops
-        windows = self.count.shape[0]
-        best = jnp.repeat(looped.reshape(windows, -1)[:, 0], looped.shape[0] // windows)  # beam_step puts it first
-        return replace(self, beams=replace(self.beams, looped=looped, done=self.beams.done | best))
+    def step(
+        self, state: BeamState, logits: jax.Array, step: jax.Array, eot: int
+    ) -> tuple[jax.Array, jax.Array | None, BeamState]:
+        """Of the G*(G+1) best continuations of a window, in order, those that end are put aside.
 
+        The first G others continue; an end that comes after them is dropped. As openai-whisper's BeamSearchDecoder, but
+        a window that is done stands still. A beam that may choose nothing ends.
+        """
+        group = self.group
+        # Without the barrier XLA merges the slices below into the top k and sorts the whole vocabulary instead.
+        top, token = jax.lax.optimization_barrier(jax.lax.top_k(logits, group + 1))
+        nothing = top[:, :1] == -jnp.inf
+        token = jnp.where(nothing, eot, token)
+        logprob = top - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        score = state.beams.total[:, None] + jnp.where(
+            nothing, jnp.where(jnp.arange(group + 1) == 0, 0.0, -jnp.inf), logprob
+        )
+        score, order = jax.lax.top_k(score.reshape(-1, group * (group + 1)), group * (group + 1))
+        token = jnp.take_along_axis(token.reshape(order.shape), order, axis=1)
+        source = order // (group + 1)
 
-def beam_step(
-    state: BeamState, logits: jax.Array, step: jax.Array, beam: Beam, eot: int
-) -> tuple[jax.Array, jax.Array, BeamState]:
-    """logits [R,V] -> the next tokens [R], the rows [R] that they continue, the new state.
+        ends = token == eot
+        goes_on = jnp.argsort(ends, axis=1, stable=True)[:, :group]
+        going_before = jnp.cumsum(~ends, axis=1) - ~ends
+        done = state.beams.done.reshape(-1, group)[:, :1]
+        newly_ended = ends & (going_before < group) & (score > -jnp.inf) & ~done
+        ended, count = _put_aside(state, source, score, newly_ended)
 
-    Of the G*(G+1) best continuations of a window, in order, those that end are put aside and the first G others go on;
-    an end that comes after them is forgotten. As openai-whisper's BeamSearchDecoder, but a done window stands still.
-    A beam that may choose nothing ends.
-    """
-    group = beam.group
-    # Without the barrier XLA merges the slices below into the top k and sorts the whole vocabulary instead.
-    top, token = jax.lax.optimization_barrier(jax.lax.top_k(logits, group + 1))
-    nothing = top[:, :1] == -jnp.inf
-    token = jnp.where(nothing, eot, token)
-    logprob = top - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    score = state.beams.total[:, None] + jnp.where(
-        nothing, jnp.where(jnp.arange(group + 1) == 0, 0.0, -jnp.inf), logprob
-    )
-    score, order = jax.lax.top_k(score.reshape(-1, group * (group + 1)), group * (group + 1))
-    token = jnp.take_along_axis(token.reshape(order.shape), order, axis=1)
-    source = order // (group + 1)
+        row = (jnp.arange(source.shape[0])[:, None] * group + jnp.take_along_axis(source, goes_on, axis=1)).reshape(-1)
+        row = jnp.where(state.beams.done, jnp.arange(row.shape[0]), row)
+        next_token = jnp.take_along_axis(token, goes_on, axis=1).reshape(-1)
+        total = jnp.take_along_axis(score, goes_on, axis=1).reshape(-1)
+        beams = jax.tree.map(lambda x: x[row], state.beams)
+        beams = replace(
+            beams.append(step, next_token, total - beams.total, eot), total=jnp.where(beams.done, beams.total, total)
+        )
+        full = jnp.repeat(count >= self.max_candidates, group)
+        return next_token, row, BeamState(replace(beams, done=beams.done | full), ended, count)
 
-    ends = token == eot
-    goes_on = jnp.argsort(ends, axis=1, stable=True)[:, :group]
-    going_before = jnp.cumsum(~ends, axis=1) - ~ends
-    done = state.beams.done.reshape(-1, group)[:, :1]
-    newly_ended = ends & (going_before < group) & (score > -jnp.inf) & ~done
-    ended, count = _put_aside(state, source, score, newly_ended)
-
-    row = (jnp.arange(source.shape[0])[:, None] * group + jnp.take_along_axis(source, goes_on, axis=1)).reshape(-1)
-    row = jnp.where(state.beams.done, jnp.arange(row.shape[0]), row)
-    next_token = jnp.take_along_axis(token, goes_on, axis=1).reshape(-1)
-    total = jnp.take_along_axis(score, goes_on, axis=1).reshape(-1)
-    beams = jax.tree.map(lambda x: x[row], state.beams)
-    beams = replace(
-        beams.append(step, next_token, total - beams.total, eot), total=jnp.where(beams.done, beams.total, total)
-    )
-    full = jnp.repeat(count >= beam.max_candidates, group)
-    return next_token, row, BeamState(replace(beams, done=beams.done | full), ended, count)
+    def result(self, state: BeamState) -> Candidates:
+        """The ended sequences and, where these are fewer than `group`, as many of the best unfinished ones."""
+        unfinished = Candidates.from_sequences(state.beams, self.group)
+        _, order = jax.lax.top_k(unfinished.total, self.group)
+        unfinished = unfinished.take(order)
+        lacking = jnp.arange(self.group) < self.group - state.count[:, None]
+        unfinished = replace(unfinished, valid=unfinished.valid & lacking)
+        ended = replace(state.ended, valid=jnp.arange(self.max_candidates) < state.count[:, None])
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ended, unfinished)
 
 
 def _put_aside(
@@ -210,7 +270,7 @@ def _put_aside(
     filled, which = fills.any(axis=-1), fills.argmax(axis=-1)
 
     group = state.beams.total.shape[0] // source.shape[0]
-    new = Candidates.of(state.beams, group).take(jnp.take_along_axis(source, which, axis=1))
+    new = Candidates.from_sequences(state.beams, group).take(jnp.take_along_axis(source, which, axis=1))
     total = jnp.take_along_axis(score, which, axis=1)
     # The end's own log-probability is known from the sum alone; it is in `total`, not in `logprobs`.
     new = replace(new, total=total, valid=jnp.ones_like(new.valid))
@@ -220,14 +280,3 @@ def _put_aside(
 
     count = jnp.minimum(state.count + newly_ended.sum(axis=1), slots)
     return jax.tree.map(choose, new, state.ended), count
-
-
-def beam_candidates(state: BeamState, beam: Beam) -> Candidates:
-    """The ended sequences, and as many of the best unfinished ones as are lacking to `group`."""
-    unfinished = Candidates.of(state.beams, beam.group)
-    _, order = jax.lax.top_k(unfinished.total, beam.group)
-    unfinished = unfinished.take(order)
-    lacking = jnp.arange(beam.group) < beam.group - state.count[:, None]
-    unfinished = replace(unfinished, valid=unfinished.valid & lacking)
-    ended = replace(state.ended, valid=jnp.arange(beam.max_candidates) < state.count[:, None])
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ended, unfinished)

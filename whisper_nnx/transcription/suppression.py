@@ -1,17 +1,53 @@
-"""Which tokens a window may never sample, or not at first; and whether anything is left."""
+"""What the options of windows forbid: suppressed tokens, the rules of the decoding loop, and what is left to sample."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.decoding.rules import NO_LIMIT
+from whisper_nnx.decoding.rules import NO_LIMIT, RepetitionRule, Rule, SuppressRule, TimestampRule
+from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.text.special_tokens import SpecialTokens
 from whisper_nnx.text.tokenizer import Tokenizer
+
+
+def rules_of(
+    tokenizer: Tokenizer,
+    config: WhisperConfig,
+    options: Sequence[DecodingOptions | None],
+    prefixes: Sequence[Sequence[int]],
+) -> tuple[Rule, ...]:
+    """The rules for R rows with their options (None: idle) and prefixes, in the order in which they are applied.
+
+    What the options suppress is the same in all rows.
+    """
+    special, first = tokenizer.special, next(o for o in options if o is not None)
+    rules: list[Rule] = []
+    no_limits = (1.0, 0, None)
+    limits = [(o.repetition_penalty, o.no_repeat_ngram_size, o.max_repeats) if o else no_limits for o in options]
+    if {*limits} != {no_limits}:
+        penalty, ngram, repeats = zip(*limits, strict=True)
+        size = config.max_target_positions
+        rules.append(
+            RepetitionRule.from_prefixes(prefixes, special, size=size, penalty=penalty, ngram=ngram, repeats=repeats)
+        )
+    rules.append(SuppressRule.from_masks(*suppressed_tokens(tokenizer, config.vocab_size, first)))
+    every = [o or first for o in options]
+    latest_s = [o.max_initial_timestamp for o in every]
+    rules.append(
+        TimestampRule.from_prefixes(
+            prefixes,
+            special,
+            enabled=[not o.without_timestamps for o in every],
+            max_initial=[NO_LIMIT if s is None else timestamp_steps(s) for s in latest_s],
+        )
+    )
+    return tuple(rules)
 
 
 def suppressed_tokens(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions) -> tuple[np.ndarray, np.ndarray]:

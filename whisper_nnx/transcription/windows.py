@@ -16,8 +16,7 @@ from whisper_nnx.audio.features import fingerprint
 from whisper_nnx.decoding.language import language_probs
 from whisper_nnx.decoding.loop import DecodingBatch, generate, padded_positions
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.decoding.rules import NO_LIMIT, Repetition, TimestampHistory
-from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling
+from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling, Strategy
 from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.whisper import AudioEncoder, TextDecoder, Whisper, warn_of_precision
@@ -26,7 +25,7 @@ from whisper_nnx.runtime.forking import refuse_after_fork
 from whisper_nnx.runtime.programs import given_back, program
 from whisper_nnx.text.languages import to_language_code
 from whisper_nnx.text.tokenizer import Tokenizer
-from whisper_nnx.transcription.suppression import check_choice, require_timestamps, suppressed_tokens, timestamp_steps
+from whisper_nnx.transcription.suppression import check_choice, require_timestamps, rules_of
 
 
 @given_back
@@ -251,7 +250,7 @@ def _with_languages(
     ], probs
 
 
-def strategy_of(options: DecodingOptions) -> Sampling | Beam:
+def strategy_of(options: DecodingOptions) -> Strategy:
     """How a window is searched."""
     if options.beam_size is not None:
         return Beam(options.beam_size, options.max_candidates)
@@ -269,7 +268,6 @@ def _batch(
     """The rows of one program; idle ones, without options, may sample nothing."""
     special, n_ctx = tokenizer.special, config.max_target_positions
     first = next(o for o in options if o is not None)
-    suppressed, suppressed_first = suppressed_tokens(tokenizer, config.vocab_size, first)
     initial = [initial_ids(o, tokenizer, n_ctx) if o else InitialIds([special.sot], 0, []) for o in options]
     padded = np.full((len(options), padded_positions(n_ctx)), special.eot, np.int32)
     for row, (ids, _, _) in zip(padded, initial, strict=True):
@@ -281,10 +279,6 @@ def _batch(
         most = o.max_new_tokens or o.sample_len or n_ctx // 2
         return min(most, n_ctx - len(ids) + 1)  # the last one sampled is not fed
 
-    def max_initial(o: DecodingOptions) -> int:
-        s = o.max_initial_timestamp
-        return NO_LIMIT if s is None else timestamp_steps(s)
-
     return DecodingBatch(
         initial_ids=padded,
         initial_length=np.array([len(i.ids) for i in initial], np.int32),
@@ -292,22 +286,8 @@ def _batch(
         limit=np.array([limit(o, i.ids) for o, i in zip(options, initial, strict=True)], np.int32),
         temperature=np.array([(o or first).temperature for o in options], np.float32),
         seed=np.array(seeds, np.uint32),
-        timestamps=np.array([not (o or first).without_timestamps for o in options]),
-        max_initial=np.array([max_initial(o or first) for o in options], np.int32),
-        history=TimestampHistory.of([i.prefix for i in initial], special),
-        suppressed=suppressed,
-        suppressed_first=suppressed_first,
-        repetition=_repetition(options, [i.prefix for i in initial], padded.shape[1]),
+        rules=rules_of(tokenizer, config, options, [i.prefix for i in initial]),
     )
-
-
-def _repetition(
-    options: Sequence[DecodingOptions | None], prefixes: Sequence[Sequence[int]], size: int
-) -> Repetition | None:
-    """What the rows may repeat; None, so that nothing is spent on it, if no row asks for a limit."""
-    off = (1.0, 0, None)
-    asked = [(o.repetition_penalty, o.no_repeat_ngram_size, o.max_repeats) if o else off for o in options]
-    return Repetition.of(prefixes, size, *zip(*asked, strict=True)) if {*asked} != {off} else None
 
 
 class InitialIds(NamedTuple):
@@ -372,7 +352,7 @@ def _best(tokenizer: Tokenizer, options: DecodingOptions, candidates: Candidates
         "temperature": options.temperature,
         "compression_ratio": compression_ratio(best.text),
         "token_logprobs": tuple(candidates.logprobs[ranked[0], : len(best.tokens)].tolist()),
-        "looped": bool(candidates.looped[ranked[0]]),
+        "looped": bool(candidates.stopped[ranked[0]]),
         "alternatives": (best, *others) if options.n_best > 1 else (),
     }
 
