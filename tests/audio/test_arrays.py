@@ -1,4 +1,4 @@
-"""Recordings in the forms in which other libraries hold them."""
+"""Recordings in the forms that other libraries use."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ RATE = 22_050
 
 
 class Decoder:
-    """As torchcodec's AudioDecoder, and `datasets`' subclass of it."""
+    """Imitates torchcodec's AudioDecoder and its subclass in `datasets`."""
 
     def __init__(self, samples: np.ndarray, rate: int):
         self._samples = SimpleNamespace(data=jnp.asarray(samples), sample_rate=rate)
@@ -49,7 +49,7 @@ def test_every_form_of_a_recording_gives_its_samples(form):
     np.testing.assert_allclose(load_audio(form(samples)), load_audio(samples, RATE), rtol=0, atol=1e-7)
 
 
-def test_gradios_integers_are_scaled():
+def test_integers_from_gradio_are_scaled():
     samples = as_int16(tone(0.5))
     np.testing.assert_array_equal(load_audio((SAMPLE_RATE, samples)), samples / np.float32(2**15))
 
@@ -61,13 +61,13 @@ def test_dictionaries_of_files_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_jaxs_floats_are_read(dtype):
+def test_jax_floats_are_read(dtype):
     samples = np.round(tone(0.5) * 2**6) / 2**6  # exact in each
     np.testing.assert_array_equal(load_audio(jnp.asarray(samples, dtype)), samples)
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (32, 48_000), (80, 3000), (16_000, 17), (1, 2, 100)])
-def test_an_ambiguous_shape_is_refused(shape):
+def test_ambiguous_shapes_are_rejected(shape):
     with pytest.raises(AudioError, match=rf"the array has shape \({', '.join(map(str, shape))}\)"):
         load_audio(np.zeros(shape, np.float32))
 
@@ -80,11 +80,11 @@ def test_an_ambiguous_shape_is_refused(shape):
         ((True, tone(0.5)), {}, "sampling_rate=True must be"),
         ({"array": tone(0.5), "rate": RATE}, {}, "a recording's dictionary has 'rate'; give one of 'array', 'raw'"),
         ({"sampling_rate": RATE}, {}, "a recording's dictionary has 'sampling_rate'; it lacks 'array'"),
-        ({"bytes": b"", "sampling_rate": RATE}, {}, "sampling_rate=22050 is for arrays"),
-        ((RATE, RATE), {}, "audio of type tuple is not known"),
+        ({"bytes": b"", "sampling_rate": RATE}, {}, "sampling_rate=22050 applies to arrays"),
+        ((RATE, RATE), {}, "audio of type tuple is not supported"),
     ],
 )
-def test_a_form_that_says_too_much_or_too_little_is_refused_in_one_line(source, options, message):
+def test_inconsistent_forms_are_rejected_in_one_line(source, options, message):
     with pytest.raises(AudioError, match=message) as caught:
         load_audio(source, **options)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Who speaks in a stereo recording, and how its channels are read."""
+"""Speakers of stereo recordings and reading of channels."""
 
 import io
 import wave
@@ -13,7 +13,7 @@ from whisper_nnx.audio.loading import SAMPLE_RATE, AudioError, load_audio, load_
 
 
 def wav(channels: np.ndarray, rate: int = SAMPLE_RATE) -> bytes:
-    """channels [C,N] in [-1, 1] -> a file of 16 bits."""
+    """Makes a 16-bit WAV file of channels [C,N] in [-1, 1]."""
     data = io.BytesIO()
     with wave.open(data, "wb") as file:
         file.setnchannels(len(channels))
@@ -31,23 +31,23 @@ def dialogue() -> np.ndarray:
     return (noise * loud).astype(np.float32)
 
 
-def test_the_louder_channel_speaks_if_it_is_louder_by_a_tenth(dialogue: np.ndarray) -> None:
+def test_the_speaker_is_the_channel_louder_by_a_tenth(dialogue: np.ndarray) -> None:
     assert speakers(dialogue, [(0.0, 2.0), (2.0, 4.0), (4.0, 5.0), (0.5, 3.0), (0.0, 4.0)]) == ["0", "1", "?", "0", "?"]
 
 
-def test_nobody_speaks_where_there_is_no_sound(dialogue: np.ndarray) -> None:
+def test_empty_and_silent_spans_have_no_speaker(dialogue: np.ndarray) -> None:
     assert speakers(dialogue, [(3.0, 3.0), (9.0, 10.0)]) == ["?", "?"]
     assert speakers(np.zeros((2, 100), np.float32), [(0.0, 1.0)]) == ["?"]
 
 
-def test_channels_are_those_of_the_file_and_their_mix_is_what_load_audio_gives(dialogue: np.ndarray) -> None:
+def test_channels_equal_the_file_and_their_mix_equals_load_audio(dialogue: np.ndarray) -> None:
     samples, channels = load_channels(wav(dialogue))
     np.testing.assert_allclose(channels, dialogue, atol=2**-15)
     np.testing.assert_array_equal(samples, load_audio(wav(dialogue)))
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100])
-def test_channels_stay_apart_at_any_rate(dialogue: np.ndarray, rate: int) -> None:
+def test_channels_stay_separate_at_any_rate(dialogue: np.ndarray, rate: int) -> None:
     samples, channels = load_channels(wav(dialogue, rate))
     np.testing.assert_array_equal(samples, load_audio(wav(dialogue, rate)))
     assert channels.shape == (2, len(samples))
@@ -81,11 +81,11 @@ def test_a_pipe_is_read_once(dialogue: np.ndarray) -> None:
 
 def test_a_stream_that_becomes_mono_keeps_both_channels(dialogue: np.ndarray, tmp_path: Path) -> None:
     parts = []
-    for layout, sound in (("stereo", dialogue), ("mono", dialogue[:1])):
+    for layout, samples in (("stereo", dialogue), ("mono", dialogue[:1])):
         path = tmp_path / f"{layout}.aac"
         with av.open(str(path), "w") as container:
             stream = container.add_stream("aac", rate=SAMPLE_RATE, layout=layout)
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), "fltp", layout)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", layout)
             frame.sample_rate = SAMPLE_RATE
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
@@ -95,9 +95,9 @@ def test_a_stream_that_becomes_mono_keeps_both_channels(dialogue: np.ndarray, tm
     np.testing.assert_allclose(channels[0, -SAMPLE_RATE:], channels[1, -SAMPLE_RATE:], atol=1e-3)
 
 
-@pytest.mark.parametrize(("count", "says"), [(1, "has 1 channel, "), (3, "has 3 channels, "), (9, "has 9 channels, ")])
-def test_a_recording_that_is_not_stereo_is_refused_with_its_number_of_channels(count: int, says: str) -> None:
-    sound = np.full((count, SAMPLE_RATE), 0.1, np.float32)
-    for source in (wav(sound), sound):
-        with pytest.raises(AudioError, match=f"the recording {says}but diarize compares 2; give a stereo recording"):
+@pytest.mark.parametrize(("count", "fault"), [(1, "has 1 channel, "), (3, "has 3 channels, "), (9, "has 9 channels, ")])
+def test_recordings_that_are_not_stereo_are_rejected(count: int, fault: str) -> None:
+    samples = np.full((count, SAMPLE_RATE), 0.1, np.float32)
+    for source in (wav(samples), samples):
+        with pytest.raises(AudioError, match=f"the recording {fault}but diarize compares 2; give a stereo recording"):
             load_stereo(source)

@@ -1,4 +1,4 @@
-"""The log-mel spectrogram: its relations to itself, and what it costs. Its values: tests/reference/test_features.py."""
+"""Properties and cost of the log-mel spectrogram. For its values see tests/reference/test_features.py."""
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +27,17 @@ def noise(n_samples: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("n_mels", [1, 40, 80, 128])
-def test_each_mel_filter_is_one_triangle_of_area_one_not_below_the_one_before(n_mels):
+def test_mel_filters_are_ordered_triangles_of_area_one(n_mels):
     filters = mel_filters(n_mels)
     assert filters.shape == (n_mels, 201)
     assert (filters >= 0).all()
-    wide = (filters > 0).sum(axis=1) > 12  # narrower ones meet too few bins for their area to show
+    wide = (filters > 0).sum(axis=1) > 12  # narrower ones cover too few bins to measure their area
     np.testing.assert_allclose(filters[wide].sum(axis=1) * 40, 1, rtol=0.02)  # bins are 40 Hz apart
     centres = (filters * np.arange(201)).sum(axis=1) / filters.sum(axis=1)
     assert (np.diff(centres) >= 0).all()
 
 
-def test_a_tone_is_loudest_in_the_filter_that_holds_its_frequency():
+def test_a_tone_is_loudest_in_the_filter_of_its_frequency():
     for bin_index in (10, 25, 60, 150):
         tone = np.sin(2 * np.pi * bin_index * 40 * np.arange(SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
         mel = log_mel_spectrogram(tone, 128)
@@ -60,7 +60,7 @@ def test_a_batch_equals_its_rows():
 
 def test_a_long_recording_equals_the_same_samples_frame_by_frame():
     long = noise(100 * SAMPLE_RATE)
-    mel = log_mel_spectrogram(long)  # made of four blocks
+    mel = log_mel_spectrogram(long)  # four blocks
     for start in (0, 2400, 2499, 2500, 7498, 9900):
         piece = np.pad(long, 200, mode="reflect")[start * HOP_LENGTH :][: 100 * HOP_LENGTH + 240]
         window = 0.5 - 0.5 * np.cos(np.arange(400) * np.pi / 200)
@@ -117,7 +117,7 @@ def test_memory_grows_with_the_samples_and_not_with_the_spectra(backwards):
         (np.zeros(16_000), -1, "padding=-1"),
     ],
 )
-def test_what_is_no_waveform_is_refused(waveform, padding, message):
+def test_invalid_waveforms_are_rejected(waveform, padding, message):
     with pytest.raises(ValueError, match=message):
         log_mel_spectrogram(waveform, padding=padding)
     with pytest.raises(ValueError, match="n_mels=0"):
@@ -180,7 +180,7 @@ def test_nothing_is_compiled_for_another_recording_or_window():
         jax.monitoring.unregister_event_duration_listener(count)
 
 
-def test_windows_before_the_beginning_and_waveforms_with_channels_are_refused():
+def test_negative_starts_and_waveforms_with_channels_are_rejected():
     with pytest.raises(ValueError, match="start_frame=-1"):
         RecordingMel(noise(1_000)).window(-1, 10)
     with pytest.raises(ValueError, match=r"shape \(2, 500\), expected \[N\]"):

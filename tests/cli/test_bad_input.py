@@ -59,7 +59,7 @@ BAD_FILES = {
     "missing.wav": "No such file",
     "empty.wav": "empty",
     "text.wav": "cannot be read as audio",
-    "nothing.wav": "no sound",
+    "nothing.wav": "no decodable audio",
 }
 
 

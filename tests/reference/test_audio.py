@@ -150,7 +150,7 @@ def test_torchs_tensors_are_read_with_a_gradient_or_without(dtype, gradient):
 def test_tensors_without_samples_are_refused_in_one_line():
     for tensor, message in [
         (torch.zeros(9, dtype=torch.complex64), "its dtype is complex64"),
-        (torch.zeros(9).to_sparse(), "cannot be converted to numpy's"),
+        (torch.zeros(9).to_sparse(), "cannot be converted to a numpy array"),
     ]:
         with pytest.raises(AudioError, match=message) as caught:
             load_audio(tensor)

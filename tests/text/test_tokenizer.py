@@ -1,4 +1,4 @@
-"""The tokenizer, on the digits checkpoint's vocabulary and on small ones made by hand."""
+"""Tokenizer tests on the digits checkpoint's vocabulary and on small synthetic ones."""
 
 import copy
 import json
@@ -27,9 +27,9 @@ FIELDS = ["eot", "sot", "en", "de", "xyz", "translate", "transcribe", "sot_lm", 
 
 
 def byte_characters() -> list[str]:
-    """How GPT-2's files write the 256 bytes, in the order of their ids there."""
-    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return [chr(b) for b in seen] + [chr(256 + n) for n in range(256 - len(seen))]
+    """GPT-2's characters for the 256 bytes, in id order."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in visible] + [chr(256 + n) for n in range(256 - len(visible))]
 
 
 def small_files(
@@ -40,7 +40,7 @@ def small_files(
     shuffle: bool = False,
     without: str = "",
 ) -> Files:
-    """A vocabulary of bytes (but those in `without`), merges, special tokens and added words, in three files."""
+    """Three files with all bytes except `without`, merges, special tokens and added words."""
     tokens = [c for c in byte_characters() if c not in without] + [a + b for a, b in merges]
     ids = list(range(len(tokens)))
     if shuffle:
@@ -54,7 +54,7 @@ def small_files(
 
 
 def as_tokenizer_json(files: Files, *, pairs: bool = True, ordinary: Iterable[str] = ()) -> Files:
-    """The same vocabulary as tokenizer.json alone; `ordinary` are the added tokens that are not special."""
+    """The same vocabulary as a single tokenizer.json; `ordinary` are added tokens that are not special."""
     merges = [line for line in files["merges.txt"].decode().split("\n")[1:] if line]
     added = json.loads(files["added_tokens.json"])
     split = [line.split(" ") for line in merges] if pairs else merges
@@ -101,7 +101,7 @@ def test_special_tokens_names_in_text_are_text(small: Tokenizer, released: Token
             assert tokenizer.decode(ids) == name
 
 
-def test_decoding_leaves_timestamps_out_and_shows_other_special_tokens(small: Tokenizer):
+def test_decoding_drops_timestamps_and_shows_other_special_tokens(small: Tokenizer):
     special = small.special
     ids = [special.sot, special.timestamp_begin, *small.encode("the é"), special.timestamp_begin + 54, special.eot]
     assert small.decode(ids) == "<|startoftranscript|>the é<|endoftext|>"
@@ -109,7 +109,7 @@ def test_decoding_leaves_timestamps_out_and_shows_other_special_tokens(small: To
     assert small.text_tokens(ids) == small.encode("the é")
 
 
-def test_broken_utf8_becomes_the_replacement_character(small: Tokenizer):
+def test_invalid_utf8_becomes_the_replacement_character(small: Tokenizer):
     assert small.decode(small.encode("♪")[:2] + small.encode("a")) == "\ufffda"
 
 
@@ -132,21 +132,21 @@ def test_tokenizer_json_equals_vocab_with_merges(pairs: bool, shuffle: bool):
 
 def test_the_released_tokenizer_json_equals_vocab_with_merges(released: Tokenizer):
     split = Tokenizer.from_files({name: data for name, data in released.files.items() if name != "tokenizer.json"})
-    for what in ("special", "non_speech_tokens", "vocab_size"):
-        assert getattr(split, what) == getattr(released, what)
+    for name in ("special", "non_speech_tokens", "vocab_size"):
+        assert getattr(split, name) == getattr(released, name)
     everything = range(split.vocab_size)
     assert split.decode_with_timestamps(everything) == released.decode_with_timestamps(everything)
     assert split.text_tokens(everything) == released.text_tokens(everything)
     assert split != released
 
 
-def test_special_tokens_may_stand_in_the_vocabulary_itself(small: Tokenizer):
+def test_special_tokens_may_be_in_the_vocabulary(small: Tokenizer):
     files = small_files()
     vocab = {**json.loads(files["vocab.json"]), **json.loads(files.pop("added_tokens.json"))}
     assert Tokenizer.from_files({**files, "vocab.json": json.dumps(vocab).encode()}).special == small.special
 
 
-def test_special_tokens_may_stand_in_the_tokenizers_config(small: Tokenizer):
+def test_special_tokens_may_be_in_the_tokenizer_config(small: Tokenizer):
     files = small_files(words=["new"])
     added = json.loads(files.pop("added_tokens.json"))
     decoder = {i: {"content": text, "special": text != "new"} for text, i in added.items()}
@@ -155,7 +155,7 @@ def test_special_tokens_may_stand_in_the_tokenizers_config(small: Tokenizer):
     assert Tokenizer.from_files(files).encode("new") == [added["new"]]
 
 
-def test_ids_need_not_be_in_the_order_of_merges(small: Tokenizer):
+def test_ids_need_not_be_in_merge_order(small: Tokenizer):
     shuffled = make(shuffle=True)
     text = "the [é] -- ♪ then aaaaa"
     assert [shuffled.decode([i]) for i in shuffled.encode(text)] == [small.decode([i]) for i in small.encode(text)]
@@ -164,13 +164,13 @@ def test_ids_need_not_be_in_the_order_of_merges(small: Tokenizer):
     assert marks[0] == marks[1]
 
 
-def test_a_byte_without_a_token_is_left_out(small: Tokenizer):
+def test_bytes_without_a_token_are_dropped(small: Tokenizer):
     tokenizer = make(without="z")
     assert tokenizer.decode(tokenizer.encode("the zoo")) == "the oo"
     assert len(tokenizer.non_speech_tokens) == len(small.non_speech_tokens)
 
 
-def test_files_are_carried_as_they_were(digits: Path, released: Tokenizer):
+def test_files_are_kept_unchanged(digits: Path, released: Tokenizer):
     names = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json")
     assert released.files == {name: (digits / name).read_bytes() for name in names}
     assert Tokenizer.from_files(released.files).files == released.files
@@ -194,13 +194,13 @@ def _damage(name: str, data: bytes | None):
         (_damage("merges.txt", "Ġ t\nĠ".encode()), ValueError, "damaged"),
         (_damage("merges.txt", b"\xff\xfe"), ValueError, "merges.txt .*damaged"),
         (_damage("added_tokens.json", b"version https://git-lfs"), ValueError, "added_tokens.json .*damaged"),
-        (_damage("added_tokens.json", None), ValueError, "name no .*startoftranscript.*; take them"),
+        (_damage("added_tokens.json", None), ValueError, "files lack .*startoftranscript.*; take them"),
         (_damage("generation_config.json", b"{"), ValueError, "generation_config.json .*damaged"),
         ({"tokenizer.json": b"{}"}, ValueError, "tokenizer.json .*damaged"),
-        ({"tokenizer.json": b'{"model": {"type": "Unigram", "vocab": []}}'}, ValueError, "no Whisper's"),
+        ({"tokenizer.json": b'{"model": {"type": "Unigram", "vocab": []}}'}, ValueError, "is not Whisper's"),
     ],
 )
-def test_bad_files_are_refused_in_one_line(files: Files, error: type[Exception], message: str, tmp_path: Path):
+def test_bad_files_are_rejected_in_one_line(files: Files, error: type[Exception], message: str, tmp_path: Path):
     with pytest.raises(error, match=message):
         Tokenizer.from_files(files)
     for name, data in files.items():
@@ -220,24 +220,24 @@ def test_special_ids_are_read(small: Tokenizer):
     assert small.languages == ("en", "de", "xyz")
 
 
-def test_special_ids_equal_those_in_the_generation_config(digits: Path, released: Tokenizer):
-    told = json.loads((digits / "generation_config.json").read_text())
+def test_special_ids_match_the_generation_config(digits: Path, released: Tokenizer):
+    config = json.loads((digits / "generation_config.json").read_text())
     special = released.special
-    assert {f"<|{code}|>": i for code, i in special.languages} == told["lang_to_id"]
-    assert {"transcribe": special.transcribe, "translate": special.translate} == told["task_to_id"]
-    assert (special.eot, special.sot) == (told["eos_token_id"], told["decoder_start_token_id"])
-    assert special.no_timestamps == told["no_timestamps_token_id"]
-    assert list(released.blank_tokens) == told["begin_suppress_tokens"][:1]
-    assert set(released.non_speech_tokens) <= set(told["suppress_tokens"])
+    assert {f"<|{code}|>": i for code, i in special.languages} == config["lang_to_id"]
+    assert {"transcribe": special.transcribe, "translate": special.translate} == config["task_to_id"]
+    assert (special.eot, special.sot) == (config["eos_token_id"], config["decoder_start_token_id"])
+    assert special.no_timestamps == config["no_timestamps_token_id"]
+    assert list(released.blank_tokens) == config["begin_suppress_tokens"][:1]
+    assert set(released.non_speech_tokens) <= set(config["suppress_tokens"])
 
 
-def test_special_tokens_of_older_vocabularies_have_another_name_or_are_none(small: Tokenizer):
+def test_special_tokens_of_older_vocabularies(small: Tokenizer):
     assert make(names=[*(name.replace("nospeech", "nocaptions") for name in NAMES), *TIMES]).special == small.special
     special = make(names=[name for name in NAMES if name not in ("<|nospeech|>", "<|startoflm|>")]).special
     assert special.no_speech is special.sot_lm is None
 
 
-def test_timestamps_follow_where_the_files_name_none(small: Tokenizer):
+def test_unlisted_timestamps_follow_no_timestamps(small: Tokenizer):
     old = make(names=NAMES)
     assert old.special == small.special
     assert old.vocab_size == small.vocab_size
@@ -247,7 +247,7 @@ def test_timestamps_follow_where_the_files_name_none(small: Tokenizer):
     assert old.text_tokens(everything) == small.text_tokens(everything)
 
 
-def test_derived_timestamps_end_with_the_vocabulary_or_before_an_added_token():
+def test_unlisted_timestamps_end_at_the_vocabulary_or_an_added_token():
     files, begin = small_files(names=NAMES), 256 + len(MERGES) + len(NAMES)
     added = {**json.loads(files["added_tokens.json"]), "new": begin + 3}
     more = {**files, "added_tokens.json": json.dumps(added).encode()}
@@ -257,14 +257,14 @@ def test_derived_timestamps_end_with_the_vocabulary_or_before_an_added_token():
     assert Tokenizer.from_files(more).encode("new") == [begin + 3]
 
 
-def test_timestamps_must_follow_one_another():
+def test_timestamps_must_be_consecutive():
     for times in (["<|0.00|>", "new", "<|0.02|>"], ["<|0.02|>", "<|0.00|>"], ["<|0.02|>", "<|0.04|>"]):
-        with pytest.raises(ValueError, match=r"timestamps.*do not follow one another"):
+        with pytest.raises(ValueError, match=r"timestamp ids.*are not consecutive"):
             make(names=[*NAMES, *times])
 
 
 @pytest.mark.parametrize("single", [True, False])
-def test_tokens_added_after_the_timestamps_are_none(single: bool, small: Tokenizer):
+def test_tokens_added_after_the_timestamps_are_not_timestamps(single: bool, small: Tokenizer):
     files = small_files(words=["new", "newer", "<|noise|>"])
     new, newer, noise = range(small.vocab_size, small.vocab_size + 3)
     tokenizer = Tokenizer.from_files(as_tokenizer_json(files, ordinary=["new", "newer"]) if single else files)
@@ -276,7 +276,7 @@ def test_tokens_added_after_the_timestamps_are_none(single: bool, small: Tokeniz
     assert len(tokenizer.encode("<|noise|>")) > 1
 
 
-def test_a_token_named_as_a_language_is_one_in_the_languages_place_or_if_whisper_knows_it():
+def test_language_tokens_are_known_codes_or_among_the_language_ids():
     assert make(words=["<|yue|>", "<|abc|>"]).languages == ("en", "de", "xyz", "yue")
 
 
@@ -287,8 +287,8 @@ def test_ids_without_a_token_are_known(small: Tokenizer):
     assert not padded.known_ids[-7:].any()
 
 
-def test_a_model_that_is_smaller_than_its_tokenizer_is_refused(small: Tokenizer):
-    with pytest.raises(ValueError, match=r"ids up to \d+, the model only .*; take both from the same"):
+def test_a_model_smaller_than_its_tokenizer_is_rejected(small: Tokenizer):
+    with pytest.raises(ValueError, match=r"ids up to \d+, but the model has .*; take both from the same"):
         make(vocab_size=small.vocab_size - 1)
     extended = make(small.vocab_size, words=["new"])
     assert extended.encode("new") == small.encode("new")
@@ -304,12 +304,12 @@ def test_a_model_that_is_smaller_than_its_tokenizer_is_refused(small: Tokenizer)
         ([n for n in NAMES if n not in ("<|en|>", "<|de|>", "<|xyz|>")], b"{}", None, False),
     ],
 )
-def test_whether_it_is_multilingual(names: list[str], config: bytes, vocab_size: int | None, multilingual: bool):
+def test_is_multilingual(names: list[str], config: bytes, vocab_size: int | None, multilingual: bool):
     files = small_files(names=[*names, *TIMES]) | {"generation_config.json": config}
     assert Tokenizer.from_files(files, vocab_size).is_multilingual is multilingual
 
 
-def test_non_speech_tokens_hit_no_ordinary_text(small: Tokenizer):
+def test_non_speech_tokens_exclude_ordinary_text(small: Tokenizer):
     marks = [small.decode([i]) for i in small.non_speech_tokens]
     assert set(marks) == {*'"#()*+/:;<=>@[\\]^_`{|}~', "--", " ["}
     assert set(small.encode("' - ♪ … “a”")).isdisjoint(small.non_speech_tokens)
@@ -342,7 +342,7 @@ def test_an_english_transcript_starts_without_language_and_task():
         ("en", "transcibe", "task 'transcibe' is unknown; choose 'transcribe' or 'translate'"),
     ],
 )
-def test_what_a_checkpoint_cannot_do_is_refused(language: str, task: str | None, message: str, small: Tokenizer):
+def test_unsupported_languages_and_tasks_are_rejected(language: str, task: str | None, message: str, small: Tokenizer):
     with pytest.raises(ValueError, match=message):
         small.sot_sequence(language, task)
 
@@ -358,7 +358,7 @@ def test_words_hold_the_whole_text_and_all_tokens(data: st.DataObject, small: To
         assert [small.decode_with_timestamps(group) for group in groups] == words
 
 
-def test_words_begin_with_a_space_punctuation_or_a_special_token(small: Tokenizer):
+def test_words_start_with_a_space_punctuation_or_a_special_token(small: Tokenizer):
     ids = [*small.encode("then, the café"), small.special.timestamp_begin, *small.encode("é")]
     assert small.split_to_word_tokens(ids, "en")[0] == ["then", ",", " the", " café", "<|0.00|>é"]
     assert small.split_to_word_tokens(small.encode("日本 é"), "ja")[0] == ["日", "本", " ", "é"]
@@ -392,7 +392,7 @@ def test_importing_the_tokenizer_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_languages_go_by_code_name_and_alias_in_any_case():
+def test_languages_are_found_by_code_name_and_alias_in_any_case():
     assert len(LANGUAGES) == 100
     for code, name in LANGUAGES.items():
         assert to_language_code(code.upper()) == to_language_code(name.title()) == code

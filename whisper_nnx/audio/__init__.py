@@ -1,1 +1,1 @@
-"""From recordings to the model's input: loading, features, spans of speech, channels."""
+"""Converts recordings to the model's input: loading, features, voice activity, channels."""

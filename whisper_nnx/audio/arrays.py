@@ -1,4 +1,4 @@
-"""Arrays -> float32 samples at 16 kHz; and how people hold a recording in Python -> an array or a file."""
+"""Converts arrays to float32 samples at 16 kHz and unwraps the Python objects that hold recordings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from whisper_nnx.audio.resampling import Resampler, as_float, mono_frame
 from whisper_nnx.audio.rules import SAMPLE_RATE, AudioError, check_duration, check_rate, check_samples, warn_if_loud
 
-SOUND_KEYS = ("array", "raw", "bytes", "audio", "path")  # of a dictionary; the first that is not None is used
+AUDIO_KEYS = ("array", "raw", "bytes", "audio", "path")  # of a dictionary; the first that is not None is used
 _MAX_CHANNELS = 16
 
 
@@ -20,7 +20,7 @@ def is_array(source: Any) -> bool:
 
 
 def is_pair(source: Any) -> bool:
-    """Whether this is one recording with its rate: gradio's (rate, data), or librosa's (data, rate)."""
+    """Whether `source` is one recording with its rate: gradio's (rate, data) or librosa's (data, rate)."""
     if not isinstance(source, tuple | list) or len(source) != 2:
         return False
     rates = [isinstance(part, Real) for part in source]
@@ -28,10 +28,10 @@ def is_pair(source: Any) -> bool:
 
 
 def unwrap(source: Any, sampling_rate: Any) -> tuple[Any, Any]:
-    """A recording in any form -> an array or a file, and an array's rate, where it is known.
+    """Returns the array or file inside `source`, and an array's rate if known.
 
-    Takes pairs of an array and its rate, dictionaries (of `datasets` and of transformers' pipelines), torchcodec's
-    decoders (of `datasets`) and their samples.
+    Accepts pairs of an array and its rate, dictionaries (from `datasets` and transformers' pipelines), torchcodec's
+    decoders (from `datasets`) and their samples.
     """
     if isinstance(source, Mapping):
         inner, rate = _from_mapping(source)
@@ -49,10 +49,10 @@ def unwrap(source: Any, sampling_rate: Any) -> tuple[Any, Any]:
 
 
 def _from_mapping(source: Mapping[str, Any]) -> tuple[Any, Any]:
-    if unknown := [key for key in source if key not in (*SOUND_KEYS, "sampling_rate")]:
-        keys = ", ".join(map(repr, SOUND_KEYS))
+    if unknown := [key for key in source if key not in (*AUDIO_KEYS, "sampling_rate")]:
+        keys = ", ".join(map(repr, AUDIO_KEYS))
         raise AudioError(f"a recording's dictionary has {unknown[0]!r}; give one of {keys}, and 'sampling_rate'")
-    given = [source[key] for key in SOUND_KEYS if source.get(key) is not None]
+    given = [source[key] for key in AUDIO_KEYS if source.get(key) is not None]
     if not given:
         raise AudioError(f"a recording's dictionary has {', '.join(map(repr, source)) or 'nothing'}; it lacks 'array'")
     return given[0], source.get("sampling_rate")
@@ -61,7 +61,7 @@ def _from_mapping(source: Mapping[str, Any]) -> tuple[Any, Any]:
 def read_array(
     source: Any, name: str, sampling_rate: Any, separate: bool, max_s: float
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """[N], [N, channels] or [channels, N] -> [N], and [channels, N] where they are to be kept separate."""
+    """Converts [N], [N, channels] or [channels, N] to mono [N], plus [channels, N] if `separate`."""
     array = _as_numpy(source, name)
     rate = check_rate(SAMPLE_RATE if sampling_rate is None else sampling_rate, name)
     if array.ndim not in (1, 2):
@@ -74,21 +74,21 @@ def read_array(
     channels = _channels_first(samples, name)
     warn_if_loud(peak, name, stacklevel=4)
 
-    def at_16_khz(samples: np.ndarray) -> np.ndarray:
+    def resample(samples: np.ndarray) -> np.ndarray:
         if rate == SAMPLE_RATE:
             return samples
         resampler = Resampler("mono", clipped=False, rounded=False)
-        for at in range(0, len(samples), rate):
-            resampler.add(mono_frame(samples[at : at + rate], rate))
+        for start in range(0, len(samples), rate):
+            resampler.add(mono_frame(samples[start : start + rate], rate))
         return resampler.samples()[0]
 
     mixed = channels.mean(axis=0) if len(channels) > 1 else channels[0]
-    return at_16_khz(mixed), np.stack([*map(at_16_khz, channels)]) if separate else None
+    return resample(mixed), np.stack([*map(resample, channels)]) if separate else None
 
 
 def _as_numpy(source: Any, name: str) -> np.ndarray:
-    """Of any library; bfloat16, which numpy lacks, becomes float32."""
-    if hasattr(source, "detach"):  # torch's, which may have a gradient and be on another device
+    """Converts an array of any library to numpy; bfloat16, which numpy lacks, becomes float32."""
+    if hasattr(source, "detach"):  # a torch tensor, which may need a gradient or be on another device
         source = source.detach().cpu()
         if str(source.dtype) == "torch.bfloat16":
             source = source.float()
@@ -96,15 +96,15 @@ def _as_numpy(source: Any, name: str) -> np.ndarray:
         array = np.asarray(source)
         return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
     except (TypeError, ValueError, RuntimeError) as error:
-        raise AudioError(f"{name} cannot be converted to numpy's ({error}); convert it first") from error
+        raise AudioError(f"{name} cannot be converted to a numpy array ({error}); convert it first") from error
 
 
 def _as_float(array: np.ndarray, name: str) -> np.ndarray:
-    """Samples of any type -> float32 in [-1, 1]."""
+    """Converts samples of any type to float32 in [-1, 1]."""
     kind, n_bytes = array.dtype.kind, array.dtype.itemsize
     if kind not in "fiu" or (kind != "f" and n_bytes > 4):
         raise AudioError(
-            f"{name} is no sound: its dtype is {array.dtype}; give floats in [-1, 1] or integers of 8, 16 or 32 bits"
+            f"{name} is not audio: its dtype is {array.dtype}; give floats in [-1, 1] or integers of 8, 16 or 32 bits"
         )
     if kind == "f" and n_bytes > 4:
         check_samples(array, name)
@@ -112,13 +112,13 @@ def _as_float(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _channels_first(samples: np.ndarray, name: str) -> np.ndarray:
-    """[N], [N, channels] or [channels, N] -> [channels, N]; refuses what may be either, or several recordings."""
+    """Converts [N], [N, channels] or [channels, N] to [channels, N]; rejects ambiguous shapes."""
     if samples.ndim == 1:
         return samples[None]
     few, many = sorted(samples.shape)
     if few > _MAX_CHANNELS or 1 < few == many:
         raise AudioError(
-            f"{name} has shape {samples.shape}, which may be channels or recordings; give [N] or [N, channels] with up "
-            f"to {_MAX_CHANNELS} channels, and several recordings as a list"
+            f"{name} has shape {samples.shape}, which is ambiguous; give [N] or [N, channels] with up "
+            f"to {_MAX_CHANNELS} channels, or a list for several recordings"
         )
     return np.moveaxis(samples, int(np.argmin(samples.shape)), 0)

@@ -1,8 +1,7 @@
-"""Samples -> log-mel spectrogram, the encoder's input. Paper: section 2.2; reference: openai-whisper's `audio.py`.
+"""Computes the log-mel spectrogram, the encoder's input. Paper: section 2.2; reference: openai-whisper's `audio.py`.
 
-The spectrum is taken by FFT, not as a matrix product with the DFT's sines and cosines: on a CPU it is the faster one
-(2 ms for 30 s against 4 to 10), it is at least as near to the truth (a float64 spectrum), and no reduced precision of
-matrix products (TF32, bfloat16) can get into it.
+The spectrum is computed by FFT, not as a matmul with the DFT matrix: on CPU the FFT is faster (2 ms for 30 s instead of
+4 to 10), at least as close to a float64 spectrum, and unaffected by reduced matmul precision (TF32, bfloat16).
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ N_FFT = 400
 HOP_LENGTH = SAMPLE_RATE // FRAMES_PER_SECOND
 CHUNK_LENGTH_S = 30
 N_FRAMES = CHUNK_LENGTH_S * FRAMES_PER_SECOND
-POSITIONS_PER_SECOND = FRAMES_PER_SECOND // 2  # after the encoder, and of timestamps
+POSITIONS_PER_SECOND = FRAMES_PER_SECOND // 2  # of the encoder output and of timestamps
 
-_FLOOR = 1e-10  # of the power; also of silence, -10 after the logarithm
-_RANGE = 8.0  # in powers of ten: what is quieter than the loudest by more is raised to that
-_REACH = 3  # frames behind the last, which reach back into the sound
+_FLOOR = 1e-10  # of the power; silence is -10 after the logarithm
+_RANGE = 8.0  # in powers of ten; values further below the maximum are raised to this limit
+_TAIL_FRAMES = 3  # frames after the last one that still overlap the samples
 _OVERLAP = -(-N_FFT // HOP_LENGTH) * HOP_LENGTH - HOP_LENGTH  # samples that T frames need beyond T hops
 
 
 @lru_cache
 def mel_filters(n_mels: int) -> np.ndarray:
-    """Triangular filters [M, N_FFT // 2 + 1] that turn a power spectrum into mels, float32.
+    """Returns triangular filters [M, N_FFT // 2 + 1], float32, that map a power spectrum to mels.
 
-    Slaney's mel scale (linear to 1 kHz, then logarithmic) and area normalisation, as `librosa.filters.mel` makes them.
+    Slaney's mel scale (linear to 1 kHz, then logarithmic) and area normalization, as in `librosa.filters.mel`.
     """
     if n_mels < 1:
         raise ValueError(f"n_mels={n_mels} must be at least 1")
@@ -47,21 +46,21 @@ def mel_filters(n_mels: int) -> np.ndarray:
     fall = (edges_hz[2:] - bins_hz) / (edges_hz[2:] - edges_hz[1:-1])
     filters = np.maximum(0, np.minimum(rise, fall)) * 2 / (edges_hz[2:] - edges_hz[:-2])
     filters = filters.astype(np.float32)
-    filters.flags.writeable = False  # shared by all callers
+    filters.flags.writeable = False  # cached and shared by all callers
     return filters
 
 
 def log_mel_spectrogram(waveform: jax.Array | np.ndarray, n_mels: int = 80, padding: int = 0) -> jax.Array:
-    """waveform [..., N] (16 kHz, in [-1, 1]) -> log-mel [..., M, T], float32; T = (N + padding) // 160 frames of 10 ms.
+    """Computes the log-mel spectrogram [..., M, T], float32, with T = (N + padding) // 160 frames of 10 ms.
 
-    padding: zeros that are appended to the waveform, in samples. Each recording of a batch is as it would be alone.
-    Jitted (once for each N) and differentiable; spectra are held for 30 s at a time, so that memory grows with the
-    samples and the result only, backwards too. Raises ValueError for fewer samples than one frame has, or integers.
+    waveform: [..., N], 16 kHz, in [-1, 1]. padding: zeros appended to the waveform, in samples. Rows of a batch are
+    independent. Jitted (compiled once per N) and differentiable. Spectra are computed 30 s at a time, so forward and
+    backward memory grows only with the samples and the result. Raises ValueError for integers or less than one frame.
     """
     refuse_after_fork()
     waveform = jnp.asarray(waveform)
     if not jnp.issubdtype(waveform.dtype, jnp.floating):
-        raise ValueError(f"waveform has dtype {waveform.dtype}, expected floats in [-1, 1]; load_audio() gives them")
+        raise ValueError(f"waveform has dtype {waveform.dtype}, expected floats in [-1, 1]; use load_audio()")
     if waveform.ndim == 0 or waveform.shape[-1] + padding < HOP_LENGTH or not waveform.size or padding < 0:
         raise ValueError(
             f"waveform has shape {waveform.shape} and padding={padding}; expected [..., N] with N + padding of at "
@@ -88,7 +87,7 @@ def _log_mel_spectrogram(waveform: jax.Array, n_mels: int, padding: int) -> jax.
 
 
 def _log10_mel(samples: jax.Array, n_mels: int) -> jax.Array:
-    """[T * 160 + 320] -> [M,T]; frame t is made of the 400 samples from 160 t on."""
+    """Computes log10 mels [M,T] of samples [T * 160 + 320]; frame t covers the 400 samples from 160 t."""
     hops = samples.reshape(-1, HOP_LENGTH)
     frames = jnp.concatenate([hops[:-2], hops[1:-1], hops[2:, : N_FFT - 2 * HOP_LENGTH]], axis=1)
     spectrum = jnp.fft.rfft(frames * np.hanning(N_FFT + 1)[:-1].astype(np.float32))
@@ -98,18 +97,18 @@ def _log10_mel(samples: jax.Array, n_mels: int) -> jax.Array:
 
 
 def _normalise(log_mel: jax.Array, maximum: jax.Array) -> jax.Array:
-    """Limits the range to 80 dB below the loudest of the recording; speech comes to lie around -1 to 1."""
+    """Limits the range to 80 dB below the recording's maximum and scales speech to about -1 to 1."""
     return (jnp.maximum(log_mel, maximum - _RANGE) + 4) / 4
 
 
 class RecordingMel:
-    """The log-mel spectrogram of a whole recording, cut into windows that are computed when they are asked for.
+    """Log-mel spectrogram of a whole recording, computed on request, one window at a time.
 
-    It equals `log_mel_spectrogram(waveform, n_mels, padding=one window)`, which is what openai-whisper's `transcribe`
-    cuts its windows from, but holds the samples alone. A first pass finds the loudest, to which all are normalised; it
-    keeps the first window. All windows of all recordings share compiled programs.
+    Equals `log_mel_spectrogram(waveform, n_mels, padding=one window)`, from which openai-whisper's `transcribe` cuts
+    its windows, but stores only the samples. A first pass finds the maximum used for normalization and keeps the first
+    window. All windows of all recordings share compiled programs.
 
-    waveform: [N], 16 kHz, in [-1, 1]. n_window_frames: frames of a window. content_frames: those of the recording.
+    waveform: [N], 16 kHz, in [-1, 1]. n_window_frames: frames per window. content_frames: frames of the recording.
     """
 
     def __init__(self, waveform: np.ndarray, n_mels: int = 80, n_window_frames: int = N_FRAMES):
@@ -120,31 +119,31 @@ class RecordingMel:
         self._n_window_frames = n_window_frames
         self.content_frames = len(self.waveform) // HOP_LENGTH
         maximum: Any = np.log10(np.float32(_FLOOR))
-        for start in reversed(range(0, self.content_frames + _REACH, n_window_frames + _REACH)):
+        for start in reversed(range(0, self.content_frames + _TAIL_FRAMES, n_window_frames + _TAIL_FRAMES)):
             log_mel, maximum = _louder(maximum, self._samples(start), n_mels)
-        self._first, self._maximum = log_mel, maximum  # of short recordings it is all that is asked for
+        self._first, self._maximum = log_mel, maximum  # short recordings need only the first window
 
     def window(self, start_frame: int, n_frames: int) -> jax.Array:
-        """n_frames from start_frame on, of the recording and the silence after it -> [M,n_window_frames].
+        """Returns n_frames from start_frame, including the silence after the recording, as [M,n_window_frames].
 
         The rest of the window is 0, as in the reference's `pad_or_trim`.
         """
         if start_frame < 0 or n_frames < 0:
             raise ValueError(f"start_frame={start_frame} and n_frames={n_frames} must not be negative")
-        there = self.content_frames + self._n_window_frames - start_frame
-        n_frames = max(0, min(int(n_frames), there))
+        available = self.content_frames + self._n_window_frames - start_frame
+        n_frames = max(0, min(int(n_frames), available))
         log_mel = self._first
         if start_frame:
             log_mel, _ = _louder(self._maximum, self._samples(start_frame), self._n_mels)
         return _window(log_mel, self._maximum, n_frames, self._n_window_frames)
 
     def fingerprint(self, start_frame: int, n_frames: int) -> int:
-        """64 bits that depend on the window's samples alone."""
+        """Hashes the window's samples to 64 bits."""
         return fingerprint(self.waveform[start_frame * HOP_LENGTH : (start_frame + n_frames) * HOP_LENGTH])
 
     def _samples(self, start_frame: int) -> np.ndarray:
-        """What a window and the few frames behind it are made of, with half a frame at both ends."""
-        length = (self._n_window_frames + _REACH) * HOP_LENGTH + _OVERLAP
+        """Samples of a window and its tail frames, with half a frame on both sides."""
+        length = (self._n_window_frames + _TAIL_FRAMES) * HOP_LENGTH + _OVERLAP
         first = start_frame * HOP_LENGTH - N_FFT // 2
         before = max(0, -first)
         samples = self.waveform[max(0, first) : first + length]
@@ -153,7 +152,7 @@ class RecordingMel:
 
 
 def fingerprint(numbers: np.ndarray) -> int:
-    """64 bits that depend on the numbers alone: the same in every run, process and batch."""
+    """Hashes an array to 64 bits, equal across runs, processes and batches."""
     return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(numbers).tobytes(), digest_size=8).digest(), "little")
 
 

@@ -1,4 +1,4 @@
-"""Any recording -> mono float32 samples at 16 kHz: files through PyAV (ffmpeg's libraries), arrays through numpy."""
+"""Loads recordings as mono float32 samples at 16 kHz: files through PyAV (ffmpeg's libraries), arrays through numpy."""
 
 from __future__ import annotations
 
@@ -36,29 +36,32 @@ def load_audio(
     follow_timestamps: bool = True,
     max_hours: float = MAX_HOURS,
 ) -> np.ndarray:
-    """Mono samples [N], float32 in [-1, 1], at 16 kHz.
+    """Loads a recording as mono samples [N], float32 in [-1, 1], at 16 kHz.
 
-    Of a file they are those of `ffmpeg -i FILE -ac 1 -ar 16000 -acodec pcm_s16le` divided by 32768, as in
-    openai-whisper's `load_audio`, except that silence fills gaps between time stamps. A damaged file is read as far as
-    it can be, with a warning. An array's channels are averaged, and it is resampled (by swresample, as files are)
-    without rounding to 16 bits. Samples of arrays and of float files are not clipped.
+    For files the result equals `ffmpeg -i FILE -ac 1 -ar 16000 -acodec pcm_s16le` divided by 32768, as in
+    openai-whisper's `load_audio`, except that silence fills gaps between timestamps. Damaged files are read as far as
+    possible, with a warning. An array's channels are averaged, and it is resampled (by swresample, like files) without
+    rounding to 16 bits. Samples of arrays and of float files are not clipped.
 
     Args:
-      source: a file that ffmpeg can read (path, its bytes, a binary file object read from where it stands, "-" for
-        standard input), or an array (numpy's, torch's, JAX's or any that numpy can take over): [N], [N, channels] or
-        [channels, N], the smaller dimension being the channels, floats in [-1, 1] or integers over their whole range.
-        Also (rate, array), (array, rate), a dictionary {"array" or "raw": ..., "sampling_rate": ...} or
-        {"bytes" or "path": ...}, and an `AudioDecoder` of torchcodec, which `datasets` gives.
+      source: a file that ffmpeg can read (path, bytes, binary file object read from its current position, "-" for
+        standard input), or an array (numpy, torch, JAX or convertible to numpy): [N], [N, channels] or [channels, N],
+        the smaller dimension being the channels, floats in [-1, 1] or integers over their whole range. Also
+        (rate, array), (array, rate), a dictionary {"array" or "raw": ..., "sampling_rate": ...} or
+        {"bytes" or "path": ...}, and torchcodec's `AudioDecoder`, as returned by `datasets`.
       sampling_rate: of an array, in Hz, by default 16,000; a file states its own.
-      stream: which of a file's audio streams, from 0; by default the one that ffmpeg takes (of those marked as default,
-        or of all, the one with most channels).
-      follow_timestamps: silence where a file's time stamps leave more than 0.1 s open, at the start (a video whose
-        sound starts late) or between, so that times are the container's: ffmpeg's `aresample=async=1:first_pts=0`.
-        Where they overlap, all sound is kept. False joins what there is, as openai-whisper does.
+      stream: index of the file's audio stream, from 0; by default the one that ffmpeg selects (the one with the most
+        channels among those marked as default, or among all).
+      follow_timestamps: insert silence where a file's timestamps leave a gap of more than 0.1 s, at the start (a video
+        whose audio starts late) or later, so that times match the container: ffmpeg's
+        `aresample=async=1:first_pts=0`. Overlapping audio is kept. False joins all audio, as openai-whisper does.
       max_hours: the longest recording that is decoded.
 
-    Warns of digital silence, of less than 0.1 s, and of an array without samples. Raises AudioError, or OSError for a
-    file that cannot be opened.
+    Raises:
+      AudioError: the recording cannot be used.
+      OSError: the file cannot be opened.
+
+    Warns of digital silence, of less than 0.1 s, and of an array without samples.
     """
     return _load(source, sampling_rate, stream, follow_timestamps, max_hours)[0]
 
@@ -71,7 +74,7 @@ def load_channels(
     follow_timestamps: bool = True,
     max_hours: float = MAX_HOURS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The samples [N] of `load_audio`, and beside them those of each channel, [channels, N], from reading it once."""
+    """Returns the samples [N] of `load_audio` and those of each channel, [channels, N], in one pass."""
     samples, channels = _load(source, sampling_rate, stream, follow_timestamps, max_hours, separate=True)
     assert channels is not None
     return samples, channels
@@ -85,17 +88,17 @@ def _load(
     max_hours: float,
     separate: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """[N], and [channels, N] where they are to be kept separate, too."""
+    """Loads mono samples [N], plus [channels, N] if `separate`."""
     max_s = 3600 * check_max_hours(max_hours)
     source, sampling_rate = unwrap(source, sampling_rate)
     if is_array(source):
         if stream is not None:
-            raise AudioError(f"stream={stream} is for files, but an array was given; leave it out")
+            raise AudioError(f"stream={stream} applies to files, not arrays; leave it out")
         name = "the array"
         samples, channels = read_array(source, name, sampling_rate, separate, max_s)
     else:
         if sampling_rate is not None:
-            raise AudioError(f"sampling_rate={sampling_rate} is for arrays, a file states its own; leave it out")
+            raise AudioError(f"sampling_rate={sampling_rate} applies to arrays; a file states its own; leave it out")
         with _binary_file(source) as (file, name):
             samples, channels = read_file(file, name, stream, separate, follow_timestamps, max_s)
     if not len(samples):
@@ -115,14 +118,14 @@ def check_max_hours(max_hours: float) -> float:
 
 
 def pad_or_trim(waveform: Any, n_samples: int = 30 * SAMPLE_RATE) -> np.ndarray:
-    """waveform [..., N] -> [..., n_samples]: silence is appended, or the end cut off. 30 s is what a model takes."""
+    """Pads waveform [..., N] with silence, or trims it, to [..., n_samples]; the default is one window, 30 s."""
     waveform = np.asarray(waveform)[..., :n_samples]
     return np.pad(waveform, [*[(0, 0)] * (waveform.ndim - 1), (0, n_samples - waveform.shape[-1])])
 
 
 @contextmanager
 def _binary_file(source: Any) -> Iterator[tuple[BinaryIO, str]]:
-    """An open, seekable binary file for a path, bytes, "-" or a file object, and what to call it in messages."""
+    """Opens a path, bytes, "-" or file object as a seekable binary file; yields it and its name for messages."""
     if isinstance(source, str | os.PathLike) and source != "-":
         try:
             opened = open(source, "rb")  # noqa: SIM115
@@ -140,8 +143,8 @@ def _binary_file(source: Any) -> Iterator[tuple[BinaryIO, str]]:
         name = str(getattr(source, "name", "the file object"))
         if isinstance(source, io.TextIOBase):
             raise AudioError(f"{name} is open as text; open it with mode 'rb'")
-        # Some formats keep their index at the end, and ffmpeg takes a file's beginning for position 0.
+        # Some formats store their index at the end, and ffmpeg assumes that the file starts at position 0.
         in_place = hasattr(source, "seekable") and source.seekable() and source.tell() == 0
         yield source if in_place else io.BytesIO(source.read()), name
     else:
-        raise AudioError(f"audio of type {type(source).__name__} is not known; give a path, bytes, a file or an array")
+        raise AudioError(f"audio of type {type(source).__name__} is not supported; give a path, bytes, file or array")

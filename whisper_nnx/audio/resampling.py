@@ -1,4 +1,4 @@
-"""Frames of decoded sound -> float32 samples at 16 kHz, through swresample."""
+"""Resamples decoded audio frames to float32 samples at 16 kHz with swresample."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Resampler:
-    """Converts frames to 16 kHz with swresample's defaults, and to a layout of channels; None keeps the first frame's.
+    """Converts frames to 16 kHz and a channel layout, None for the first frame's, with swresample's defaults.
 
-    clipped: samples beyond full scale are cut to it. rounded: to 16 bits, which samples that are clipped are, too.
+    clipped: clips to full scale and rounds to 16 bits. rounded: rounds to 16 bits without clipping.
     """
 
     def __init__(self, layout: str | None, *, clipped: bool = True, rounded: bool = True):
@@ -30,10 +30,9 @@ class Resampler:
         self._n_channels = 1
 
     def add(self, frame: av.AudioFrame) -> None:
-
         self._layout = self._layout or frame.layout.name
         if self._shape != (shape := (frame.format.name, frame.layout.name, frame.sample_rate)):
-            # A stream may change midway. Like ffmpeg, drop the millisecond that the old resampler still holds.
+            # A stream may change format. Like ffmpeg, drop the millisecond still buffered in the old resampler.
             self._shape = shape
             self._mixable = frame.layout.name == self._layout or _is_mixable(frame)
             self._convert = None
@@ -46,9 +45,9 @@ class Resampler:
     ) -> Callable[[av.AudioFrame | None], Iterable[av.AudioFrame]]:
         import av
 
-        if self._clipped:  # not planar: PyAV reads no more than 8 planes
+        if self._clipped:  # packed, since PyAV reads at most 8 planes
             return av.AudioResampler("s16", layout, SAMPLE_RATE).resample
-        # As AudioResampler, but the channels' weights add up to at most 1, as they do for integers.
+        # Like AudioResampler, but channel weights sum to at most 1, as they do for integers.
         graph = av.filter.Graph()
         rate, layouts = str(frame.sample_rate), frame.layout.name
         nodes = [
@@ -60,10 +59,10 @@ class Resampler:
         for node, following in pairwise(nodes):
             node.link_to(following)
         graph.configure()
-        return partial(_passed, graph)
+        return partial(_filtered, graph)
 
     def samples(self) -> np.ndarray:
-        """[channels, N] of all frames that were added."""
+        """Flushes the resampler and returns all samples, [channels, N]."""
         self._take(None)
         return np.frombuffer(self._samples, np.float32).reshape(-1, self._n_channels).T
 
@@ -74,12 +73,12 @@ class Resampler:
             if self._clipped:
                 samples = samples / np.float32(2**15)
             elif self._rounded:
-                samples = np.rint(samples * 2**15) / 2**15 + 0  # not -0
+                samples = np.rint(samples * 2**15) / 2**15 + 0  # + 0 turns -0 into 0
             self._samples += samples.astype(np.float32, copy=False).tobytes()
 
 
-def _passed(graph: av.filter.Graph, frame: av.AudioFrame | None) -> Iterator[Any]:
-    """What comes out of a graph after a frame, or after the last one (None)."""
+def _filtered(graph: av.filter.Graph, frame: av.AudioFrame | None) -> Iterator[Any]:
+    """Pushes a frame, or None to flush, through a filter graph and yields its output."""
     import av
 
     graph.push(frame)
@@ -91,7 +90,7 @@ def _passed(graph: av.filter.Graph, frame: av.AudioFrame | None) -> Iterator[Any
 
 
 def _copy(frame: av.AudioFrame) -> av.AudioFrame:
-    """Packed. A frame that a graph has taken may have another layout, which the next graph refuses."""
+    """Copies a frame as packed samples: a graph may change the layout of its input, which the next graph rejects."""
     import av
 
     samples = np.ascontiguousarray(packed_samples(frame).T).reshape(1, -1)
@@ -101,7 +100,7 @@ def _copy(frame: av.AudioFrame) -> av.AudioFrame:
 
 
 def mono_frame(samples: np.ndarray, sampling_rate: int) -> av.AudioFrame:
-    """samples [N]"""
+    """Makes a mono frame of samples [N]."""
     import av
 
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], "flt", "mono")
@@ -110,7 +109,7 @@ def mono_frame(samples: np.ndarray, sampling_rate: int) -> av.AudioFrame:
 
 
 def silence_like(frame: av.AudioFrame, n_samples: int) -> av.AudioFrame:
-    """A silent frame of the same format, layout and rate."""
+    """Makes a silent frame of the same format, layout and rate."""
     import av
 
     silence = np.zeros((1, n_samples * frame.layout.nb_channels), np.float32)
@@ -121,7 +120,7 @@ def silence_like(frame: av.AudioFrame, n_samples: int) -> av.AudioFrame:
 
 
 def packed_samples(frame: av.AudioFrame) -> np.ndarray:
-    """[channels, N] in the type of the frame's samples."""
+    """Returns a frame's samples, [channels, N], in their own dtype."""
     import av
 
     (packed,) = av.AudioResampler(frame.format.packed.name).resample(frame)
@@ -129,7 +128,7 @@ def packed_samples(frame: av.AudioFrame) -> np.ndarray:
 
 
 def as_float(array: np.ndarray) -> np.ndarray:
-    """Integers over their whole range -> float32 in [-1, 1]; floats become float32."""
+    """Scales integers by their full range to float32 in [-1, 1]; converts floats to float32."""
     if array.dtype.kind == "f":
         return array.astype(np.float32, copy=False)
     half = np.float32(2 ** (8 * array.dtype.itemsize - 1))
@@ -137,7 +136,7 @@ def as_float(array: np.ndarray) -> np.ndarray:
 
 
 def _is_mixable(frame: av.AudioFrame) -> bool:
-    """Whether ffmpeg has a rule to mix these channels down; it has none for 9, 11, 13, ... without a named layout."""
+    """Whether ffmpeg can mix these channels down; it cannot for 9, 11, 13, ... channels without a named layout."""
     import av
 
     try:

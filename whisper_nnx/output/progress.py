@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, BinaryIO
 
-from whisper_nnx.audio.arrays import SOUND_KEYS, is_pair
+from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
 from whisper_nnx.audio.files import open_container
 from whisper_nnx.audio.rules import SAMPLE_RATE
 
@@ -176,7 +176,7 @@ def unwrapped(source: Any, sampling_rate: Any = None) -> tuple[Any, Any]:
     while True:
         if isinstance(source, Mapping):
             sampling_rate = source.get("sampling_rate", sampling_rate)
-            source = next((source[key] for key in SOUND_KEYS if source.get(key) is not None), None)
+            source = next((source[key] for key in AUDIO_KEYS if source.get(key) is not None), None)
         elif is_pair(source):
             sampling_rate, source = source if isinstance(source[0], Real) else source[::-1]
         else:

@@ -1,1 +1,1 @@
-"""Tokens and words: the tokenizer, special tokens, languages. No jax."""
+"""Tokenizer, special tokens, languages and words. Does not import jax."""

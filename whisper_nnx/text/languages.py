@@ -1,9 +1,9 @@
-"""Language codes and names, as Whisper's training data had them."""
+"""Whisper's language codes and English names."""
 
 import re
 from difflib import get_close_matches
 
-# In the order of the tokens in the released vocabularies; the last, Cantonese, came with large-v3.
+# In the token order of the released vocabularies. Cantonese, the last, was added in large-v3.
 # fmt: off
 LANGUAGES: dict[str, str] = {
     "en": "english", "zh": "chinese", "de": "german", "es": "spanish", "ru": "russian", "ko": "korean",
@@ -28,7 +28,7 @@ _OTHER_NAMES = {
     "burmese": "my", "castilian": "es", "flemish": "nl", "haitian": "ht", "letzeburgesch": "lb", "mandarin": "zh",
     "moldavian": "ro", "moldovan": "ro", "panjabi": "pa", "pushto": "ps", "sinhalese": "si", "valencian": "ca",
 }
-_OTHER_CODES = {  # of ISO 639, for what Whisper calls otherwise
+_OTHER_CODES = {  # ISO 639 codes of languages for which Whisper uses another code
     "iw": "he", "ji": "yi", "in": "id", "jv": "jw", "mo": "ro", "nb": "no", "fil": "tl", "cmn": "zh", "arb": "ar",
 }
 # fmt: on
@@ -38,17 +38,17 @@ _LOCALE = re.compile(r"([a-z]{2,3})([-_][a-z0-9]{1,8})+([.@].*)?")  # en-US, zh_
 
 
 def to_language_code(text: str) -> str:
-    """The code of a language given by its code, locale or English name, in any case; ValueError where it is unknown."""
-    wanted = text.strip().lower()
-    if (locale := _LOCALE.fullmatch(wanted)) and locale[1] in _CODES:
-        wanted = locale[1]
-    if wanted in _CODES:
-        return _CODES[wanted]
-    near = " or ".join(repr(match) for match in get_close_matches(wanted, _CODES))
-    meant = f"did you mean {near}?" if near else "give a code such as 'en' or an English name such as 'german'"
-    raise ValueError(f"language {text!r} is unknown to Whisper; {meant}")
+    """Converts a code, locale or English name, in any case, to a language code; ValueError if it is unknown."""
+    name = text.strip().lower()
+    if (locale := _LOCALE.fullmatch(name)) and locale[1] in _CODES:
+        name = locale[1]
+    if name in _CODES:
+        return _CODES[name]
+    near = " or ".join(repr(match) for match in get_close_matches(name, _CODES))
+    hint = f"did you mean {near}?" if near else "give a code such as 'en' or an English name such as 'german'"
+    raise ValueError(f"language {text!r} is unknown to Whisper; {hint}")
 
 
 def language_or_none(text: str | None) -> str | None:
-    """`text`, but None, which detects the language, for "auto"."""
+    """Returns `text`, or None (detect the language) for "auto"."""
     return None if text is not None and text.strip().lower() == "auto" else text

@@ -1,4 +1,4 @@
-"""The ids with a meaning of their own, as a checkpoint's vocabulary has them."""
+"""Special token ids of a checkpoint's vocabulary."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The ids with a meaning of their own, as a checkpoint's vocabulary has them; ids up to `eot` are text.
+    """Special token ids of a checkpoint's vocabulary; ids below `eot` are text.
 
-    Timestamps are the ids `timestamp_begin` to `timestamp_end`, both included, one per 20 ms. `sot_lm` and `no_speech`
-    are None where the vocabulary lacks them. `languages` are (code, id) pairs in the vocabulary's order.
+    Timestamps are the ids `timestamp_begin` to `timestamp_end` inclusive, one per 20 ms. `sot_lm` and `no_speech`
+    are None if the vocabulary lacks them. `languages` are (code, id) pairs in vocabulary order.
     """
 
     eot: int

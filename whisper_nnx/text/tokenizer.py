@@ -1,4 +1,4 @@
-"""Text <-> token ids. Everything, the ids of special tokens included, is read from the checkpoint's own files."""
+"""Converts text to token ids and back. All ids, special tokens included, come from the checkpoint's own files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILE_NAMES = (
 )
 _GENERATION_CONFIG = "generation_config.json"
 MAX_FILE = 32 * 2**20  # bytes; the released tokenizer.json has 2.5 million
-_SPECIAL_NAMES = {  # where there are two, older files have the second
+_SPECIAL_NAMES = {  # a second name is that of older files
     "eot": ("<|endoftext|>",),
     "sot": ("<|startoftranscript|>",),
     "transcribe": ("<|transcribe|>",),
@@ -39,28 +39,28 @@ _SPECIAL_NAMES = {  # where there are two, older files have the second
 _OPTIONAL = {"sot_lm", "no_speech"}
 _LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
 _TIMESTAMP = re.compile(r"<\|(\d+\.\d\d)\|>")
-_TIMESTAMPS = 1501  # 0 to 30 s in steps of 20 ms, for files from before they listed the timestamps
-_ENGLISH_EOT, _ENGLISH_VOCAB_SIZE = 50256, 51864  # the released .en vocabulary, which has language tokens all the same
+_TIMESTAMPS = 1501  # 0 to 30 s in steps of 20 ms, for older files, which do not list timestamps
+_ENGLISH_EOT, _ENGLISH_VOCAB_SIZE = 50256, 51864  # the released .en vocabulary, which has language tokens too
 
-# How GPT-2 cuts text before it merges bytes (as tiktoken writes it).
+# GPT-2's pre-tokenization pattern, in tiktoken's notation.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
-# Marks of what is not speech (music, speakers' names, sounds), as openai-whisper suppresses them.
+# Marks of non-speech annotations (music, speaker names, noises) that openai-whisper suppresses.
 _MARKS = [
     *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
     *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split(),  # noqa: SIM905
 ]
 _NOTES = "♩♪♫♬♭♮♯"
-UNSPACED = {"zh", "ja", "th", "lo", "my", "yue"}  # languages written without spaces between words
+UNSPACED = {"zh", "ja", "th", "lo", "my", "yue"}  # written without spaces between words
 
 
 class Tokenizer:
-    """Text <-> ids of one checkpoint; equal, with equal hash, where the files and `vocab_size` are.
+    """Tokenizer of one checkpoint; two compare equal, with equal hash, if their files and `vocab_size` are equal.
 
-    files: the tokenizer's files by name; tokenizer.json counts where it is among them, else vocab.json, merges.txt and
-    added_tokens.json. generation_config.json, if given, tells whether the model is multilingual. vocab_size: the
-    model's, which may have ids without a token; default: up to the last token.
-    Raises FileNotFoundError where files are missing, ValueError where they are damaged or not this model's.
+    files: contents of the tokenizer's files by name: tokenizer.json, or else vocab.json, merges.txt and
+    added_tokens.json. generation_config.json, if given, states whether the model is multilingual. vocab_size: the
+    model's, which may include ids without a token; by default up to the last token.
+    Raises FileNotFoundError if files are missing and ValueError if they are damaged or belong to another model.
     """
 
     def __init__(self, files: Mapping[str, bytes], vocab_size: int | None = None):
@@ -89,7 +89,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path, vocab_size: int | None = None) -> Tokenizer:
-        """From the files in a checkpoint's folder."""
+        """Reads the tokenizer files in a checkpoint's folder."""
         folder = Path(path)
         present = [name for name in (*FILE_NAMES, _GENERATION_CONFIG) if (folder / name).exists()]
         files = {name: read_regular(folder / name, MAX_FILE) for name in present}
@@ -100,7 +100,7 @@ class Tokenizer:
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], vocab_size: int | None = None) -> Tokenizer:
-        """From the contents of the files, by name."""
+        """Builds a tokenizer from file contents by name."""
         return cls(files, vocab_size)
 
     def __eq__(self, other: object) -> bool:
@@ -125,13 +125,13 @@ class Tokenizer:
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of text; in it, special tokens' names are text as well, and words that a fine-tune added are one id each.
+        """Encodes text. Names of special tokens are encoded as text; each word added by a fine-tune is one id.
 
-        Bytes for which a small vocabulary has no token are left out, as in transformers.
+        Bytes without a token in a small vocabulary are dropped, as in transformers.
         """
         if self._added_word is None:
             return self._encode_bytes(text)
-        parts = self._added_word.split(text)  # at odd indices: the added words
+        parts = self._added_word.split(text)  # added words are at odd indices
         ids = [[self._words[part]] if i % 2 else self._encode_bytes(part) for i, part in enumerate(parts)]
         return [i for part in ids for i in part]
 
@@ -140,34 +140,34 @@ class Tokenizer:
         return ranks if ids is None else [i for i in map(ids.__getitem__, ranks) if i is not None]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids without the timestamps, special tokens by their names; broken UTF-8 becomes U+FFFD.
+        """Decodes ids, without timestamps; special tokens appear by name, and invalid UTF-8 becomes U+FFFD.
 
         Raises ValueError for an id that has no token.
         """
         return self.decode_with_timestamps(i for i in ids if not self.is_timestamp(i))
 
     def decode_with_timestamps(self, ids: Iterable[int]) -> str:
-        """As `decode`, with timestamps as <|1.08|> (s)."""
+        """Like `decode`, with timestamps as <|1.08|> (s)."""
         return _text(b"".join(self.token_bytes(ids)))
 
     def token_bytes(self, ids: Iterable[int]) -> list[bytes]:
-        """What each token stands for, special ones by their names. Raises ValueError for an id that has no token."""
+        """Returns each token's bytes, special tokens by name. Raises ValueError for an id that has no token."""
         try:
             return [self._bytes[i] for i in ids]
         except KeyError as error:
-            raise ValueError(f"id {error.args[0]} has no token; use the tokenizer of the model that gave it") from None
+            raise ValueError(f"id {error.args[0]} has no token; use the tokenizer of the model that made it") from None
 
     def is_timestamp(self, token: int) -> bool:
-        """Whether an id is a timestamp; what a fine-tune added behind the timestamps is none."""
+        """Whether an id is a timestamp; tokens that a fine-tune added after the timestamps are not."""
         return self.special.timestamp_begin <= token <= self.special.timestamp_end
 
     def text_tokens(self, ids: Iterable[int]) -> list[int]:
-        """Those of ids that are text: neither timestamps nor other special tokens."""
+        """Keeps text tokens: drops timestamps and other special tokens."""
         return [i for i in ids if i in self._text]
 
     @cached_property
     def known_ids(self) -> np.ndarray:
-        """bool [V]: which ids have a token; the others must never be sampled."""
+        """Mask [V], bool, of the ids that have a token; the others must never be sampled."""
         import numpy as np
 
         known = np.zeros(self.vocab_size, bool)
@@ -176,11 +176,11 @@ class Tokenizer:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Codes of the languages that have a token, in the tokens' order."""
+        """Codes of the languages that have a token, in token order."""
         return tuple(code for code, _ in self.special.languages)
 
     def language_token(self, language: str) -> int:
-        """The id for a language's code or English name; ValueError where Whisper or this checkpoint lacks it."""
+        """Returns the id of a language code or English name; ValueError if Whisper or this checkpoint lacks it."""
         ids = dict(self.special.languages)
         code = language if language in ids else to_language_code(language)
         if code not in ids:
@@ -191,8 +191,15 @@ class Tokenizer:
     def sot_sequence(
         self, language: str | None = None, task: str | None = None, timestamps: bool = True
     ) -> tuple[int, ...]:
-        """The ids that a transcript starts with: sot; language (default en) and task (default transcribe), but for an
-        English-only model; no_timestamps, if there are to be none. ValueError for what the checkpoint cannot do.
+        """Returns the start-of-transcript tokens of a language and task.
+
+        Args:
+          language: code or English name, by default en. English-only models have no language and task tokens.
+          task: "transcribe", the default, or "translate".
+          timestamps: False appends no_timestamps.
+
+        Raises:
+          ValueError: the checkpoint does not support the language or task.
         """
         special = self.special
         tasks = {"transcribe": special.transcribe, "translate": special.translate}
@@ -202,39 +209,39 @@ class Tokenizer:
         if self.is_multilingual:
             start += (self.language_token(language or "en"), tasks[task or "transcribe"])
         elif task == "translate" or to_language_code(language or "en") != "en":
-            asked = f"language={language!r}, task={task!r}"
-            raise ValueError(f"{asked}: this checkpoint only transcribes English; use a multilingual one")
+            given = f"language={language!r}, task={task!r}"
+            raise ValueError(f"{given}: this checkpoint only transcribes English; use a multilingual one")
         return start if timestamps else (*start, special.no_timestamps)
 
     @cached_property
     def blank_tokens(self) -> tuple[int, ...]:
-        """The ids of a lone space, with which no transcript should begin."""
+        """Ids of a lone space, suppressed at the start of a transcript."""
         return tuple(self.encode(" "))
 
     @cached_property
     def non_speech_tokens(self) -> tuple[int, ...]:
-        """Ids that write down what is not speech, such as ♪ or [, in ascending order; openai-whisper's set.
+        """Ids of non-speech annotations, such as ♪ or [, in ascending order; openai-whisper's set.
 
-        A mark counts only where it is a single token. Of a note, the first token counts also if it is but the first two
-        of its three bytes: other symbols begin with these, letters and punctuation do not.
+        A mark is included only if it is a single token. A note's first token is also included if it is only the first
+        two of its three bytes: symbols start with these bytes, letters and punctuation do not.
         """
         texts = [" -", " '", *(space + mark for mark in _MARKS for space in ("", " "))]
         encoded = [self.encode(text) for text in texts]
-        found = {ids[0] for ids in encoded if len(ids) == 1}
+        suppressed = {ids[0] for ids in encoded if len(ids) == 1}
         for note in _NOTES:
             firsts = self.encode(note)[:1] + self.encode(" " + note)[:1]
-            found.update(i for i in firsts if self._bytes[i].lstrip().startswith(note.encode()[:2]))
-        return tuple(sorted(found))
+            suppressed.update(i for i in firsts if self._bytes[i].lstrip().startswith(note.encode()[:2]))
+        return tuple(sorted(suppressed))
 
     def split_to_word_tokens(self, ids: Sequence[int], language: str | None) -> tuple[list[str], list[list[int]]]:
-        """(words, the ids of each): at spaces, or at characters for a language that is written without spaces."""
+        """Splits into (words, ids of each): at spaces, or at characters for languages written without spaces."""
         split = self.split_tokens_on_unicode if language in UNSPACED else self.split_tokens_on_spaces
         return split(ids)
 
     def split_tokens_on_unicode(self, ids: Sequence[int]) -> tuple[list[str], list[list[int]]]:
-        """(pieces of text, the ids of each), the shortest that cut no character in two.
+        """Splits into (pieces of text, ids of each), the shortest pieces that split no character.
 
-        The pieces join to the whole text, broken UTF-8 included (where openai-whisper loses tokens or fails).
+        The pieces join to the whole text, invalid UTF-8 included (where openai-whisper loses tokens or fails).
         """
         pieces = self.token_bytes(ids)
         raw, start, end = b"".join(pieces), 0, 0
@@ -243,7 +250,7 @@ class Tokenizer:
         for token, piece in zip(ids, pieces, strict=True):
             end += len(piece)
             tokens[-1].append(token)
-            # A character that is cut in two becomes two or more U+FFFD. None reaches further than 3 bytes ahead.
+            # A split character decodes to two or more U+FFFD. None extends more than 3 bytes ahead.
             word, ahead = _text(raw[start:end]), _text(raw[end : end + 3])
             if word + ahead == _text(raw[start : end + 3]):
                 words.append(word)
@@ -252,7 +259,7 @@ class Tokenizer:
         return words, tokens[:-1]
 
     def split_tokens_on_spaces(self, ids: Sequence[int]) -> tuple[list[str], list[list[int]]]:
-        """(words, the ids of each); a word begins with a space, with punctuation or with a special token."""
+        """Splits into (words, ids of each); a word starts with a space, punctuation or a special token."""
         words: list[str] = []
         tokens: list[list[int]] = []
         for piece, piece_ids in zip(*self.split_tokens_on_unicode(ids), strict=True):
@@ -277,10 +284,10 @@ def _special_tokens(vocabulary: Vocabulary, vocab_size: int | None) -> SpecialTo
     }
     if missing := [_SPECIAL_NAMES[field][0] for field, i in found.items() if i is None and field not in _OPTIONAL]:
         raise ValueError(
-            f"the tokenizer's files name no {', '.join(missing)}, so they are no Whisper's; "
+            f"the tokenizer's files lack {', '.join(missing)}, so they are not Whisper's; "
             "take them from the checkpoint's original repository"
         )
-    # A code that Whisper does not know is a language if it stands where the languages do.
+    # A code unknown to Whisper is a language if its id is among the languages' ids.
     place = range(found["sot"], min(found["transcribe"], found["translate"]))
     codes = {match[1]: i for text, i in ids.items() if (match := _LANGUAGE.fullmatch(text))}
     languages = sorted((i, code) for code, i in codes.items() if code in LANGUAGES or i in place)
@@ -295,14 +302,14 @@ def _special_tokens(vocabulary: Vocabulary, vocab_size: int | None) -> SpecialTo
     last = max({*vocabulary.text, *_functional_ids(special), *times})
     if vocab_size is not None and last >= vocab_size:
         raise ValueError(
-            f"the tokenizer has ids up to {last}, the model only vocab_size={vocab_size}; "
+            f"the tokenizer has ids up to {last}, but the model has vocab_size={vocab_size}; "
             "take both from the same checkpoint"
         )
     return special
 
 
 def _check_distinct(special: SpecialTokens, vocabulary: Vocabulary) -> None:
-    """Raises ValueError where an id with a meaning of its own has another meaning too."""
+    """Raises ValueError if two special tokens, or a special token and a text token, share an id."""
     names = {f"<|{code}|>": i for code, i in special.languages}
     names |= {_SPECIAL_NAMES[field][0]: i for field in _SPECIAL_NAMES if (i := getattr(special, field)) is not None}
     owners: dict[int, str] = {}
@@ -321,33 +328,33 @@ def _check_distinct(special: SpecialTokens, vocabulary: Vocabulary) -> None:
 
 def _timestamps(ids: Mapping[str, int], taken: Iterable[int], no_timestamps: int, vocab_size: int | None) -> range:
     times = sorted((float(match[1]), i) for text, i in ids.items() if (match := _TIMESTAMP.fullmatch(text)))
-    if not times:  # they follow <|notimestamps|>, up to what a fine-tune may have put there instead
+    if not times:  # they follow <|notimestamps|>, up to the first token that a fine-tune may have added there
         begin = no_timestamps + 1
         if instead := [text for text, i in ids.items() if i == begin]:
             raise ValueError(
                 f"the tokenizer's files list no timestamps, and {instead[0]!r} has the id of <|0.00|>, {begin}: "
-                "which of the two the model means is unknown; give files that list the timestamps, with added tokens "
-                "behind them"
+                "which of the two the model uses is unknown; give files that list the timestamps, with added tokens "
+                "after them"
             )
         limits = [begin + _TIMESTAMPS, *(i for i in taken if i >= begin)]
         return range(begin, min(limits if vocab_size is None else [*limits, max(begin, vocab_size)]))
     listed = [i for _, i in times]
     if times[0][0] != 0 or listed != list(range(listed[0], listed[0] + len(listed))):
         raise ValueError(
-            f"the ids of the timestamps, {times[0][0]:.2f} to {times[-1][0]:.2f} s, do not follow one another from "
-            "<|0.00|> on; take the tokenizer's files from the checkpoint's original repository"
+            f"the timestamp ids, {times[0][0]:.2f} to {times[-1][0]:.2f} s, are not consecutive from <|0.00|> on; "
+            "take the tokenizer's files from the checkpoint's original repository"
         )
     return range(listed[0], listed[-1] + 1)
 
 
 def _functional_ids(special: SpecialTokens) -> set[int]:
-    """All special tokens but the timestamps."""
+    """Returns all special token ids except timestamps."""
     named = {getattr(special, field) for field in _SPECIAL_NAMES} - {None}
     return named | {i for _, i in special.languages}
 
 
 def _is_multilingual(files: Mapping[str, bytes], special: SpecialTokens, vocab_size: int) -> bool:
     with reading_part(_GENERATION_CONFIG):
-        told = json.loads(files.get(_GENERATION_CONFIG, b"{}")).get("is_multilingual")
+        stated = json.loads(files.get(_GENERATION_CONFIG, b"{}")).get("is_multilingual")
     english = special.eot == _ENGLISH_EOT or vocab_size == _ENGLISH_VOCAB_SIZE
-    return told if isinstance(told, bool) else bool(special.languages) and not english
+    return stated if isinstance(stated, bool) else bool(special.languages) and not english

@@ -1,4 +1,4 @@
-"""The vocabulary that a tokenizer's files hold: tokens, merges, ids. Every id is checked here."""
+"""Reads tokens, merges and ids from a tokenizer's files and validates every id."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 _MARKUP = re.compile(r"<\|.*\|>")
-_MAX_IDS = 2_000_000  # far above every vocabulary
+_MAX_IDS = 2_000_000  # far above any real vocabulary
 
-# The characters that stand for bytes in GPT-2's files: the visible ones for themselves.
+# GPT-2's files encode bytes as characters; visible characters encode themselves.
 _VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 BYTE_OF = {byte: byte for byte in _VISIBLE} | {256 + n: byte for n, byte in enumerate(_HIDDEN)}
@@ -19,18 +19,18 @@ BYTE_OF = {byte: byte for byte in _VISIBLE} | {256 + n: byte for n, byte in enum
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the files say, whichever they are."""
+    """Contents of the tokenizer files, independent of their format."""
 
-    ranks: dict[bytes, int]  # the 256 bytes, then what is merged, by precedence: tiktoken's input
-    ids: list[int | None] | None  # rank -> id, None: no token; None for the whole: they are equal
+    ranks: dict[bytes, int]  # the 256 bytes, then merged tokens by precedence: tiktoken's input
+    ids: list[int | None] | None  # rank -> id, or None if it has no token; None as a whole: ids equal ranks
     text: dict[int, bytes]  # id -> bytes of ordinary tokens
-    added: dict[str, tuple[int, bool]]  # text of the others -> (id, whether special)
+    added: dict[str, tuple[int, bool]]  # text of added tokens -> (id, whether special)
 
 
 def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary:
-    """From tokenizer.json, else from vocab.json, merges.txt and added_tokens.json.
+    """Reads tokenizer.json if present, else vocab.json, merges.txt and added_tokens.json.
 
-    Raises FileNotFoundError, ValueError.
+    Raises FileNotFoundError if files are missing and ValueError if they are damaged.
     """
     if "tokenizer.json" in files:
         with reading_part("tokenizer.json"):
@@ -58,12 +58,12 @@ def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary:
 
 @contextmanager
 def reading_part(name: str) -> Iterator[None]:
-    """Raises ValueError that names the file for what its content makes the code that reads it raise."""
+    """Converts exceptions caused by a malformed file into a ValueError that names the file."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{name} is damaged or no Whisper's ({type(error).__name__}: {error}); "
+            f"{name} is damaged or is not Whisper's ({type(error).__name__}: {error}); "
             "take it from the checkpoint's original repository"
         ) from error
 
@@ -71,7 +71,7 @@ def reading_part(name: str) -> Iterator[None]:
 def _vocabulary(
     vocab: dict[str, int], merges: Sequence[Sequence[str]], added: dict[str, tuple[int, bool]]
 ) -> Vocabulary:
-    """vocab and merges are in GPT-2's characters for bytes. Raises KeyError, ValueError where they do not fit."""
+    """Builds a Vocabulary; vocab and merges use GPT-2's byte encoding. Raises KeyError or ValueError on mismatch."""
     for name, i in (*vocab.items(), *((name, i) for name, (i, _) in added.items())):
         if type(i) is not int or not 0 <= i < _MAX_IDS:
             raise ValueError(f"the id of {name[:40]!r} is {i!r:.40}, expected a whole number from 0 to {_MAX_IDS - 1}")
@@ -87,6 +87,6 @@ def _vocabulary(
     for name in vocab.keys() - added.keys() - set(characters) - set(merged):
         if _MARKUP.fullmatch(name):
             added[name] = (vocab[name], True)
-        else:  # no merge leads to it, so it can be decoded only; the released vocabularies have an empty one
+        else:  # no merge produces it, so it can only be decoded; the released vocabularies have an empty one
             text[vocab[name]] = name.translate(BYTE_OF).encode("latin-1")
     return Vocabulary(ranks, None if ids == list(range(len(ids))) else ids, text, added)

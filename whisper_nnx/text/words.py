@@ -1,4 +1,4 @@
-"""The words of a text: where they end, what of them is punctuation, what they are without case and marks."""
+"""Splits text into words, separates trailing punctuation and normalizes words for comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SENTENCE_ENDS = ".?!…。？！"
 
 
 class TextWord(NamedTuple):
-    """A word as it is written, with the space before it; whether a line ends with it."""
+    """A word as written, with its leading space, and whether it is the last of its line."""
 
     text: str
     ends_line: bool = False
@@ -22,7 +22,7 @@ class TextWord(NamedTuple):
 
 
 def words_of(text: str, tokenizer: Tokenizer, language: str) -> list[TextWord]:
-    """The words of a text. Punctuation alone belongs to the word before it, at the begin of a line to the next one."""
+    """Splits text into words. Lone punctuation joins the previous word, or the next one at the start of a line."""
     words: list[TextWord] = []
     for line in text.splitlines():
         pieces = [" " + word for word in line.split()]
@@ -39,12 +39,12 @@ def words_of(text: str, tokenizer: Tokenizer, language: str) -> list[TextWord]:
 
 
 def normalised(word: str) -> str:
-    """The letters, marks and numbers of a word, in one case."""
+    """Returns a word's letters, marks and numbers, casefolded."""
     plain = unicodedata.normalize("NFKC", word).casefold()
     return "".join(c for c in plain if unicodedata.category(c)[0] in "LMN")
 
 
 def split_tail(word: str) -> tuple[str, str]:
-    """(word, the punctuation behind it)."""
+    """Splits a word into (word, trailing punctuation)."""
     core = next((i for i in range(len(word), 0, -1) if normalised(word[i - 1])), len(word))
     return word[:core], word[core:]

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from whisper_nnx.audio.arrays import SOUND_KEYS, is_pair
+from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
 from whisper_nnx.output.results import Segment, Transcript
 from whisper_nnx.transcription.batch import Batch, Live, is_out_of_memory
 from whisper_nnx.transcription.opening import Opened, open_recording
@@ -195,7 +195,7 @@ def _source(
     if not isinstance(audio, Mapping):
         return audio, shared or TranscribeOptions.of(**options)
     own = dict(audio)
-    sound = {key: own.pop(key) for key in SOUND_KEYS if key in own}
+    sound = {key: own.pop(key) for key in AUDIO_KEYS if key in own}
     if not sound:
         raise ValueError(f"a recording given with {', '.join(map(repr, own)) or 'nothing'} lacks 'audio'; add it")
     return sound, TranscribeOptions.of(**{**options, **own})
