@@ -236,7 +236,7 @@ def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:
         (["--split_on_word", "True", "--word_timestamps", "True"], "give --max_len too"),
         (
             ["--max_len", "9", "--token_timestamps", "True", "--word_timestamps", "True", "--max_line_width", "9"],
-            "--max_len 9 and --max_line_width 9 cut cues by different rules; drop one of them",
+            "--max_len 9 and --max_line_width 9 split cues by different rules; drop one of them",
         ),
         (["--batch_size", "0"], "'0' must be at least 1"),
         (["--vad_threshold", "0.3"], "--vad_threshold requires --vad_filter True"),

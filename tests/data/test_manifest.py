@@ -1,4 +1,4 @@
-"""Manifests: every line gives a row or a problem."""
+"""Manifests: every line is a row or a problem."""
 
 import base64
 import json
@@ -34,9 +34,9 @@ def read(folder: Path, *entries: Any, **options: Any) -> Manifest:
     return read_manifest(lines(folder, *entries), **options)
 
 
-def test_a_row_is_what_its_line_says(folder):
-    said = {"start": 0.1, "end": 0.4, "text": "one"}
-    more = {"task": "translate", "segments": [said], "words": [{"word": "one", "start": 0.1, "end": 0.3}]}
+def test_a_row_has_the_values_of_its_line(folder):
+    span = {"start": 0.1, "end": 0.4, "text": "one"}
+    more = {"task": "translate", "segments": [span], "words": [{"word": "one", "start": 0.1, "end": 0.3}]}
     (row,) = read(folder, {**GOOD, **more, "previous_text": "zero", "source": "studio"}).rows
     assert (row.audio, row.text, row.language, row.task) == (folder / "a.wav", "one", "en", "translate")
     assert row.segments == (Span(0.1, 0.4, "one"),)
@@ -46,16 +46,16 @@ def test_a_row_is_what_its_line_says(folder):
     assert row.manifest == str(folder / "m.jsonl")
 
 
-def test_a_stated_duration_is_believed(folder):
+def test_a_stated_duration_is_used(folder):
     assert read(folder, {**GOOD, "duration": 0.75}).rows[0].duration == 0.75
 
 
-def test_segments_give_the_text_where_there_is_none(folder):
-    said = [{"start": 0.0, "end": 0.2, "text": " one "}, {"start": 0.2, "end": 0.4, "text": "two"}]
-    assert read(folder, {"audio": "a.wav", "language": "en", "segments": said}).rows[0].text == "one two"
+def test_a_missing_text_is_joined_from_segments(folder):
+    spans = [{"start": 0.0, "end": 0.2, "text": " one "}, {"start": 0.2, "end": 0.4, "text": "two"}]
+    assert read(folder, {"audio": "a.wav", "language": "en", "segments": spans}).rows[0].text == "one two"
 
 
-def test_recordings_in_which_nobody_speaks_need_neither_text_nor_language(folder):
+def test_recordings_without_speech_need_neither_text_nor_language(folder):
     (row,) = read(folder, {"audio": "a.wav", "no_speech": True}).rows
     assert (row.no_speech, row.text, row.language) == (True, "", "")
 
@@ -63,14 +63,14 @@ def test_recordings_in_which_nobody_speaks_need_neither_text_nor_language(folder
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ("\udcff".encode("utf-8", "surrogateescape").decode("latin-1"), "no JSON"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("\udcff".encode("utf-8", "surrogateescape").decode("latin-1"), "not valid JSON"),
         ([1], "must be a JSON object, not list"),
         ({"text": "one", "language": "en"}, "has no audio"),
         ({**GOOD, "audio": 7}, "has no audio"),
         ({**GOOD, "audio": {"bytes": "not base64!"}}, "base64"),
-        ({**GOOD, "audio": "missing.wav"}, "there is no such file"),
+        ({**GOOD, "audio": "missing.wav"}, "file not found"),
         ({**GOOD, "audio": "noise.wav"}, "cannot be read as audio"),
         ({**GOOD, "audio": "long.wav"}, "lasts 31.0 s, at most 30"),
         ({**GOOD, "duration": 30.5}, "lasts 30.5 s"),
@@ -79,7 +79,7 @@ def test_recordings_in_which_nobody_speaks_need_neither_text_nor_language(folder
         ({**GOOD, "text": " "}, "has no text"),
         ({**GOOD, "text": None}, "has no text"),
         ({**GOOD, "text": 5}, "text is 5"),
-        ({**GOOD, "no_speech": True}, "says no_speech, but has the text 'one'"),
+        ({**GOOD, "no_speech": True}, "has no_speech and the text 'one'"),
         ({**GOOD, "no_speech": "perhaps"}, "no_speech is 'perhaps'"),
         ({"audio": "a.wav", "text": "one"}, "has no language"),
         ({**GOOD, "language": "xx"}, "'xx'"),
@@ -92,12 +92,12 @@ def test_recordings_in_which_nobody_speaks_need_neither_text_nor_language(folder
         ({**GOOD, "segments": [{"start": 0, "end": 0.7, "text": "one"}]}, "times reach 0.7 s, but the recording lasts"),
         (
             {**GOOD, "segments": [{"start": s, "end": s + 0.2, "text": "a"} for s in (0.2, 0.0)]},
-            "begins at 0 s, before",
+            "starts at 0 s, before",
         ),
         ({**GOOD, "words": [{"word": "", "start": 0.0, "end": 0.2}]}, "words: ''"),
     ],
 )
-def test_a_bad_line_is_told_by_its_number_and_the_others_are_read(folder, entry, reason):
+def test_a_bad_line_is_reported_by_number_and_the_others_are_read(folder, entry, reason):
     manifest = read(folder, GOOD, "", entry, GOOD, languages=["en", "de"], max_duration_s=30.0)
     assert [row.line for row in manifest.rows] == [1, 4]
     (problem,) = manifest.problems
@@ -106,16 +106,16 @@ def test_a_bad_line_is_told_by_its_number_and_the_others_are_read(folder, entry,
     assert "\n" not in problem.reason
 
 
-def test_recordings_may_be_long_where_no_limit_is_set(folder):
+def test_recordings_may_be_long_without_a_limit(folder):
     assert read(folder, {**GOOD, "audio": "long.wav"}).rows[0].duration == pytest.approx(31)
 
 
-def test_a_language_may_be_told_by_its_name_and_a_model_may_have_its_own(folder):
+def test_languages_may_be_names_or_codes_of_the_model(folder):
     rows = read(folder, {**GOOD, "language": "German"}, {**GOOD, "language": "xx"}, languages=["de", "xx"]).rows
     assert [row.language for row in rows] == ["de", "xx"]
 
 
-def test_rows_without_a_language_have_the_manifests_and_others_keep_theirs(folder):
+def test_a_default_language_applies_to_rows_without_one(folder):
     rows = [
         GOOD,
         {**GOOD, "language": None},
@@ -129,7 +129,7 @@ def test_rows_without_a_language_have_the_manifests_and_others_keep_theirs(folde
         read(folder, *rows, language="xyz")
 
 
-def test_an_english_only_model_takes_english_rows_and_no_translations(folder):
+def test_an_english_only_model_accepts_only_english_transcription(folder):
     english = small_tokenizer(languages=())
     rows = [GOOD, {**GOOD, "language": ""}, {**GOOD, "language": "de"}, {**GOOD, "task": "translate"}]
     found = read(folder, *rows, **limits_of(english))
@@ -141,32 +141,32 @@ def test_an_english_only_model_takes_english_rows_and_no_translations(folder):
     assert [row.language for row in multilingual.rows] == ["en", "fr", "de", "en"]
 
 
-def test_a_common_voice_table_is_read_as_it_comes(folder):
+def test_a_common_voice_table_is_read_unchanged(folder):
     (folder / "clips").mkdir()
     (folder / "a.wav").rename(folder / "clips" / "a.wav")
     columns = "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tage\tgender\tlocale\tsegment"
-    said = ['"Wait," she said', 'an inch is 1"', '"']
-    lines = [f"c1\ta.wav\ts{i}\t{text}\t\t2\ttwenties\t\ten\t" for i, text in enumerate(said)]
+    texts = ['"Wait," she said', 'an inch is 1"', '"']
+    lines = [f"c1\ta.wav\ts{i}\t{text}\t\t2\ttwenties\t\ten\t" for i, text in enumerate(texts)]
     table = write(folder, "validated.tsv", "\n".join([columns, *lines, "c2\tnone.mp3\ts9\tx\t\t2\t\t\ten\t"]).encode())
     manifest = read_manifest(table)
     assert [(row.text, row.language, row.line) for row in manifest.rows] == [
-        (s, "en", i + 2) for i, s in enumerate(said)
+        (s, "en", i + 2) for i, s in enumerate(texts)
     ]
     assert {row.audio for row in manifest.rows} == {folder / "clips" / "a.wav"}
     (problem,) = manifest.problems
-    assert (problem.line, problem.reason.split(": ")[1]) == (5, "there is no such file; check the path")
+    assert (problem.line, problem.reason.split(": ")[1]) == (5, "file not found; check the path")
 
 
-def test_a_row_of_a_table_with_too_many_fields_is_refused(folder):
+def test_a_table_row_with_too_many_fields_is_rejected(folder):
     table = write(folder, "m.csv", b'audio,text,language\na.wav,hello, world,en\na.wav,"hello, world",en\n')
     manifest = read_manifest(table)
     assert [row.text for row in manifest.rows] == ["hello, world"]
     assert [(problem.line, problem.reason.split(";")[0]) for problem in manifest.problems] == [
-        (2, "has more fields than the heading")
+        (2, "has more fields than the header")
     ]
 
 
-def test_a_table_may_write_booleans_as_pandas_does(folder):
+def test_a_table_may_contain_booleans_as_written_by_pandas(folder):
     manifest = read_manifest(
         write(folder, "m.csv", b"audio,text,language,no_speech\na.wav,one,en,False\na.wav,,,True\n")
     )
@@ -176,46 +176,45 @@ def test_a_table_may_write_booleans_as_pandas_does(folder):
 @pytest.mark.parametrize(
     "data", [b"path\tsentence\n" + b"x" * 200_000, b"path\tsentence\na.wav\t\xff\xfe\n"], ids=["long", "no_utf8"]
 )
-def test_a_table_that_cannot_be_read_is_one_line_that_names_it(folder, data):
+def test_an_unreadable_table_is_named_in_one_line(folder, data):
     with pytest.raises(ValueError, match=r"m\.tsv cannot be read as a table") as raised:
         read_manifest(write(folder, "m.tsv", data))
     assert "\n" not in str(raised.value)
 
 
-def test_thousands_of_bad_rows_are_a_line_for_each_kind(folder):
+def test_bad_rows_are_summarized_in_one_line_per_kind(folder):
     missing = [{**GOOD, "audio": f"it's {i}.wav"} for i in range(3000)]
     silent = [{**GOOD, "text": ""}, {**GOOD, "text": " "}]
     late = [{**GOOD, "duration": 30 + i / 8} for i in range(1, 9)]
     manifest = read(folder, *silent, *missing, GOOD, *late, {**GOOD, "task": "sing"}, max_duration_s=30.0)
     assert (len(manifest.rows), len(manifest.problems)) == (1, 3011)
     assert problem_lines("m", manifest.problems) == [
-        f"m:3: {folder}/it's 0.wav: there is no such file; check the path; "
-        "2,999 more such rows: lines 4, 5, 6, 7, 8, ...",
+        f"m:3: {folder}/it's 0.wav: file not found; check the path; 2,999 more such rows: lines 4, 5, 6, 7, 8, ...",
         "m:3004: lasts 30.1 s, at most 30 s can be used; cut it; "
         "7 more such rows: lines 3005, 3006, 3007, 3008, 3009, ...",
-        'm:1: has no text; give it, or "no_speech": true where nobody speaks; 1 more such row: line 2',
+        'm:1: has no text; give one, or "no_speech": true if there is no speech; 1 more such row: line 2',
         "m:3012: task 'sing' is unknown; choose 'transcribe' or 'translate'",
     ]
 
 
-def test_reasons_that_are_all_different_are_counted(folder):
+def test_many_different_reasons_are_counted(folder):
     problems = [Problem(i, f"{chr(97 + i)} is wrong") for i in range(23)]
     lines = problem_lines("m", problems)
     assert len(lines) == 21
     assert lines[-1] == "m: 3 more rows cannot be used, for other reasons"
 
 
-def test_recordings_inside_the_manifest_sound_as_in_files(folder):
+def test_recordings_inside_the_manifest_equal_files(folder):
     data = base64.b64encode((folder / "a.wav").read_bytes()).decode()
     inside, outside = read(folder, {**GOOD, "audio": {"bytes": data}}, GOOD).rows
     assert np.array_equal(load_audio(inside.audio), load_audio(outside.audio))
     assert inside.duration == outside.duration
 
 
-def test_a_manifest_that_is_not_there_is_one_line(folder):
-    with pytest.raises(FileNotFoundError, match="no such manifest"):
+def test_a_missing_manifest_is_reported_in_one_line(folder):
+    with pytest.raises(FileNotFoundError, match="manifest not found"):
         read_manifest(folder / "none.jsonl")
-    with pytest.raises(ValueError, match="is no dataset"):
+    with pytest.raises(ValueError, match="is not a dataset"):
         read_manifest(folder)
     write(folder, "dataset_dict.json", b"{}")
     with pytest.raises(ValueError, match="several splits"):
@@ -237,12 +236,12 @@ def test_a_folder_with_metadata_equals_a_manifest(folder):
 def test_a_saved_dataset_equals_a_manifest_and_keeps_its_recordings_on_disk(folder):
     datasets = pytest.importorskip("datasets")
     data = (folder / "a.wav").read_bytes()
-    said = [{"start": 0.0, "end": 0.4, "text": "one"}]
+    spans = [{"start": 0.0, "end": 0.4, "text": "one"}]
     columns = {
         "audio": [{"path": None, "bytes": data}, {"path": str(folder / "a.wav"), "bytes": None}],
         "sentence": ["one", "one"],
         "language": ["en", "xx"],
-        "segments": [said, said],
+        "segments": [spans, spans],
     }
     saved = datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio(decode=False))
     saved.save_to_disk(str(folder / "saved"))

@@ -303,7 +303,7 @@ def test_what_cannot_be_read_or_written_is_told_in_one_line_before_the_model_is_
     monkeypatch.delattr(weight_loader, "load_model")
     rows = manifest(one("a.wav", "eins"))
     for arguments, complaint in (
-        (("--manifest", str(tmp_path / "none.jsonl")), "there is no such manifest"),
+        (("--manifest", str(tmp_path / "none.jsonl")), "manifest not found"),
         (("--manifest", rows, "-o", rows), "it is not a folder"),
         (("--manifest", manifest(name="empty.jsonl")), "empty.jsonl: no row can be used"),
     ):

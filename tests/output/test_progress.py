@@ -1,4 +1,4 @@
-"""How far recordings are: seconds of all of them, known from their headers, that never run backwards."""
+"""Progress in seconds of audio over all recordings, with durations from their headers."""
 
 import io
 import itertools
@@ -37,65 +37,65 @@ def test_seconds_are_shown_as_on_a_clock() -> None:
     assert [clock(s) for s in (0, 9.6, 125, 3600, 360_000)] == ["0:00", "0:10", "2:05", "1:00:00", "100:00:00"]
 
 
-def test_lengths_come_from_headers(tmp_path: Path, real_speech) -> None:
+def test_durations_come_from_headers(tmp_path: Path, real_speech) -> None:
     assert stated_duration_s(write_wav(tmp_path / "a.wav", 2.5)) == 2.5
     assert stated_duration_s(noise(3)) == 3
     assert stated_duration_s(np.zeros((2, 8000)), 8000) == 1
     assert stated_duration_s(real_speech("en_libri_5s.flac")) == pytest.approx(5, abs=0.7)
-    (tmp_path / "text.wav").write_text("no sound")
+    (tmp_path / "text.wav").write_text("not audio")
     assert [stated_duration_s(x) for x in ("-", tmp_path / "none.wav", tmp_path / "text.wav", b"", io.BytesIO())] == [
         None
     ] * 5
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_a_pipe_is_not_opened_for_its_length(tmp_path: Path) -> None:
+def test_a_pipe_is_not_opened_for_its_duration(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert stated_duration_s(tmp_path / "pipe") is None
 
 
-def test_an_unknown_length_counts_as_the_average_of_the_known() -> None:
-    counted = AudioProgress([10.0, None, 20.0])
-    assert counted.now() == (0.0, 45.0)
-    counted.set(1, 3.0, 30.0)
-    assert counted.now() == (3.0, 60.0)
+def test_an_unknown_duration_counts_as_the_average() -> None:
+    seconds = AudioProgress([10.0, None, 20.0])
+    assert seconds.now() == (0.0, 45.0)
+    seconds.set(1, 3.0, 30.0)
+    assert seconds.now() == (3.0, 60.0)
 
 
-def test_the_share_waits_where_a_length_was_understated() -> None:
-    counted = AudioProgress([10.0, 10.0])
-    counted.set(0, 10.0, 10.0)
-    assert counted.now() == (10.0, 20.0)
-    counted.set(1, 0.0, 90.0)
-    assert counted.now() == (50.0, 100.0)
-    counted.set(1, 60.0, 90.0)
-    assert counted.now() == (70.0, 100.0)
+def test_the_share_stays_constant_after_an_understated_duration() -> None:
+    seconds = AudioProgress([10.0, 10.0])
+    seconds.set(0, 10.0, 10.0)
+    assert seconds.now() == (10.0, 20.0)
+    seconds.set(1, 0.0, 90.0)
+    assert seconds.now() == (50.0, 100.0)
+    seconds.set(1, 60.0, 90.0)
+    assert seconds.now() == (70.0, 100.0)
 
 
-def test_what_fails_no_longer_counts() -> None:
-    counted = AudioProgress([10.0, 10.0])
-    counted.set(0, 0.0, 0.0)
-    assert counted.now() == (0.0, 10.0)
+def test_failed_recordings_no_longer_count() -> None:
+    seconds = AudioProgress([10.0, 10.0])
+    seconds.set(0, 0.0, 0.0)
+    assert seconds.now() == (0.0, 10.0)
 
 
-def test_a_step_takes_as_long_with_many_recordings_as_with_few() -> None:
-    """Sums over all recordings for each window would take minutes."""
-    counted = AudioProgress([1.0] * 100_000)
+def test_updates_take_constant_time() -> None:
+    """Summing over all recordings for each window would take minutes."""
+    seconds = AudioProgress([1.0] * 100_000)
     started_s = time.perf_counter()
     for number in range(100_000):
-        counted.set(number, 1.0, 1.0)
-        counted.now()
-    assert counted.now() == (100_000.0, 100_000.0)
+        seconds.set(number, 1.0, 1.0)
+        seconds.now()
+    assert seconds.now() == (100_000.0, 100_000.0)
     assert time.perf_counter() - started_s < 20
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_progress_covers_all_files_from_the_first_call_and_ends_at_their_end(tmp_path: Path, batch_size: int) -> None:
+def test_progress_covers_all_files_from_the_first_call_to_their_end(tmp_path: Path, batch_size: int) -> None:
     files = [write_wav(tmp_path / f"{seconds}.wav", seconds) for seconds in (3.5, 1.0, 2.0)]
-    (tmp_path / "bad.wav").write_text("no sound")
+    (tmp_path / "bad.wav").write_text("not audio")
     calls: list[tuple[float, float]] = []
     sources = [*files, tmp_path / "bad.wav", noise(1.5), files[0].read_bytes()]
     options = {"temperature": 0.0, "language": "en", "without_timestamps": True}
-    transcribe(small_model(), sources, batch_size=batch_size, progress=lambda *at: calls.append(at), **options)
+    transcribe(small_model(), sources, batch_size=batch_size, progress=lambda *call: calls.append(call), **options)
     assert all(whole_s >= 8 for _, whole_s in calls)
     assert calls[-1] == (11.5, 11.5)
     for (before_s, of_s), (done_s, whole_s) in itertools.pairwise(calls):
@@ -104,10 +104,10 @@ def test_progress_covers_all_files_from_the_first_call_and_ends_at_their_end(tmp
     assert len({done_s for done_s, _ in calls}) > 5
 
 
-def test_only_what_is_asked_for_counts() -> None:
+def test_only_the_requested_part_counts() -> None:
     calls: list[tuple[float, float]] = []
     options = {"temperature": 0.0, "language": "en", "without_timestamps": True, "offset_s": 3.0, "duration_s": 2.0}
-    transcribe(small_model(), noise(6), progress=lambda *at: calls.append(at), **options)
+    transcribe(small_model(), noise(6), progress=lambda *call: calls.append(call), **options)
     assert calls == [(1.0, 2.0), (2.0, 2.0)]
 
 
@@ -116,7 +116,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_one_bar_with_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_one_bar_with_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Terminal()
     monkeypatch.setattr(sys, "stderr", shown)
     with Bar(100, clock, lambda rate: f"{rate:.1f}x") as bar:
@@ -129,7 +129,7 @@ def test_a_terminal_gets_one_bar_with_speed_and_time_left(monkeypatch: pytest.Mo
     assert shares == sorted(shares)
 
 
-def test_a_log_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_log_gets_a_line_per_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     now_s = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now_s)
     with Bar(3600, clock, lambda rate: f"{rate:.1f}x real time") as bar:
@@ -141,7 +141,7 @@ def test_a_log_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert len(lines) == 10
 
 
-def test_a_short_run_leaves_no_line_in_a_log(capsys: pytest.CaptureFixture) -> None:
+def test_a_short_run_logs_no_line(capsys: pytest.CaptureFixture) -> None:
     with Bar(10, clock, str) as bar:
         bar.update(10, 10)
     assert capsys.readouterr().err == ""

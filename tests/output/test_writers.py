@@ -1,4 +1,4 @@
-"""What the writers put into files, and that a file is whole or not there."""
+"""Contents of output files, which are complete or absent."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from whisper_nnx.output.subtitles import SubtitleOptions, spoken_text, subtitle_cues
+from whisper_nnx.output.subtitles import SubtitleOptions, subtitle_cues, text_with_speaker
 from whisper_nnx.output.writers import (
     OPENAI_FORMATS,
     WRITERS,
@@ -61,7 +61,7 @@ WORDS = {
         ("lrc", "[00:00.00]Erste Zeile.\n[00:01.50]Zweite\t--> Zeile.\n"),
     ],
 )
-def test_a_result_is_written_in_each_format(format: str, expected: str) -> None:
+def test_contents_of_each_format(format: str, expected: str) -> None:
     assert WRITERS[format](RESULT) == expected
 
 
@@ -69,12 +69,12 @@ def test_json_holds_the_whole_result() -> None:
     assert json.loads(WRITERS["json"](RESULT)) == RESULT
 
 
-def test_a_negative_time_is_refused() -> None:
+def test_negative_times_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"timestamp -0\.5 s is negative"):
         format_timestamp(-0.5)
 
 
-def test_no_words_make_one_cue_per_segment() -> None:
+def test_without_words_each_segment_is_a_cue() -> None:
     assert [text for _, _, text in subtitle_cues(RESULT)] == ["Erste Zeile.", "Zweite\t-> Zeile."]
 
 
@@ -86,12 +86,12 @@ def test_lines_break_at_their_width() -> None:
     assert list(subtitle_cues(WORDS, max_line_width=7)) == [(0.0, 6.0, "one two\nthree")]
 
 
-def test_with_both_limits_of_lines_a_pause_of_speech_begins_a_cue() -> None:
+def test_with_both_line_limits_a_pause_starts_a_cue() -> None:
     cues = subtitle_cues(WORDS, max_line_width=100, max_line_count=2)
     assert list(cues) == [(0.0, 1.0, "one two"), (5.0, 6.0, "three")]
 
 
-def test_each_highlighted_word_has_a_cue_and_so_has_a_gap() -> None:
+def test_highlighting_gives_each_word_and_gap_a_cue() -> None:
     assert list(subtitle_cues(WORDS, highlight_words=True)) == [
         (0.0, 0.5, "<u>one</u> two three"),
         (0.5, 1.0, "one <u>two</u> three"),
@@ -100,14 +100,14 @@ def test_each_highlighted_word_has_a_cue_and_so_has_a_gap() -> None:
     ]
 
 
-def test_max_len_cuts_between_words_and_leaves_long_ones_alone() -> None:
+def test_max_len_splits_between_words_and_keeps_long_words_whole() -> None:
     cues = subtitle_cues(WORDS, max_len=7, split_on_word=True)
     assert list(cues) == [(0.0, 1.0, "one two"), (5.0, 6.0, "three")]
     cues = subtitle_cues(WORDS, max_len=2, split_on_word=True)
     assert [text for _, _, text in cues] == ["one", "two", "three"]
 
 
-def test_max_len_cuts_between_tokens_but_not_within_characters() -> None:
+def test_max_len_splits_between_tokens_but_not_within_characters() -> None:
     texts = ["<|0.00|>", " on", "e", " \ufffd", "\ufffd", "\ufffd", "x", "<|3.00|>"]
     details = [
         {"id": i, "text": text, "logprob": -0.1, "start": i / 2, "end": (i + 1) / 2} for i, text in enumerate(texts)
@@ -122,7 +122,7 @@ def test_max_len_cuts_between_tokens_but_not_within_characters() -> None:
     assert list(subtitle_cues(result, max_len=100)) == [(0.5, 3.5, "one é大x")]
 
 
-def test_max_len_says_what_the_result_lacks() -> None:
+def test_max_len_reports_missing_words_and_tokens() -> None:
     with pytest.raises(ValueError, match="transcribe with word_timestamps=True"):
         list(subtitle_cues(RESULT, max_len=7, split_on_word=True))
     with pytest.raises(ValueError, match=r"transcribe with token_timestamps=True, or .* set split_on_word=True"):
@@ -132,13 +132,16 @@ def test_max_len_says_what_the_result_lacks() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_len": 9, "max_line_width": 40}, "max_len=9 and max_line_width=40 cut cues by different rules; drop one"),
+        (
+            {"max_len": 9, "max_line_width": 40},
+            "max_len=9 and max_line_width=40 split cues by different rules; drop one",
+        ),
         ({"max_len": 9, "max_words_per_line": 2}, "max_len=9 and max_words_per_line=2"),
-        ({"split_on_word": True}, "split_on_word=True says where max_len cuts; give max_len too"),
+        ({"split_on_word": True}, "split_on_word=True changes where max_len splits; give max_len too"),
         ({"max_len": 9, "highlight_words": True}, "needs whole words; set split_on_word=True"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(options: dict, message: str) -> None:
+def test_contradictory_options_are_rejected(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SubtitleOptions(**options)
 
@@ -157,8 +160,8 @@ SPEAKERS = {
 }
 
 
-def test_who_speaks_stands_before_each_text() -> None:
-    assert [spoken_text(segment) for segment in SPEAKERS["segments"]] == [
+def test_speaker_labels_precede_the_text() -> None:
+    assert [text_with_speaker(segment) for segment in SPEAKERS["segments"]] == [
         "(speaker 0) one two three",
         "(speaker ?) four",
     ]
@@ -169,7 +172,7 @@ def test_who_speaks_stands_before_each_text() -> None:
     assert cues == ["(speaker 0) one two", "(speaker 0) three", "(speaker ?) four"]
 
 
-def test_another_speaker_begins_another_cue() -> None:
+def test_a_speaker_change_starts_a_cue() -> None:
     lines = {"max_line_width": 100, "max_line_count": 100}
     cues = [text for _, _, text in subtitle_cues(SPEAKERS, **lines)]
     assert cues == ["(speaker 0) one two", "(speaker 0) three", "(speaker ?) four"]
@@ -179,18 +182,18 @@ def test_another_speaker_begins_another_cue() -> None:
     assert [text for _, _, text in subtitle_cues(turn, **lines)] == ["one two", "three [SPEAKER_TURN]", "four"]
 
 
-def test_karaoke_counts_hundredths_of_seconds_and_silence_too() -> None:
+def test_karaoke_times_words_and_silence_in_hundredths() -> None:
     (event,) = [line for line in WRITERS["ass"](WORDS).splitlines() if line.startswith("Dialogue")]
     karaoke = r"{\k50}one {\k50}two{\k400} {\k100}three"
     assert event == f"Dialogue: 0,0:00:00.00,0:00:06.00,Default,,0,0,0,,{karaoke}"
 
 
-def test_words_of_lyrics_have_times_if_they_are_to_be_highlighted() -> None:
+def test_highlighted_lyrics_have_word_times() -> None:
     timed = "[00:00.00]<00:00.00>one <00:00.50>two <00:05.00>three\n"
     assert WRITERS["lrc"](WORDS, highlight_words=True) == timed
 
 
-def test_full_json_tells_the_probability_of_each_token() -> None:
+def test_full_json_contains_token_probabilities() -> None:
     token = {"id": 7, "text": " one", "logprob": -0.5, "start": 0.0, "end": 0.5}
     result = {**WORDS, "segments": [{**WORDS["segments"][0], "tokens": [7], "token_details": [token]}]}
     (segment,) = json.loads(WRITERS["json_full"](result))["segments"]
@@ -200,12 +203,12 @@ def test_full_json_tells_the_probability_of_each_token() -> None:
 
 
 @pytest.mark.parametrize("name", ["max_line_width", "max_line_count", "max_words_per_line", "max_len"])
-def test_a_negative_limit_is_refused(name: str) -> None:
+def test_negative_limits_are_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}=-1 must be at least 1"):
         list(subtitle_cues(WORDS, **{name: -1}))
 
 
-def test_all_writes_openai_whispers_formats_under_the_name_of_the_audio(tmp_path: Path) -> None:
+def test_all_writes_the_formats_of_openai_whisper_named_after_the_audio(tmp_path: Path) -> None:
     paths = get_writer("all", tmp_path)(RESULT, "some/where/talk.v2.wav")
     assert paths == [tmp_path / f"talk.v2.{format}" for format in OPENAI_FORMATS]
     assert sorted(paths) == sorted(tmp_path.iterdir())
@@ -217,7 +220,7 @@ def test_several_formats_are_written_once_each(tmp_path: Path) -> None:
     assert output_files("a", "json_full,all")[:2] == ["a.full.json", "a.txt"]
 
 
-def test_options_reach_the_subtitles_and_leave_the_other_formats_alone(tmp_path: Path) -> None:
+def test_options_affect_only_subtitle_formats(tmp_path: Path) -> None:
     get_writer("all", tmp_path)(WORDS, "a.wav", max_words_per_line=1)
     assert (tmp_path / "a.srt").read_text(encoding="utf-8").count("-->") == 3
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "one two three\n"
@@ -228,12 +231,12 @@ def test_the_output_is_named_after_the_audio(audio: str, name: str) -> None:
     assert output_name(audio) == name
 
 
-def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+def test_unknown_formats_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"format='doc' is unknown; choose txt, vtt, srt, .* or all"):
         get_writer("srt,doc", tmp_path)
 
 
-def test_files_are_utf8_with_plain_line_ends_and_the_usual_permissions(tmp_path: Path) -> None:
+def test_files_are_utf8_with_unix_line_ends_and_usual_permissions(tmp_path: Path) -> None:
     umask = os.umask(0o027)
     try:
         (path,) = get_writer("txt", tmp_path)({"segments": [{"text": "Größe 大"}]}, "a.wav")
@@ -243,41 +246,41 @@ def test_files_are_utf8_with_plain_line_ends_and_the_usual_permissions(tmp_path:
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
     write = get_writer("txt", tmp_path)
     (path,) = write({"segments": [{"text": "old"}]}, "a.wav")
     with pytest.raises(UnicodeEncodeError):
-        write({"segments": [{"text": "new"}, {"text": "\ud800"}]}, "a.wav")  # half a surrogate pair: no UTF-8
+        write({"segments": [{"text": "new"}, {"text": "\ud800"}]}, "a.wav")  # a lone surrogate is not valid UTF-8
     assert path.read_text(encoding="utf-8") == "old\n"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_unwritable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
     with pytest.raises(OSError, match=r"cannot write .*a\.txt: Is a directory"):
         get_writer("txt", tmp_path)(RESULT, "a.wav")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_nothing_is_written_if_one_format_cannot_be_made(tmp_path: Path) -> None:
+def test_nothing_is_written_if_one_format_fails(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="negative"):
         get_writer("all", tmp_path)({"segments": [{"start": -1.0, "end": 0.0, "text": "a"}]}, "a.wav")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_output_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
+def test_the_output_folder_is_created_with_its_parents_and_left_empty(tmp_path: Path) -> None:
     make_output_folder(tmp_path / "a" / "b")
     assert not list((tmp_path / "a" / "b").iterdir())
 
 
 @pytest.mark.parametrize("below", ["", "/folder"])
-def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path, below: str) -> None:
+def test_an_output_folder_that_is_a_file_is_rejected(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write to output folder '.*': it is not a folder; choose another"):
         make_output_folder(f"{tmp_path}/file{below}")
 
 
-def test_an_output_folder_that_cannot_be_made_is_refused() -> None:
+def test_an_output_folder_that_cannot_be_created_is_rejected() -> None:
     with pytest.raises(OSError, match="cannot write to output folder '/proc/none/such': No such file"):
         make_output_folder("/proc/none/such")
 
@@ -295,22 +298,22 @@ def spoken(*words: dict) -> dict:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([word(" a", 0, 0), word(" b", 1, 2)], [(0, 0.04), (1, 2)]),  # there is a gap
-        ([word(" a", 0, 0), word(" b", 0, 2)], [(0, 0.04), (0.04, 2)]),  # some of what follows
-        ([word(" a", 0, 1), word(" b", 1, 1)], [(0, 0.96), (0.96, 1)]),  # some of what precedes
+        ([word(" a", 0, 0), word(" b", 1, 2)], [(0, 0.04), (1, 2)]),  # from the gap
+        ([word(" a", 0, 0), word(" b", 0, 2)], [(0, 0.04), (0.04, 2)]),  # from the next word
+        ([word(" a", 0, 1), word(" b", 1, 1)], [(0, 0.96), (0.96, 1)]),  # from the previous word
         ([word(" a", 0, 0.03), *[word(" b", 0.03, 0.03)] * 2], [(0, 0.01), (0.01, 0.02), (0.02, 0.03)]),
         ([word(" a", 1, 1)], [(1, 1.04)]),
         ([word(" a", 2, 3), word(" b", 1, 1)], [(2, 3), (1, 1.04)]),  # clips in another order
     ],
 )  # fmt: skip
-def test_a_word_without_length_is_shown_for_a_moment(words: list, expected: list) -> None:
+def test_zero_length_words_are_shown_briefly(words: list, expected: list) -> None:
     cues = [(start, end) for start, end, _ in subtitle_cues(spoken(*words), max_words_per_line=1)]
     assert cues == [pytest.approx(cue) for cue in expected]
     underlined = [text for _, _, text in subtitle_cues(spoken(*words), highlight_words=True) if "<u>" in text]
     assert len(underlined) == len(words)
 
 
-def test_marks_in_a_text_are_no_marks_of_webvtt() -> None:
+def test_markup_in_text_is_escaped_in_webvtt() -> None:
     result = spoken(word(" R&D", 0, 1), word(" <b>", 1, 2), word(" a-->b", 2, 3))
     result["segments"][0]["speaker"] = "1"
     [_, cue, *_] = WRITERS["vtt"](result, highlight_words=True).split("\n\n")

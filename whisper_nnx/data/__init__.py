@@ -1,1 +1,1 @@
-"""Manifests: which recordings there are, and what is said in them."""
+"""Manifests: recordings and their texts."""

@@ -1,4 +1,4 @@
-"""Manifests: recordings and their texts."""
+"""Reads and validates manifests, which list recordings and their texts."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from whisper_nnx.text.tokenizer import Tokenizer
 
 TASKS = ("transcribe", "translate")
-# Names of a column, the first one found is used; `sentence`, `locale` and `path` are Common Voice's.
+# Column names; the first one found is used. `sentence`, `locale` and `path` are Common Voice's.
 _TEXT_KEYS = ("text", "sentence", "transcription")
 _LANGUAGE_KEYS = ("language", "locale")
 _AUDIO_KEYS = ("audio", "file_name", "path")
-_CLIPS = "clips"  # where Common Voice keeps the recordings of its tables
+_CLIPS = "clips"  # Common Voice's folder of recordings
 _SHOWN_LINES = 5
 _SHOWN_KINDS = 20
-_SLACK_S = 0.1  # by which times may lie behind the recording's end
+_SLACK_S = 0.1  # by which times may exceed the recording's duration
 
 
 @dataclass(frozen=True)
 class Span:
-    """What is said from start to end, s of the recording."""
+    """Timed text of a recording; start and end in s."""
 
     start: float
     end: float
@@ -44,28 +44,28 @@ class Span:
 
 @dataclass(frozen=True)
 class StoredAudio:
-    """A recording in a Hugging Face dataset's folder: `load_audio` reads it as it reads a file."""
+    """A recording in a saved Hugging Face dataset, which `load_audio` reads like a file."""
 
     folder: str
     index: int
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name for messages."""
         return f"row {self.index + 1} of {self.folder}"
 
     def read(self, size: int = -1) -> bytes:
-        """The encoded recording, whole."""
+        """Returns the whole encoded recording."""
         return _stored(self.folder)[self.index]["audio"]["bytes"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One recording. audio: what `load_audio` takes; duration: s; line: in the manifest, from 1."""
+    """One recording. audio: what `load_audio` takes; duration: in s; line: in the manifest, from 1."""
 
     audio: Path | bytes | StoredAudio
     text: str
-    language: str  # a code; "" where nobody speaks and none is given
+    language: str  # a code; "" if there is no speech and none is given
     duration: float
     line: int
     task: str = "transcribe"
@@ -74,20 +74,20 @@ class Row:
     previous_text: str = ""
     source: str = ""
     no_speech: bool = False
-    manifest: str = ""  # the path that was read
+    manifest: str = ""  # its path
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a line of a manifest gave no row."""
+    """Why a line of a manifest cannot be used."""
 
     line: int
     reason: str
 
     @property
     def kind(self) -> str:
-        """The reason without the values of this line: alike for lines with the same fault."""
-        return re.sub(r"^.*?: (?=there is no such file|cannot be read)|'.*?'|\".*?\"|[\d.]+", "", self.reason)
+        """The reason without this line's values: equal for lines with the same fault."""
+        return re.sub(r"^.*?: (?=file not found|cannot be read)|'.*?'|\".*?\"|[\d.]+", "", self.reason)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Manifest:
 
 
 def problem_lines(manifest: str | Path, problems: Sequence[Problem]) -> list[str]:
-    """A line for each kind of problem, the most frequent first: its first reason, and which other lines have it."""
+    """Summarizes problems, one line per kind, the most frequent first: the first reason and the other line numbers."""
     kinds: dict[str, list[Problem]] = {}
     for problem in problems:
         kinds.setdefault(problem.kind, []).append(problem)
@@ -116,7 +116,7 @@ def problem_lines(manifest: str | Path, problems: Sequence[Problem]) -> list[str
 
 
 def limits_of(tokenizer: Tokenizer, language: str = "") -> dict[str, Any]:
-    """What `read_manifest` takes of a model: its languages and tasks, and the language of rows that name none."""
+    """Arguments of `read_manifest` for a model: its languages and tasks, and the language of rows without one."""
     if tokenizer.is_multilingual:
         return {"languages": tokenizer.languages, "language": language or None}
     return {"languages": ("en",), "tasks": TASKS[:1], "language": language or "en"}
@@ -131,21 +131,20 @@ def read_manifest(
     needs_language: bool = True,
     tasks: Collection[str] = TASKS,
 ) -> Manifest:
-    """All rows that can be used, and a problem for each that cannot.
+    """Reads a manifest into usable rows, and a problem for each row that cannot be used.
 
     Args:
-      path: JSON lines, a .csv or .tsv table, whose audio paths are relative to their folder (or its `clips`, as in
-        Common Voice), or a folder: a dataset that `datasets` has saved to disk, or recordings with a metadata.jsonl or
-        metadata.csv.
-      languages: the codes that are allowed; None: those that Whisper knows.
-      max_duration_s: of a recording.
-      language: of rows that name none.
-      needs_language: whether a row with speech and without a language is a problem.
-      tasks: those that the model can do.
+      path: JSON lines or a .csv or .tsv table, with audio paths relative to its folder (or its `clips`, as in Common
+        Voice); or a folder: a dataset saved to disk by `datasets`, or recordings with a metadata.jsonl or metadata.csv.
+      languages: allowed language codes; None: all that Whisper knows.
+      max_duration_s: longest recording.
+      language: of rows without one.
+      needs_language: whether a row with speech but without a language is a problem.
+      tasks: allowed tasks.
 
     Raises:
-      FileNotFoundError: there is nothing at `path`.
-      ValueError: a folder or a table that cannot be read, or an unknown `language`.
+      FileNotFoundError: `path` does not exist.
+      ValueError: the folder or table cannot be read, or `language` is unknown.
     """
     path = Path(path)
     rows: list[Row] = []
@@ -169,7 +168,7 @@ def read_manifest(
 
 @dataclass(frozen=True)
 class _Allowed:
-    """What rows may have; see `read_manifest`."""
+    """Allowed values of rows; see `read_manifest`."""
 
     languages: Collection[str] | None
     language: str | None
@@ -178,20 +177,20 @@ class _Allowed:
 
 
 def _entries(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line, what stands there: a dict, or the bytes of a line of JSON)."""
+    """Yields (line number, a dict or the bytes of a line of JSON)."""
     if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such manifest; check the path")
+        raise FileNotFoundError(f"{path}: manifest not found; check the path")
     if path.is_dir():
         if (path / "dataset_dict.json").is_file():
-            raise ValueError(f"{path} holds several splits; name the folder of one, such as {path / 'train'}")
+            raise ValueError(f"{path} contains several splits; give the folder of one, such as {path / 'train'}")
         if (path / "dataset_info.json").is_file():
             yield from enumerate(_stored_entries(path), 1)
             return
         names = [path / name for name in ("metadata.jsonl", "metadata.csv") if (path / name).is_file()]
         if not names:
             raise ValueError(
-                f"{path} is no dataset: there is neither dataset_info.json nor metadata.jsonl or metadata.csv in it; "
-                "give a file of JSON lines, a .csv or .tsv table, or such a folder"
+                f"{path} is not a dataset: it lacks dataset_info.json, metadata.jsonl and metadata.csv; "
+                "give a file of JSON lines, a .csv or .tsv table, or a folder with one of these files"
             )
         path = names[0]
     if path.suffix in (".csv", ".tsv"):
@@ -204,7 +203,7 @@ def _entries(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _table_entries(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, its columns by name, those that are not empty). In a .tsv quotes are letters, as in Common Voice's."""
+    """Yields (line number, non-empty columns by name). Quotes in a .tsv are literal, as in Common Voice's."""
     tabs: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, **tabs)
@@ -212,19 +211,19 @@ def _table_entries(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             for entry in reader:
                 yield reader.line_num, {key: value for key, value in entry.items() if value}  # key None: surplus fields
         except (csv.Error, UnicodeDecodeError) as error:
-            fix = "save it as UTF-8, with a heading for each column"
+            fix = "save it as UTF-8 with a column header"
             raise ValueError(
-                f"{path} cannot be read as a table behind line {reader.line_num} ({error}); {fix}"
+                f"{path} cannot be read as a table after line {reader.line_num} ({error}); {fix}"
             ) from None
 
 
 @lru_cache(maxsize=8)
 def _stored(folder: str) -> Any:
-    """A dataset on disk, memory-mapped, its audio left encoded."""
+    """Opens a saved dataset, memory-mapped, with its audio left encoded."""
     try:
         import datasets
     except ImportError:
-        raise ValueError(f"{folder}: reading a dataset's folder needs the package datasets; install it") from None
+        raise ValueError(f"{folder}: reading a saved dataset needs the package datasets; install it") from None
     data = datasets.load_from_disk(folder)
     if "audio" in data.column_names and isinstance(data.features["audio"], datasets.Audio):
         data = data.cast_column("audio", datasets.Audio(decode=False))
@@ -235,22 +234,22 @@ def _stored_entries(path: Path) -> Iterator[dict[str, Any]]:
     for index, entry in enumerate(_stored(str(path))):
         entry = {key: value for key, value in entry.items() if value is not None}
         audio = entry.get("audio")
-        if isinstance(audio, dict):  # the bytes stay where they are until they are needed
+        if isinstance(audio, dict):  # the bytes are read when needed
             entry["audio"] = StoredAudio(str(path), index) if audio.get("bytes") else audio.get("path")
         yield entry
 
 
 def _row(entry: Any, line: int, manifest: Path, allowed: _Allowed) -> Row:
-    """Raises ValueError, OSError: what is wrong with it."""
+    """Validates an entry; raises ValueError or OSError with the reason if it cannot be used."""
     if isinstance(entry, bytes):
         try:
             entry = json.loads(entry)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"is no JSON ({error})") from None
+            raise ValueError(f"is not valid JSON ({error})") from None
     if not isinstance(entry, dict):
         raise ValueError(f"must be a JSON object, not {type(entry).__name__}")
     if None in entry:
-        raise ValueError("has more fields than the heading; put texts that contain the delimiter in quotes")
+        raise ValueError("has more fields than the header; quote texts that contain the delimiter")
     entry = {key: value for key, value in entry.items() if value is not None}
     no_speech = _flag(entry, "no_speech")
     segments = _spans(entry, "segments", "text")
@@ -260,15 +259,15 @@ def _row(entry: Any, line: int, manifest: Path, allowed: _Allowed) -> Row:
     text = _text(text or "", "text")
     if bool(text.strip()) == no_speech:
         raise ValueError(
-            f"says no_speech, but has the text {text[:40]!r}; drop one of the two"
+            f"has no_speech and the text {text[:40]!r}; drop one of the two"
             if no_speech
-            else 'has no text; give it, or "no_speech": true where nobody speaks'
+            else 'has no text; give one, or "no_speech": true if there is no speech'
         )
     task = entry.get("task", "transcribe")
     if task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; choose 'transcribe' or 'translate'")
     if task not in allowed.tasks:
-        raise ValueError(f"task {task!r} is beyond the model, which only transcribes English; use a multilingual one")
+        raise ValueError(f"task {task!r} is not supported: the model only transcribes English; use a multilingual one")
     language = _language(entry, allowed, optional=no_speech)
     audio = _audio(entry, manifest if manifest.is_dir() else manifest.parent)
     duration = _number(entry["duration"], "duration") if "duration" in entry else _duration_s(audio)
@@ -294,7 +293,7 @@ def _row(entry: Any, line: int, manifest: Path, allowed: _Allowed) -> Row:
 
 def _flag(entry: dict[str, Any], key: str) -> bool:
     value = entry.get(key, False)
-    value = value.lower() if isinstance(value, str) else value  # pandas writes True
+    value = value.lower() if isinstance(value, str) else value  # pandas writes "True"
     if value not in (False, True, "", "true", "false"):
         raise ValueError(f"{key} is {value!r}; give true or false")
     return value in (True, "true")
@@ -312,7 +311,7 @@ def _number(value: Any, key: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not 0 <= number < math.inf:
-        raise ValueError(f"{key} is {value!r}; give seconds, from 0")
+        raise ValueError(f"{key} is {value!r}; give seconds, at least 0")
     return number
 
 
@@ -326,12 +325,12 @@ def _language(entry: dict[str, Any], allowed: _Allowed, optional: bool) -> str:
     languages = allowed.languages
     code = named if languages is not None and named in languages else to_language_code(named)
     if languages is not None and code not in languages:
-        raise ValueError(f"language {named!r} is not one of the model's; use another model or leave the row out")
+        raise ValueError(f"language {named!r} is not one of the model's; use another model or drop the row")
     return code
 
 
 def _spans(entry: dict[str, Any], key: str, *text_keys: str) -> tuple[Span, ...]:
-    """Raises ValueError where they are no list of spans in order of time, each with text."""
+    """Reads a list of spans; raises ValueError unless they are in order of time and each has text."""
     listed = entry.get(key, ())
     spans: list[Span] = []
     try:
@@ -350,7 +349,7 @@ def _spans(entry: dict[str, Any], key: str, *text_keys: str) -> tuple[Span, ...]
             )
     for before, after in pairwise(spans):
         if after.start < before.start or (key == "segments" and after.start < before.end - _SLACK_S):
-            raise ValueError(f"{key}: {after.text[:40]!r} begins at {after.start:g} s, before the one before it ends")
+            raise ValueError(f"{key}: {after.text[:40]!r} starts at {after.start:g} s, before the previous one ends")
     return tuple(spans)
 
 
@@ -369,11 +368,11 @@ def _audio(entry: dict[str, Any], folder: Path) -> Path | bytes | StoredAudio:
     for place in (path, folder / _CLIPS / audio):
         if place.is_file():
             return place
-    raise FileNotFoundError(f"{path}: there is no such file; check the path")
+    raise FileNotFoundError(f"{path}: file not found; check the path")
 
 
 def _duration_s(audio: Path | bytes | StoredAudio) -> float:
-    """From the file's header; by decoding the whole where that does not say, or leaves out a late start (in films)."""
+    """Reads the duration from the file's header, or decodes the file if it is not stated or excludes a late start."""
     import av
 
     with audio.open("rb") if isinstance(audio, Path) else io.BytesIO(_encoded(audio)) as file:
@@ -384,7 +383,7 @@ def _duration_s(audio: Path | bytes | StoredAudio) -> float:
                 if alone and stream.duration and stream.time_base and (stream.start_time or 0) * stream.time_base < 0.1:
                     return float(stream.duration * stream.time_base)
         except (av.FFmpegError, ValueError):
-            pass  # load_audio knows better, and says what is wrong
+            pass  # load_audio gives the reason
     return len(load_audio(audio)) / SAMPLE_RATE
 
 

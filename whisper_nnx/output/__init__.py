@@ -1,1 +1,1 @@
-"""Transcripts and how they are shown: results, files, subtitles, pictures, progress."""
+"""Transcripts and their presentation: results, files, subtitles, plots, progress."""

@@ -1,7 +1,7 @@
-"""Pictures of transcripts: words over the waveform or the mel, their probabilities, the alignment and its path.
+"""Plots transcripts: words over the waveform or mel, probabilities, alignment matrix and path.
 
-Needs matplotlib (`pip install "whisper-nnx[plot]"`). Each function draws into `ax`, or else into a figure of its own
-that pyplot knows nothing of, and returns the axes: `plot_words(...).figure.savefig("words.png")`. In a notebook, after
+Needs matplotlib (`pip install "whisper-nnx[plot]"`). Each function draws into `ax`, or into a new figure that is not
+registered with pyplot, and returns the axes: `plot_words(...).figure.savefig("words.png")`. In a notebook, after
 `%matplotlib inline`, `plot_words(...).figure` shows it.
 """
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from whisper_nnx.alignment.window import Alignment
 
 
-PROBABILITY_COLORS = "RdYlBu"  # from 0, red, to 1, blue: told apart by colour-blind eyes as well
+PROBABILITY_COLORS = "RdYlBu"  # 0 is red, 1 is blue; safe for colour-blind readers
 INK, FAINT = "#3a4a5a", "#9aa5b1"
 FONT_SIZE = 9
-COLUMNS = 2000  # of a waveform: more than a screen has
-LABEL_ROOM = 0.55  # of an axes' height, at most
-LAST_RESORT = "Last Resort"  # matplotlib's font that has a box for every letter
+COLUMNS = 2000  # of a waveform; more than the pixels of a screen
+LABEL_ROOM = 0.55  # largest share of the axes' height
+LAST_RESORT = "Last Resort"  # matplotlib's font with a box for every character
 
 
 class Timed(NamedTuple):
-    """What is drawn of a word, a segment or a token."""
+    """A word, segment or token to draw; times in s."""
 
     text: str
     start: float
@@ -44,10 +44,10 @@ class Timed(NamedTuple):
 
 
 def timed(spans: Any) -> list[Timed]:
-    """The words of a transcript, or its segments where it has none; or what a list of words, segments or tokens holds.
+    """Extracts a transcript's words, or its segments if it has no words, or a list of words, segments or tokens.
 
-    Of segments and tokens, the probability is that of the log-probability. What has no text or no time (as words that
-    are not in the sound) is left out. Raises ValueError for anything else.
+    The probability of segments and tokens is computed from their log-probability. Items without text or without times
+    (words not found in the audio) are skipped. Raises ValueError for anything else.
     """
     if isinstance(spans, Mapping) and "segments" in spans:
         segments = spans["segments"]
@@ -57,7 +57,7 @@ def timed(spans: Any) -> list[Timed]:
         return [item for item in map(_timed, spans) if item.text and item.start is not None]
     except (KeyError, TypeError):
         given = textwrap.shorten(repr(spans), 60)
-        raise ValueError(f"{given} is no transcript, nor a list of words, segments or tokens of one") from None
+        raise ValueError(f"{given} is not a transcript; give one, or a list of its words, segments or tokens") from None
 
 
 def _timed(item: Mapping[str, Any]) -> Timed:
@@ -69,15 +69,22 @@ def _timed(item: Mapping[str, Any]) -> Timed:
 
 
 def plot_words(samples: Any, spans: Any, ax: Axes | None = None, *, span_s: tuple[float, float] | None = None) -> Axes:
-    """The waveform, samples [N] at 16 kHz, and over it the words, each over its time and coloured by its probability.
+    """Plots a waveform and its words, each at its time and coloured by its probability.
 
-    spans: a transcript, or a list of words, segments or tokens. span_s: the part to be shown, (start, end). A label
-    that finds no room is left out; for long recordings take `plot_transcript`.
+    Args:
+      samples: [N], 16 kHz.
+      spans: a transcript, or a list of words, segments or tokens.
+      ax: the axes to draw into, by default of a new figure.
+      span_s: the part to show, (start, end) in s. Labels that do not fit are dropped; for long recordings use
+        `plot_transcript`.
+
+    Raises:
+      ValueError: spans is not a transcript, or span_s is empty.
     """
     samples = np.asarray(samples)
     start_s, end_s = span_s or (0.0, len(samples) / SAMPLE_RATE)
     if not 0 <= start_s < end_s:
-        raise ValueError(f"span_s={span_s} of {len(samples)} samples must be (start, end) in s, start before end")
+        raise ValueError(f"span_s={span_s} of {len(samples)} samples must be (start, end) in s with start before end")
     ax = ax or _figure(12, 2).add_subplot()
     first = round(start_s * SAMPLE_RATE)
     part = samples[first : round(end_s * SAMPLE_RATE)]
@@ -93,10 +100,10 @@ def plot_words(samples: Any, spans: Any, ax: Axes | None = None, *, span_s: tupl
 
 
 def plot_mel(mel: Any, spans: Any = (), ax: Axes | None = None, *, start_s: float = 0.0) -> Axes:
-    """A log-mel spectrogram [M,T] that begins at start_s and, if there are any, the words over it, as `plot_words`."""
+    """Plots a log-mel spectrogram [M,T] that starts at start_s (s), with words as in `plot_words`."""
     mel = np.asarray(mel, np.float32)
     if mel.ndim != 2:
-        raise ValueError(f"mel has shape {mel.shape}, expected [M,T]; of a batch take one row")
+        raise ValueError(f"mel has shape {mel.shape}, expected [M,T]; select one row of a batch")
     ax = ax or _figure(12, 3).add_subplot()
     n_mels, end_s = len(mel), start_s + mel.shape[1] / FRAMES_PER_SECOND
     ax.imshow(mel, cmap="magma", origin="lower", aspect="auto", extent=(start_s, end_s, 0, n_mels))
@@ -111,7 +118,7 @@ def plot_mel(mel: Any, spans: Any = (), ax: Axes | None = None, *, start_s: floa
 
 
 def plot_transcript(samples: Any, spans: Any, *, seconds_per_row: float = 10.0) -> Figure:
-    """A whole recording, samples [N] at 16 kHz, as lines of a page, each as `plot_words` draws it."""
+    """Plots a whole recording, samples [N] at 16 kHz, in rows like those of `plot_words`."""
     from matplotlib.cm import ScalarMappable
 
     if not seconds_per_row > 0:
@@ -131,7 +138,7 @@ def plot_transcript(samples: Any, spans: Any, *, seconds_per_row: float = 10.0) 
 
 
 def plot_probabilities(spans: Any, ax: Axes | None = None) -> Axes:
-    """A bar for each word of a transcript, or for each of a list of words, segments or tokens: its probability."""
+    """Plots a bar per word of a transcript, or per item of a list of words, segments or tokens: its probability."""
     items = timed(spans)
     ax = ax or _figure(max(3, 0.17 * len(items) + 0.8), 2.4).add_subplot()
     probabilities = [item.probability for item in items]
@@ -147,7 +154,7 @@ def plot_probabilities(spans: Any, ax: Axes | None = None) -> Axes:
 
 
 def plot_alignment(alignment: Alignment, ax: Axes | None = None) -> Axes:
-    """The alignment matrix, tokens [N+1] downwards and time to the right, and the path through it.
+    """Plots the alignment matrix, tokens [N+1] by time, and the path through it.
 
     Each token's label is coloured by its probability.
     """
@@ -171,12 +178,12 @@ def plot_alignment(alignment: Alignment, ax: Axes | None = None) -> Axes:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Of that size in inches; nobody but the caller holds it."""
+    """Makes a figure of this size in inches, not registered with pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # without a canvas that can draw, the measuring of each label would make one
+    FigureCanvasAgg(figure)  # otherwise measuring each label would create a canvas
     return figure
 
 
@@ -186,16 +193,16 @@ def _frame(ax: Axes) -> None:
 
 
 def _colors(probabilities: Iterable[float]) -> np.ndarray:
-    """[N] -> [N,4]."""
+    """Maps probabilities [N] to RGBA colours [N,4]."""
     from matplotlib import colormaps
 
     return colormaps[PROBABILITY_COLORS](np.asarray(list(probabilities), float))
 
 
 def _every(n: int, ax: Axes, side: str) -> int:
-    """Of n labels side by side along "width" or "height", every how many-th has room."""
+    """Returns k such that every k-th of n labels along "width" or "height" fits."""
     if (figure := ax.get_figure(root=True)) is not None:
-        figure.draw_without_rendering()  # only then is it known how large the axes will be
+        figure.draw_without_rendering()  # computes the axes' size
     return max(1, math.ceil(n * _line_pixels(ax) / getattr(ax.get_window_extent(), side)))
 
 
@@ -204,9 +211,9 @@ def _line_pixels(ax: Axes) -> float:
 
 
 def _draw(ax: Axes, items: list[Timed], bottom: float, top: float, shade: bool) -> None:
-    """Over what `ax` shows between bottom and top: a bar for each item, its label above, in lanes so that none overlap.
+    """Draws a bar per item above the plot between bottom and top, and labels above in lanes without overlap.
 
-    shade: colours the picture below, too; otherwise thin lines mark the begins and ends.
+    shade: also colours the plot below; otherwise thin lines mark starts and ends.
     """
     left_s, right_s = ax.get_xlim()
     items = [item for item in items if item.start < right_s and item.end > left_s]
@@ -236,10 +243,10 @@ def _draw(ax: Axes, items: list[Timed], bottom: float, top: float, shade: bool) 
 
 
 def _lanes(ax: Axes, items: list[Timed], n_lanes: int) -> list[tuple[int, Any, float]]:
-    """Writes the items' labels -> for each that has room (lane, from the lowest up; the label; where its item is)."""
+    """Draws the labels that fit; returns (lane from the bottom, label, middle of its item in s) of each."""
     left_s, right_s = ax.get_xlim()
     extent, family = ax.get_window_extent(), _family(item.text for item in items)
-    seconds = (right_s - left_s) / extent.width  # of a pixel
+    seconds = (right_s - left_s) / extent.width  # per pixel
     place: dict[str, Any] = {
         "ha": "center",
         "va": "center",
@@ -267,14 +274,14 @@ def _lanes(ax: Axes, items: list[Timed], n_lanes: int) -> list[tuple[int, Any, f
 
 
 def _literal(text: str) -> str:
-    """Dollars are no mathematics."""
+    """Escapes dollar signs, which matplotlib would read as mathematics."""
     return text.replace("$", r"\$")
 
 
 def _family(texts: Iterable[str]) -> list[str]:
-    """Names of installed fonts that together have all letters of the texts, matplotlib's own first.
+    """Returns installed fonts that together cover all characters of the texts, matplotlib's default first.
 
-    Warns where no font has some of them.
+    Warns about characters that no font has.
     """
     from matplotlib import font_manager as fonts
 
@@ -295,14 +302,14 @@ def _family(texts: Iterable[str]) -> list[str]:
             missing -= found
     if missing:
         letters = "".join(sorted(map(chr, missing))[:10])
-        warnings.warn(f"no installed font has {letters!r}; install one that does, such as Noto Sans", stacklevel=4)
+        warnings.warn(f"no installed font has {letters!r}; install one such as Noto Sans", stacklevel=4)
         family += [font.name for font in fonts.fontManager.ttflist if LAST_RESORT in font.name]
     return family
 
 
 @cache
 def _letters(path: str) -> frozenset[int]:
-    """The code points that a font has."""
+    """Returns a font's code points."""
     from matplotlib.ft2font import FT2Font
 
     return frozenset(FT2Font(path).get_charmap())

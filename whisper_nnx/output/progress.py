@@ -1,4 +1,4 @@
-"""How far long work is: one bar on a terminal, a line a minute elsewhere; and how long recordings state to be."""
+"""Shows progress, a bar on a terminal or a line per minute elsewhere, and reads stated durations of recordings."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ _BAR = "{percentage:3.0f}%|{bar}| {done} / {whole} [{elapsed}<{remaining}, {spee
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, and hours where there are any: 2:05, 1:00:00."""
+    """Formats seconds as minutes and seconds, with hours if not zero: 2:05, 1:00:00."""
     whole_s = round(seconds)
     hours, minutes, rest_s = whole_s // 3600, whole_s // 60 % 60, whole_s % 60
     return f"{hours}:{minutes:02d}:{rest_s:02d}" if hours else f"{minutes}:{rest_s:02d}"
 
 
 class Bar:
-    """Shows on stderr how much of a whole is done, how fast, and how long the rest will take. A context.
+    """Context manager that shows progress, speed and remaining time on stderr.
 
-    whole, start: in units. show: a number of units as text. speed: units per second as text. line_start: before each
-    line where stderr is no terminal.
+    Args:
+      whole: total units.
+      show: formats a number of units.
+      speed: formats units per second.
+      start: units done at the start.
+      shown: False shows nothing.
+      line_start: prefix of each line if stderr is not a terminal.
     """
 
     def __init__(
@@ -48,7 +53,7 @@ class Bar:
         self._whole, self._note = whole, ""
         self._started_s = self._line_s = time.monotonic()
         self._in_lines = shown and not _is_terminal()
-        self._last_line: float | None = None  # what was done then
+        self._last_line: float | None = None  # units done at the last line
         self._bar = _make_bar(self) if shown and not self._in_lines else None
 
     def __enter__(self) -> Bar:
@@ -74,7 +79,7 @@ class Bar:
             self._line()
 
     def write(self, line: str, file: Any = None) -> None:
-        """Prints a line, above the bar where there is one."""
+        """Prints a line, above the bar if there is one."""
         if self._bar is None:
             print(line, file=file, flush=True)
         else:
@@ -111,10 +116,10 @@ def _make_bar(shown: Bar) -> Any:
 
 
 class AudioProgress:
-    """Seconds of audio that are done, over all recordings of a call; neither they nor their share ever decrease.
+    """Seconds of audio done over all recordings of a call; neither they nor their share ever decrease.
 
-    stated_s: how long each recording states to be, None where that is not known before it is opened: until then it
-    counts as long as the others on average. Where a length turns out to be longer than stated, the share waits.
+    stated_s: each recording's stated duration, or None if unknown before it is opened; until then the average of the
+    others is used. If a recording turns out longer than stated, the share stays constant until progress catches up.
     """
 
     def __init__(self, stated_s: Sequence[float | None]):
@@ -125,18 +130,18 @@ class AudioProgress:
         self._share = 0.0
 
     def set(self, number: int, done_s: float, whole_s: float) -> None:
-        """What is done of a recording, and how long it is. Takes the same time for any number of recordings."""
+        """Updates a recording's progress and duration in constant time."""
         self._done_s += done_s - self._of[number]
         self._known_s += whole_s - self._whole.get(number, 0.0)
         self._of[number], self._whole[number] = done_s, whole_s
         self._unknown.discard(number)
 
     def length_s(self, number: int) -> float:
-        """How long a recording is, as far as that is known; else 0."""
+        """Returns a recording's duration in s, or 0 if unknown."""
         return self._whole.get(number, 0.0)
 
     def now(self) -> tuple[float, float]:
-        """Seconds that are done, and all."""
+        """Returns (seconds done, total seconds)."""
         whole_s = self._known_s * (1 + len(self._unknown) / max(1, len(self._whole)))
         if whole_s > 0:
             self._share = max(self._share, self._done_s / whole_s)
@@ -144,9 +149,12 @@ class AudioProgress:
 
 
 def stated_duration_s(source: Any, sampling_rate: float | None = None, track: int | None = None) -> float | None:
-    """How long a recording is, by its header or its number of samples: nothing is decoded. None where that is open.
+    """Returns a recording's duration in s from its header or number of samples, without decoding; None if unknown.
 
-    track: which of a file's audio streams. A file that cannot be read is of length None, too: reading it says why.
+    Args:
+      source: what `load_audio` takes. A file that cannot be read gives None; loading it reports the error.
+      sampling_rate: of an array, in Hz.
+      track: index of the file's audio stream.
     """
     source, sampling_rate = unwrapped(source, sampling_rate)
     if hasattr(source, "__array__"):
@@ -157,9 +165,9 @@ def stated_duration_s(source: Any, sampling_rate: float | None = None, track: in
         if isinstance(source, str | os.PathLike) and source != "-" and stat.S_ISREG(os.stat(source).st_mode):
             with open(source, "rb") as file:
                 return _container_s(file, track)
-    except Exception:  # whatever it is, reading the recording says so
+    except Exception:  # loading the recording will report it
         pass
-    return None  # also of pipes, which can be read only once
+    return None  # also for pipes, which can be read only once
 
 
 def _container_s(file: BinaryIO, track: int | None) -> float | None:
@@ -172,7 +180,7 @@ def _container_s(file: BinaryIO, track: int | None) -> float | None:
 
 
 def unwrapped(source: Any, sampling_rate: Any = None) -> tuple[Any, Any]:
-    """What a dictionary or a pair with a rate holds, without reading it; and the rate."""
+    """Returns the array or file inside a dictionary or a pair, without reading it, and the sampling rate."""
     while True:
         if isinstance(source, Mapping):
             sampling_rate = source.get("sampling_rate", sampling_rate)

@@ -1,4 +1,4 @@
-"""What a transcription is: plain dictionaries, with the keys of openai-whisper; others are there when asked for."""
+"""Transcription results: plain dictionaries with openai-whisper's keys, plus optional ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NotRequired, TypedDict
 
 
 class Word(TypedDict):
-    """A word with the space before it, its start and end in s, and its probability: how confident the model is."""
+    """A word with its leading space, its start and end in s, and its probability."""
 
     word: str
     start: float
@@ -15,7 +15,7 @@ class Word(TypedDict):
 
 
 class TokenDetails(TypedDict):
-    """A token, its log-probability after the filters, start and end in s; a timestamp's are the time it names."""
+    """A token, its log-probability after the logit rules, start and end in s (a timestamp's are its value)."""
 
     id: int
     text: str
@@ -25,12 +25,11 @@ class TokenDetails(TypedDict):
 
 
 class Segment(TypedDict):
-    """A stretch of speech. seek: the 10 ms frame where its window began; start, end: s from the recording's begin.
+    """Timed text. seek: first 10 ms frame of its window; start, end: s from the start of the recording.
 
-    avg_logprob, compression_ratio, no_speech_prob and temperature are those of the whole window.
-    words: with word_timestamps; token_details, one for each of tokens: with token_timestamps; language: with
-    multilingual; speaker, "0" (left channel), "1" (right) or "?": with diarize; speaker_turn: with tinydiarize, where
-    somebody else speaks after it.
+    avg_logprob, compression_ratio, no_speech_prob and temperature are those of the whole window. Optional keys: words
+    with word_timestamps; token_details, one per token, with token_timestamps; language with multilingual; speaker, "0"
+    (left channel), "1" (right) or "?", with diarize; speaker_turn, if the speaker changes after it, with tinydiarize.
     """
 
     id: int
@@ -51,7 +50,7 @@ class Segment(TypedDict):
 
 
 class Candidate(TypedDict):
-    """One way to hear a window."""
+    """One candidate text of a window."""
 
     text: str
     tokens: list[int]
@@ -59,14 +58,14 @@ class Candidate(TypedDict):
 
 
 class WindowAlternatives(TypedDict):
-    """The n best candidates of the window that begins at frame `seek`, the chosen one first."""
+    """The n best candidates of the window that starts at frame `seek`, the chosen one first."""
 
     seek: int
     candidates: list[Candidate]
 
 
 class Transcript(TypedDict):
-    """The whole text, its segments, and the code of the spoken language; alternatives: with n_best."""
+    """The whole text, its segments and the language code; alternatives with n_best."""
 
     text: str
     segments: list[Segment]

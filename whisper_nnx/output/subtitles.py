@@ -1,4 +1,4 @@
-"""What a transcript shows on the screen, and when: the cues that the subtitle formats share."""
+"""Splits transcripts into timed cues, shared by all subtitle formats."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-Result = Mapping[str, Any]  # a Transcript, or what was read back from its json
+Result = Mapping[str, Any]  # a Transcript, or one read back from JSON
 Segment = Mapping[str, Any]
 Cue = tuple[float, float, str]  # start, end in s; text
 
-SPEAKER, TURN = "(speaker {}) ", " [SPEAKER_TURN]"  # before and behind a text, as in whisper.cpp
-_SHORTEST_S = 0.04  # of what has no length: one picture of a film
-_PAUSE_S = 3.0  # between the starts of two words: a new cue begins, where lines are limited
-_UNLIMITED = 1000  # characters of a line, words of a cue
+SPEAKER, TURN = "(speaker {}) ", " [SPEAKER_TURN]"  # before and after a text, as in whisper.cpp
+_SHORTEST_S = 0.04  # of zero-length spans: one frame of a film
+_PAUSE_S = 3.0  # between the starts of two words; longer pauses start a new cue if lines are limited
+_UNLIMITED = 1000  # characters per line, words per cue
 
 
 @dataclass(frozen=True)
 class SubtitleOptions:
-    """How texts become cues: one per segment or, where there are words or tokens, by what is asked for.
+    """How segments are split into cues; by default one cue per segment.
 
-    max_line_width: characters after which a line breaks. max_line_count: lines after which a new cue begins; together
-      with max_line_width, cues then follow the pauses of speech, not the segments.
-    max_words_per_line: words after which a new cue begins, unless cues go by lines.
-    max_len: characters that a cue of one line may have, cut between tokens (which needs token_timestamps) or, with
-      split_on_word, between words (word_timestamps); what is longer by itself has a cue of its own.
+    max_line_width: characters after which a line breaks. max_line_count: lines after which a new cue starts; together
+      with max_line_width, cues follow pauses of speech instead of segments.
+    max_words_per_line: words after which a new cue starts; ignored if both line limits are set.
+    max_len: characters of a one-line cue, split between tokens (needs token_timestamps) or, with split_on_word,
+      between words (needs word_timestamps); a longer token or word has a cue of its own.
     highlight_words: one cue per word, underlined with <u>, and one for each gap between words.
 
-    None and 0 mean no limit; the marks of speakers are not counted. Raises ValueError for negative limits, and for
-    max_len beside the other three. Sources: openai-whisper's SubtitlesWriter; for max_len, whisper.cpp.
+    None and 0 mean no limit; speaker labels do not count. Raises ValueError for negative limits, and for max_len
+    combined with the other three. Sources: openai-whisper's SubtitlesWriter; for max_len, whisper.cpp.
     """
 
     highlight_words: bool = False
@@ -47,15 +47,15 @@ class SubtitleOptions:
         lines = [name for name in ("max_line_width", "max_line_count", "max_words_per_line") if getattr(self, name)]
         if self.max_len and lines:
             limit = f"{lines[0]}={getattr(self, lines[0])}"
-            raise ValueError(f"max_len={self.max_len} and {limit} cut cues by different rules; drop one of them")
+            raise ValueError(f"max_len={self.max_len} and {limit} split cues by different rules; drop one of them")
         if self.split_on_word and not self.max_len:
-            raise ValueError("split_on_word=True says where max_len cuts; give max_len too")
+            raise ValueError("split_on_word=True changes where max_len splits; give max_len too")
         if self.highlight_words and self.max_len and not self.split_on_word:
             raise ValueError(f"highlight_words with max_len={self.max_len} needs whole words; set split_on_word=True")
 
 
 class Piece(NamedTuple):
-    """A stretch of text and when it is spoken, in s; by whom, and whether another one goes on after it."""
+    """Timed text (s), its speaker, and whether the speaker changes after it."""
 
     start_s: float
     end_s: float
@@ -64,25 +64,30 @@ class Piece(NamedTuple):
     turn: bool = False
 
 
-def spoken_text(segment: Segment) -> str:
-    """A segment's text with the marks of who speaks, where that is known."""
-    return marked(segment["text"].strip(), _of_segment(segment, [(0.0, 0.0, "")]))
+def text_with_speaker(segment: Segment) -> str:
+    """Returns a segment's text with speaker labels, if known."""
+    return with_speaker(segment["text"].strip(), _of_segment(segment, [(0.0, 0.0, "")]))
 
 
-def marked(text: str, pieces: Sequence[Piece], mark: str = SPEAKER) -> str:
-    """A cue's text, and who speaks, and whether another one goes on, where that is known."""
-    who = "" if pieces[0].speaker is None else mark.format(pieces[0].speaker)
+def with_speaker(text: str, pieces: Sequence[Piece], label: str = SPEAKER) -> str:
+    """Adds the speaker label and the mark of a speaker change, if known, to a cue's text."""
+    who = "" if pieces[0].speaker is None else label.format(pieces[0].speaker)
     return f"{who}{text}{TURN if pieces[-1].turn else ''}"
 
 
 def subtitle_cues(
     result: Result, *, speaker: str = SPEAKER, escape: Callable[[str], str] = str, **options: Any
 ) -> Iterator[Cue]:
-    """Start and end in s, and text, of each cue, by SubtitleOptions.
+    """Yields (start, end, text) of each cue, in s; no cue is empty or has zero length (see `shown_times`).
 
-    speaker: the mark that says who speaks. escape: what is done to text, but not to marks. Each cue has a text and a
-    length (see `shown_times`). A text has no blank lines and no arrows: both would end it in a file. Raises ValueError
-    as SubtitleOptions does, and where max_len lacks words or tokens.
+    Args:
+      result: a transcript.
+      speaker: format of speaker labels.
+      escape: applied to text but not to labels and tags.
+      **options: fields of SubtitleOptions.
+
+    Raises:
+      ValueError: the options are invalid, or max_len needs words or tokens that the result lacks.
     """
     chosen = SubtitleOptions(**options)
     by_word = chosen.highlight_words and has_words(result)
@@ -90,7 +95,7 @@ def subtitle_cues(
     for found in cue_pieces(result, chosen):
         pieces = [piece._replace(text=escape(piece.text)) for piece in found]
         for start_s, end_s, text in _highlighted(pieces) if by_word else [_joined(pieces)]:
-            lines = re.split(r"[\r\n]+", marked(text, pieces, speaker).replace("-->", "->"))
+            lines = re.split(r"[\r\n]+", with_speaker(text, pieces, speaker).replace("-->", "->"))  # both end a cue
             cues.append((start_s, end_s, "\n".join(filter(str.strip, lines))))
     times = shown_times([(start_s, end_s) for start_s, end_s, _ in cues], 1000)
     for (start, end), (_, _, text) in zip(times, cues, strict=True):
@@ -98,10 +103,10 @@ def subtitle_cues(
 
 
 def shown_times(spans: Sequence[tuple[float, float]], steps: int) -> list[tuple[int, int]]:
-    """Start and end of what is shown, in 1/steps s, each longer than nothing.
+    """Converts spans in s to (start, end) in 1/steps s, each with a positive length.
 
-    What has no length gets some of the gap behind it; where there is none, of what follows or, at the end, precedes it.
-    Spans that overlap, or are not in order, leave each other as they are.
+    A zero-length span takes time from the gap after it, or else from the next span or, at the end, the previous one.
+    Spans that overlap or are out of order do not affect each other.
     """
     times: list[tuple[int, int]] = []
     run: list[tuple[int, int]] = []
@@ -115,12 +120,12 @@ def shown_times(spans: Sequence[tuple[float, float]], steps: int) -> list[tuple[
 
 
 def _with_lengths(run: list[tuple[int, int]], shortest: int) -> list[tuple[int, int]]:
-    """Of spans in order, without overlap."""
+    """Gives each of ordered spans without overlap a positive length."""
     if all(start < end for start, end in run):
         return run
     first, last = run[0][0], run[-1][1]
     needed = [min(end - start, shortest) or shortest for start, end in run]
-    if sum(needed) > last - first:  # too many for their time: all are equally long
+    if sum(needed) > last - first:  # too little time: all get equal lengths
         each = max(1, (last - first) // len(run)) if last > first else shortest
         return [(first + i * each, first + (i + 1) * each) for i in range(len(run))]
     earliest = first
@@ -138,9 +143,9 @@ def _with_lengths(run: list[tuple[int, int]], shortest: int) -> list[tuple[int, 
 
 
 def cue_pieces(result: Result, options: SubtitleOptions) -> Iterator[list[Piece]]:
-    """The words, tokens or whole segment of each cue: their texts, joined, are the cue's, with its line breaks.
+    """Yields the words, tokens or whole segment of each cue; their texts, line breaks included, join to the cue's text.
 
-    Cues without text are left out.
+    Cues without text are skipped.
     """
     segments = result["segments"]
     groups: Iterable[list[Piece]]
@@ -155,8 +160,8 @@ def cue_pieces(result: Result, options: SubtitleOptions) -> Iterator[list[Piece]
     return (group for group in groups if any(piece.text.strip() for piece in group))
 
 
-def spoken_segments(result: Result) -> list[Segment]:
-    """Those that have a text."""
+def segments_with_text(result: Result) -> list[Segment]:
+    """Returns the segments whose text is not blank."""
     return [segment for segment in result["segments"] if segment["text"].strip()]
 
 
@@ -171,33 +176,33 @@ def _whole(segment: Segment) -> Piece:
 
 def _words(segment: Segment) -> list[Piece]:
     if "words" not in segment:
-        raise ValueError("max_len with split_on_word=True cuts between words; transcribe with word_timestamps=True")
+        raise ValueError("max_len with split_on_word=True splits between words; transcribe with word_timestamps=True")
     return _of_segment(segment, [(word["start"], word["end"], word["word"]) for word in segment["words"]])
 
 
 def _tokens(segment: Segment) -> list[Piece]:
-    """The text, cut where tokens begin. What several tokens spell together stays whole; timestamps have no text."""
+    """Splits the text at token starts. Characters spelled by several tokens stay whole; timestamps have no text."""
     text, at = segment["text"], 0
     if text and "token_details" not in segment:
         raise ValueError(
-            "max_len cuts between tokens; transcribe with token_timestamps=True, or with word_timestamps=True and "
+            "max_len splits between tokens; transcribe with token_timestamps=True, or with word_timestamps=True and "
             "set split_on_word=True"
         )
     pieces: list[Cue] = []
-    unspelled: list[Mapping[str, Any]] = []  # tokens that hold parts of characters
+    partial: list[Mapping[str, Any]] = []  # tokens with part of a character
     end = {"text": "", "start": segment["end"], "end": segment["end"]}
     for token in [*segment.get("token_details", []), end]:
         found = len(text) if token is end else text.find(token["text"], at)
         if found < 0:
             if "\ufffd" in token["text"]:
-                unspelled.append(token)
+                partial.append(token)
             continue
         if found > at:
-            spelling = unspelled or [token]
+            spelling = partial or [token]
             pieces.append((spelling[0]["start"], spelling[-1]["end"], text[at:found]))
         if token["text"]:
             pieces.append((token["start"], token["end"], token["text"]))
-        at, unspelled = found + len(token["text"]), []
+        at, partial = found + len(token["text"]), []
     return _of_segment(segment, pieces)
 
 
@@ -229,9 +234,9 @@ def _groups_by_lines(
     for segment in segments:
         for index, word in enumerate(_words(segment)):
             text = word.text
-            other_voice = bool(group) and (group[-1].turn or group[-1].speaker != word.speaker)
+            speaker_change = bool(group) and (group[-1].turn or group[-1].speaker != word.speaker)
             by_number = bool(group) and keep_segments and index % (words_per_cue or _UNLIMITED) == 0
-            new_cue = other_voice or by_number
+            new_cue = speaker_change or by_number
             pause = not keep_segments and word.start_s - previous_start_s > _PAUSE_S
             if width > 0 and width + len(text) <= (line_width or _UNLIMITED) and not (pause or new_cue):
                 width += len(text)
@@ -256,7 +261,7 @@ def _joined(pieces: list[Piece]) -> Cue:
 
 
 def _highlighted(words: list[Piece]) -> Iterator[Cue]:
-    """The same text over and over: each word underlined while it is spoken, none between two words."""
+    """Repeats the text with each word underlined while it is spoken, and with none between words."""
     texts = [word.text for word in words]
     shown_until_s = words[0].start_s
     for i, (start_s, end_s, text, *_) in enumerate(words):

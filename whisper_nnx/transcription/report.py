@@ -12,7 +12,7 @@ from whisper_nnx.audio.loading import FRAMES_PER_SECOND
 from whisper_nnx.output.colors import colored
 from whisper_nnx.output.progress import AudioProgress, Bar, clock, stated_duration_s, unwrapped
 from whisper_nnx.output.results import Segment
-from whisper_nnx.output.subtitles import spoken_text
+from whisper_nnx.output.subtitles import text_with_speaker
 from whisper_nnx.output.writers import format_timestamp
 from whisper_nnx.text.languages import LANGUAGES
 
@@ -111,10 +111,10 @@ class Report:
     def _shown(self, segment: Segment) -> str:
         text = segment["text"]
         if not self._colors:
-            return text[: len(text) - len(text.lstrip())] + spoken_text(segment)
+            return text[: len(text) - len(text.lstrip())] + text_with_speaker(segment)
         words = [(word["word"], word["probability"]) for word in segment.get("words", [])]
         words = words or [(text, math.exp(segment["avg_logprob"]))]
-        return spoken_text({**segment, "text": "".join(colored(*word) for word in words)})
+        return text_with_speaker({**segment, "text": "".join(colored(*word) for word in words)})
 
 
 def _speed(rate: float) -> str:
