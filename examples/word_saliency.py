@@ -43,23 +43,22 @@ args = parser.parse_args()
 model = load_model(args.checkpoint)
 audio = load_audio(args.audio)[: int(16_000 * min(args.seconds, 30))]
 mel = log_mel_spectrogram(audio, model.config.num_mel_bins, padding=480_000)[:, :3000]  # silence fills the window
-said = decode(model, mel, without_timestamps=True)
+decoded = decode(model, mel, without_timestamps=True)
 tokenizer = model.tokenizer
-start_ids = tokenizer.sot_sequence(said.language, timestamps=False)
-ids = jnp.array([*start_ids, *said.tokens])
+start_ids = tokenizer.sot_sequence(decoded.language, timestamps=False)
+ids = jnp.array([*start_ids, *decoded.tokens])
 
 # Which of the tokens make which word, and when it was spoken.
 cross, positions = encode_windows(model, mel[None]).cross, len(audio) // 320  # of 20 ms
-[(begins_s, probabilities)] = align_tokens(
-    model.decoder, cross, model.config, [start_ids], [said.tokens], tokenizer.special.eot, [positions]
-)
-words = words_from_tokens(tokenizer, said.tokens, begins_s, probabilities, said.language)
+texts = {"starts": [start_ids], "texts": [decoded.tokens], "positions": [positions]}
+[(begins_s, probabilities)] = align_tokens(model.decoder, cross, model.config, **texts, eot=tokenizer.special.eot)
+words = words_from_tokens(tokenizer, decoded.tokens, begins_s, probabilities, decoded.language)
 ends = np.cumsum([len(start_ids), *(len(word.tokens) for word in words)])
 found = [(word.word.strip(), word, first, end) for word, (first, end) in zip(words, pairwise(ends), strict=True)]
 named = [entry for entry in found if not args.words or entry[0].lower() in args.words]
 shown = [entry for entry in named if any(map(str.isalnum, entry[0]))]  # without the punctuation
 if not shown:
-    parser.error(f"none of these words is heard in the first {args.seconds:g} s, only: {said.text!r}")
+    parser.error(f"none of these words is heard in the first {args.seconds:g} s, only: {decoded.text!r}")
 
 figure = Figure(figsize=(10, 1.2 * len(shown) + 0.5), layout="constrained")
 rows = figure.subplots(len(shown), sharex=True, squeeze=False)[:, 0]

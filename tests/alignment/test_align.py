@@ -14,7 +14,7 @@ from whisper_nnx.alignment.pieces import quiet_cuts
 from whisper_nnx.output.writers import to_srt
 from whisper_nnx.text.words import normalised
 
-NEVER_SAID = ["Please", "call", "me", "tomorrow", "morning."]
+NEVER_SPOKEN = ["Please", "call", "me", "tomorrow", "morning."]
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def model(digits):
 
 def truth(shared: Path, name: str) -> tuple[Path, list[dict], str]:
     """A recording, its words with their times, its language."""
-    told = json.loads((shared / "audio" / f"{name}.words.json").read_text())
-    return shared / "audio" / told["recording"], told["words"], told["language"]
+    stored = json.loads((shared / "audio" / f"{name}.words.json").read_text())
+    return shared / "audio" / stored["recording"], stored["words"], stored["language"]
 
 
 def boundary_errors(words: list[dict], true_words: list[dict]) -> np.ndarray:
@@ -48,10 +48,10 @@ def test_word_times_of_a_known_text_are_at_least_as_good_as_a_transcripts(name, 
     times = [word[key] for word in spoken for key in ("start", "end")]
     assert times == sorted(times)
     transcript = transcribe(model, path, word_timestamps=True, temperature=0.0, language=language)
-    heard = [word for segment in transcript["segments"] for word in segment["words"]]
+    recognized = [word for segment in transcript["segments"] for word in segment["words"]]
     errors = boundary_errors(aligned["words"], words)
-    assert len(errors) >= len(boundary_errors(heard, words))
-    assert np.median(errors) <= np.median(boundary_errors(heard, words))
+    assert len(errors) >= len(boundary_errors(recognized, words))
+    assert np.median(errors) <= np.median(boundary_errors(recognized, words))
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +59,20 @@ def with_a_lie(model, shared):
     """A recording's true words, and the alignment of a text with a sentence that it never says."""
     path, words, language = truth(shared, "en_mixed_75s")
     texts = [word["word"] for word in words]
-    return words, align(model, path, " ".join([*texts[:30], *NEVER_SAID, *texts[30:]]), language=language)
+    return words, align(model, path, " ".join([*texts[:30], *NEVER_SPOKEN, *texts[30:]]), language=language)
 
 
-def test_a_sentence_that_was_never_said_is_reported_and_hardly_anything_else(with_a_lie):
+def test_a_sentence_that_was_never_spoken_is_reported_and_hardly_anything_else(with_a_lie):
     words, aligned = with_a_lie
     lie = aligned["words"][30:35]
     assert [(word["start"], word["end"]) for word in lie] == [(None, None)] * 5
-    assert any(" ".join(NEVER_SAID) in stretch for stretch in aligned["unspoken"])
+    assert any(" ".join(NEVER_SPOKEN) in stretch for stretch in aligned["unspoken"])
     others = [*aligned["words"][:30], *aligned["words"][35:]]
     assert sum(word["start"] is None for word in others) <= 0.03 * len(words)
     assert np.median(boundary_errors(others, words)) < 0.25
 
 
-def test_segments_hold_what_was_said_and_can_be_written(with_a_lie):
+def test_segments_contain_the_spoken_words_and_can_be_written(with_a_lie):
     _, aligned = with_a_lie
     spoken = [word for word in aligned["words"] if word["start"] is not None]
     assert [word for segment in aligned["segments"] for word in segment["words"]] == spoken
@@ -83,7 +83,7 @@ def test_segments_hold_what_was_said_and_can_be_written(with_a_lie):
 
 
 @pytest.mark.filterwarnings("ignore:.*digital silence")
-def test_nothing_is_said_in_silence(model, shared):
+def test_nothing_is_spoken_in_silence(model, shared):
     aligned = align(model, shared / "audio" / "silence_12s.flac", "one two three", language="en")
     assert aligned["unspoken"] == ["one two three"]
     assert aligned["segments"] == []

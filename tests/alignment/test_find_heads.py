@@ -1,4 +1,4 @@
-"""Attention heads that follow the sound: found by measurement."""
+"""Attention heads that follow the audio: found by measurement."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tests.small import small_model
 from whisper_nnx import load_model
 from whisper_nnx.alignment.align import Reader
 from whisper_nnx.alignment.find_heads import find_alignment_heads
-from whisper_nnx.alignment.pieces import hear
+from whisper_nnx.alignment.pieces import transcribe_pieces
 from whisper_nnx.audio.loading import load_audio
 from whisper_nnx.timing.alignment_heads import Heads
 from whisper_nnx.timing.token_times import align_tokens
@@ -28,9 +28,10 @@ def model(digits):
 @pytest.fixture(scope="module")
 def recordings(shared) -> list[tuple]:
     """(audio, text, words with their times)."""
-    told = [json.loads((shared / "audio" / f"{name}.words.json").read_text()) for name in NAMES]
+    stored = [json.loads((shared / "audio" / f"{name}.words.json").read_text()) for name in NAMES]
     return [
-        (shared / "audio" / it["recording"], " ".join(word["word"] for word in it["words"]), it["words"]) for it in told
+        (shared / "audio" / it["recording"], " ".join(word["word"] for word in it["words"]), it["words"])
+        for it in stored
     ]
 
 
@@ -39,16 +40,17 @@ def median_error_s(model, recordings) -> Callable[[Heads], float]:
     """Of word boundaries, as a transcript with the right words would have them."""
     tokenizer, prepared = model.tokenizer, []
     for path, text, words in recordings:
-        pieces = hear(model, load_audio(path), "en", "transcribe", 1)
+        pieces = transcribe_pieces(model, load_audio(path), "en", "transcribe", 1)
         reader = Reader(model, pieces, [" " + word for word in text.split()], "transcribe", 1)
-        spelled, _, _ = reader.heard_as(np.arange(len(words)))
+        spelled, _, _ = reader.spellings(np.arange(len(words)))
         ids = [token for word in spelled for token in tokenizer.encode(word)]
         prepared.append((reader.cross([0]), ids, [len(pieces[0].pauses)], words))
 
     def measure(heads: Heads) -> float:
         start, eot, errors = tokenizer.sot_sequence("en", timestamps=False), tokenizer.special.eot, []
         for cross, ids, positions, words in prepared:
-            [times] = align_tokens(model.decoder, cross, model.config, [start], [ids], eot, positions, heads=heads)
+            text = {"starts": [start], "texts": [ids], "positions": positions, "eot": eot}
+            [times] = align_tokens(model.decoder, cross, model.config, **text, heads=heads)
             timed = [w for w in words_from_tokens(tokenizer, ids, *times, "en") if w.word.strip() not in ".,?!"]
             errors += [(w.start - t["start"], w.end - t["end"]) for w, t in zip(timed, words, strict=True)]
         return float(np.median(np.abs(errors)))
@@ -74,7 +76,7 @@ def test_heads_are_found_in_their_order_of_merit(model, recordings):
     assert find_alignment_heads(model, recordings[-1:], n=5, language="en")[:2] == few
 
 
-def test_recordings_that_tell_nothing_are_refused():
+def test_recordings_that_cannot_rank_heads_are_refused():
     small = small_model()
     audio = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
     with pytest.raises(ValueError, match="n=9 heads, but the decoder has 4"):

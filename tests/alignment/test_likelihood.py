@@ -6,7 +6,7 @@ import pytest
 from tests.small import quick_compilation, small_model  # noqa: F401
 from whisper_nnx.alignment.align import Reader, align
 from whisper_nnx.alignment.likelihood import score
-from whisper_nnx.alignment.pieces import Heard, hear
+from whisper_nnx.alignment.pieces import RecognizedWord, transcribe_pieces
 from whisper_nnx.timing.word_times import word_heads
 
 
@@ -58,14 +58,16 @@ def test_a_text_beyond_the_context_is_read_as_far_as_it_fits(small):
 
 
 def test_pieces_read_together_are_read_as_one_by_one(small):
-    """As random weights hear nonsense, the words that were heard are made up."""
-    alone, together = (hear(small, noise(40_000), "de", "transcribe", size) for size in (1, 2))
+    """As random weights recognize nonsense, the recognized words are made up."""
+    alone, together = (transcribe_pieces(small, noise(40_000), "de", "transcribe", size) for size in (1, 2))
     assert len(alone) == 3
-    assert [(piece.start_frame, piece.heard) for piece in alone] == [(p.start_frame, p.heard) for p in together]
+    assert [(piece.start_frame, piece.recognized) for piece in alone] == [
+        (p.start_frame, p.recognized) for p in together
+    ]
     words = [" one", " two", " and", " the", " two", " one", " two,", " one", " and."]
     for pieces in (alone, together):
         for i, piece in enumerate(pieces):
-            piece.heard = [Heard(word, 0.1, 0.4) for word in words[3 * i : 3 * i + 3]]
+            piece.recognized = [RecognizedWord(word, 0.1, 0.4) for word in words[3 * i : 3 * i + 3]]
     timed = []
     for size, pieces in ((1, alone), (2, together)):
         reader = Reader(small, pieces, [*words[:4], " never", *words[4:]], "transcribe", size)

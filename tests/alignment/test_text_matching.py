@@ -1,4 +1,4 @@
-"""Words of a known text, found among those that were heard."""
+"""Words of a known text, found among the recognized ones."""
 
 import time
 
@@ -46,9 +46,9 @@ def test_thousands_of_words_are_matched_in_seconds():
     random = np.random.default_rng(0)
     vocabulary = ["".join(random.choice(list("abcdefghij"), 6)) for _ in range(1500)]
     text = [vocabulary[i] for i in random.integers(0, 1500, 4000)]
-    heard = [word for word in text if random.random() > 0.1]
+    recognized = [word for word in text if random.random() > 0.1]
     begin = time.perf_counter()
-    found = match(text, heard)
+    found = match(text, recognized)
     assert time.perf_counter() - begin < 10
     assert found.same.mean() > 0.89
 
@@ -66,7 +66,7 @@ def test_languages_without_spaces_are_cut_into_characters():
     assert [word.text for word in found] == ["你", "好，", "世", "界。"]
 
 
-def test_a_word_is_written_as_the_one_heard_in_its_place():
+def test_a_word_is_spelled_as_the_one_recognized_in_its_place():
     assert spelled_as(" seven", " Seven.") == " Seven."
     assert spelled_as(" nine", " Five,") == " Nine,"
     assert spelled_as(" Nine!", " five") == " nine"
@@ -77,10 +77,10 @@ def test_a_word_is_written_as_the_one_heard_in_its_place():
 
 def likelihoods(n: int, lacking: set[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of a window that says n words but for those that are lacking: each but the next one is unlikely."""
-    said = [i for i in range(n) if i not in lacking]
+    spoken = [i for i in range(n) if i not in lacking]
     first, end = np.full((n + 1, n), -9.0), np.full(n + 1, -9.0)
     for i in range(n + 1):
-        following = [j for j in said if j >= i]
+        following = [j for j in spoken if j >= i]
         if following:
             first[i, following[0]] = -0.1
         else:
@@ -90,8 +90,8 @@ def likelihoods(n: int, lacking: set[int]) -> tuple[np.ndarray, np.ndarray, np.n
 
 def test_words_that_a_window_does_not_say_are_left_out():
     for lacking in (set(), {0, 1, 2}, {3, 4, 5}, {7, 8, 9}):
-        heard = np.array([i not in lacking for i in range(10)])
-        read = spoken_words(*likelihoods(10, lacking), heard)
+        recognized = np.array([i not in lacking for i in range(10)])
+        read = spoken_words(*likelihoods(10, lacking), recognized)
         assert {i for i in range(10) if np.isinf(read[i])} == lacking
 
 
@@ -104,9 +104,9 @@ def test_a_word_that_is_merely_unlikely_is_kept():
 def test_what_a_neighbour_may_say_is_left_out_at_no_cost():
     """One word alone would not be worth a gap."""
     lacking = {0, 5}
-    heard = np.array([i not in lacking for i in range(6)])
+    recognized = np.array([i not in lacking for i in range(6)])
     first, rest, end = likelihoods(6, lacking)
     first[first == -9.0], end[end == -9.0] = -4.0, -4.0
-    assert np.isfinite(spoken_words(first, rest, end, heard)).all()
-    read = spoken_words(first, rest, end, heard, before=1, after=1)
+    assert np.isfinite(spoken_words(first, rest, end, recognized)).all()
+    read = spoken_words(first, rest, end, recognized, before=1, after=1)
     assert {i for i in range(6) if np.isinf(read[i])} == lacking

@@ -1,4 +1,4 @@
-"""Error rates, word times, and how an evaluation is told: relations that hold for all texts, and examples by hand."""
+"""Error rates, word times, and reports of an evaluation: relations that hold for all texts, and examples by hand."""
 
 import json
 from html.parser import HTMLParser
@@ -121,8 +121,8 @@ def test_words_are_matched_as_they_are_normalized_each_alone() -> None:
 
 def test_without_spaces_times_are_compared_where_both_have_a_boundary() -> None:
     truth = [TimedWord("你好", 0.0, 1.0), TimedWord("世界", 1.0, 2.0)]
-    heard = [TimedWord("你", 0.25, 0.5), TimedWord("好", 0.5, 0.75), TimedWord("世界", 1.5, 2.5)]
-    assert time_errors(truth, heard, "zh") == TimeErrors((0.25, 0.5), (-0.25, 0.5), 2)
+    found = [TimedWord("你", 0.25, 0.5), TimedWord("好", 0.5, 0.75), TimedWord("世界", 1.5, 2.5)]
+    assert time_errors(truth, found, "zh") == TimeErrors((0.25, 0.5), (-0.25, 0.5), 2)
 
 
 def test_spread_is_of_absolute_errors_of_all_that_was_added() -> None:
@@ -165,13 +165,13 @@ def test_speed_leaves_compilation_apart() -> None:
 
 
 def test_json_has_every_row_and_no_number_that_json_lacks() -> None:
-    told = json.loads(json.dumps(EVALUATION.to_dict(), allow_nan=False))
-    assert [entry["name"] for entry in told["rows"]] == [result.name for result in ROWS]
-    assert told["summary"]["wer"] == EVALUATION.wer
-    assert told["summary"]["language"] == {"guessed": 2, "right": 1}
-    assert told["rows"][2]["wer"] is None
-    assert told["rows"][3]["error"] == "holds <no> sound"
-    assert told["by_language"]["fr"]["insertions"] == ROWS[1].scores.rates.words.insertions
+    report = json.loads(json.dumps(EVALUATION.to_dict(), allow_nan=False))
+    assert [entry["name"] for entry in report["rows"]] == [result.name for result in ROWS]
+    assert report["summary"]["wer"] == EVALUATION.wer
+    assert report["summary"]["language"] == {"guessed": 2, "right": 1}
+    assert report["rows"][2]["wer"] is None
+    assert report["rows"][3]["error"] == "holds <no> sound"
+    assert report["by_language"]["fr"]["insertions"] == ROWS[1].scores.rates.words.insertions
 
 
 def test_columns_of_tables_are_aligned_even_under_wide_letters() -> None:

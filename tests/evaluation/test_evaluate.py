@@ -1,4 +1,4 @@
-"""`evaluate` and its command: what rows are transcribed with, what is told of them, and what is refused."""
+"""`evaluate` and its command: what rows are transcribed with, what is reported of them, and what is refused."""
 
 import importlib
 import json
@@ -37,7 +37,7 @@ def write_wav(path: Path, duration_s: float = 0.5) -> None:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Callable[..., str]:
-    """Writes rows into a manifest, and beside it the sound of those that name any."""
+    """Writes rows into a manifest, and beside it the audio of those that name any."""
 
     def write(*rows: dict[str, Any] | str, name: str = "rows.jsonl") -> str:
         for row in rows:
@@ -53,16 +53,16 @@ def manifest(tmp_path: Path) -> Callable[..., str]:
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """File -> what the model, which is faked, says of it: text, or a transcript, or an exception. "?" is its guess."""
-    texts: dict[str, Any] = {"?": "fr", "told": []}
+    texts: dict[str, Any] = {"?": "fr", "asked": []}
 
     def iter_transcripts(model: str, sources: list[dict[str, Any]], **options: Any) -> Iterator[tuple[int, Any]]:
         texts["options"] = options
         for number, source in reversed(list(enumerate(sources))):
-            texts["told"].insert(0, (source["language"], source["task"]))
-            said = texts.get(Path(source["audio"]).name, "")
-            if isinstance(said, str):
-                said = {"text": f" {said}", "segments": [], "language": source["language"] or texts["?"]}
-            yield number, said
+            texts["asked"].insert(0, (source["language"], source["task"]))
+            text = texts.get(Path(source["audio"]).name, "")
+            if isinstance(text, str):
+                text = {"text": f" {text}", "segments": [], "language": source["language"] or texts["?"]}
+            yield number, text
 
     monkeypatch.setattr(transcribe_module, "iter_transcripts", iter_transcripts)
     monkeypatch.setattr(weight_loader, "load_model", lambda *_, **__: "the model", raising=False)
@@ -104,10 +104,10 @@ def test_errors_are_counted_printed_and_written(run, says, manifest, tmp_path, c
     says |= {"a.wav": "Eins zwei, drei!", "b.wav": "Hello there"}
     rows = manifest(one("a.wav", "eins drei drei", source="x"), one("b.wav", "hello", "en", source="y"))
     assert run("--manifest", rows, "-o", str(tmp_path / "new" / "out")) == 0
-    told = report(tmp_path / "new" / "out")
-    assert (told["summary"]["wer"], told["summary"]["substitutions"], told["summary"]["insertions"]) == (0.5, 1, 1)
-    assert [row["name"] for row in told["rows"]] == ["a.wav", "b.wav"]
-    assert list(told["by_source"]) == ["x", "y"]
+    found = report(tmp_path / "new" / "out")
+    assert (found["summary"]["wer"], found["summary"]["substitutions"], found["summary"]["insertions"]) == (0.5, 1, 1)
+    assert [row["name"] for row in found["rows"]] == ["a.wav", "b.wav"]
+    assert list(found["by_source"]) == ["x", "y"]
     shown = capsys.readouterr()
     assert "a.wav" in shown.out
     assert shown.err == ""
@@ -122,9 +122,9 @@ def test_without_an_output_folder_nothing_is_written(run, says, manifest, tmp_pa
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_rows_keep_their_language_and_task_unless_all_are_told_another(run, says, manifest) -> None:
+def test_rows_keep_their_language_and_task_unless_all_are_given_another(run, says, manifest) -> None:
     rows = manifest(one("a.wav", "eins"), one("b.wav", "two", "es", task="translate"))
-    for options, told in (
+    for options, expected in (
         ((), [("de", "transcribe"), ("es", "translate")]),
         (("--task", "translate"), [("de", "translate"), ("es", "translate")]),
         (("--language", "French"), [("fr", "transcribe"), ("fr", "translate")]),
@@ -133,9 +133,9 @@ def test_rows_keep_their_language_and_task_unless_all_are_told_another(run, says
         (("--language", "Auto", "--allowed_languages", "de,es"), [(None, "transcribe"), (None, "translate")]),
         (("--default_language", "auto"), [("de", "transcribe"), ("es", "translate")]),
     ):
-        says["told"] = []
+        says["asked"] = []
         assert run("--manifest", rows, *options) == 0
-        assert says["told"] == told
+        assert says["asked"] == expected
 
 
 def test_languages_that_the_model_had_to_find_are_counted(run, says, manifest, tmp_path, capsys) -> None:
@@ -149,7 +149,7 @@ def test_languages_that_the_model_had_to_find_are_counted(run, says, manifest, t
 
 def test_an_automatic_language_is_detected_and_counted(says, manifest) -> None:
     summary = evaluate("the model", read_manifest(manifest(one("a.wav", "un", "fr"))).rows, language="auto").summary()
-    assert (says["told"], summary["language"]) == ([(None, "transcribe")], {"guessed": 1, "right": 1})
+    assert (says["asked"], summary["language"]) == ([(None, "transcribe")], {"guessed": 1, "right": 1})
 
 
 def test_languages_written_without_spaces_are_scored_by_characters_and_named(run, says, manifest, capsys) -> None:
@@ -201,14 +201,14 @@ def test_bad_rows_are_named_by_their_line_and_the_others_still_evaluated(run, sa
         "whisper-nnx: 2 of 4 rows cannot be used and are left out",
         f"whisper-nnx: {first}:1: a.wav holds no sound",
     ]
-    told = report(tmp_path / "out")
-    assert (told["summary"]["recordings"], told["summary"]["failed"], told["summary"]["wer"]) == (1, 1, 0.0)
-    assert len(told["about"]["rows_left_out"]) == 2
+    found = report(tmp_path / "out")
+    assert (found["summary"]["recordings"], found["summary"]["failed"], found["summary"]["wer"]) == (1, 1, 0.0)
+    assert len(found["about"]["rows_left_out"]) == 2
 
 
 def test_rows_without_a_language_are_used_where_the_command_names_or_detects_it(run, says, manifest, capsys) -> None:
     rows = manifest(one("a.wav", "eins", ""), one("b.wav", "two", "en"))
-    for options, told in (
+    for options, expected in (
         ((), ["en"]),
         (("--language", "de"), ["de", "de"]),
         (("--default_language", "German"), ["de", "en"]),
@@ -216,9 +216,9 @@ def test_rows_without_a_language_are_used_where_the_command_names_or_detects_it(
         (("--detect_language", "True"), [None, None]),
         (("--language", "auto"), [None, None]),
     ):
-        says["told"] = []
+        says["asked"] = []
         assert run("--manifest", rows, *options) == int(not options)
-        assert [language for language, _ in says["told"]] == told
+        assert [language for language, _ in says["asked"]] == expected
     assert f"{rows}:1: has no language" in capsys.readouterr().err
 
 
@@ -255,8 +255,8 @@ def test_a_text_that_a_normalizer_fails_on_ends_no_evaluation(says, manifest) ->
 
 
 def test_word_times_are_compared_where_both_sides_have_them(says, manifest) -> None:
-    heard = [{"word": " Eins", "start": 0.25, "end": 0.5}, {"word": " zwei.", "start": 0.5, "end": 0.75}]
-    says["a.wav"] = {"text": " Eins zwei.", "segments": [{"words": heard}], "language": "de"}
+    found = [{"word": " Eins", "start": 0.25, "end": 0.5}, {"word": " zwei.", "start": 0.5, "end": 0.75}]
+    says["a.wav"] = {"text": " Eins zwei.", "segments": [{"words": found}], "language": "de"}
     says["b.wav"] = {"text": " Eins.", "segments": [{}], "language": "de"}
     true = [{"word": "eins", "start": 0.0, "end": 0.25}, {"word": "zwei", "start": 0.25, "end": 0.5}]
     rows = read_manifest(manifest(one("a.wav", "eins zwei", words=true), one("b.wav", "eins", words=true[:1]))).rows
@@ -293,11 +293,11 @@ def test_every_option_of_transcribe_is_offered_or_left_out_on_purpose() -> None:
         (("--manifest", "m", "--hallucination_silence_threshold", "1"), "set --word_timestamps True"),
     ],
 )
-def test_wrong_usage_is_told_in_one_line(run, capsys, arguments, complaint) -> None:
+def test_wrong_usage_is_reported_in_one_line(run, capsys, arguments, complaint) -> None:
     assert complaint in refusal(run, capsys, *arguments)
 
 
-def test_what_cannot_be_read_or_written_is_told_in_one_line_before_the_model_is_loaded(
+def test_what_cannot_be_read_or_written_is_reported_in_one_line_before_the_model_is_loaded(
     run, manifest, tmp_path, capsys, monkeypatch
 ) -> None:
     monkeypatch.delattr(weight_loader, "load_model")
@@ -364,8 +364,8 @@ def test_a_real_model_is_evaluated_on_what_it_says_row_by_row_or_together(manife
     together = evaluate(model, rows, batch_size=2, **options)
     assert alone.rows == together.rows
     assert [result.error is None for result in alone.rows] == [True, True, False, False]
-    said = transcribe(model, str(tmp_path / "a.wav"), language="de", **options)["text"]
-    assert alone.rows[0].hypothesis == said.strip()
+    text = transcribe(model, str(tmp_path / "a.wav"), language="de", **options)["text"]
+    assert alone.rows[0].hypothesis == text.strip()
     assert 0 < alone.compile_s < alone.wall_s
     assert alone.total.audio_s == pytest.approx(2.0)
 

@@ -8,6 +8,7 @@ placed within the sound, and emptied ones left out (see `placing`).
 import itertools
 import random
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -20,9 +21,9 @@ import whisper.timing
 from tests.reference.placing import placed
 from whisper_nnx import transcribe
 from whisper_nnx.model.cache import KeysValues
-from whisper_nnx.transcription import batch as batch_module
-from whisper_nnx.transcription import opening
+from whisper_nnx.transcription import opening, row_times, stream
 from whisper_nnx.transcription import recording as recording_module
+from whisper_nnx.transcription.batch import Batch
 from whisper_nnx.transcription.windows import DecodingResult, EncodedWindows
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning", "ignore:.*digital silence")
@@ -155,7 +156,7 @@ def our_transcript(model, invention: Invention, samples: int, options: dict, mon
         said = [invention.decode(*place, o.prompt, o.temperature) for place, o in zip(places, rows, strict=True)]
         return [DecodingResult(None, "en", **one) for one in said]
 
-    def align(decoder, cross, config, starts, texts, eot, positions, **_) -> list:
+    def align(decoder, cross, config, *, texts, **_) -> list:
         places = np.asarray(cross[0].k, int).tolist()
         return [invention.align(*place, text) for place, text in zip(places, texts, strict=True)]
 
@@ -164,8 +165,8 @@ def our_transcript(model, invention: Invention, samples: int, options: dict, mon
         return SimpleNamespace(content_frames=len(waveform) // 160, window=window, fingerprint=fingerprint)
 
     monkeypatch.setattr(opening, "RecordingMel", mel)
-    for name, stand_in in {"encode_windows": encode, "decode_windows": decode, "align_tokens": align}.items():
-        monkeypatch.setattr(batch_module, name, stand_in)
+    monkeypatch.setattr(stream, "Batch", partial(Batch, encode=encode, decode=decode))
+    monkeypatch.setattr(row_times, "align_tokens", align)
     return transcribe(model, np.zeros(samples, np.float32), **options)
 
 

@@ -18,6 +18,7 @@ from whisper_nnx.ops.warping import warp_by_diagonals, warp_in_order
 from whisper_nnx.timing.alignment_heads import alignment_heads, parse_heads
 from whisper_nnx.timing.token_times import (
     BUCKETS,
+    AlignedText,
     align_tokens,
     alignment_matrix,
     bucket,
@@ -141,8 +142,8 @@ def test_texts_of_a_batch_are_aligned_as_each_alone():
 
     def align(rows: list[int]) -> list[tuple[list[float], list[float]]]:
         cross = encode_windows(model, mel[rows]).cross
-        wanted = [texts[row] for row in rows], eot, [positions[row] for row in rows]
-        return align_tokens(model.decoder, cross, model.config, [start] * len(rows), *wanted)
+        own = {"texts": [texts[row] for row in rows], "positions": [positions[row] for row in rows]}
+        return align_tokens(model.decoder, cross, model.config, starts=[start] * len(rows), **own, eot=eot)
 
     together = align([0, 1])
     for row, (begins_s, probs) in enumerate(together):
@@ -167,8 +168,9 @@ def test_the_probability_of_a_token_is_that_among_all_text_with_words_that_a_fin
     tokenizer, eot = model.tokenizer, model.tokenizer.special.eot
     start, text = tokenizer.sot_sequence("de", timestamps=False), tokenizer.encode(" one zebra two")
     assert max(text) > tokenizer.special.timestamp_end
-    arguments = model.decoder, encoded.cross, model.config, [start], [text], eot, [50]
-    [(_, probs)] = align_tokens(*arguments, is_text=text_ids(tokenizer))
+    texts = {"starts": [start], "texts": [text], "positions": [50]}
+    known = {"eot": eot, "is_text": text_ids(tokenizer)}
+    [(_, probs)] = align_tokens(model.decoder, encoded.cross, model.config, **texts, **known)
     ids = jnp.array([[*start, *text]])
     logits = np.asarray(model.decode(ids, encoded.features))[0, len(start) - 1 : -1]
     of_text = np.exp(logits[:, tokenizer.text_tokens(range(tokenizer.vocab_size))]).sum(axis=1)
@@ -185,19 +187,16 @@ def test_rows_lie_where_they_are_expected_and_pauses_take_the_rest(aligner):
     anywhere, early, late = (0, 1e6), (10, 14), (30, 36)
     within = np.array([[anywhere, early, anywhere, late, late, anywhere, anywhere]], np.float32)
     pauses = np.full((1, model.config.max_source_positions), 1.0, np.float32)
-    arguments = (
-        ids,
-        length,
-        rows,
-        np.array([7]),
-        np.array([50]),
-        pauses,
-        np.ones_like(pauses),
-        within,
-        0.5,
-        model.config.alignment_heads,
+    begin = row_begins(
+        model.decoder,
+        encoded.cross,
+        AlignedText(ids, length, rows, n_rows=np.array([7]), positions=np.array([50])),
+        pauses=pauses,
+        speech=np.ones_like(pauses),
+        within=within,
+        distance_cost=0.5,
+        heads=model.config.alignment_heads,
     )
-    begin = row_begins(model.decoder, encoded.cross, *arguments)
     pause, first_token, pause_2, second, third, pause_3, _ = np.asarray(begin)[0].tolist()
     assert pause == 0
     assert 10 <= first_token <= pause_2 <= 14
@@ -225,14 +224,14 @@ def test_heads_may_be_chosen():
     assert alignment_heads(config, [[2, 1], [0, 0]]) == ((0, 0), (2, 1))
     assert alignment_heads(config, parse_heads("2")) == alignment_heads(config, 2)
     assert parse_heads("1:0, 2:1") == ((1, 0), (2, 1))
-    for wrong, told in (
+    for wrong, message in (
         (4, "alignment_heads=4 top layers"),
         (0, "alignment_heads=0"),
         ([(3, 0)], r"\(3, 0\) does not exist"),
         ([(0, 2)], r"\(0, 2\) does not exist"),
         ((), "name at least one"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             alignment_heads(config, wrong)
     for text in ("1.0", "1:0,2", "x", "", "1:0:2"):
         with pytest.raises(ValueError, match="cannot be read; write layer:head"):
@@ -246,4 +245,4 @@ def test_a_text_goes_to_the_smallest_bucket_that_holds_it():
 def test_a_text_beyond_the_context_is_refused():
     model = small_model(decoder_layers=1)
     with pytest.raises(ValueError, match="exceeds the context"):
-        align_tokens(model.decoder, (), model.config, [[1]], [[5] * 999], 0, [10])
+        align_tokens(model.decoder, (), model.config, starts=[[1]], texts=[[5] * 999], positions=[10], eot=0)

@@ -1,4 +1,4 @@
-"""Words timed by short pieces of text and the sound's level."""
+"""Words timed by short pieces of text and the audio's level."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from whisper_nnx.timing.word_times import (
     Heads,
     Layout,
     SpelledWord,
-    pause_likeness,
+    pause_scores,
     retime,
     short_pieces,
     spelled_words,
@@ -66,12 +66,12 @@ def test_quiet_is_like_a_pause_and_speech_is_not_in_any_noise(noise):
     random = np.random.default_rng(0)
     samples = random.normal(0, noise, 48_000)
     samples[16_000:32_000] += random.normal(0, 0.1, 16_000)
-    likeness = pause_likeness(samples, 0, 150)
-    assert likeness[:49].min() > PAUSE
-    assert likeness[51:99].max() < PAUSE
-    assert likeness[101:].min() > PAUSE
-    np.testing.assert_allclose(pause_likeness(samples, 8_000, 60)[26:58], likeness[51:83])
-    assert np.isfinite(pause_likeness(np.zeros(100), 0, 4)).all()
+    scores = pause_scores(samples, 0, 150)
+    assert scores[:49].min() > PAUSE
+    assert scores[51:99].max() < PAUSE
+    assert scores[101:].min() > PAUSE
+    np.testing.assert_allclose(pause_scores(samples, 8_000, 60)[26:58], scores[51:83])
+    assert np.isfinite(pause_scores(np.zeros(100), 0, 4)).all()
 
 
 def test_punctuation_is_timed_with_its_word(tokenizer):
@@ -101,18 +101,18 @@ TEXTS = {
 @pytest.fixture(scope="module")
 def with_pauses(real_tiny_en, real_speech) -> tuple:
     """A model; recordings with silence between; their text; where each starts and ends to speak."""
-    sound, spans = [], []
+    audio, spans = [], []
     for name, silence_s in zip(TEXTS, SILENCES_S, strict=False):
         samples = load_audio(real_speech(name))
         level = np.convolve(np.square(samples), np.full(320, 1 / 320), "same")
         speech = np.flatnonzero(level > 10**-2.5 * np.percentile(level, 95))
         own = samples[speech[0] : speech[-1]]
-        sound.append(np.random.default_rng(0).normal(0, 1e-4, round(silence_s * 16_000)).astype(np.float32))
-        start = sum(map(len, sound)) / 16_000
+        audio.append(np.random.default_rng(0).normal(0, 1e-4, round(silence_s * 16_000)).astype(np.float32))
+        start = sum(map(len, audio)) / 16_000
         spans.append((start, start + len(own) / 16_000))
-        sound.append(own)
-    sound.append(np.zeros(round(SILENCES_S[-1] * 16_000), np.float32))
-    return load_model(str(real_tiny_en)), np.concatenate(sound), spans
+        audio.append(own)
+    audio.append(np.zeros(round(SILENCES_S[-1] * 16_000), np.float32))
+    return load_model(str(real_tiny_en)), np.concatenate(audio), spans
 
 
 def check_pauses(words: list[dict], spans: list[tuple[float, float]]) -> None:
@@ -126,8 +126,8 @@ def check_pauses(words: list[dict], spans: list[tuple[float, float]]) -> None:
 
 @pytest.mark.real
 def test_words_leave_out_the_silence_between_real_recordings(with_pauses):
-    model, sound, spans = with_pauses
-    aligned = align(model, sound, " ".join(TEXTS.values()))
+    model, audio, spans = with_pauses
+    aligned = align(model, audio, " ".join(TEXTS.values()))
     assert aligned["unspoken"] == []
     check_pauses(aligned["words"], spans)
     assert all(0.01 < word["probability"] <= 1 for word in aligned["words"])
@@ -135,11 +135,11 @@ def test_words_leave_out_the_silence_between_real_recordings(with_pauses):
 
 @pytest.mark.real
 def test_refined_words_of_a_transcript_do_too(with_pauses):
-    model, sound, spans = with_pauses
-    transcript = transcribe(model, sound, word_timestamps=True, refine_word_times=True, temperature=0.0)
+    model, audio, spans = with_pauses
+    transcript = transcribe(model, audio, word_timestamps=True, refine_word_times=True, temperature=0.0)
     words = [word for segment in transcript["segments"] for word in segment["words"]]
     check_pauses(words, spans)
-    plain = transcribe(model, sound, word_timestamps=True, temperature=0.0)
+    plain = transcribe(model, audio, word_timestamps=True, temperature=0.0)
     assert [w["word"] for w in words] == [w["word"] for s in plain["segments"] for w in s["words"]]
     for segment in transcript["segments"]:
         assert (segment["start"], segment["end"]) == (segment["words"][0]["start"], segment["words"][-1]["end"])

@@ -59,9 +59,9 @@ def test_segments_without_text_get_an_empty_list_of_words():
 
 
 def test_improbable_short_words_are_an_anomaly_and_ordinary_ones_are_not():
-    said = [(" a", 0.0, 0.3), (" b", 0.3, 0.6), (" c", 0.6, 0.9)]
-    assert not is_anomaly(segment(0.0, 0.9, said))
-    assert is_anomaly(segment(0.0, 0.9, said, probability=0.01))
+    words = [(" a", 0.0, 0.3), (" b", 0.3, 0.6), (" c", 0.6, 0.9)]
+    assert not is_anomaly(segment(0.0, 0.9, words))
+    assert is_anomaly(segment(0.0, 0.9, words, probability=0.01))
     assert is_anomaly(segment(0.0, 9.0, [(" a", 0.0, 9.0)]))
     assert not is_anomaly(segment(0.0, 1.0))
     assert not is_anomaly(None)
@@ -77,7 +77,7 @@ def test_an_anomaly_between_silences_is_found_and_one_in_speech_is_not():
     assert find_hallucination([ordinary, near, close], 0, 3000, 3000, 0.0, 1.0) is None
 
 
-def test_silence_before_a_strange_beginning_is_told():
+def test_silence_before_a_strange_beginning_is_found():
     strange = segment(4.0, 5.0, [(" x", 4.0, 4.01)], probability=0.01)
     assert leading_silence_s([strange], 1.0, 2.0) == 3.0
     assert leading_silence_s([strange], 1.0, 3.5) is None

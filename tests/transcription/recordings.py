@@ -16,7 +16,8 @@ WINDOW, POSITIONS = 100, 50  # a window is a second, a timestamp's step two fram
 
 
 def recording(frames: int = 250, *, context: int = 48, **options: Any) -> Recording:
-    return Recording(TOKENIZER, "de", frames, LongformOptions(**options), WINDOW, POSITIONS, context)
+    window = {"window_frames": WINDOW, "positions": POSITIONS, "context": context}
+    return Recording(TOKENIZER, "de", frames, LongformOptions(**options), **window)
 
 
 def said(*tokens: int | str, temperature: float = 0.0, **more: Any) -> Any:

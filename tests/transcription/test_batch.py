@@ -12,7 +12,6 @@ from tests.small import small_mel, small_model
 from whisper_nnx import load_audio, load_model, transcribe
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model.cache import KeysValues
-from whisper_nnx.transcription import batch as batch_module
 from whisper_nnx.transcription.batch import Batch, Live
 from whisper_nnx.transcription.fallback import FallbackOptions
 from whisper_nnx.transcription.recording import LongformOptions, Recording
@@ -24,23 +23,27 @@ LADDER = FallbackOptions(temperatures=(0.0, 0.4, 0.8))
 class Decoder:
     """Stands in for the decoding of windows: that of recording n passes at its `passes[n]`-th try."""
 
-    def __init__(self, model, passes: list[int], windows: int, monkeypatch: pytest.MonkeyPatch, silent: bool = False):
+    def __init__(self, model, passes: list[int], windows: int, silent: bool = False):
         self.model, self.passes = model, passes
         self.rows_in_memory: int | None = None
         self.encoded: list[int] = []  # numbers of the recordings whose windows were encoded, in order
         self.calls: list[list[tuple[int, int, float, int] | None]] = []  # recording, window, temperature, seed
-        monkeypatch.setattr(batch_module, "encode_windows", self.encode_windows)
-        monkeypatch.setattr(batch_module, "decode_windows", self.decode_windows)
         frames = small_mel().shape[-1]
         self.lives = [
             Live(
-                Recording(model.tokenizer, "de", windows * frames, LongformOptions(initial_prompt="one " * n), frames),
+                Recording(
+                    model.tokenizer,
+                    "de",
+                    windows * frames,
+                    LongformOptions(initial_prompt="one " * n),
+                    window_frames=frames,
+                ),
                 SimpleNamespace(
                     window=lambda start, n, i=n: jnp.array([i, start], jnp.float32),
                     fingerprint=lambda start, n, i=n: 0 if silent else i,
                 ),
                 DecodingOptions(language="de"),
-                LADDER,
+                fallback=LADDER,
                 seed=7,
                 number=n - 1,
             )
@@ -48,11 +51,11 @@ class Decoder:
         ]
         self.tries: dict[tuple[int, int], int] = {}
 
-    def encode_windows(self, model, mel):
+    def encode(self, model, mel):
         self.encoded.append(int(mel[0, 0]) - 1)
         return EncodedWindows(mel, (KeysValues(mel, mel),))
 
-    def decode_windows(self, model, encoded, options, seeds, meanwhile=None):
+    def decode(self, model, encoded, options, seeds, meanwhile=None):
         if self.rows_in_memory is not None and len(options) > self.rows_in_memory:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
         rows, results = [], []
@@ -73,9 +76,13 @@ class Decoder:
             meanwhile()
         return results
 
+    def make_batch(self, size: int) -> Batch:
+        self.batch = Batch(self.model, size, encode=self.encode, decode=self.decode)
+        return self.batch
+
     def run(self, size: int) -> list[int]:
         """Runs all recordings -> their numbers, in the order in which they were done."""
-        self.batch = Batch(self.model, size)
+        self.make_batch(size)
         done = []
         for live, segments in self.batch.run(iter(self.lives)):
             if isinstance(segments, Exception):
@@ -92,8 +99,8 @@ def model():
     return small_model()
 
 
-def test_only_rows_that_failed_are_tried_again_beside_the_first_tries_of_others(model, monkeypatch):
-    decoder = Decoder(model, [1, 3, 1], 2, monkeypatch)
+def test_only_rows_that_failed_are_tried_again_beside_the_first_tries_of_others(model):
+    decoder = Decoder(model, [1, 3, 1], 2)
     assert sorted(decoder.run(size=2)) == [0, 1, 2]
     tried = [(n, start, temperature) for call in decoder.calls for n, start, temperature, _ in filter(None, call)]
     assert len(tried) == len(set(tried)) == 2 + 2 * 3 + 2
@@ -103,17 +110,17 @@ def test_only_rows_that_failed_are_tried_again_beside_the_first_tries_of_others(
     assert {temperature for _, temperature in filter(None, first_row[:3])} == {0.0}
 
 
-def test_the_last_try_stands_even_if_it_fails(model, monkeypatch):
-    decoder = Decoder(model, [9], 1, monkeypatch)
+def test_the_last_try_stands_even_if_it_fails(model):
+    decoder = Decoder(model, [9], 1)
     decoder.run(size=1)
     assert [call[0][2] for call in decoder.calls] == [0.0, 0.4, 0.8]
     assert decoder.lives[0].recording.segments[0]["temperature"] == 0.8
 
 
-def test_seeds_differ_from_try_to_try_and_not_by_company(model, monkeypatch):
-    crowded = Decoder(model, [3, 2, 3], 2, monkeypatch)
+def test_seeds_differ_from_try_to_try_and_not_by_company(model):
+    crowded = Decoder(model, [3, 2, 3], 2)
     crowded.run(size=3)
-    alone = Decoder(model, [3], 2, monkeypatch)
+    alone = Decoder(model, [3], 2)
     alone.run(size=1)
     seeds = [call[0][3] for call in alone.calls]
     assert len(set(seeds)) == len(seeds) == 6
@@ -121,8 +128,8 @@ def test_seeds_differ_from_try_to_try_and_not_by_company(model, monkeypatch):
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_seeds_differ_between_recordings_unless_their_sound_is_the_same(model, monkeypatch, silent):
-    decoder = Decoder(model, [3, 3], 2, monkeypatch, silent)
+def test_seeds_differ_between_recordings_unless_their_audio_is_the_same(model, silent):
+    decoder = Decoder(model, [3, 3], 2, silent)
     decoder.run(size=2)
     sampled = [call for call in decoder.calls if call[0][2] > 0]
     assert len(sampled) == 4
@@ -151,70 +158,148 @@ def test_samples_of_unrelated_recordings_are_independent():
     assert same < 26  # 10 are expected
 
 
-def test_a_free_row_goes_to_the_next_recording_at_the_next_step(model, monkeypatch):
-    decoder = Decoder(model, [1, 1, 1, 1], 1, monkeypatch)
+def test_a_free_row_goes_to_the_next_recording_at_the_next_step(model):
+    decoder = Decoder(model, [1, 1, 1, 1], 1)
     assert decoder.run(size=2) == [0, 1, 2, 3]
     assert [[row and row[0] for row in call] for call in decoder.calls] == [[0, 1], [2, 3]]
 
 
-def test_first_windows_of_the_next_recordings_are_encoded_while_others_decode(model, monkeypatch):
-    decoder = Decoder(model, [1] * 7, 2, monkeypatch)
+def test_first_windows_of_the_next_recordings_are_encoded_while_others_decode(model):
+    decoder = Decoder(model, [1] * 7, 2)
     seen_at_call: list[list[int]] = []
-    decode_windows = decoder.decode_windows
-    monkeypatch.setattr(
-        batch_module,
-        "decode_windows",
-        lambda *a, **k: (seen_at_call.append(list(decoder.encoded)), decode_windows(*a, **k))[1],
-    )
+    decode = decoder.decode
+    decoder.decode = lambda *a, **k: (seen_at_call.append(list(decoder.encoded)), decode(*a, **k))[1]
     assert decoder.run(size=2) == [0, 1, 2, 3, 4, 5, 6]
     assert seen_at_call[0] == [0, 1]
-    assert seen_at_call[1] == [0, 1, 2, 3, 0, 1]  # 2 and 3 are ready; 0 and 1, under way, go on first
+    assert seen_at_call[1] == [0, 1, 2, 3, 0, 1]  # 2 and 3 are ready; 0 and 1, in progress, come first
     assert sorted(decoder.encoded) == sorted([*range(7)] * 2)
 
 
-def test_a_finished_recording_comes_before_the_next_is_decoded(model, monkeypatch):
-    decoder = Decoder(model, [1, 1, 1], 1, monkeypatch)
-    decoder.batch = batch_module.Batch(model, 1)
-    events = decoder.batch.run(iter(decoder.lives))
+def test_a_finished_recording_comes_before_the_next_is_decoded(model):
+    decoder = Decoder(model, [1, 1, 1], 1)
+    events = decoder.make_batch(1).run(iter(decoder.lives))
     calls = [len(decoder.calls) for _, segments in events if segments is None]
     assert calls == [1, 2, 3]
 
 
 @pytest.mark.parametrize("fits", [1, 3])
-def test_without_enough_memory_half_the_rows_do_the_same_work(model, monkeypatch, fits):
-    roomy = Decoder(model, [1, 3, 2, 1, 1], 2, monkeypatch)
+def test_without_enough_memory_half_the_rows_do_the_same_work(model, fits):
+    roomy = Decoder(model, [1, 3, 2, 1, 1], 2)
     roomy.run(size=8)
-    tight = Decoder(model, [1, 3, 2, 1, 1], 2, monkeypatch)
+    tight = Decoder(model, [1, 3, 2, 1, 1], 2)
     tight.rows_in_memory = fits
-    with pytest.warns(UserWarning, match="out of memory") as told:
+    with pytest.warns(UserWarning, match="out of memory") as warned:
         assert sorted(tight.run(size=8)) == [0, 1, 2, 3, 4]
-    assert str(told[0].message) == "out of memory with batch_size=8: going on with 4"
+    assert str(warned[0].message) == "out of memory with batch_size=8: going on with 4"
     assert {len(call) for call in tight.calls} == {1 if fits == 1 else 2}
     assert tight.segments() == roomy.segments()
 
 
-def test_one_row_that_does_not_fit_is_an_error(model, monkeypatch):
-    decoder = Decoder(model, [1], 1, monkeypatch)
+def test_one_row_that_does_not_fit_is_an_error(model):
+    decoder = Decoder(model, [1], 1)
     decoder.rows_in_memory = 0
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         decoder.run(size=1)
 
 
-def test_an_error_that_is_not_of_memory_is_told(model, monkeypatch):
-    decoder = Decoder(model, [1, 1], 1, monkeypatch)
+def test_an_error_that_is_not_of_memory_is_raised(model):
+    decoder = Decoder(model, [1, 1], 1)
 
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("INTERNAL: a defect")
 
-    monkeypatch.setattr(batch_module, "decode_windows", fail)
+    decoder.decode = fail
     with pytest.raises(jax.errors.JaxRuntimeError, match="a defect"):
         decoder.run(size=2)
 
 
-def test_a_recording_without_sound_is_done_at_once(model, monkeypatch):
-    decoder = Decoder(model, [1, 1], 0, monkeypatch)
+def test_a_recording_without_audio_is_done_at_once(model):
+    decoder = Decoder(model, [1, 1], 0)
     assert decoder.run(size=2) == [0, 1]
     assert decoder.calls == []
+
+
+# Driven from outside.
+
+
+def step_all(batch: Batch) -> list[int]:
+    """Steps while there is something to do -> the numbers of the recordings, in the order in which they were done."""
+    done = []
+    while batch.busy:
+        for live, segments in batch.step():
+            assert not isinstance(segments, Exception)
+            done += [live.number] if segments is None else []
+    return done
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_recordings_submitted_while_others_are_in_progress_equal_those_of_run(model, size):
+    passes = [1, 3, 2, 1, 2]
+    alone = Decoder(model, passes, 2)
+    alone.run(size=1)
+    driven = Decoder(model, passes, 2)
+    batch = driven.make_batch(size)
+    assert not batch.busy
+    assert batch.step() == []
+    done = []
+    for live in driven.lives:  # one more before each step
+        batch.submit(live)
+        done += [live.number for live, segments in batch.step() if segments is None]
+    assert sorted(done + step_all(batch)) == [0, 1, 2, 3, 4]
+    assert driven.segments() == alone.segments()
+    assert not batch.busy
+
+
+@pytest.mark.parametrize("by_number", [True, False])
+def test_a_cancelled_recording_is_decoded_no_further_and_the_others_are_not_affected(model, by_number):
+    alone = Decoder(model, [1, 9, 2, 1], 3)
+    alone.run(size=1)
+    driven = Decoder(model, [1, 9, 2, 1], 3)
+    batch = driven.make_batch(2)
+    for live in driven.lives:
+        batch.submit(live)
+    batch.step()  # 0 and 1 are in the rows, 2 and 3 are prepared
+    for cancelled in (1, 3):
+        batch.cancel(cancelled if by_number else driven.lives[cancelled])
+    calls = len(driven.calls)
+    assert sorted(step_all(batch)) == [0, 2]
+    assert {row[0] for call in driven.calls[calls:] for row in call if row} == {0, 2}
+    assert [driven.segments()[n] for n in (0, 2)] == [alone.segments()[n] for n in (0, 2)]
+
+
+def test_a_number_that_was_cancelled_may_be_submitted_again(model):
+    driven = Decoder(model, [1, 1], 1)
+    batch = driven.make_batch(1)
+    batch.submit(driven.lives[0])
+    batch.cancel(0)
+    assert not batch.busy
+    batch.submit(driven.lives[0])
+    assert step_all(batch) == [0]
+
+
+def test_cancelling_in_run_ends_all_pieces_also_those_that_the_iterator_has_not_given_yet(model):
+    decoder = Decoder(model, [1, 1, 1, 1], 2)
+    for live, number in zip(decoder.lives, (0, 1, 0, 1), strict=True):  # two recordings of two pieces
+        live.number = number
+    batch, done = decoder.make_batch(1), []
+    for live, segments in batch.run(iter(decoder.lives)):
+        if live.number == 0:
+            batch.cancel(live)
+        done += [live] if segments is None else []
+    assert done == [decoder.lives[1], decoder.lives[3]]
+    assert not decoder.segments()[2]
+
+
+def test_what_is_submitted_during_run_is_stepped_too(model):
+    decoder = Decoder(model, [1, 1, 1], 1)
+    batch, done = decoder.make_batch(2), []
+    for live, segments in batch.run(iter(decoder.lives[:1])):
+        if segments is None:
+            done.append(live.number)
+        elif live.number == 0:
+            batch.submit(decoder.lives[1])
+            batch.submit(decoder.lives[2])
+    assert sorted(done) == [0, 1, 2]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """What one recording of a list raises is its own error; the others have the transcripts that they have alone."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.audio.loading import AudioError
 from whisper_nnx.cli.transcribe import main
 from whisper_nnx.model.whisper import Whisper
-from whisper_nnx.transcription import batch as batch_module
+from whisper_nnx.transcription import batch, stream
 from whisper_nnx.transcription.recording import Recording
 from whisper_nnx.transcription.stream import iter_segments
 
@@ -125,7 +127,7 @@ def test_a_recording_that_the_device_cannot_do_is_alone_with_it(
     model, alone, monkeypatch, function, message, batch_size
 ):
     """Whatever the device raises, even when memory does not suffice for one row."""
-    right = getattr(batch_module, function)
+    right = getattr(batch, function)
 
     def fails(model: Whisper, what: object, options: object = (), *rest: object, **more: object) -> object:
         german = [row for row in options or () if row and row.language == "de"]
@@ -135,7 +137,7 @@ def test_a_recording_that_the_device_cannot_do_is_alone_with_it(
 
     frames = 2 * model.config.max_source_positions
     german_mel = np.asarray(RecordingMel(noise(7), model.config.num_mel_bins, frames).window(0, frames)[None])
-    monkeypatch.setattr(batch_module, function, fails)
+    monkeypatch.setattr(stream, "Batch", partial(batch.Batch, **{function.removesuffix("_windows"): fails}))
     bad = {"audio": noise(7), "language": "de"}
     first, error, *others = transcribe(model, [GOOD[0], bad, *GOOD[1:]], batch_size=batch_size, **OPTIONS)
     assert isinstance(error, jax.errors.JaxRuntimeError)

@@ -1,1 +1,1 @@
-"""Known texts and recordings: word times, likelihood, which heads follow the sound."""
+"""Known texts and recordings: word times, likelihood, which heads follow the audio."""

@@ -1,8 +1,8 @@
-"""`align`: when each word of a given transcript was said, in recordings of any length.
+"""`align`: when each word of a given transcript was spoken, in recordings of any length.
 
-The recording is cut where it is quiet, and each piece is transcribed. What was heard tells where in the text each piece
-lies, and in which manner the model writes it. Then the decoder reads the text itself in each piece: once to find the
-words that were never said, once to time the others by its attention.
+The recording is cut where it is quiet, and each piece is transcribed. The recognized words show which part of the text
+belongs to each piece, and how the model spells it. Then the decoder reads the text itself in each piece: once to find
+the words that were never spoken, once to time the others by its attention.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from whisper_nnx.alignment.likelihood import following_logprobs
-from whisper_nnx.alignment.pieces import Piece, batches, hear
+from whisper_nnx.alignment.pieces import Piece, batches, transcribe_pieces
 from whisper_nnx.alignment.text_matching import match, spelled_as, spoken_words
 from whisper_nnx.audio.loading import load_audio
 from whisper_nnx.model.whisper import Whisper
@@ -46,7 +46,7 @@ class AlignedWord(TypedDict):
 
 
 class AlignedTranscript(Transcript):
-    """What was said, in segments that have words; words: those of the whole text; unspoken: what was never said."""
+    """The spoken text, in segments that have words; words: those of the whole text; unspoken: what was never spoken."""
 
     words: list[AlignedWord]
     unspoken: list[str]
@@ -90,11 +90,13 @@ def align(
         raise ValueError(f"text {text!r} has no words to align; give a transcript")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
-    pieces = hear(model, load_audio(audio, sampling_rate), language, task, batch_size)
+    pieces = transcribe_pieces(model, load_audio(audio, sampling_rate), language, task, batch_size)
     languages = [piece.language for piece in pieces]
     spoken = max(languages, key=languages.count, default=language or "en")
     words = words_of(text, tokenizer, spoken)
-    reader = Reader(model, [piece for piece in pieces if piece.heard], [word.text for word in words], task, batch_size)
+    reader = Reader(
+        model, [piece for piece in pieces if piece.recognized], [word.text for word in words], task, batch_size
+    )
     owner, probability = reader.owners()
     timed = np.column_stack([reader.times(owner, heads), probability])
     return _transcript(words, timed, reader.pieces, owner, tokenizer, spoken)
@@ -102,7 +104,7 @@ def align(
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the words [N] of a text in the pieces [P] that say something."""
+    """Reads the words [N] of a text in the pieces [P] that contain speech."""
 
     model: Whisper
     pieces: list[Piece]
@@ -111,25 +113,25 @@ class Reader:
     batch_size: int
 
     def owners(self) -> tuple[np.ndarray, np.ndarray]:
-        """The piece that says each word [N], -1 where none does; and the mean probability [N] of the word's tokens.
+        """The piece of each word [N], -1 where it is not spoken; and the mean probability [N] of the word's tokens.
 
         Words between two that are known to be in neighbouring pieces are tried in both.
         """
         n, numbers = len(self.words), range(len(self.pieces))
         owner, owners_logprob = np.full(n, -1), np.full(n, -np.inf)
-        spelled, heard_in, _ = self.heard_as(np.arange(n))
-        anchors = np.flatnonzero(heard_in >= 0)
-        first = np.concatenate([[0], anchors + 1])[np.searchsorted(heard_in[anchors], numbers, "left")]
-        last = np.concatenate([anchors, [n]])[np.searchsorted(heard_in[anchors], numbers, "right")]  # and one more
-        offered = [self._offered(p, np.arange(first[p], last[p]), spelled, heard_in) for p in numbers]
+        spelled, recognized_in, _ = self.spellings(np.arange(n))
+        anchors = np.flatnonzero(recognized_in >= 0)
+        first = np.concatenate([[0], anchors + 1])[np.searchsorted(recognized_in[anchors], numbers, "left")]
+        last = np.concatenate([anchors, [n]])[np.searchsorted(recognized_in[anchors], numbers, "right")]  # and one more
+        offered = [self._offered(p, np.arange(first[p], last[p]), spelled, recognized_in) for p in numbers]
         logprobs = np.full((len(numbers), n), -np.inf, np.float32)
         for chunk, rows in batches(numbers, self.batch_size):
             likelihoods = self._likelihoods(rows, [[spelled[i] for i in offered[p]] for p in rows])
             for p, likelihood in zip(chunk, likelihoods, strict=False):
                 before = int(np.sum(offered[p] < last[p - 1])) if p else 0
                 after = int(np.sum(offered[p] >= first[p + 1])) if p + 1 < len(numbers) else 0
-                logprobs[p, offered[p]] = spoken_words(*likelihood, heard_in[offered[p]] == p, before, after)
-        # What two neighbours may both say is divided where that explains most.
+                logprobs[p, offered[p]] = spoken_words(*likelihood, recognized_in[offered[p]] == p, before, after)
+        # Words that two neighbours may both contain are divided where that explains most.
         gains = np.where(np.isfinite(logprobs), np.maximum(logprobs + _SURELY_NOT, 0.01), 0.0)
         begin = 0
         for p in numbers:
@@ -147,47 +149,49 @@ class Reader:
     def times(self, owner: np.ndarray, heads: Heads) -> np.ndarray:
         """Start and end of each word [N,2], in s from the recording's beginning; NaN without an owner."""
         timed = np.full((len(self.words), 2), np.nan)
-        said = np.flatnonzero(owner >= 0)
-        spelled, heard_in, spans = self.heard_as(said)
-        spans[heard_in != owner[said]] = np.nan
+        spoken = np.flatnonzero(owner >= 0)
+        spelled, recognized_in, spans = self.spellings(spoken)
+        spans[recognized_in != owner[spoken]] = np.nan
         numbers = [p for p in range(len(self.pieces)) if np.any(owner == p)]
         for chunk, rows in batches(numbers, self.batch_size):
-            at = [np.flatnonzero(owner[said] == p) for p in rows]
+            at = [np.flatnonzero(owner[spoken] == p) for p in rows]
             layouts = [
                 self.layout(p, [spelled[i] for i in own], heads.short_pieces, spans[own])
                 for p, own in zip(rows, at, strict=True)
             ]
             pauses = [self.pieces[p].pauses for p in rows]
             config, eot = self.model.config, tokenizer_of(self.model).special.eot
-            times = word_times(self.model.decoder, self.cross(rows), config, eot, layouts, pauses, heads)
+            times = word_times(
+                self.model.decoder, self.cross(rows), config, eot=eot, layouts=layouts, pauses=pauses, heads=heads
+            )
             for p, own, times_s in zip(chunk, at, times, strict=False):
-                timed[said[own]] = self.pieces[p].start_s + times_s
+                timed[spoken[own]] = self.pieces[p].start_s + times_s
         return timed
 
-    def heard_as(self, at: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Of words [n]: how the model writes them; the piece where each was heard, or -1; where in it [n,2], in s."""
-        heard = [(p, word) for p, piece in enumerate(self.pieces) for word in piece.heard]
-        curly = any(set(word.word) & _CURLY.keys() for _, word in heard)
+    def spellings(self, at: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Of words [n]: how the model spells them; the piece that each was recognized in, or -1; where [n,2], in s."""
+        recognized = [(p, word) for p, piece in enumerate(self.pieces) for word in piece.recognized]
+        curly = any(set(word.word) & _CURLY.keys() for _, word in recognized)
         words = [self.words[i] if curly else self.words[i].translate(_STRAIGHT) for i in at]
-        found = match(words, [word.word for _, word in heard])
-        spelled = [spelled_as(w, heard[j][1].word) if j >= 0 else w for w, j in zip(words, found.at, strict=True)]
-        known = [heard[j] if same else None for j, same in zip(found.at, found.same, strict=True)]
-        heard_in = np.array([p[0] if p else -1 for p in known], int)
+        found = match(words, [word.word for _, word in recognized])
+        spelled = [spelled_as(w, recognized[j][1].word) if j >= 0 else w for w, j in zip(words, found.at, strict=True)]
+        known = [recognized[j] if same else None for j, same in zip(found.at, found.same, strict=True)]
+        recognized_in = np.array([p[0] if p else -1 for p in known], int)
         spans = np.array([(k[1].start_s, k[1].end_s) if k else (np.nan, np.nan) for k in known])
-        return spelled, heard_in, spans.reshape(-1, 2)
+        return spelled, recognized_in, spans.reshape(-1, 2)
 
-    def _offered(self, p: int, at: np.ndarray, spelled: Sequence[str], heard_in: np.ndarray) -> np.ndarray:
-        """Those of the words `at` that piece p may say: where these exceed the context, the likeliest to be near."""
+    def _offered(self, p: int, at: np.ndarray, spelled: Sequence[str], recognized_in: np.ndarray) -> np.ndarray:
+        """Those of the words `at` that piece p may contain: if these exceed the context, the likeliest to be near."""
         room = self.model.config.max_target_positions - len(self._start(p)) - 1
         sizes = np.array([len(tokenizer_of(self.model).encode(spelled[i])) for i in at], int)
         if sizes.sum() <= room:
             return at
-        own = np.flatnonzero(heard_in[at] == p)
+        own = np.flatnonzero(recognized_in[at] == p)
         if len(own):
             far = np.abs(np.arange(len(at))[:, None] - own).min(axis=1)
-        else:  # nothing was recognised: they are said at an even pace
-            known = np.flatnonzero(heard_in >= 0)
-            pieces, words = [0, *heard_in[known] + 0.5, len(self.pieces)], [0, *known, len(self.words)]
+        else:  # nothing was recognized: an even pace is assumed
+            known = np.flatnonzero(recognized_in >= 0)
+            pieces, words = [0, *recognized_in[known] + 0.5, len(self.pieces)], [0, *known, len(self.words)]
             far = np.abs(at - np.interp(p + 0.5, pieces, words))
         order = np.argsort(far, kind="stable")
         return at[np.sort(order[np.cumsum(sizes[order]) <= room])]
@@ -195,7 +199,7 @@ class Reader:
     def _likelihoods(
         self, pieces: Sequence[int], texts: Sequence[Sequence[str]]
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For each piece and its words [n]: what `spoken_words` wants to know. A first letter may have either case."""
+        """For each piece and its words [n]: arguments of `spoken_words`. A first letter may have either case."""
         tokenizer = tokenizer_of(self.model)
         tokens = [[tokenizer.encode(word) for word in text] for text in texts]
         sequences = [
@@ -215,7 +219,7 @@ class Reader:
             yield first, total[ends[1:] - 1] - total[starts], behind[:, ends[-1]]
 
     def layout(self, p: int, spelled: Sequence[str], short: bool, spans: np.ndarray | None = None) -> Layout:
-        """Words [n] as they lie along piece p's sound; spans [n,2]: where each is expected, in s, NaN: not known."""
+        """Words [n] placed along piece p's audio; spans [n,2]: where each is expected, in s, NaN: not known."""
         tokenizer, context = tokenizer_of(self.model), self.model.config.max_target_positions
         words = [SpelledWord(word, tokenizer.encode(word)) for word in spelled]
         return Layout.of(tokenizer, self._start(p), words, context, short=short, spans=spans)
@@ -276,7 +280,7 @@ def _transcript(
         "segments": segments,
         "language": language,
         "words": aligned,
-        "unspoken": ["".join(words[i].text for i in own).strip() for said, own in _runs(owner >= 0) if not said],
+        "unspoken": ["".join(words[i].text for i in own).strip() for spoken, own in _runs(owner >= 0) if not spoken],
     }
 
 
@@ -287,7 +291,7 @@ def _runs(flags: np.ndarray) -> Iterator[tuple[bool, list[int]]]:
 
 
 def _segments(words: Sequence[TextWord], timed: np.ndarray, owner: np.ndarray) -> Iterator[list[int]]:
-    """Indices of the words of each segment; those that were never said are in none."""
+    """Indices of the words of each segment; those that were never spoken are in none."""
     own: list[int] = []
     for i in np.flatnonzero(owner >= 0).tolist():
         if own:

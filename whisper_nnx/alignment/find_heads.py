@@ -1,4 +1,4 @@
-"""Which cross-attention heads follow the sound in time: measured, for checkpoints that do not say."""
+"""Which cross-attention heads follow the audio in time: measured, for checkpoints that do not name them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from whisper_nnx.alignment.align import Reader
-from whisper_nnx.alignment.pieces import hear
+from whisper_nnx.alignment.pieces import transcribe_pieces
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, SAMPLE_RATE, load_audio
 from whisper_nnx.model.cache import KeysValues
@@ -19,7 +19,7 @@ from whisper_nnx.model.whisper import TextDecoder, Whisper
 from whisper_nnx.ops.warping import first_positions
 from whisper_nnx.text.words import words_of
 from whisper_nnx.timing.alignment_heads import Heads
-from whisper_nnx.timing.token_times import alignment_matrix, padded_ids
+from whisper_nnx.timing.token_times import AlignedText, alignment_matrix, padded_ids
 from whisper_nnx.transcription.windows import tokenizer_of
 
 Times = Sequence[Mapping[str, Any]]  # of each word of a text, in order: "start" and "end" in s
@@ -50,24 +50,24 @@ def find_alignment_heads(
     if not 1 <= n <= len(heads):
         raise ValueError(f"n={n} heads, but the decoder has {len(heads)}; choose 1 to {len(heads)}")
     errors: list[np.ndarray] = []  # of each recording [A, 2 words], in s
-    likenesses: list[np.ndarray] = []  # [A]
+    attentions: list[np.ndarray] = []  # [A]
     for number, (audio, text, *times) in enumerate(recordings):
         samples, window_s = load_audio(audio, sampling_rate), 2 * config.max_source_positions / FRAMES_PER_SECOND
         duration_s = len(samples) / SAMPLE_RATE
         if not (1 / FRAMES_PER_SECOND <= duration_s <= window_s and text.strip()):
             has = f"{duration_s:.2f} s and the text {text[:40]!r}"
             raise ValueError(f"recording {number} has {has}; give some words, and at most {window_s:g} s")
-        [piece] = hear(model, samples, language, "transcribe", 1)
+        [piece] = transcribe_pieces(model, samples, language, "transcribe", 1)
         words = [word.text for word in words_of(text, tokenizer, piece.language)]
         reader = Reader(model, [piece], words, "transcribe", 1)
-        layout = reader.layout(0, reader.heard_as(np.arange(len(words)))[0], short_pieces)
+        layout = reader.layout(0, reader.spellings(np.arange(len(words)))[0], short_pieces)
         ids, length = padded_ids([layout.ids], config, tokenizer.special.eot)
         tokens = np.flatnonzero(layout.rows >= 0)
         rows = np.pad(layout.rows[tokens], (0, ids.shape[1] - len(tokens)))
-        begin, likeness = jax.device_get(
-            head_paths(model.decoder, reader.cross([0]), ids, length[0], rows, len(tokens), len(piece.pauses), heads)
-        )
-        likenesses.append(likeness)
+        counts = np.array([len(tokens)]), np.array([len(piece.pauses)])
+        aligned = AlignedText(ids, length, rows[None], *counts)
+        begin, attention = jax.device_get(head_paths(model.decoder, reader.cross([0]), aligned, heads))
+        attentions.append(attention)
         if times:
             true_s = np.array([(word["start"], word["end"]) for word in times[0]], float)
             if len(true_s) != len(words):
@@ -76,33 +76,28 @@ def find_alignment_heads(
                 )
             bounds = np.searchsorted(tokens, np.array(layout.words))
             errors.append(np.abs(begin[:, bounds] / POSITIONS_PER_SECOND - true_s).reshape(len(heads), -1))
-    if not likenesses or (errors and len(errors) < len(likenesses)):
+    if not attentions or (errors and len(errors) < len(attentions)):
         raise ValueError(
-            f"{len(likenesses)} recordings, {len(errors)} with times; give at least one, and times for all"
+            f"{len(attentions)} recordings, {len(errors)} with times; give at least one, and times for all"
         )
     if errors:
         order = np.argsort(np.median(np.concatenate(errors, axis=1), axis=1), kind="stable")
     else:
-        order = np.argsort(-np.mean(likenesses, axis=0), kind="stable")
+        order = np.argsort(-np.mean(attentions, axis=0), kind="stable")
     return tuple(heads[i] for i in order[:n])
 
 
 @partial(jax.jit, static_argnames="heads")
 def head_paths(
-    decoder: TextDecoder,
-    cross: tuple[KeysValues, ...],
-    ids: jax.Array,
-    length: jax.Array,
-    rows: jax.Array,
-    n_rows: jax.Array,
-    positions: jax.Array,
-    heads: Heads,
+    decoder: TextDecoder, cross: tuple[KeysValues, ...], text: AlignedText, heads: Heads
 ) -> tuple[jax.Array, jax.Array]:
-    """As `token_times` of one window (ids [1,S], rows [R]), but for each of A heads by itself.
+    """As `token_times` of one window (B = 1), but for each of A heads by itself.
 
-    Returns (begin [A,R] of each row, in positions; mean likeness [A] along the path).
+    Returns:
+      begin [A,R] of each row, in positions, and the mean attention [A] along the path.
     """
-    _, scores = decoder.alignment_scores(ids, cross, heads)
+    _, scores = decoder.alignment_scores(text.ids, cross, heads)
+    length, rows, n_rows, positions = text.length[0], text.rows[0], text.n_rows[0], text.positions[0]
 
     def path(own: jax.Array) -> tuple[jax.Array, jax.Array]:
         matrix = alignment_matrix(own[None], length, positions)[rows]

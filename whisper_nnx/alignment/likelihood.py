@@ -1,4 +1,4 @@
-"""How likely texts are, given what was heard: teacher forcing, for ranking and for judging transcripts."""
+"""How likely texts are, given the audio: teacher forcing, for ranking and for judging transcripts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from whisper_nnx.alignment.pieces import batches
 from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, load_audio
 from whisper_nnx.model.cache import KeysValues
@@ -55,7 +56,7 @@ def following_logprobs(
     decoder: TextDecoder, cross: tuple[KeysValues, ...], ids: jax.Array, wanted: jax.Array
 ) -> jax.Array:
     """ids [B,S], wanted [B,W] -> [B,S,W]: log-probability that the id wanted[w] comes behind the first s + 1 ids."""
-    hidden, _ = decoder.alignment_scores(ids, cross, [(0, 0)])  # what is not used is not computed
+    hidden, _ = decoder.alignment_scores(ids, cross, [(0, 0)])  # unused, the scores are not computed
     logits = decoder.logits(hidden)
     at = jnp.broadcast_to(wanted[:, None], (*ids.shape, wanted.shape[1]))
     return jnp.take_along_axis(logits, at, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
@@ -122,13 +123,12 @@ def score(
     size = min(batch_size, 1 << max(0, len(pairs) - 1).bit_length())  # few different ones, as each is compiled
     windows: dict[int, _Window] = {}
     scores: list[TextScore] = []
-    for begin in range(0, len(pairs), size):
-        chunk = pairs[begin : begin + size]
+    for chunk, rows in batches(pairs, size):
         for number in {recording for recording, _ in chunk} - windows.keys():
             samples = load_audio(recordings[number], sampling_rate)
             windows[number] = _open(model, samples, language, task)
         windows = {number: windows[number] for number, _ in chunk}  # the others are done, or have not begun
-        scores += _score(model, [(windows[number], tokens[number][i]) for number, i in chunk], size)
+        scores += _score(model, [(windows[number], tokens[number][i]) for number, i in rows])[: len(chunk)]
     rest = iter(scores)
     results = [[next(rest) for _ in row] for row in given]
     return results if many else results[0]
@@ -163,15 +163,14 @@ def _open(model: Whisper, samples: np.ndarray, language: str | None, task: str) 
     return _Window(encoded, tokenizer.sot_sequence(language, task, timestamps=False))
 
 
-def _score(model: Whisper, pairs: Sequence[tuple[_Window, tuple[int, ...]]], size: int) -> list[TextScore]:
-    """Of `size` rows at once; the last stands in for those that are lacking."""
+def _score(model: Whisper, rows: Sequence[tuple[_Window, tuple[int, ...]]]) -> list[TextScore]:
+    """Of all rows at once."""
     eot = tokenizer_of(model).special.eot
-    rows = [*pairs, *[pairs[-1]] * (size - len(pairs))]
     ids, _ = padded_ids([[*window.start, *text, eot] for window, text in rows], model.config, eot)
     cross = jax.tree.map(lambda *x: jnp.concatenate(x), *(window.encoded.cross for window, _ in rows))
     following = jax.device_get(following_logprobs(model.decoder, cross, ids, ids))
     scores = []
-    for (window, text), table in zip(pairs, following, strict=False):
+    for (window, text), table in zip(rows, following, strict=True):
         first = len(window.start)
         *logprobs, end = np.diagonal(table, offset=1)[first - 1 : first + len(text)].tolist()
         scores.append(TextScore(text, tuple(logprobs), end))

@@ -1,4 +1,4 @@
-"""What a recording of any length says, heard in pieces that do not depend on each other."""
+"""First pass of `align`: a recording of any length, cut into pieces that are transcribed independently."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.text.languages import language_or_none, to_language_code
 from whisper_nnx.text.words import words_of
-from whisper_nnx.timing.word_times import first_sample, pause_likeness
+from whisper_nnx.timing.word_times import first_sample, pause_scores
 from whisper_nnx.transcription.fallback import FallbackOptions
 from whisper_nnx.transcription.windows import (
     decode_windows,
@@ -30,8 +30,8 @@ from whisper_nnx.transcription.windows import (
 QUIET_S = 0.3  # how long the quiet should be where a recording is cut
 
 
-class Heard(NamedTuple):
-    """A word that was heard in a piece, and the part of the piece that its timestamps give, in s from its begin."""
+class RecognizedWord(NamedTuple):
+    """A word of a piece's transcript, and the timestamps around it, in s from the beginning of the piece."""
 
     word: str
     start_s: float
@@ -40,9 +40,9 @@ class Heard(NamedTuple):
 
 @dataclass
 class Piece:
-    """A part of a recording that fits a window: its sound, features [T,D], and what was heard in it.
+    """A part of a recording that fits a window: encoder output [T,D], language, and its words as transcribed.
 
-    pauses [T']: see `pause_likeness`, of as many positions as the part has.
+    pauses [T']: see `pause_scores`, of as many positions as the part has.
     """
 
     start_frame: int
@@ -50,7 +50,7 @@ class Piece:
     features: jax.Array
     language: str
     pauses: np.ndarray
-    heard: list[Heard] = field(default_factory=list)
+    recognized: list[RecognizedWord] = field(default_factory=list)
     no_speech_prob: float = 0.0
 
     @property
@@ -58,8 +58,13 @@ class Piece:
         return self.start_frame / FRAMES_PER_SECOND
 
 
-def hear(model: Whisper, samples: np.ndarray, language: str | None, task: str, batch_size: int) -> list[Piece]:
-    """Samples [N] -> pieces of at most one window, cut where it is quiet, with what a greedy decoder hears in each."""
+def transcribe_pieces(
+    model: Whisper, samples: np.ndarray, language: str | None, task: str, batch_size: int
+) -> list[Piece]:
+    """Samples [N] -> pieces of at most one window, cut where it is quiet, each with its words by a greedy decoder.
+
+    Each piece is decoded once: it is not a `Recording`, whose next window would begin at the last timestamp.
+    """
     tokenizer, frames = tokenizer_of(model), 2 * model.config.max_source_positions
     language = language_or_none(language)
     if language is not None and language not in tokenizer.languages:
@@ -72,7 +77,7 @@ def hear(model: Whisper, samples: np.ndarray, language: str | None, task: str, b
         if language is None and tokenizer.is_multilingual:
             probs += detect_languages(model, encoded)[: len(chunk)]
         for (start_frame, n_frames), features in zip(chunk, encoded.features, strict=False):
-            pauses = pause_likeness(samples, first_sample(start_frame), max(1, n_frames // 2))
+            pauses = pause_scores(samples, first_sample(start_frame), max(1, n_frames // 2))
             pieces.append(Piece(start_frame, n_frames, features, language or "en", pauses))
     for piece, own in zip(pieces, probs, strict=False):  # a piece is likely to be in the others' language
         piece.language = most_probable({code: p * sum(other[code] for other in probs) for code, p in own.items()})
@@ -84,7 +89,7 @@ def hear(model: Whisper, samples: np.ndarray, language: str | None, task: str, b
             assert result is not None
             piece.no_speech_prob = result.no_speech_prob
             if not FallbackOptions().is_silence(result):
-                piece.heard = _heard(model, result.tokens, piece)
+                piece.recognized = _recognized_words(model, result.tokens, piece)
     return pieces
 
 
@@ -100,9 +105,9 @@ def quiet_cuts(samples: np.ndarray, n_frames: int, longest: int) -> list[tuple[i
     return [(a, b - a) for a, b in zip(cuts, [*cuts[1:], n_frames], strict=True) if b > a]
 
 
-def _heard(model: Whisper, tokens: Sequence[int], piece: Piece) -> list[Heard]:
+def _recognized_words(model: Whisper, tokens: Sequence[int], piece: Piece) -> list[RecognizedWord]:
     """Words between each two timestamps."""
-    tokenizer, heard = tokenizer_of(model), list[Heard]()
+    tokenizer, recognized = tokenizer_of(model), list[RecognizedWord]()
     start, end_s = 0.0, piece.n_frames / FRAMES_PER_SECOND
     groups = [(is_time, list(ids)) for is_time, ids in groupby(tokens, tokenizer.is_timestamp)]
     for i, (is_time, ids) in enumerate(groups):
@@ -113,8 +118,8 @@ def _heard(model: Whisper, tokens: Sequence[int], piece: Piece) -> list[Heard]:
         after = groups[i + 1][1][0] if i + 1 < len(groups) else None
         end = (after - tokenizer.special.timestamp_begin) / POSITIONS_PER_SECOND if after is not None else end_s
         text = words_of(tokenizer.decode(ids), tokenizer, piece.language)
-        heard += [Heard(word.text, start, max(start, end)) for word in text]
-    return heard
+        recognized += [RecognizedWord(word.text, start, max(start, end)) for word in text]
+    return recognized
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[tuple[Sequence[Any], Sequence[Any]]]:

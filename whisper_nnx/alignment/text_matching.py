@@ -1,4 +1,4 @@
-"""Two texts, word by word: which words of a given text are among those that were heard, and which were never said."""
+"""Two texts, word by word: which words of a given text are among the recognized ones, and which were never spoken."""
 
 from __future__ import annotations
 
@@ -12,51 +12,54 @@ from whisper_nnx.text.words import normalised, split_tail
 SIMILAR = 0.6  # from here on two words are taken for spellings of one; 1 is equal
 _GAP = 10  # cost of a word that the other text lacks, and of two words that have nothing in common
 
-# What it takes to believe that words were not said, as log-likelihoods: each of them, where it was heard and where it
-# was not; and that there is a gap at all. Set on the digits checkpoint, whose recognizer mistakes one word of ten, so
-# that almost none of its mistakes counts as a word left out.
-SKIPPED_WORD, SKIPPED_HEARD_WORD, GAP = 3.0, 16.0, 8.0
+# Evidence required to decide that words were not spoken, as log-likelihoods: for each word that was not recognized, for
+# each that was, and for any gap. Set on the digits checkpoint, which mistakes one word in ten, so that almost none of
+# its mistakes counts as a word left out.
+SKIPPED_WORD, SKIPPED_RECOGNIZED_WORD, GAP = 3.0, 16.0, 8.0
 
 
-def spelled_as(word: str, heard: str) -> str:
-    """A word in the manner of what was heard in its place: its punctuation, and the case of its first letter.
+def spelled_as(word: str, recognized: str) -> str:
+    """A word spelled as the one recognized in its place: its punctuation, and the case of its first letter.
 
-    A model's attention follows the sound better if what it is told is what it would have written.
+    A model's attention follows the audio better where the text is as the model would write it.
     """
-    if normalised(word) == normalised(heard):
-        return heard
-    letters, (core, tail) = split_tail(word)[0].strip(), split_tail(heard)
+    if normalised(word) == normalised(recognized):
+        return recognized
+    letters, (core, tail) = split_tail(word)[0].strip(), split_tail(recognized)
     space = core[: len(core) - len(core.lstrip())]
     first = core.strip()[:1]
     return space + (letters[:1].upper() if first.isupper() else letters[:1].lower()) + letters[1:] + tail
 
 
 class Match(NamedTuple):
-    """For each word of a text: the index of the one heard in its place, or -1; whether the two are the same word."""
+    """For each word of a text: the index of the one recognized in its place, or -1; whether these are the same word."""
 
     at: np.ndarray
     same: np.ndarray
 
 
-def match(text: Sequence[str], heard: Sequence[str]) -> Match:
-    """The cheapest way to edit a text into what was heard: words [N] and [M] -> their correspondence.
+def match(text: Sequence[str], recognized: Sequence[str]) -> Match:
+    """The cheapest way to edit a text into the recognized one: words [N] and [M] -> their correspondence.
 
     A table of N rows, each made at once; N M bytes are held.
     """
     kinds_a, a = np.unique([normalised(word) for word in text], return_inverse=True)
-    kinds_b, b = np.unique([normalised(word) for word in heard], return_inverse=True)
+    kinds_b, b = np.unique([normalised(word) for word in recognized], return_inverse=True)
     alike = similarity(kinds_a.tolist(), kinds_b.tolist())
     costs = np.rint(_GAP * (1 - alike)).astype(np.int32)
 
-    n, m = len(text), len(heard)
+    n, m = len(text), len(recognized)
     along = _GAP * np.arange(m + 1, dtype=np.int32)
-    above, steps = along, np.zeros((n, m + 1), np.int8)  # step 0: the two correspond; 1: text lacks it; 2: not heard
+    above, steps = (
+        along,
+        np.zeros((n, m + 1), np.int8),
+    )  # step 0: the two correspond; 1: text lacks it; 2: not recognized
     for i in range(n):
         both = np.concatenate([[2**30], above[:-1] + costs[a[i], b]])
-        unheard = above + _GAP
-        best = np.minimum(both, unheard)
+        unmatched = above + _GAP
+        best = np.minimum(both, unmatched)
         row = np.minimum.accumulate(best - along) + along
-        steps[i] = np.where(row == both, 0, np.where(row == unheard, 2, 1))
+        steps[i] = np.where(row == both, 0, np.where(row == unmatched, 2, 1))
         above = row
     at, i, j = np.full(n, -1), n, m
     while i:
@@ -82,22 +85,22 @@ def similarity(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
 
 
 def spoken_words(
-    first: np.ndarray, rest: np.ndarray, end: np.ndarray, heard: np.ndarray, before: int = 0, after: int = 0
+    first: np.ndarray, rest: np.ndarray, end: np.ndarray, recognized: np.ndarray, before: int = 0, after: int = 0
 ) -> np.ndarray:
     """The likeliest way to read a text in a window, with gaps -> log-probability of each word [N], -inf in the gaps.
 
-    first [N+1,N]: log-probability of word j's first token behind the first i words; rest [N]: of its other tokens; end
-    [N+1]: that the window ends behind the first i. heard [N]: those that were heard. The first `before` words and the
+    first [N+1,N]: log-probability of word j's first token after the first i words; rest [N]: of its other tokens; end
+    [N+1]: that the window ends after the first i. recognized [N]: which words were. The first `before` words and the
     last `after` may be a neighbouring window's: to leave these out costs nothing.
     """
     n = len(rest)
-    skipped = np.concatenate([[0.0], np.cumsum(np.where(heard, SKIPPED_HEARD_WORD, SKIPPED_WORD))])
+    skipped = np.concatenate([[0.0], np.cumsum(np.where(recognized, SKIPPED_RECOGNIZED_WORD, SKIPPED_WORD))])
 
     def gap(i: np.ndarray | int, j: np.ndarray | int) -> np.ndarray:
         return np.where(np.less(i, j), skipped[j] - skipped[i] + GAP, 0.0)
 
     best, came_from = np.full(n + 1, -np.inf), np.zeros(n + 1, int)
-    best[0] = 0.0  # best[i]: the last of what is said so far is word i - 1; 0: nothing is
+    best[0] = 0.0  # best[i]: the last spoken word so far is i - 1; 0: none
     for j in range(n):
         ways = best[: j + 1] + first[: j + 1, j] - gap(np.arange(j + 1), j)
         ways[0] = first[0, j] - gap(before, j)

@@ -23,7 +23,7 @@ from whisper_nnx.transcription.windows import DecodingResult, decode, encode_win
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where in a window N tokens were heard.
+    """Where in a window N tokens were spoken.
 
     matrix [N+1,T]: how much each token, and after them the end of the text, looks at each position of 20 ms, as
     standardised, filtered and averaged for the warping. begins_s [N+1]: where the cheapest path enters each row, in s
@@ -56,9 +56,9 @@ def align_window(
 ) -> Alignment:
     """Aligns a text (or its ids) with the window of a recording that begins at start_s, as `transcribe` does.
 
-    audio: whatever `load_audio` reads. text: None for what `decode` hears. language: None to detect it.
+    audio: whatever `load_audio` reads. text: None for what `decode` returns. language: None to detect it.
     alignment_heads: (layer, head) pairs, or n for the n top layers; None for the checkpoint's. Raises ValueError for a
-    window without sound, a text that exceeds the model's context, and heads that do not exist.
+    window without audio, a text that exceeds the model's context, and heads that do not exist.
     """
     tokenizer, config = tokenizer_of(model), model.config
     window_frames = 2 * config.max_source_positions
@@ -66,19 +66,20 @@ def align_window(
     start_frame = round(start_s * FRAMES_PER_SECOND)
     n_frames = min(window_frames, mel.content_frames - start_frame)
     if start_frame < 0 or n_frames < 2:
-        raise ValueError(f"start_s={start_s} is not within the {mel.content_frames / FRAMES_PER_SECOND} s of sound")
+        raise ValueError(f"start_s={start_s} is not within the {mel.content_frames / FRAMES_PER_SECOND} s of audio")
     encoded = encode_windows(model, mel.window(start_frame, n_frames)[None])
     if text is None or language is None:
         options = DecodingOptions(task="transcribe" if text is None else "lang_id", language=language)
-        heard = decode(model, encoded.features[0], options, without_timestamps=True)
-        assert isinstance(heard, DecodingResult)
-        language, text = heard.language, heard.tokens if text is None else text
+        decoded = decode(model, encoded.features[0], options, without_timestamps=True)
+        assert isinstance(decoded, DecodingResult)
+        language, text = decoded.language, decoded.tokens if text is None else text
     ids = tokenizer.text_tokens(tokenizer.encode(" " + text.strip()) if isinstance(text, str) else text)
 
     start, eot, positions = tokenizer.sot_sequence(language, timestamps=False), tokenizer.special.eot, n_frames // 2
     heads, is_text = heads_of(config, alignment_heads), text_ids(tokenizer)
+    texts: dict[str, Any] = {"starts": [start], "texts": [ids], "positions": [positions], "eot": eot}
     [(begins_s, probabilities)] = align_tokens(
-        model.decoder, encoded.cross, config, [start], [ids], eot, [positions], heads=heads, is_text=is_text
+        model.decoder, encoded.cross, config, **texts, heads=heads, is_text=is_text
     )
     padded, [length] = padded_ids([[*start, *ids, eot]], config, eot)
     matrix = np.asarray(_matrix(model.decoder, encoded.cross, padded, length, positions, heads))

@@ -1,7 +1,7 @@
 """Rules on the logits of the next token: pytrees that the loop carries and applies in order, to all rows at once.
 
 A rule is a frozen dataclass that derives from `Rule`, registered with `jax.tree_util.register_dataclass`. The metadata
-of each of its fields says what the field belongs to.
+of each field names what it belongs to.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ class Rule(ABC):
         for f in fields(self):
             if "belongs_to" not in f.metadata:
                 where = f"{type(self).__name__}.{f.name}"
-                raise TypeError(
-                    f"{where} does not say what it belongs to; declare it with field(metadata=PER_ROW), say"
-                )
+                raise TypeError(f"{where} has no metadata for what it belongs to; use field(metadata=PER_ROW), say")
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["belongs_to"] in owners}
         return replace(self, **jax.tree.map(change, own))
 

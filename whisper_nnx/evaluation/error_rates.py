@@ -88,16 +88,16 @@ def compare(
     require_normalizers()
     import jiwer
 
-    said, heard = split(reference, language, normalizer), split(hypothesis, language, normalizer)
-    by_word = jiwer.process_words(" ".join(said), " ".join(heard))
+    spoken, written = split(reference, language, normalizer), split(hypothesis, language, normalizer)
+    by_word = jiwer.process_words(" ".join(spoken), " ".join(written))
     between = "" if language in UNSPACED else " "
-    by_character = jiwer.process_characters(between.join(said), between.join(heard))
-    pairs = tuple(pair for chunk in by_word.alignments[0] for pair in _pairs(chunk, said, heard))
+    by_character = jiwer.process_characters(between.join(spoken), between.join(written))
+    pairs = tuple(pair for chunk in by_word.alignments[0] for pair in _pairs(chunk, spoken, written))
     return ErrorRates(Counts.of(by_word), Counts.of(by_character)), pairs
 
 
-def _pairs(chunk: AlignmentChunk, said: list[str], heard: list[str]) -> list[Pair]:
-    both = said[chunk.ref_start_idx : chunk.ref_end_idx], heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+def _pairs(chunk: AlignmentChunk, spoken: list[str], written: list[str]) -> list[Pair]:
+    both = spoken[chunk.ref_start_idx : chunk.ref_end_idx], written[chunk.hyp_start_idx : chunk.hyp_end_idx]
     return [Pair(chunk.type, *words) for words in zip_longest(*both, fillvalue="")]
 
 

@@ -106,11 +106,11 @@ def _errors(row: RowResult) -> str:
 
 
 def _pair(pair: Pair) -> str:
-    """Above what was said, below what was written in its place, once where they are equal."""
+    """Above the reference, below the hypothesis in its place, once where they are equal."""
     if pair.kind == "equal":
         return f'<span class="pair"><span>{escape(pair.reference)}</span></span>'
-    said = f"<s>{escape(pair.reference)}</s>" if pair.reference else "<span></span>"
-    return f'<span class="pair {escape(pair.kind)}">{said}<span>{escape(pair.hypothesis)}</span></span>'
+    reference = f"<s>{escape(pair.reference)}</s>" if pair.reference else "<span></span>"
+    return f'<span class="pair {escape(pair.kind)}">{reference}<span>{escape(pair.hypothesis)}</span></span>'
 
 
 def _shortened(value: Any) -> str:

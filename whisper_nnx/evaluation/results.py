@@ -55,10 +55,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class RowResult:
-    """A recording: what was said and what was written, as they are and (pairs) normalized, side by side.
+    """A recording: reference and hypothesis, as they are and (pairs) normalized, side by side.
 
-    language: the one that the row names, or None. heard_language: the one that it was transcribed in. error: why there
-    is no transcript; there are no scores then.
+    language: the one that the row names, or None. transcript_language: the one that it was transcribed in. error: why
+    there is no transcript; there are no scores then.
     """
 
     name: str
@@ -67,7 +67,7 @@ class RowResult:
     source: str
     reference: str
     hypothesis: str = ""
-    heard_language: str | None = None
+    transcript_language: str | None = None
     pairs: tuple[Pair, ...] = ()
     scores: Scores = field(default_factory=Scores)
     error: str | None = None
@@ -81,14 +81,15 @@ class RowResult:
     @property
     def written_language(self) -> str | None:
         """That of the texts, which chooses the normalizer and what a word is."""
-        return "en" if self.task == "translate" else self.language or self.heard_language
+        return "en" if self.task == "translate" else self.language or self.transcript_language
 
     def to_dict(self) -> dict[str, Any]:
         who = {"name": self.name, "language": self.language, "task": self.task, "source": self.source or None}
         if self.error is not None:
             return {**who, "error": self.error}
-        said = {"heard_language": self.heard_language, "reference": self.reference, "hypothesis": self.hypothesis}
-        return {**who, **said, **self.scores.to_dict(), "aligned": [list(pair) for pair in self.pairs]}
+        texts = {"reference": self.reference, "hypothesis": self.hypothesis}
+        language = {"transcript_language": self.transcript_language}
+        return {**who, **language, **texts, **self.scores.to_dict(), "aligned": [list(pair) for pair in self.pairs]}
 
 
 @dataclass(frozen=True)

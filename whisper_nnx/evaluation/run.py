@@ -71,30 +71,31 @@ def evaluate(
     if detect_language and tokenizer is not None and not tokenizer.is_multilingual:
         raise ValueError("detect_language=True needs a multilingual checkpoint, but this model is English-only")
     tasks = [task or row.task for row in rows]
-    told = [None if detect_language else language or row.language or None for row in rows]
+    languages = [None if detect_language else language or row.language or None for row in rows]
     sources = [
-        {"audio": row.audio, "task": task, "language": code} for row, task, code in zip(rows, tasks, told, strict=True)
+        {"audio": row.audio, "task": task, "language": code}
+        for row, task, code in zip(rows, tasks, languages, strict=True)
     ]
     started_s = time.perf_counter()
     with _CompilationClock() as compilation:
-        heard = dict(iter_transcripts(model, sources, batch_size=batch_size, verbose=verbose, **options))
+        transcripts = dict(iter_transcripts(model, sources, batch_size=batch_size, verbose=verbose, **options))
     wall_s = time.perf_counter() - started_s
     results = [
-        _result(row, task, code is None, heard[number], normalizer)
-        for number, (row, task, code) in enumerate(zip(rows, tasks, told, strict=True))
+        _result(row, task, code is None, transcripts[number], normalizer)
+        for number, (row, task, code) in enumerate(zip(rows, tasks, languages, strict=True))
     ]
     return Evaluation(tuple(results), wall_s, compilation.seconds, about or {})
 
 
-def _result(row: Row, task: str, guessed: bool, heard: Transcript | Exception, normalizer: str) -> RowResult:
-    """guessed: nobody told the model the language."""
+def _result(row: Row, task: str, guessed: bool, transcript: Transcript | Exception, normalizer: str) -> RowResult:
+    """guessed: the model detected the language."""
     result = RowResult(_name(row), row.language or None, task, row.source, row.text)
     try:
-        if isinstance(heard, Exception):
-            raise heard
-        result = replace(result, hypothesis=heard["text"].strip(), heard_language=heard["language"])
-        rates, pairs = compare(row.text, heard["text"], result.written_language, normalizer)
-        times = _times(row, heard) if task == "transcribe" else TimeErrors()
+        if isinstance(transcript, Exception):
+            raise transcript
+        result = replace(result, hypothesis=transcript["text"].strip(), transcript_language=transcript["language"])
+        rates, pairs = compare(row.text, transcript["text"], result.written_language, normalizer)
+        times = _times(row, transcript) if task == "transcribe" else TimeErrors()
     except Exception as error:  # one row ends no evaluation; a normalizer, too, may fail on text that no one foresaw
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         return replace(result, error=kind + one_line(error))
@@ -107,18 +108,18 @@ def _result(row: Row, task: str, guessed: bool, heard: Transcript | Exception, n
         silent=int(row.no_speech),
         invented=int(row.no_speech and rates.words.insertions > 0),
         guessed=int(guessed),
-        guessed_right=int(guessed and heard["language"] == row.language),
+        guessed_right=int(guessed and transcript["language"] == row.language),
     )
     return replace(result, pairs=pairs, scores=scores)
 
 
-def _times(row: Row, heard: Transcript) -> TimeErrors:
-    words = [word for segment in heard["segments"] for word in segment.get("words", ())]
-    if not row.words or (heard["segments"] and not words):
+def _times(row: Row, transcript: Transcript) -> TimeErrors:
+    words = [word for segment in transcript["segments"] for word in segment.get("words", ())]
+    if not row.words or (transcript["segments"] and not words):
         return TimeErrors()
     true = [TimedWord(word.text, word.start, word.end) for word in row.words]
     found = [TimedWord(word["word"], word["start"], word["end"]) for word in words]
-    return time_errors(true, found, row.language or heard["language"])
+    return time_errors(true, found, row.language or transcript["language"])
 
 
 def _name(row: Row) -> str:

@@ -52,7 +52,7 @@ class TimeErrors:
         }
 
 
-def time_errors(truth: Iterable[TimedWord], heard: Iterable[TimedWord], language: str | None) -> TimeErrors:
+def time_errors(truth: Iterable[TimedWord], transcribed: Iterable[TimedWord], language: str | None) -> TimeErrors:
     """Both in their order -> the errors at the words that an alignment of the fewest errors finds equal.
 
     Each word is normalized alone. In languages written without spaces letters are matched, and those boundaries
@@ -60,7 +60,7 @@ def time_errors(truth: Iterable[TimedWord], heard: Iterable[TimedWord], language
     the median stands that, the mean does not.
     """
     true_words = [word for word in truth if normalize(word.text, language)]
-    units = [[unit for word in words for unit in _units(word, language)] for words in (true_words, heard)]
+    units = [[unit for word in words for unit in _units(word, language)] for words in (true_words, transcribed)]
     starts, ends = [], []
     for i, j in align(*[[unit.text for unit in side] for side in units]):
         true, found = units[0][i], units[1][j]

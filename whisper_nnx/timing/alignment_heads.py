@@ -1,4 +1,4 @@
-"""The decoder's (layer, head) pairs whose cross-attention follows the sound, by which words are timed."""
+"""The decoder's (layer, head) pairs whose cross-attention follows the audio, by which words are timed."""
 
 from __future__ import annotations
 

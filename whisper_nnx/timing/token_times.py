@@ -6,8 +6,9 @@ Source: the reference's timing.py. The warping itself is in `ops/warping.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ _TO_MEDIAN = (
 
 @lru_cache
 def text_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """bool [V]: which ids are text: those below the end of text, and what fine-tunes add behind the timestamps."""
+    """bool [V]: which ids are text: those below the end of text, and those above the timestamps (of fine-tuning)."""
     special, is_text = tokenizer.special, np.array(tokenizer.known_ids)
     is_text[special.eot : special.timestamp_end + 1] = False
     is_text.flags.writeable = False  # shared by all callers
@@ -48,82 +49,96 @@ def bucket(length: int, max_positions: int) -> int:
     return min(next((b for b in BUCKETS if b >= length), max_positions), max_positions)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AlignedText:
+    """Known texts of B windows, and which of their tokens are placed along the audio.
+
+    Attributes:
+      ids: [B,S], start sequence, text, end of text; padded on the right.
+      length: [B], ids without the padding.
+      rows: [B,R], what is placed, in order: the token that follows the id of this index; -1: a pause (`row_begins`).
+      n_rows: [B], how many of them count.
+      positions: [B], encoder positions of 20 ms that contain audio.
+    """
+
+    ids: Any
+    length: Any
+    rows: Any
+    n_rows: Any
+    positions: Any
+
+
 @program(static_argnames=("heads",))
 def token_times(
-    decoder: TextDecoder,
-    cross: tuple[KeysValues, ...],
-    ids: jax.Array,
-    length: jax.Array,
-    rows: jax.Array,
-    n_rows: jax.Array,
-    positions: jax.Array,
-    is_text: jax.Array,
-    heads: Heads,
+    decoder: TextDecoder, cross: tuple[KeysValues, ...], text: AlignedText, is_text: jax.Array, heads: Heads
 ) -> tuple[jax.Array, jax.Array]:
-    """Aligns the texts of B windows with their sound.
+    """Aligns the texts of B windows with their audio; is_text [V]: which ids are text.
 
-    ids [B,S]: start sequence, text, end of text; padded on the right. length [B]: without the padding. rows [B,R]: what
-    lies along the sound, in order: the token that follows the id of that index; n_rows [B] of them count. positions
-    [B]: of the sound, 20 ms each. is_text [V]: which ids are.
-    Returns (begin [B,R] of each row, in positions; probability [B,R] of its token among all text).
+    Returns:
+      begin [B,R] of each row, in positions, and the probability [B,R] of its token among all text.
     """
+    ids = text.ids
     hidden, scores = decoder.alignment_scores(ids, cross, heads)
-    at = jnp.clip(rows, 0, ids.shape[1] - 1)
+    at = jnp.clip(text.rows, 0, ids.shape[1] - 1)
     logits = jnp.where(is_text, decoder.logits(jnp.take_along_axis(hidden, at[..., None], axis=1)), -jnp.inf)
     following = jnp.take_along_axis(ids, jnp.minimum(at + 1, ids.shape[1] - 1), axis=1)
     chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
     probability = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
-    matrix = jax.vmap(alignment_matrix)(scores, length, positions)
-    likeness = jnp.take_along_axis(matrix, at[..., None], axis=1)
-    return jax.vmap(first_positions)(-likeness, n_rows, positions), probability
+    matrix = jax.vmap(alignment_matrix)(scores, text.length, text.positions)
+    attention = jnp.take_along_axis(matrix, at[..., None], axis=1)
+    return jax.vmap(first_positions)(-attention, text.n_rows, text.positions), probability
 
 
 @program(static_argnames=("heads",))
 def row_begins(
     decoder: TextDecoder,
     cross: tuple[KeysValues, ...],
-    ids: jax.Array,
-    length: jax.Array,
-    rows: jax.Array,
-    n_rows: jax.Array,
-    positions: jax.Array,
+    text: AlignedText,
+    *,
     pauses: jax.Array,
-    sound: jax.Array,
+    speech: jax.Array,
     within: jax.Array,
-    straying: jax.Array,
+    distance_cost: jax.Array,
     heads: Heads,
 ) -> jax.Array:
-    """As `token_times`, where pauses lie between words, and without probabilities -> begin [B,R] of each row.
+    """As `token_times`, with pauses between words and without probabilities -> begin [B,R] of each row.
 
-    rows [B,R] of -1 are pauses, which take up what no token attends to; pauses [B,T]: the likeness of one to the sound;
-    sound [B,T]: factors of the tokens' likeness, from 0, where nothing can be spoken, to 1.
-    within [B,R,2]: first position and end, outside of which a row loses `straying` with each position.
+    Args:
+      decoder: of the model.
+      cross: cross-attention of the windows.
+      text: pauses among its rows take up what no token attends to.
+      pauses: [B,T], how well a pause fits each position, on the scale of the attention.
+      speech: [B,T], factors of the tokens' attention, from 0 (nothing can be spoken) to 1.
+      within: [B,R,2], first position and end of where each row is expected.
+      distance_cost: subtracted for each position between a row and where it is expected.
+      heads: (layer, head) pairs.
     """
-    _, scores = decoder.alignment_scores(ids, cross, heads)
-    matrix = jax.vmap(alignment_matrix)(scores, length, positions)
-    at = jnp.clip(rows, 0, ids.shape[1] - 1)
-    likeness = jnp.take_along_axis(matrix, at[..., None], axis=1)
-    likeness = jnp.where(likeness > 0, likeness * sound[:, None], likeness)
-    likeness = jnp.where((rows >= 0)[..., None], likeness, pauses[:, None])
-    t = jnp.arange(likeness.shape[-1])
-    likeness -= straying * jnp.maximum(0, jnp.maximum(within[..., :1] - t, t + 1 - within[..., 1:]))
-    return jax.vmap(first_positions)(-likeness, n_rows, positions)
+    _, scores = decoder.alignment_scores(text.ids, cross, heads)
+    matrix = jax.vmap(alignment_matrix)(scores, text.length, text.positions)
+    at = jnp.clip(text.rows, 0, text.ids.shape[1] - 1)
+    attention = jnp.take_along_axis(matrix, at[..., None], axis=1)
+    attention = jnp.where(attention > 0, attention * speech[:, None], attention)
+    attention = jnp.where((text.rows >= 0)[..., None], attention, pauses[:, None])
+    t = jnp.arange(attention.shape[-1])
+    attention -= distance_cost * jnp.maximum(0, jnp.maximum(within[..., :1] - t, t + 1 - within[..., 1:]))
+    return jax.vmap(first_positions)(-attention, text.n_rows, text.positions)
 
 
 def alignment_matrix(scores: jax.Array, length: jax.Array, positions: jax.Array) -> jax.Array:
-    """scores [A,S,T] before the softmax, of which `length` ids and `positions` positions count -> likeness [S,T].
+    """scores [A,S,T] before the softmax, of which `length` ids and `positions` positions count -> attention [S,T].
 
-    Softmax over the positions, standardised over the ids, median-filtered over the positions, averaged over the heads.
+    Softmax over the positions, standardized over the ids, median-filtered over the positions, averaged over the heads.
     """
     token = (jnp.arange(scores.shape[1]) < length)[:, None]
-    sound = jnp.arange(scores.shape[2]) < positions
-    # Standardising does not care for the scale: the largest weight at each position is made 1, or else those in long
+    audio = jnp.arange(scores.shape[2]) < positions
+    # Standardizing is independent of the scale: the largest weight at each position becomes 1. Otherwise those in long
     # silences, 1e-38 and less, would be flushed to zero.
-    logs = jax.nn.log_softmax(scores, axis=-1, where=sound)
-    weights = jnp.exp(logs - jnp.max(logs, axis=1, where=token & sound, initial=-jnp.inf, keepdims=True))
+    logs = jax.nn.log_softmax(scores, axis=-1, where=audio)
+    weights = jnp.exp(logs - jnp.max(logs, axis=1, where=token & audio, initial=-jnp.inf, keepdims=True))
     mean = jnp.sum(weights, axis=1, keepdims=True, where=token) / length
     variance = jnp.sum(jnp.square(weights - mean), axis=1, keepdims=True, where=token) / length
-    standard = jnp.where(token & sound, (weights - mean) / jnp.sqrt(variance), 0.0)
+    standard = jnp.where(token & audio, (weights - mean) / jnp.sqrt(variance), 0.0)
     return median_filter(standard, positions).mean(axis=0)
 
 
@@ -132,7 +147,7 @@ def median_filter(x: jax.Array, n: jax.Array) -> jax.Array:
     half, size = MEDIAN_WIDTH // 2, x.shape[-1]
     if size <= half:
         return x
-    known = jnp.where(jnp.isnan(x), jnp.inf, x)  # what is no number counts as the largest
+    known = jnp.where(jnp.isnan(x), jnp.inf, x)  # NaN counts as the largest
     left = known[..., 1 : half + 1][..., ::-1]
     right = jax.lax.dynamic_slice_in_dim(known, n - 1 - half, half, axis=-1)[..., ::-1]
     mirrored = jnp.concatenate([left, known, left], axis=-1)
@@ -147,28 +162,44 @@ def align_tokens(
     decoder: TextDecoder,
     cross: tuple[KeysValues, ...],
     config: WhisperConfig,
+    *,
     starts: Sequence[Sequence[int]],
     texts: Sequence[Sequence[int]],
-    eot: int,
     positions: Sequence[int],
-    *,
+    eot: int,
     heads: Heads | None = None,
     is_text: np.ndarray | None = None,
 ) -> list[tuple[list[float], list[float]]]:
     """For each window's text tokens [N]: begins [N+1] in s, the last being the end, and probabilities [N].
 
-    starts: their start sequences, with `<|notimestamps|>`. positions: of each window's sound. heads: None for those of
-    the config. is_text [V]: see `text_ids`; by default the ids below `eot`. Texts that exceed the context raise
-    ValueError.
+    Args:
+      decoder: of the model.
+      cross: cross-attention of the windows.
+      config: of the model.
+      starts: start sequence of each window, with `<|notimestamps|>`.
+      texts: text tokens of each window.
+      positions: encoder positions of each window that contain audio.
+      eot: id of the end of text.
+      heads: (layer, head) pairs; None: those of the config.
+      is_text: [V], see `text_ids`; by default the ids below `eot`.
+
+    Raises:
+      ValueError: a text that exceeds the context.
     """
     ids, length = padded_ids([[*start, *text, eot] for start, text in zip(starts, texts, strict=True)], config, eot)
-    n_rows = np.array([len(text) + 1 for text in texts], np.int32)
-    rows = np.array([len(start) - 1 for start in starts], np.int32)[:, None] + np.arange(ids.shape[1], dtype=np.int32)
+    aligned = AlignedText(
+        ids,
+        length,
+        rows=np.array([len(start) - 1 for start in starts], np.int32)[:, None]
+        + np.arange(ids.shape[1], dtype=np.int32),
+        n_rows=np.array([len(text) + 1 for text in texts], np.int32),
+        positions=np.array(positions, np.int32),
+    )
     is_text = np.arange(config.vocab_size) < eot if is_text is None else is_text
-    count, heads = np.array(positions, np.int32), heads or alignment_heads(config)
-    begin, probability = jax.device_get(token_times(decoder, cross, ids, length, rows, n_rows, count, is_text, heads))
+    times = token_times(decoder, cross, aligned, is_text, heads or alignment_heads(config))
+    begin, probability = jax.device_get(times)
     timed = zip(texts, (begin / POSITIONS_PER_SECOND).tolist(), probability.tolist(), strict=True)
-    return [(begins_s[: len(text) + 1], probs[: len(text)]) for text, begins_s, probs in timed]
+    return [(begins_s[: len(own) + 1], probs[: len(own)]) for own, begins_s, probs in timed]
 
 
 def padded_ids(sequences: Sequence[Sequence[int]], config: WhisperConfig, eot: int) -> tuple[np.ndarray, np.ndarray]:

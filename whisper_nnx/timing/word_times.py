@@ -1,8 +1,8 @@
-"""Times of known words in a window: from the text in short pieces, heads that follow these, and the sound's level.
+"""Times of known words in a window: from the text in short pieces, heads that follow these, and the audio's level.
 
 The decoder writes most words as one token, whose attention covers the word and leads or lags it by much. Forced to read
-the word in pieces of a few letters, it follows the sound more closely. Pauses between words are found by the sound's
-level, since no token's attention tells where one begins or ends.
+the word in pieces of a few letters, it follows the audio more closely. Pauses between words are found by the audio's
+level, since no token's attention shows where one begins or ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.text.words import normalised, split_tail
 from whisper_nnx.timing.alignment_heads import Heads as Pairs
 from whisper_nnx.timing.alignment_heads import alignment_heads
-from whisper_nnx.timing.token_times import padded_ids, row_begins
+from whisper_nnx.timing.token_times import AlignedText, padded_ids, row_begins
 from whisper_nnx.timing.words import WordTiming
 
 LONGEST_PIECES = (3, 6, 12)  # letters of a piece; the first by which a window's text fits the context
@@ -32,7 +32,7 @@ LONGEST_PIECES = (3, 6, 12)  # letters of a piece; the first by which a window's
 # hand-labelled clips of docs/numbers/word-times.md (PAUSE and LEVEL on every other one).
 PAUSE, LEVEL = 1.0, 2.0
 QUIET_DB, ABOVE_NOISE, SLOPE_DB = 30.0, 0.2, 10.0
-STRAYING = 0.5  # what a row loses with each position outside of where it is expected
+DISTANCE_COST = 0.5  # for each position between a row and where it is expected
 _FAR = 1e6  # beyond any window
 
 
@@ -98,9 +98,9 @@ def _ids_of(
 
 
 class Layout(NamedTuple):
-    """A window's words as ids, and what of these lies along its sound: see `row_begins`.
+    """A window's words as ids, and which of these are placed along its audio: see `row_begins`.
 
-    words: for each, its first row and the one behind it; the punctuation behind a word is no part of it.
+    words: for each, its first row and the end of its rows, which exclude the punctuation after it.
     """
 
     ids: list[int]
@@ -141,13 +141,13 @@ class Layout(NamedTuple):
         return cls([*ids, tokenizer.special.eot], np.array(rows, np.int32), limits.astype(np.float32), words)
 
 
-def pause_likeness(samples: np.ndarray, first_sample: int, n: int) -> np.ndarray:
-    """Samples [N] -> [n]: how similar the sound is to a pause at each position of 20 ms from `first_sample` on."""
+def pause_scores(samples: np.ndarray, first_sample: int, n: int) -> np.ndarray:
+    """Samples [N] -> [n]: how well a pause fits each position of 20 ms from `first_sample` on."""
     size = SAMPLE_RATE // POSITIONS_PER_SECOND
-    begin = first_sample - size // 2  # a position is the middle of what it is made of
-    sound = np.asarray(samples[max(0, begin) : max(0, begin + n * size)], np.float64)
-    sound = np.pad(sound, (max(0, -begin), n * size))[: n * size]
-    level = 10 * np.log10(np.square(sound).reshape(n, size).mean(axis=1) + 1e-10)
+    begin = first_sample - size // 2  # a position is the middle of its samples
+    audio = np.asarray(samples[max(0, begin) : max(0, begin + n * size)], np.float64)
+    audio = np.pad(audio, (max(0, -begin), n * size))[: n * size]
+    level = 10 * np.log10(np.square(audio).reshape(n, size).mean(axis=1) + 1e-10)
     noise, loud = np.percentile(level, (5, 95))
     span = max(loud - noise, 1e-3)
     quiet = max(loud - QUIET_DB, noise + ABOVE_NOISE * span)
@@ -158,23 +158,29 @@ def word_times(
     decoder: Any,
     cross: Any,
     config: WhisperConfig,
+    *,
     eot: int,
     layouts: Sequence[Layout],
     pauses: Sequence[np.ndarray],
     heads: Heads,
 ) -> list[np.ndarray]:
-    """Start and end of each window's words [n,2], in s from its beginning; pauses [T']: of its sound."""
+    """Start and end of each window's words [n,2], in s from its beginning; pauses [T']: `pause_scores` of its audio."""
     ids, length = padded_ids([layout.ids for layout in layouts], config, eot)
-    n_rows = np.array([len(layout.rows) for layout in layouts], np.int32)
     rows, within = (
         np.stack([_padded(getattr(layout, name), 2 * ids.shape[1]) for layout in layouts])
         for name in ("rows", "within")
     )
-    count = np.array([len(own) for own in pauses], np.int32)
+    text = AlignedText(
+        ids,
+        length,
+        rows,
+        n_rows=np.array([len(layout.rows) for layout in layouts], np.int32),
+        positions=np.array([len(own) for own in pauses], np.int32),
+    )
     level = np.stack([_padded(own, config.max_source_positions) for own in pauses])
-    sound = 1 - np.clip((level - PAUSE) / LEVEL, 0, 1)  # or else some token always seems to attend to silence
-    arguments = ids, length, rows, n_rows, count, level, sound, within, STRAYING, heads.pairs
-    begins = jax.device_get(row_begins(decoder, cross, *arguments))
+    speech = 1 - np.clip((level - PAUSE) / LEVEL, 0, 1)  # otherwise some token always seems to attend to silence
+    bounds = {"within": within, "distance_cost": DISTANCE_COST}
+    begins = jax.device_get(row_begins(decoder, cross, text, pauses=level, speech=speech, **bounds, heads=heads.pairs))
     return [
         own[np.array(layout.words, int).reshape(-1, 2)] / POSITIONS_PER_SECOND
         for own, layout in zip(begins, layouts, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,16 +37,17 @@ class Opened:
 
     def __init__(
         self,
+        lives: list[Live],
+        options: TranscribeOptions,
+        *,
         number: int,
         language: str,
         duration_s: float,
-        lives: list[Live],
-        channels: np.ndarray | None,
-        options: TranscribeOptions,
-        language_probs: dict[str, float],
+        channels: np.ndarray | None = None,
+        language_probs: Mapping[str, float] | None = None,
     ):
         self.number, self.language, self.duration_s, self.lives = number, language, duration_s, lives
-        self.language_probs = language_probs  # where the language was detected
+        self.language_probs = language_probs or {}  # where the language was detected
         self._options = options
         content_frames = round(duration_s * FRAMES_PER_SECOND)
         self._asked_frames = sum(end - start for start, end in options.longform.clips(content_frames))
@@ -156,33 +158,30 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
         longform = replace(longform, condition_on_previous_text=config.condition_on_prev_tokens)
     refined, chosen = longform.refine_word_times, longform.alignment_heads
     heads = alignment_heads(config, None if refined else chosen) if longform.timed else ()
+    window = {
+        "window_frames": frames,
+        "positions": config.max_source_positions,
+        "context": config.max_target_positions,
+        "prompt_room": max(0, room),
+    }
     lives = [
         Live(
-            Recording(
-                tokenizer_of(model),
-                language,
-                mel.content_frames,
-                longform,
-                frames,
-                config.max_source_positions,
-                config.max_target_positions,
-                max(0, room),
-                piece,
-            ),
+            Recording(tokenizer_of(model), language, mel.content_frames, longform, **window, piece=piece),
             mel,
             decoding,
-            options.fallback,
-            options.seed,
-            number,
-            heads,
-            word_heads(config, chosen) if refined else None,
-            tuple(options.allowed_languages or ()),
+            fallback=options.fallback,
+            seed=options.seed,
+            number=number,
+            heads=heads,
+            word_heads=word_heads(config, chosen) if refined else None,
+            allowed_languages=tuple(options.allowed_languages or ()),
         )
         for piece in (pieces if pieces is not None else [None])
     ]
     if lives:
         lives[0].encoded = encoded
-    return Opened(number, language, mel.content_frames / FRAMES_PER_SECOND, lives, channels, options, probs)
+    about: dict[str, Any] = {"number": number, "language": language, "language_probs": probs}
+    return Opened(lives, options, **about, duration_s=mel.content_frames / FRAMES_PER_SECOND, channels=channels)
 
 
 def _read(source: Any, options: TranscribeOptions) -> tuple[np.ndarray, np.ndarray | None]:

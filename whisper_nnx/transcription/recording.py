@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND
@@ -157,6 +157,7 @@ class Recording:
     language: str
     content_frames: int
     options: LongformOptions
+    _: KW_ONLY
     window_frames: int = 3000
     positions: int = 1500
     context: int = 448

@@ -169,7 +169,7 @@ class Transcripts(Iterator[tuple[int, "Transcript | Exception"]]):
                         raise window
                     segments = opened.add(live, window)
                 except Exception as error:
-                    batch.drop(live)
+                    batch.cancel(live)
                     self._recordings.fail(live.number, error)
                 else:
                     report.window(opened, segments)

@@ -82,10 +82,11 @@ def _time_texts(model: Whisper, size: int, options: LongformOptions) -> None:
     for length in sorted(lengths):
         text = tokenizer.encode("a") * (length - len(start) - 1)
         heads, is_text = alignment_heads(config, None if refined else chosen), text_ids(tokenizer)
-        arguments = model.decoder, cross, config, [start] * size, [text] * size, eot, [positions] * size
-        align_tokens(*arguments, heads=heads, is_text=is_text)
+        texts: dict[str, Any] = {"starts": [start] * size, "texts": [text] * size, "positions": [positions] * size}
+        align_tokens(model.decoder, cross, config, **texts, eot=eot, heads=heads, is_text=is_text)
         if refined:
             rows, within = np.full(2 * length, -1, np.int32), np.zeros((2 * length, 2), np.float32)
             layouts = [Layout([*start, *text, eot], rows, within, [])] * size
             pauses = [np.zeros(positions, np.float32)] * size
-            word_times(model.decoder, cross, config, eot, layouts, pauses, word_heads(config, chosen))
+            words: dict[str, Any] = {"layouts": layouts, "pauses": pauses, "heads": word_heads(config, chosen)}
+            word_times(model.decoder, cross, config, eot=eot, **words)
