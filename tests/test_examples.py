@@ -10,6 +10,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from tests.small import quick_compilation  # noqa: F401
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 Run = Callable[..., str]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.small import small_model
+from tests.small import quick_compilation, small_model  # noqa: F401
 from whisper_nnx import load_model
 from whisper_nnx.alignment.align import Reader
 from whisper_nnx.alignment.find_heads import find_alignment_heads

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.small import quick_compilation  # noqa: F401
 from whisper_nnx.audio import features
 from whisper_nnx.audio.features import (
     CHUNK_LENGTH_S,

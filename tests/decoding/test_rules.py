@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracle import timestamp_oracle
+from tests.small import quick_compilation  # noqa: F401
 from whisper_nnx.decoding.rules import NO_LIMIT, SuppressRule, TimestampRule, suppress
 from whisper_nnx.text.special_tokens import SpecialTokens
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.small import small_mel, small_model
+from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
 from weight_loader import load_model, save_pretrained
 from weight_loader.folder import CheckpointError
 from whisper_nnx import transcribe

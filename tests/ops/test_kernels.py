@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import missing
+from tests.small import quick_compilation  # noqa: F401
 from whisper_nnx.decoding.strategies import first_best
 from whisper_nnx.ops import products
 from whisper_nnx.ops.cpu import build, kernels
@@ -149,7 +150,7 @@ def test_on_processors_of_narrower_registers(without, tmp_path):
         pytest.skip("the other tests compile for registers as narrow")
     narrow = compiler(tmp_path, f'exec c++ "$@" {without}')
     environment = os.environ | {"CXX": narrow, "XDG_CACHE_HOME": str(tmp_path)}
-    numbers = "products_with or (test_attention and (1500 or 17)) or rows_of"
+    numbers = "(products_with and (1- or 5- or 32-)) or (test_attention and (1500 or 17)) or rows_of"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", numbers]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.small import quick_compilation  # noqa: F401
 from whisper_nnx.model.cache import KeysValues, KVCache
 from whisper_nnx.ops.products import (
     attention_scores,

@@ -19,12 +19,9 @@ pytestmark = [
 ]
 
 OPTIONS = {
-    "greedy": {"language": "en"},
     "greedy, language detected": {},
-    "beam 5": {"language": "en", "beam_size": 5},
     "beam 5, patience 2": {"language": "en", "beam_size": 5, "patience": 2.0},
     "beam 3, patience below 1": {"language": "en", "beam_size": 3, "patience": 0.5},
-    "beam 5, length penalty": {"language": "en", "beam_size": 5, "length_penalty": 0.6},
     "translate": {"language": "de", "task": "translate"},
     "without timestamps": {"language": "fr", "without_timestamps": True},
     "prompt": {"language": "en", "prompt": "one two three four"},
@@ -54,7 +51,7 @@ def windows(recordings) -> torch.Tensor:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_batch_decodes_to_the_tokens_of_openai_whisper(name, windows, model, reference):
     options = OPTIONS[name]
-    windows = windows[::2] if name in ON_MANY else windows[8:13:4]  # the reference takes minutes for all
+    windows = windows[::4] if name in ON_MANY else windows[8:13:4]  # the reference takes minutes for all
     ours = decode(model, windows.numpy(), DecodingOptions(**options))
     for window, result in zip(windows, ours, strict=True):
         expected = whisper.decode(reference, window, whisper.DecodingOptions(fp16=False, **options))
@@ -67,8 +64,8 @@ def test_a_batch_decodes_to_the_tokens_of_openai_whisper(name, windows, model, r
 
 
 def test_detected_languages_equal_those_of_openai_whisper(windows, model, reference):
-    ids, probs = detect_language(model, windows.numpy())
-    expected_ids, expected = whisper.detect_language(reference, windows)
+    ids, probs = detect_language(model, windows[::3].numpy())
+    expected_ids, expected = whisper.detect_language(reference, windows[::3])
     assert ids == expected_ids.tolist()
     for ours, theirs in zip(probs, expected, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import whisper
 
+from tests.small import quick_compilation  # noqa: F401
 from whisper_nnx.audio.features import N_FRAMES, RecordingMel, log_mel_spectrogram, mel_filters
 from whisper_nnx.audio.loading import load_audio
 

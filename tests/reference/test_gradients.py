@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 
 from tests.reference.test_weight_loader import SMALL, random_transformers_model
+from tests.small import quick_compilation  # noqa: F401
 from weight_loader import load_model
 from weight_loader.names import SINUSOIDS, parameters
 from whisper_nnx.audio.features import log_mel_spectrogram

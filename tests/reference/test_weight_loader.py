@@ -15,6 +15,7 @@ import transformers
 import whisper
 from flax import nnx
 
+from tests.small import quick_compilation  # noqa: F401
 from weight_loader import load_model, save_pretrained
 from weight_loader.load import abstract_model
 from weight_loader.names import parameters

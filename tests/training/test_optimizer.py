@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.small import quick_compilation  # noqa: F401
 from whisper_nnx.training.config import OptimizerConfig
 from whisper_nnx.training.optimizer import (
     averaged,

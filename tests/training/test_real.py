@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests.small import quick_compilation  # noqa: F401
 from weight_loader import load_model
 from whisper_nnx.cli.evaluate import main as evaluate
 from whisper_nnx.cli.train import main as train

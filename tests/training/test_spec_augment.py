@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.small import quick_compilation  # noqa: F401
 from whisper_nnx.training.config import AugmentConfig
 from whisper_nnx.training.spec_augment import spec_augment
 

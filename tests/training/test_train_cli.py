@@ -22,30 +22,20 @@ from whisper_nnx.training.config_file import load_config
 from whisper_nnx.training.metrics import read_records
 from whisper_nnx.training.run import read_rows
 
-# Runs the command and kills it when it has recorded a step, or is about to give a checkpoint its name.
+# Runs the command and kills it when it is about to give the checkpoint of a step its name.
 CHILD = """
 import os, signal, sys
-from whisper_nnx.training.metrics import Metrics
 
-what, when = sys.argv[1], int(sys.argv[2])
-write, rename = Metrics.write, os.rename
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def write_and_die(self, step, values):
-    write(self, step, values)
-    if (what, when) == ("record", step):
-        kill()
+step, rename = sys.argv[1], os.rename
 
 def die_or_rename(source, target):
-    if what == "commit" and str(target).endswith(f"checkpoints/{when}"):
-        kill()
+    if str(target).endswith(f"checkpoints/{step}"):
+        os.kill(os.getpid(), signal.SIGKILL)
     rename(source, target)
 
-Metrics.write, os.rename = write_and_die, die_or_rename
+os.rename = die_or_rename
 from whisper_nnx.cli.train import main
-sys.exit(main(sys.argv[3:]))
+sys.exit(main(sys.argv[2:]))
 """
 
 
@@ -105,13 +95,13 @@ def run(words, capsys, monkeypatch):
     return run
 
 
-def in_a_process(what: str, when: int, words: list[str], *more: str) -> int:
+def in_a_process(killed_at: int | None, words: list[str], *more: str) -> int:
     environment = os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    command = [sys.executable, "-c", CHILD, what, str(when), *words, *more]
+    command = [sys.executable, "-c", CHILD, str(killed_at), *words, *more]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
@@ -123,12 +113,11 @@ def weights(output: Path) -> bytes:
 
 def test_a_run_that_is_killed_and_started_again_ends_with_the_weights_of_an_undisturbed_one(words, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert in_a_process("", 0, words, "--output", str(undisturbed)) == 0
+    assert in_a_process(None, words, "--output", str(undisturbed)) == 0
     again = (words, "--output", str(killed))
-    assert in_a_process("record", 5, *again) == -signal.SIGKILL
-    assert in_a_process("commit", 6, *again) == -signal.SIGKILL
+    assert in_a_process(6, *again) == -signal.SIGKILL
     assert [path.name for path in (killed / "checkpoints").iterdir() if path.name.isdigit()] == ["3"]
-    assert in_a_process("", 0, *again) == 0
+    assert in_a_process(None, *again) == 0
     assert weights(killed) == weights(undisturbed)
     ours, theirs = (read_records(output / "metrics.jsonl") for output in (killed, undisturbed))
     assert [record["step"] for record in ours] == list(range(1, 9))

@@ -9,6 +9,8 @@ from whisper_nnx.transcription.stream import iter_transcripts
 # Words, thresholds that send some windows up the ladder, samples on the way.
 OPTIONS = {"word_timestamps": True, "temperature": (0.0, 0.6), "logprob_threshold": -0.8, "best_of": 2}
 LONGEST_S = 35
+RECORDINGS = ("de_40s.flac", "en_8k_35s.wav", "en_mixed_75s.flac", "en_noisy_40s.flac", "en_short_3s.flac")
+RECORDINGS += ("es_40s.flac", "fr_40s.flac", "noise_only_30s.flac", "silence_12s.flac")
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +20,8 @@ def model(digits):
 
 @pytest.fixture(scope="module")
 def sources(shared) -> list[dict]:
-    """All recordings, the longest cut; some of their languages given, some tasks others, some prompts."""
-    files = sorted([*(shared / "audio").glob("*.flac"), *(shared / "audio").glob("*.wav")])
+    """Recordings, the longest cut; some of their languages given, some tasks others, some prompts."""
+    files = [shared / "audio" / name for name in RECORDINGS]
     own = [{}, {"task": "translate"}, {"initial_prompt": "zero one two"}, {"language": "en"}, {"hotwords": "nine"}]
     samples = [load_audio(file)[: LONGEST_S * 16_000] for file in files]
     return [{"audio": one, **own[i % len(own)]} for i, one in enumerate(samples)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.small import small_mel, small_model
+from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
 from weight_loader import CheckpointError, load_model, save_model, save_pretrained
 from weight_loader.writers import WRITERS
 from whisper_nnx.model.whisper import Whisper

@@ -17,6 +17,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import weight_loader.writers.huggingface
+from tests.small import quick_compilation  # noqa: F401
 from weight_loader import (
     CheckpointError,
     download_whisper_weights,
