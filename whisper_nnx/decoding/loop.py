@@ -20,18 +20,23 @@ from whisper_nnx.ops.products import prepared
 from whisper_nnx.runtime.programs import given_back, program
 from whisper_nnx.text.special_tokens import SpecialTokens
 
-PREFILL_CHUNK = 32  # ids fed at once; a prompt of any length is so many passes of one shape
+PREFILL_CHUNK = 32  # ids fed at once; a prompt of any length takes several passes of one shape
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodingBatch:
-    """What B windows are to be decoded with.
+    """How B windows are decoded.
 
-    initial_ids [B,P], initial_length [B]: prompt, start sequence and prefix, padded on the right to whole chunks.
-    sot_index [B]: where `<|startoftranscript|>` stands in them. limit [B]: tokens to sample at most, the end included.
-    temperature [B], seed [B] uint32: of the sampling. rules: applied to the logits in this order; log-probabilities are
-    those after all of them. The compiled program contains these rules only.
+    Attributes:
+      initial_ids: [B,P], prompt, start sequence and prefix, padded on the right to whole chunks.
+      initial_length: [B], without the padding.
+      sot_index: [B], position of `<|startoftranscript|>` among them.
+      limit: [B], the most tokens to sample, the end included.
+      temperature: [B], of the sampling.
+      seed: [B] uint32, of the sampling.
+      rules: applied to the logits in this order; log-probabilities are those after all of them. The compiled program
+        contains these rules only.
     """
 
     initial_ids: Any
@@ -59,7 +64,7 @@ def padded_positions(max_positions: int) -> int:
 def prefill(
     decoder: TextDecoder, cross: tuple[KeysValues, ...], batch: DecodingBatch
 ) -> tuple[KVCache, jax.Array, jax.Array]:
-    """Feeds the initial ids -> (the cache after them, hidden [B,D] at the start of transcript, and at the last id)."""
+    """Feeds the initial ids -> (the cache after them, hidden [B,D] at the start of transcript and at the last id)."""
     rows = batch.initial_ids.shape[0]
     cache = KVCache.init(cross, batch.initial_ids.shape[1])
     nothing = jnp.zeros((rows, decoder.embed_tokens.features), decoder.dtype)
@@ -77,7 +82,7 @@ def prefill(
     longest = batch.initial_length.max()
     carry = (jnp.int32(0), cache, jnp.stack([nothing, nothing], axis=1))
     _, cache, found = jax.lax.while_loop(lambda carry: carry[0] < longest, feed, carry)
-    # What the padding of the shorter rows left in the cache lies behind `length`: it is overwritten before it is seen.
+    # Padding of the shorter rows is in the cache beyond `length`: it is overwritten before it is read.
     cache = cache.advance(list(cache.self_attention), batch.initial_length - cache.length)
     return cache, found[:, 0], found[:, 1]
 

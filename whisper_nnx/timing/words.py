@@ -24,7 +24,7 @@ LONGEST_MEDIAN_S = 0.7
 
 @dataclass
 class WordTiming:
-    """A word, the ids that it is made of, its start and end in s from the window's begin, its probability."""
+    """A word, its ids, its start and end in s from the window's beginning, its probability."""
 
     word: str
     tokens: list[int]
@@ -55,7 +55,7 @@ def token_details(
 ) -> list[TokenDetails]:
     """Text, log-probability and times of each of a segment's tokens [N].
 
-    begins_s: of each of its text tokens, and of what follows them, in s from the window's begin, which is at offset_s.
+    begins_s: of each of its text tokens, and of what follows them, in s from the window's start, which is at offset_s.
     """
     special, details, at = tokenizer.special, list[TokenDetails](), 0
     for token, logprob in zip(tokens, logprobs, strict=True):
@@ -95,6 +95,7 @@ def add_words(
     segments: list[Segment],
     words: list[WordTiming],
     tokens_per_segment: Sequence[Sequence[int]],
+    *,
     offset_s: float,
     last_speech_s: float,
     prepended: str = PREPENDED,
@@ -103,8 +104,15 @@ def add_words(
 ) -> None:
     """Gives each segment of a window its words, and the start and end that follow from them.
 
-    tokens_per_segment: the text of each. offset_s: the window's begin; last_speech_s: where speech ended before it.
-    refined: the words' times leave out pauses, and stay as they are.
+    Args:
+      segments: changed in place.
+      words: of the whole window.
+      tokens_per_segment: the text of each segment.
+      offset_s: start of the window.
+      last_speech_s: where speech ended before it.
+      prepended: punctuation that belongs to the following word.
+      appended: punctuation that belongs to the preceding word.
+      refined: the times of the words exclude pauses already, and are kept.
     """
     durations = [d for word in words if (d := word.end - word.start)]
     typical_s = min(LONGEST_MEDIAN_S, median(durations)) if durations else 0.0

@@ -1,4 +1,4 @@
-"""Words that nobody said: how they look, and where to go on when they stand beside a long silence.
+"""Detects hallucinated words and where to resume after silence.
 
 Source: `hallucination_silence_threshold` of the reference's transcribe(), whose results these equal.
 """
@@ -41,7 +41,7 @@ def _first_with_words(segments: Sequence[Segment]) -> Segment | None:
 
 
 def leading_silence_s(segments: Sequence[Segment], offset_s: float, threshold_s: float) -> float | None:
-    """The silence before an anomalous first segment if it is long: the window is better begun behind it."""
+    """The silence before an anomalous first segment if it is long: the window should start after it."""
     first = _first_with_words(segments)
     if first is None or not is_anomaly(first) or not first["start"] - offset_s > threshold_s:
         return None
@@ -58,7 +58,7 @@ def find_hallucination(
 ) -> int | None:
     """The first anomalous segment with silence, or more anomalies, on both sides; None where there is none.
 
-    start_frame: the window's begin; n_frames: of its sound, of window_frames; last_speech_s: where speech ended before.
+    start_frame: the window's start; n_frames: of its audio, of window_frames; last_speech_s: where speech ended before.
     """
     offset_s = start_frame / FRAMES_PER_SECOND
     window_end_s = (start_frame + window_frames) / FRAMES_PER_SECOND

@@ -1,4 +1,4 @@
-"""From audio and options to recordings ready to be stepped: their language, and the pieces that they are cut into."""
+"""From audio and options to recordings ready to be decoded: their language, and the pieces that they are cut into."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from whisper_nnx.transcription.windows import (
 class Opened:
     """A recording of one call: `lives` are its chains of windows, one for the whole or one for each piece.
 
-    What their windows say comes back by `add`; `segments` and `transcript` are in the order of the pieces.
+    `add` takes the results of their windows; `segments` and `transcript` are in the order of the pieces.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Opened:
         self._done, self._whole = sum(self._done_frames), sum(live.recording.progress[1] for live in lives)
         self.segments: list[Segment] = []
         self._channels = channels
-        self._held: list[list[Segment]] = [[] for _ in lives]  # those of pieces that have one unfinished before them
+        self._held: list[list[Segment]] = [[] for _ in lives]  # of pieces after the first unfinished one
         self._finished = [False for _ in lives]
         self._current = 0  # the first piece that is not done
 
@@ -89,10 +89,10 @@ class Opened:
             segment["id"] = len(self.segments)
             self.segments.append(segment)
         if self._channels is not None:
-            self._tell_speakers(self._channels, ready)
+            self._label_speakers(self._channels, ready)
         return ready
 
-    def _tell_speakers(self, channels: np.ndarray, segments: list[Segment]) -> None:
+    def _label_speakers(self, channels: np.ndarray, segments: list[Segment]) -> None:
         from whisper_nnx.audio.channels import speakers
 
         spans = [(segment["start"], segment["end"]) for segment in segments]
@@ -107,7 +107,7 @@ class Opened:
         if held := [segment for piece in self._held[self._current :] for segment in piece]:
             held = [{**segment, "id": number} for number, segment in enumerate(held, start=len(segments))]
             if self._channels is not None:
-                self._tell_speakers(self._channels, held)
+                self._label_speakers(self._channels, held)
             segments = [*segments, *held]
         whole: Transcript = {"text": text, "segments": segments, "language": self.language}
         alternatives = [window for part in parts for window in part.get("alternatives", [])]
@@ -185,7 +185,7 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
 
 
 def _read(source: Any, options: TranscribeOptions) -> tuple[np.ndarray, np.ndarray | None]:
-    """Samples [N] and, to tell speakers apart, those of each channel."""
+    """Samples [N] and, to distinguish speakers, those of each channel."""
     reading: dict[str, Any] = {
         "stream": options.audio_track,
         "follow_timestamps": options.follow_timestamps,

@@ -1,4 +1,4 @@
-"""`Recording`: a long recording as a chain of 30 s windows. It knows what was said and where to go on, and no JAX."""
+"""`Recording`: a long recording as a chain of 30 s windows. It knows the text so far and where to resume; no JAX."""
 
 from __future__ import annotations
 
@@ -146,11 +146,18 @@ class Draft:
 
 @dataclass
 class Recording:
-    """Asks for one window at a time (`next_window`) and is told what it said (`draft`, then `accept`).
+    """Requests one window at a time (`next_window`) and receives what was decoded in it (`draft`, then `accept`).
 
-    content_frames: its length in frames of 10 ms. window_frames, positions: frames and encoder positions of a window.
-    context: the decoder's positions. prompt_room: tokens of previous text to tell at most; by default half the context
-    less one. piece: the only clip; by default all clips of the options.
+    Attributes:
+      tokenizer: of the model.
+      language: code; of the transcript.
+      content_frames: length in frames of 10 ms.
+      options: how windows follow each other.
+      window_frames: frames of a window.
+      positions: encoder positions of a window.
+      context: positions of the decoder.
+      prompt_room: the most tokens of previous text; by default half the context less one.
+      piece: the only clip; by default all clips of the options.
     """
 
     tokenizer: Tokenizer
@@ -174,8 +181,8 @@ class Recording:
         self._clip = 0
         self._hotwords = self._ids(self.options.hotwords)
         self._initial = self._ids(self.options.initial_prompt)
-        self._history = list(self._initial)  # ids of all that was said so far
-        self._forgotten = 0  # how many of them are no longer told to the next window
+        self._history = list(self._initial)  # ids of all text so far
+        self._forgotten = 0  # how many of them the next window no longer receives
         self._last_speech_s = 0.0
 
     def _ids(self, text: str | None) -> list[int]:
@@ -223,7 +230,7 @@ class Recording:
         return self.window_frames // self.positions
 
     def skip(self, window: Window) -> None:
-        """Nobody speaks in the window."""
+        """The window contains no speech."""
         self.skipped_windows += 1
         self.seek += window.n_frames
 
@@ -259,10 +266,10 @@ class Recording:
         seek = window.start_frame + (advance * self._step_frames if advance else window.n_frames)
         alternatives: WindowAlternatives | None = None
         if result.alternatives:
-            said = [
+            candidates = [
                 {"text": a.text, "tokens": list(a.tokens), "avg_logprob": a.avg_logprob} for a in result.alternatives
             ]
-            alternatives = {"seek": window.start_frame, "candidates": cast(list[Candidate], said)}
+            alternatives = {"seek": window.start_frame, "candidates": cast(list[Candidate], candidates)}
         single_ending = ends_in_single_timestamp(result.tokens, special)
         return Draft(segments, texts, logprobs, seek, single_ending, alternatives)
 
@@ -273,10 +280,10 @@ class Recording:
         words: list[WordTiming] | None = None,
         begins_s: Sequence[float] | None = None,
     ) -> list[Segment]:
-        """Adds what the window says -> the new segments.
+        """Adds a window's segments and returns them.
 
         words: where they were timed; begins_s: where tokens were, of each text token in the window and of what follows
-        the last. Their times lie in the window's sound, and before the next window (see `place_segments`).
+        the last. Their times lie within the window's audio, and before the next window (see `place_segments`).
         """
         segments, self.seek = draft.segments, draft.seek
         if draft.alternatives is not None:
@@ -285,9 +292,15 @@ class Recording:
             self._add_token_details(window, draft, begins_s)
         if words is not None:
             offset_s = window.start_frame / FRAMES_PER_SECOND
-            marks = (self.options.prepend_punctuations, self.options.append_punctuations)
             add_words(
-                segments, words, draft.texts, offset_s, self._last_speech_s, *marks, self.options.refine_word_times
+                segments,
+                words,
+                draft.texts,
+                offset_s=offset_s,
+                last_speech_s=self._last_speech_s,
+                prepended=self.options.prepend_punctuations,
+                appended=self.options.append_punctuations,
+                refined=self.options.refine_word_times,
             )
             kept = self._correct_seek(window, draft)
             if kept is None:
@@ -343,8 +356,8 @@ class Recording:
 
     def transcript(self) -> Transcript:
         """All that was accepted so far."""
-        said = self._history[len(self._initial) :]
-        text = self.tokenizer.decode(token for token in said if token != self.tokenizer.special.sot_lm)
+        tokens = self._history[len(self._initial) :]
+        text = self.tokenizer.decode(token for token in tokens if token != self.tokenizer.special.sot_lm)
         transcript: Transcript = {"text": text, "segments": self.segments, "language": self.language}
         if self.alternatives:
             transcript["alternatives"] = self.alternatives

@@ -13,7 +13,7 @@ _INSTANT_S = 0.005  # all times are multiples of 10 ms or more: what is shorter 
 
 @dataclass(frozen=True)
 class TimedTokens:
-    """Tokens that belong together; start and end in s from the window's begin."""
+    """Tokens that belong together; start and end in s from the window's start."""
 
     start_s: float
     end_s: float
@@ -23,11 +23,11 @@ class TimedTokens:
 def split_at_timestamps(
     tokens: Sequence[int], special: SpecialTokens, step_s: float, duration_s: float
 ) -> tuple[list[TimedTokens], int | None]:
-    """(segments, timestamp steps from here to the next window's begin, or None: it begins where this window ends).
+    """(segments, timestamp steps from here to the next window's start, or None: it begins where this window ends).
 
     Two timestamps side by side end one segment and begin the next; what follows the last such pair was cut off by the
-    window's end and is heard again in the next window, unless a single timestamp closes it. step_s: s per timestamp
-    step; duration_s: of the window's sound. Source: the reference's transcribe().
+    window's end and is decoded again in the next window, unless a single timestamp closes it. step_s: s per timestamp
+    step; duration_s: of the window's audio. Source: the reference's transcribe().
     """
     is_time = [special.timestamp_begin <= token <= special.timestamp_end for token in tokens]
     steps = [token - special.timestamp_begin if time else None for token, time in zip(tokens, is_time, strict=True)]
@@ -47,7 +47,7 @@ def split_at_timestamps(
 
 
 def ends_in_single_timestamp(tokens: Sequence[int], special: SpecialTokens) -> bool:
-    """Nobody speaks after the last timestamp: it closes a segment and opens none."""
+    """Nothing is spoken after the last timestamp: it closes a segment and opens none."""
     is_time = [special.timestamp_begin <= token <= special.timestamp_end for token in tokens[-2:]]
     return is_time == [False, True]
 
@@ -56,7 +56,7 @@ def place_segments(segments: Sequence[Segment], start_s: float, end_s: float) ->
     """The segments of a window, changed in place: in order, from start_s to end_s, none without text or length.
 
     Segments that have no text or no length are dropped; the reference leaves them in its list, emptied. Its times may
-    also overlap, or lie beyond the sound: here they are moved to where the segment before ends, or to end_s. What then
+    also overlap, or lie beyond the audio: here they are moved to where the segment before ends, or to end_s. What then
     has no length left joins the segment before it, or the next one where it is the first: no text is lost.
     """
     placed: list[Segment] = []

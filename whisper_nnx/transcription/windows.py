@@ -1,4 +1,4 @@
-"""Decoding of 30 s windows, from mel to text: between `decoding/`, which knows ids, and users, who have words."""
+"""Decodes 30 s windows: mel in, text out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class EncodedWindows(NamedTuple):
 
 @dataclass(frozen=True)
 class Alternative:
-    """One of the things that a window may say; avg_logprob as in DecodingResult."""
+    """A candidate of a window's transcript; avg_logprob as in DecodingResult."""
 
     tokens: tuple[int, ...]
     text: str
@@ -50,12 +50,12 @@ class Alternative:
 
 @dataclass(frozen=True)
 class DecodingResult:
-    """What a window says. avg_logprob is the mean over the tokens and the end of text, as openai-whisper takes it.
+    """Transcript of a window. avg_logprob is the mean over the tokens and the end of text, as in openai-whisper.
 
     language_probs: by code, None unless the language was detected. token_logprobs: one for each of `tokens`, after the
     filters. compression_ratio: of the text, by zlib; high where it repeats itself. audio_features [T,D].
-    looped: it repeated itself max_repeats times, and was stopped. alternatives: with n_best above 1, so many candidates
-    in order; the first is what the window says.
+    looped: a rule stopped it, since it repeated itself max_repeats times. alternatives: with n_best above 1, so many
+    candidates in order; the first is the transcript.
     """
 
     audio_features: jax.Array
@@ -101,8 +101,8 @@ def decode(
     windows = mel if mel.ndim == 3 else mel[None]
     if windows.ndim != 3 or not windows.shape[0]:
         raise ValueError(f"mel has shape {mel.shape}, expected [M,T], or [B,M,T] with at least one window")
-    sounds = map(fingerprint, np.asarray(windows)) if options.temperature > 0 else [0] * len(windows)
-    seeds = [row_seed(seed, row, sound) for row, sound in enumerate(sounds)]
+    fingerprints = map(fingerprint, np.asarray(windows)) if options.temperature > 0 else [0] * len(windows)
+    seeds = [row_seed(seed, row, number) for row, number in enumerate(fingerprints)]
     decoded = decode_windows(model, encode_windows(model, windows), [options] * len(seeds), seeds)
     results = [result for result in decoded if result is not None]
     return results if mel.ndim == 3 else results[0]
@@ -165,7 +165,7 @@ def _with_cross_attention(decoder: TextDecoder, features: jax.Array) -> EncodedW
 
 
 def encode_windows(model: Whisper, windows: jax.Array) -> EncodedWindows:
-    """windows [B,M,T], or what the encoder made of them [B,T,D]."""
+    """windows: log-mel [B,M,T], or encoder output [B,T,D]."""
     config = model.config
     if windows.shape[-2:] == (config.max_source_positions, config.d_model):
         return _with_cross_attention(model.decoder, windows.astype(model.decoder.dtype))
@@ -195,7 +195,7 @@ def decode_windows(
     *,
     meanwhile: Callable[[], None] | None = None,
 ) -> list[DecodingResult | None]:
-    """Decodes encoded windows, each with its own options and seed; a row without options stands idle.
+    """Decodes encoded windows, each with its own options and seed; a row without options is idle.
 
     Rows that need different programs (beams, samples, other suppressed tokens) are decoded one program after the other,
     each with the rest idle, so that only the number of rows decides what is compiled. `meanwhile` is called once, while
@@ -231,7 +231,7 @@ def decode_windows(
 def _with_languages(
     model: Whisper, encoded: EncodedWindows, options: Sequence[DecodingOptions | None]
 ) -> tuple[list[DecodingOptions | None], dict[int, dict[str, float]]]:
-    """The options with every language known, and the probabilities of those rows whose language was asked for."""
+    """The options with every language known, and the probabilities of those rows whose language was detected."""
     tokenizer = tokenizer_of(model)
     options = [replace(o, language=to_language_code(o.language)) if o and o.language else o for o in options]
     for o in options:
@@ -299,7 +299,7 @@ class InitialIds(NamedTuple):
 
 
 def initial_ids(options: DecodingOptions, tokenizer: Tokenizer, n_ctx: int) -> InitialIds:
-    """What a window is told before it is decoded.
+    """The ids that precede what is sampled in a window.
 
     Previous text takes up to half the context and yields to the prefix, both losing what is furthest back. The prefix
     leaves room for sample_len tokens within half the context, if that was given.
