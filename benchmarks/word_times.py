@@ -76,9 +76,11 @@ def systems(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[Path, str
     if args.openai:
         import whisper
 
+        from whisper_nnx import load_audio
+
         theirs = whisper.load_model(args.openai, device="cpu")
         options = {"language": "en", "temperature": 0.0, "word_timestamps": True, "fp16": False}
-        yield "openai-whisper", lambda audio, _: of_transcript(theirs.transcribe(str(audio), **options))
+        yield "openai-whisper", lambda audio, _: of_transcript(theirs.transcribe(load_audio(audio), **options))
     if args.faster:
         import faster_whisper
 

@@ -35,7 +35,7 @@ OPTIONS = {
     },
     "suppressed tokens": {"language": "en", "suppress_tokens": "-1,530,732"},
     "no limits at the start": {"language": "en", "max_initial_timestamp": None, "suppress_blank": False},
-    "few tokens, beams unfinished": {"language": "en", "sample_len": 7, "beam_size": 4},
+    "few tokens, beams unfinished": {"language": "en", "sample_len": 7, "beam_size": 5, "patience": 2.0},
 }
 
 ON_MANY = ("greedy, language detected",)

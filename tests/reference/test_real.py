@@ -44,7 +44,7 @@ CASES = [
     ("tiny.en", "en_meeting_6s.wav", {"temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)}),
     ("base", "es_libri_17s.opus", {**WORDS, "task": "translate"}),
     ("base", "ja_common_voice_6s.mp3", BEAM),
-    ("base", "ja_common_voice_6s.mp3", LADDER),
+    ("base", "de_simplicissimus_68s.mp3", LADDER),
     ("base", "en_lj_8s.wav", {"language": "en", "initial_prompt": "The Warren report.", "carry_initial_prompt": True}),
 ]
 
@@ -68,7 +68,8 @@ def both_models(real_models: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize(("name", "recording", "options"), CASES, ids=str)
 def test_options_mean_what_they_mean_in_openai_whisper(name, recording, options, both_models, real_speech):
-    compare(*both_models(name), load_audio(real_speech(recording)), **options)
+    """On the first window."""
+    compare(*both_models(name), load_audio(real_speech(recording))[: 30 * 16_000], **options)
 
 
 @pytest.mark.parametrize(
