@@ -100,12 +100,14 @@ def small_model(
     end_bias: float = 6.0,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
+    attention_fn: Any = None,
     **changes: Any,
 ) -> Whisper:
     """Random weights of such a spread that what it says varies and, with `end_bias` on the end's logit, may end."""
     tokenizer = tokenizer or small_tokenizer()
     config = small_config(**changes)
-    make = partial(Whisper, config, dtype=dtype, param_dtype=param_dtype, tokenizer=tokenizer)
+    options = {"dtype": dtype, "param_dtype": param_dtype, "tokenizer": tokenizer, "attention_fn": attention_fn}
+    make = partial(Whisper, config, **options)
     model = nnx.eval_shape(make)  # filled by numpy: nothing has to be compiled
     random = np.random.default_rng(seed)
 

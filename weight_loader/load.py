@@ -24,6 +24,7 @@ from weight_loader.readers import huggingface, open_checkpoint
 from weight_loader.released import released_tokenizer
 from weight_loader.vocabulary import tokenizer_from_tiktoken
 from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.model.layers import AttentionFn
 from whisper_nnx.model.quantized import quantize_model
 from whisper_nnx.model.whisper import Dtype, Whisper, sinusoids
 from whisper_nnx.runtime.forking import refuse_after_fork
@@ -42,6 +43,7 @@ def load_model(
     dtype: Dtype = None,
     weights: Dtype = None,
     tokenizer: Name | None = None,
+    attention_fn: AttentionFn | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: Name | None = None,
@@ -58,6 +60,7 @@ def load_model(
         converted one by one.
       tokenizer: a folder, a .tiktoken file, a repository or a short name. Default: the checkpoint's own; for OpenAI's,
         MLX's and CTranslate2's files, which may have none, the released one of that size.
+      attention_fn: computes all attention in place of `ops.attention`; see `MultiHeadAttention`.
       revision: branch, tag or commit of the repository.
       token: for private repositories.
       cache_dir: where downloads are kept; default: Hugging Face's cache.
@@ -74,7 +77,7 @@ def load_model(
     path = checkpoint_path(name_or_path, **options)
     checkpoint = open_checkpoint(path, token=token, cache_dir=cache_dir)
     found = find_tokenizer(checkpoint, path, tokenizer, **options)
-    model = abstract_model(checkpoint.config, dtype, param_dtype)
+    model = abstract_model(checkpoint.config, dtype, param_dtype, attention_fn)
     params = read_arrays(checkpoint, param_dtype, model)
     nnx.update(model, nnx.State(unflatten_dict(params)))
     if int8:
@@ -204,14 +207,19 @@ def print_model_info(config: WhisperConfig) -> None:
     print("\n".join(f"{name:<12} {text}" for name, text in model_info(config).items()))
 
 
-def abstract_model(config: WhisperConfig, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32) -> Whisper:
+def abstract_model(
+    config: WhisperConfig,
+    dtype: Dtype = jnp.float32,
+    param_dtype: Dtype = jnp.float32,
+    attention_fn: AttentionFn | None = None,
+) -> Whisper:
     """A model whose arrays have shapes and dtypes, but no memory."""
 
     def make() -> Whisper:
         key = jax.random.key(0)
         # Stands for nnx.Rngs, whose counter, traced once for each parameter, takes 13 s at large-v3 (flax 0.12.8).
         rngs: Any = SimpleNamespace(params=lambda: key)
-        return Whisper(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        return Whisper(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention_fn=attention_fn)
 
     return nnx.eval_shape(make)
 

@@ -14,10 +14,10 @@ import whisper_nnx
 from tests.oracle import params_of, plain_whisper
 from tests.small import quick_compilation, small_config, small_mel  # noqa: F401
 from tests.small import small_model as _small_model
+from whisper_nnx import ops
 from whisper_nnx.model.cache import KVCache
 from whisper_nnx.model.config import ALIASES, RELEASED
 from whisper_nnx.model.whisper import Constant, Whisper, create_whisper
-from whisper_nnx.ops.products import dot_product_attention
 
 S, SIZE = 12, 48
 small_model = partial(_small_model, spread=0.8)  # calm: rounding does not grow from layer to layer
@@ -254,8 +254,28 @@ def test_layer_norm_takes_its_statistics_in_float32(dtype, offset, spread):
 def test_attention_scores_beyond_half_precision_do_not_overflow():
     q = jnp.full((1, 1, 2, 4), 300.0, jnp.float16)
     k = jnp.stack([jnp.full(4, 300.0), jnp.full(4, -300.0)])[None, None].astype(jnp.float16)
-    attended = dot_product_attention(q, k, jnp.eye(2, 4, dtype=jnp.float16)[None, None])
+    attended = ops.attention(q, k, jnp.eye(2, 4, dtype=jnp.float16)[None, None])
     np.testing.assert_array_equal(attended[0, 0], [[1, 0, 0, 0]] * 2)
+
+
+# Attention of one's own.
+
+
+def test_an_attention_function_computes_all_attention(model, mel, ids, cross):
+    seen = []
+
+    def attention_fn(q, k, v, mask):
+        seen.append((q.shape, k.shape))
+        return ops.named("reference").attention(q, k, v, mask)
+
+    own = small_model(attention_fn=attention_fn)
+    np.testing.assert_allclose(own(mel, ids), run(model, mel, ids), atol=1e-5)
+    assert len(seen) == 1 + 2 * 2
+    seen.clear()
+    found, _ = step(own, ids[:, :1], KVCache.init(cross, SIZE))
+    expected, _ = step(model, ids[:, :1], KVCache.init(cross, SIZE))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert len(seen) == 2 * 2
 
 
 # Dropout.

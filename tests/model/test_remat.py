@@ -19,7 +19,7 @@ IDS = jnp.asarray(np.random.default_rng(1).integers(0, small_config().vocab_size
 def score(model: Whisper, mel: jax.Array, remat: bool) -> jax.Array:
     """A number that depends on all layers."""
     cross = model.decoder.cross_attention(model.encode(mel, remat=remat))
-    hidden, scores = model.decoder.alignment_scores(IDS, cross, [(0, 0), (1, 1)], remat=remat)
+    hidden, scores, *_ = model.decoder.hidden_states(IDS, cross, [(0, 0), (1, 1)], remat=remat)
     return jnp.square(model.decoder.logits(hidden)).mean() + scores.mean()
 
 
@@ -67,13 +67,12 @@ def test_each_layer_draws_its_own_dropout_under_remat():
 def test_a_failure_inside_a_layer_leaves_the_model_whole():
     model, mel = small_model(), small_mel(2)
     before = jax.jit(Whisper.encode)(model, mel)
-    attend = model.encoder.layers[0].self_attn.attend
 
     def fail(*_):
         raise RuntimeError("no attention")
 
-    model.encoder.layers[0].self_attn.attend = fail
+    model.encoder.layers[0].self_attn.attention_fn = fail
     with pytest.raises(RuntimeError, match="no attention"):
         jax.grad(lambda mel: model.encode(mel, remat=True).sum())(mel)
-    model.encoder.layers[0].self_attn.attend = attend
+    model.encoder.layers[0].self_attn.attention_fn = None
     np.testing.assert_array_equal(jax.jit(Whisper.encode)(model, mel), before)

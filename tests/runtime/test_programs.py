@@ -12,7 +12,8 @@ import pytest
 
 import whisper_nnx
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
-from whisper_nnx import keep_programs, transcribe, warmup
+from whisper_nnx import keep_programs, ops, transcribe, warmup
+from whisper_nnx.model.layers import Linear
 from whisper_nnx.runtime.programs import Program, _kept, _sources
 from whisper_nnx.transcription.windows import _encode, encode_windows
 
@@ -80,6 +81,42 @@ def test_models_of_the_same_arrays_but_other_heads_have_programs_of_their_own(fo
         mel = small_mel(1, config=model.config)
         np.testing.assert_allclose(encode_windows(model, mel).features, model.encode(mel), atol=1e-5)
     assert traced == ["_encode", "_encode"]
+
+
+@pytest.mark.parametrize("setting", [jax.default_prng_impl("rbg"), jax.default_matmul_precision("highest")])
+def test_settings_of_jax_that_change_a_program_have_programs_of_their_own(folder, traced, setting):
+    model, mel = small_model(), small_mel(1)
+    encode_windows(model, mel)
+    with setting:
+        encode_windows(model, mel)
+    encode_windows(model, mel)
+    assert traced == ["_encode", "_encode"]
+
+
+def attending_with(factor):
+    """Functions of one qualified name."""
+
+    def attend(q, k, v, mask):
+        return factor * ops.attention(q, k, v, mask)
+
+    return attend
+
+
+def test_functions_and_layers_that_are_not_of_this_package_are_never_taken_for_others(folder, traced):
+    for factor in (1.0, 2.0):
+        model, mel = small_model(attention_fn=attending_with(factor)), small_mel(1)
+        np.testing.assert_allclose(encode_windows(model, mel).features, model.encode(mel), atol=1e-5)
+    for factor in (1.0, 2.0):
+
+        class Scaled(Linear):
+            def __call__(self, inputs, factor=factor):
+                return factor * super().__call__(inputs)
+
+        model = small_model()
+        model.encoder.layers[0].fc1.__class__ = Scaled
+        np.testing.assert_allclose(encode_windows(model, mel).features, model.encode(mel), atol=1e-5)
+    assert traced == []
+    assert not list(folder.iterdir())
 
 
 def test_damaged_files_and_other_versions_are_made_again(folder, traced, monkeypatch):

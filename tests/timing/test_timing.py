@@ -14,7 +14,7 @@ from tests.conftest import missing
 from tests.small import quick_compilation, small_config, small_model, small_tokenizer  # noqa: F401
 from whisper_nnx.model.config import RELEASED, RELEASED_ALIGNMENT_HEADS
 from whisper_nnx.ops.cpu import kernels
-from whisper_nnx.ops.warping import warp_by_diagonals, warp_in_order
+from whisper_nnx.ops.warping import warp_by_diagonals
 from whisper_nnx.timing.alignment_heads import alignment_heads, parse_heads
 from whisper_nnx.timing.token_times import (
     BUCKETS,
@@ -30,7 +30,7 @@ from whisper_nnx.timing.token_times import median_filter as median_filter_of
 from whisper_nnx.transcription.windows import encode_windows
 
 ROWS, COLUMNS = 6, 12
-WAYS = {"diagonals": jax.jit(warp_by_diagonals), "kernel": jax.jit(warp_in_order)}
+WAYS = {"diagonals": jax.jit(warp_by_diagonals), "kernel": jax.jit(kernels.first_positions)}
 median_filter = jax.jit(median_filter_of)
 
 

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from tests.oracle import ROWS, PlainDecoder
 from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer  # noqa: F401
-from whisper_nnx import transcribe
+from whisper_nnx import ops, transcribe
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model.whisper import Whisper
-from whisper_nnx.ops.products import cross_cache_dtype
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.transcription.suppression import suppressed_tokens
 from whisper_nnx.transcription.windows import (
@@ -387,7 +386,7 @@ def test_keys_and_values_are_kept_as_the_token_loop_reads_them(mel, given_featur
     encoded = encode_windows(model, mel)
     encoded = encode_windows(model, encoded.features) if given_features else encoded
     assert encoded.features.dtype == jnp.bfloat16
-    assert {x.dtype for x in jax.tree.leaves(encoded.cross)} == {jnp.dtype(cross_cache_dtype(jnp.bfloat16))}
+    assert {x.dtype for x in jax.tree.leaves(encoded.cross)} == {jnp.dtype(ops.current().cache_dtypes(jnp.bfloat16)[1])}
 
 
 @pytest.mark.parametrize("function", [transcribe, decode, detect_language])

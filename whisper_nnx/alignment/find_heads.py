@@ -16,7 +16,7 @@ from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, SAMPLE_RATE, load_audio
 from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.model.whisper import TextDecoder, Whisper
-from whisper_nnx.ops.warping import first_positions
+from whisper_nnx.ops import first_positions
 from whisper_nnx.text.words import words_of
 from whisper_nnx.timing.alignment_heads import Heads
 from whisper_nnx.timing.token_times import AlignedText, alignment_matrix, padded_ids
@@ -96,7 +96,7 @@ def head_paths(
     Returns:
       begin [A,R] of each row, in positions, and the mean attention [A] along the path.
     """
-    _, scores = decoder.alignment_scores(text.ids, cross, heads)
+    scores = decoder.hidden_states(text.ids, cross, heads).audio_scores
     length, rows, n_rows, positions = text.length[0], text.rows[0], text.n_rows[0], text.positions[0]
 
     def path(own: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -102,5 +102,5 @@ def _matrix(
     heads: Heads,
 ) -> jax.Array:
     """ids [1,S] -> [S,T]; see `token_times`."""
-    _, scores = decoder.alignment_scores(ids, cross, heads)
+    scores = decoder.hidden_states(ids, cross, heads).audio_scores
     return alignment_matrix(scores[0], length, positions)

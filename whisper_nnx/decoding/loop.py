@@ -16,7 +16,6 @@ from whisper_nnx.decoding.rules import Rule
 from whisper_nnx.decoding.strategies import Candidates, State, Strategy
 from whisper_nnx.model.cache import KeysValues, KVCache
 from whisper_nnx.model.whisper import TextDecoder
-from whisper_nnx.ops.products import prepared
 from whisper_nnx.runtime.programs import given_back, program
 from whisper_nnx.text.special_tokens import SpecialTokens
 
@@ -108,7 +107,7 @@ def generate(
     group, size = strategy.group, batch.initial_ids.shape[1]
 
     def step(loop: _Loop) -> _Loop:
-        logits = decoder.logits(loop.hidden, table)
+        logits = unembed(loop.hidden)
         for rule in loop.rules:
             logits = rule.apply(logits)
         token, source, state = strategy.step(loop.state, logits, loop.step, special.eot)
@@ -122,12 +121,12 @@ def generate(
         hidden, cache = decoder.step(token[:, None], cache)
         return _Loop(loop.step + 1, hidden[:, 0], cache, rules, state)
 
-    table = prepared(decoder.logits_table(), batch.limit.shape[0] * group)
+    unembed = decoder.unembedding(batch.limit.shape[0] * group)
     rules = tuple(rule.repeat(group) for rule in batch.rules)
     state = strategy.init(batch.limit, size, batch.temperature, batch.seed, special.eot)
     loop = _Loop(jnp.int32(0), jnp.repeat(at_last, group, axis=0), cache.repeat(group), rules, state)
     loop = jax.lax.while_loop(lambda loop: ~loop.state.done.all(), step, loop)
-    return Generated(strategy.result(loop.state), _no_speech_prob(decoder.logits(at_sot, table), special))
+    return Generated(strategy.result(loop.state), _no_speech_prob(unembed(at_sot), special))
 
 
 def _no_speech_prob(logits: jax.Array, special: SpecialTokens) -> jax.Array:

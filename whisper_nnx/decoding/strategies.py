@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from whisper_nnx import ops
 from whisper_nnx.runtime.programs import given_back
 
 
@@ -145,7 +146,7 @@ class Sampling:
         self, state: Samples, logits: jax.Array, step: jax.Array, eot: int
     ) -> tuple[jax.Array, jax.Array | None, Samples]:
         """A row that may choose nothing ends."""
-        best, temperature = first_best(logits), state.temperature
+        best, temperature = ops.argmax(logits), state.temperature
 
         def draw() -> jax.Array:
             scaled = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
@@ -161,13 +162,6 @@ class Sampling:
 
     def result(self, state: Samples) -> Candidates:
         return Candidates.from_sequences(state.sequences, self.group)
-
-
-def first_best(logits: jax.Array) -> jax.Array:
-    """logits [R,V] -> where each row's maximum is first [R]: argmax, which XLA's CPU compiler makes a slow loop of."""
-    tokens = jnp.arange(logits.shape[1])
-    at_top = logits == logits.max(axis=-1, keepdims=True)
-    return jnp.where(at_top, tokens, logits.shape[1] - 1).min(axis=-1)
 
 
 @jax.tree_util.register_dataclass

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.ops.products import cache_dtype, cross_cache_dtype
+from whisper_nnx import ops
 from whisper_nnx.runtime.programs import given_back
 
 
@@ -18,6 +18,11 @@ class KeysValues(NamedTuple):
 
     k: jax.Array
     v: jax.Array
+
+
+def to_cache(cross_attention: tuple[KeysValues, ...]) -> tuple[KeysValues, ...]:
+    """The audio's keys and values in the dtype in which the cache stores them: the one that is read fastest."""
+    return jax.tree.map(lambda x: x.astype(ops.current().cache_dtypes(x.dtype)[1]), cross_attention)
 
 
 @jax.tree_util.register_dataclass
@@ -38,11 +43,9 @@ class KVCache:
     def init(cls, cross_attention: tuple[KeysValues, ...], size: int) -> KVCache:
         """An empty cache of `size` text positions for windows whose cross-attention is given."""
         rows, heads, _, width = cross_attention[0].k.shape
-        empty = jnp.zeros((rows, heads, size, width), cache_dtype(cross_attention[0].k.dtype))
-        cross_attention = jax.tree.map(lambda x: x.astype(cross_cache_dtype(x.dtype)), cross_attention)
-        return cls(
-            tuple(KeysValues(empty, empty) for _ in cross_attention), cross_attention, jnp.zeros(rows, jnp.int32)
-        )
+        dtype, _ = ops.current().cache_dtypes(cross_attention[0].k.dtype)
+        empty = KeysValues(*[jnp.zeros((rows, heads, size, width), dtype)] * 2)
+        return cls((empty,) * len(cross_attention), to_cache(cross_attention), jnp.zeros(rows, jnp.int32))
 
     def append(self, layer: int, new: KeysValues) -> KeysValues:
         """What a layer may attend to: its buffer with `new` [B,H,n,K] written at each row's `length`.

@@ -4,58 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from whisper_nnx import ops
 from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.model.summary import Module
-from whisper_nnx.ops.products import (
-    attention_scores,
-    dot_product_attention,
-    few_rows_product,
-    flat_product,
-    precision_of,
-    rows_at,
-    within,
-)
 
 Dtype = Any
-Append = Callable[[KeysValues], KeysValues]
-Drop = Callable[[jax.Array], jax.Array]
+AttentionFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+
+class Linear(nnx.Linear):
+    """y = x W + b."""
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """inputs [...,n_in] -> [...,n_out]."""
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+        return ops.linear(x, kernel, bias)
 
 
 class Embedding(nnx.Embed):
-    """A table of rows. They are taken before they are cast, and checked by nobody: V is large."""
+    """A table of rows [V,D]. They are taken before they are cast, since V is large; ids are not checked."""
 
-    def rows(self, ids: jax.Array) -> jax.Array:
-        """ids [...] -> [...,D]."""
-        return rows_at(self.embedding[...], ids).astype(self.dtype)
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Ids [...] -> [...,D]."""
+        return ops.embed(inputs, self.embedding[...], self._scale()).astype(self.dtype)
 
-    def table(self) -> jax.Array:
-        """[V,D]."""
-        return self.embedding[...].astype(self.dtype)
+    def attend(self, query: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """query [...,D] -> its product with each row of the table [...,V], float32."""
+        return ops.unembed(query, self.embedding[...], self._scale())
 
-    def scores(self, x: jax.Array) -> jax.Array:
-        """x [...,D] of a few rows -> their product with each row of the table [...,V], float32."""
-        return few_rows_product(x, self.embedding[...])
+    def unembedding(self, rows: int) -> Callable[[jax.Array], jax.Array]:
+        """`attend` for all steps of a loop over queries [rows,D]."""
+        return ops.unembedding(self.embedding[...], self._scale(), self.dtype, rows)
+
+    def _scale(self) -> jax.Array | None:
+        """[V], of a table of 8 bits."""
+        return None
 
 
 class Layers:
-    """Makes the layers of one model with its dtypes; keeps their traps in one place."""
+    """Builds the layers of one model with shared dtypes, precision, initializers and attention function."""
 
-    def __init__(self, rngs: nnx.Rngs, dtype: Dtype, param_dtype: Dtype):
-        precision = precision_of(dtype)
+    def __init__(self, rngs: nnx.Rngs, dtype: Dtype, param_dtype: Dtype, attention_fn: AttentionFn | None = None):
+        precision = ops.precision_of(dtype)
         init = nnx.initializers.normal(0.02)
-        self.dtype, self.param_dtype = dtype, param_dtype
+        self.dtype, self.param_dtype, self.attention_fn = dtype, param_dtype, attention_fn
         self.common: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         self.product: dict[str, Any] = {"dtype": dtype, "precision": precision, "kernel_init": init, **self.common}
         self.embed: dict[str, Any] = {"dtype": dtype, "embedding_init": init, **self.common}
 
-    def linear(self, n_in: int, n_out: int, use_bias: bool = True) -> nnx.Linear:
-        return nnx.Linear(n_in, n_out, use_bias=use_bias, dot_general=flat_product, **self.product)
+    def linear(self, n_in: int, n_out: int, use_bias: bool = True) -> Linear:
+        return Linear(n_in, n_out, use_bias=use_bias, **self.product)
 
     def conv(self, n_in: int, n_out: int, stride: int) -> nnx.Conv:
         # padding=1, not "SAME": at stride 2 that would pad on the right alone and shift every frame by half a position.
@@ -67,34 +72,19 @@ class Layers:
     def embedding(self, n: int, width: int) -> Embedding:
         return Embedding(n, width, **self.embed)
 
-
-def run_layer(remat: bool, layer: EncoderLayer, x: jax.Array, rngs: nnx.Rngs | None, *args: Any, **options: Any) -> Any:
-    """layer(x, rngs, *args, **options); `remat`: the backward pass recomputes its activations instead of keeping them.
-
-    `jax.checkpoint`, not `nnx.remat`: the latter writes to the layer. Where the layer is not an argument of the
-    transformation around it, as in the gradient with respect to the input, that fails and leaves it incomplete.
-    """
-    if not remat:
-        return layer(x, rngs, *args, **options)
-    if rngs is None:
-        return jax.checkpoint(lambda x, *args: layer(x, None, *args, **options))(x, *args)
-
-    def call(counts: nnx.State, x: jax.Array, *args: Any) -> tuple[Any, nnx.State]:
-        inner = nnx.merge(streams, counts)
-        return layer(x, inner, *args, **options), nnx.state(inner)
-
-    streams, counts = nnx.split(rngs)  # the counters of random numbers leave the checkpoint as values
-    out, counts = jax.checkpoint(call)(counts, x, *args)
-    nnx.update(rngs, counts)
-    return out
+    def attention(self, width: int, heads: int) -> MultiHeadAttention:
+        return MultiHeadAttention(width, heads, self, self.attention_fn)
 
 
 class MultiHeadAttention(Module):
-    """Queries come from one sequence, keys and values from another or the same. No bias on the keys."""
+    """Queries come from one sequence, keys and values from another or the same. No bias on the keys.
 
-    def __init__(self, width: int, heads: int, layers: Layers):
-        self.heads, self.dtype = heads, layers.dtype
-        self.attend = dot_product_attention  # may be replaced by another way to compute it
+    `attention_fn(q [B,H,S,K], k, v [B,H,T,K], mask)` -> [B,H,S,K] computes it; None: `ops.attention`, and in the token
+    loop `ops.cached_attention`.
+    """
+
+    def __init__(self, width: int, heads: int, layers: Layers, attention_fn: AttentionFn | None = None):
+        self.heads, self.dtype, self.attention_fn = heads, layers.dtype, attention_fn
         self.q_proj = layers.linear(width, width)
         self.k_proj = layers.linear(width, width, use_bias=False)
         self.v_proj = layers.linear(width, width)
@@ -111,84 +101,146 @@ class MultiHeadAttention(Module):
     def scores(self, x: jax.Array, k: jax.Array, heads: Sequence[int]) -> jax.Array:
         """How x [B,S,D] would attend to k [B,H,T,K] in some of the heads: [B,len(heads),S,T], before the softmax."""
         chosen = jnp.array(heads, jnp.int32)
-        return attention_scores(self._split(self.q_proj(x))[:, chosen], k[:, chosen])
+        return ops.attention_scores(self._split(self.q_proj(x))[:, chosen], k[:, chosen])
+
+    def weights(self, x: jax.Array, k: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """How x [B,S,D] attends to k [B,H,T,K] where mask allows: [B,H,S,T], float32, after the softmax."""
+        scores = ops.attention_scores(self._split(self.q_proj(x)), k)
+        return jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, -jnp.inf), axis=-1)
 
     def __call__(
-        self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None, spans: jax.Array | None = None
+        self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None, lengths: jax.Array | None = None
     ) -> jax.Array:
-        """x [B,S,D] attends to kv [B,H,T,K] where mask allows, within the first `spans` [B] -> [B,S,D]."""
-        attend = self.attend if spans is None else within(spans, self.attend)
-        attended = attend(self._split(self.q_proj(x)), kv.k, kv.v, mask)
+        """x [B,S,D] attends to kv [B,H,T,K] where mask allows -> [B,S,D]. lengths [B]: of a cache, what counts."""
+        q = self._split(self.q_proj(x))
+        if self.attention_fn is None and mask is not None and lengths is not None:
+            attended = ops.cached_attention(q, kv.k, kv.v, mask, lengths)
+        else:
+            attended = (self.attention_fn or ops.attention)(q, kv.k, kv.v, mask)
         return self.out_proj(attended.swapaxes(1, 2).reshape(x.shape))
 
 
-class EncoderLayer(Module):
-    """Self-attention and a two-layer perceptron, each behind a LayerNorm and beside a residual."""
+class Layer(Module):
+    """What encoder and decoder layers share: self-attention and an MLP, each with its LayerNorm before it."""
 
     def __init__(self, width: int, heads: int, ffn: int, dropout: float, layers: Layers):
-        self.self_attn = MultiHeadAttention(width, heads, layers)
+        self.self_attn = layers.attention(width, heads)
         self.self_attn_layer_norm = layers.norm(width)
         self.fc1 = layers.linear(width, ffn)
         self.fc2 = layers.linear(ffn, width)
         self.final_layer_norm = layers.norm(width)
         self.dropout = nnx.Dropout(dropout)
 
-    def feed_forward(self, x: jax.Array, drop: Drop = lambda x: x) -> jax.Array:
-        """x [B,T,D] -> [B,T,D], position by position."""
-        h = self.final_layer_norm(x).astype(x.dtype)
-        return x + drop(self.fc2(jax.nn.gelu(self.fc1(h), approximate=False)))
+    def mlp(self, x: jax.Array) -> jax.Array:
+        """x [B,S,D] -> [B,S,D]. Its two matrices are the layer's own, as in Hugging Face's parameter names."""
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None, deterministic: bool = True) -> jax.Array:
-        """x [B,T,D] -> [B,T,D]."""
+
+class EncoderLayer(Layer):
+    """Self-attention and an MLP, each added to its input."""
+
+    def __call__(
+        self, x: jax.Array, *, output_attentions: bool = False, deterministic: bool = True, rngs: nnx.Rngs | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """x [B,T,D] -> ([B,T,D], attention weights [B,H,T,T] on request)."""
         drop = partial(self.dropout, deterministic=deterministic, rngs=rngs)
         h = self.self_attn_layer_norm(x).astype(x.dtype)
-        x = x + drop(self.self_attn(h, self.self_attn.keys_values(h)))
-        return self.feed_forward(x, drop)
+        kv = self.self_attn.keys_values(h)
+        weights = self.self_attn.weights(h, kv.k) if output_attentions else None
+        x = x + drop(self.self_attn(h, kv))
+        h = self.final_layer_norm(x).astype(x.dtype)
+        return x + drop(self.mlp(h)), weights
 
 
-class DecoderLayer(EncoderLayer):
-    """An encoder layer whose self-attention is masked, with attention to the audio between its two halves."""
+class LayerAttention(NamedTuple):
+    """How one decoder layer attends: audio scores of the chosen heads [B,A,S,T], before the softmax; and on request the
+    weights of all heads, to the text [B,H,S,S] and to the audio [B,H,S,T]."""
+
+    audio_scores: jax.Array
+    text: jax.Array | None = None
+    audio: jax.Array | None = None
+
+
+class DecoderLayer(Layer):
+    """Masked self-attention, attention to the audio, and an MLP, each added to its input."""
 
     def __init__(self, width: int, heads: int, ffn: int, dropout: float, layers: Layers):
         super().__init__(width, heads, ffn, dropout, layers)
-        self.encoder_attn = MultiHeadAttention(width, heads, layers)
+        self.encoder_attn = layers.attention(width, heads)
         self.encoder_attn_layer_norm = layers.norm(width)
 
-    def attend_to_text(
+    def __call__(
         self,
         x: jax.Array,
+        cross: KeysValues,
         mask: jax.Array,
-        append: Append = lambda new: new,
-        spans: jax.Array | None = None,
-        drop: Drop = lambda x: x,
-    ) -> tuple[jax.Array, KeysValues]:
-        """x [B,S,D], mask [B,1,S,S'] -> ([B,S,D], the S' keys and values attended to).
+        *,
+        heads: Sequence[int] = (),
+        output_attentions: bool = False,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[jax.Array, LayerAttention]:
+        """A whole text at once: x [B,S,D], cross [B,H,T,K], mask [S,S] -> ([B,S,D], how it attends).
 
-        `append` puts the keys and values of x behind those of the past, if there is one; `spans` [B] of them are used.
+        heads: those whose audio scores are returned.
+        """
+        drop = partial(self.dropout, deterministic=deterministic, rngs=rngs)
+        h = self.self_attn_layer_norm(x).astype(x.dtype)
+        kv = self.self_attn.keys_values(h)
+        text = self.self_attn.weights(h, kv.k, mask) if output_attentions else None
+        x = x + drop(self.self_attn(h, kv, mask))
+
+        h = self.encoder_attn_layer_norm(x).astype(x.dtype)
+        scores = self.encoder_attn.scores(h, cross.k, heads)
+        audio = self.encoder_attn.weights(h, cross.k) if output_attentions else None
+        x = x + drop(self.encoder_attn(h, cross))
+
+        h = self.final_layer_norm(x).astype(x.dtype)
+        return x + drop(self.mlp(h)), LayerAttention(scores, text, audio)
+
+    def step(
+        self,
+        x: jax.Array,
+        cross: KeysValues,
+        mask: jax.Array,
+        append: Callable[[KeysValues], KeysValues],
+        lengths: jax.Array,
+    ) -> tuple[jax.Array, KeysValues]:
+        """The next tokens of a cached text: x [B,S,D], mask [B,1,S,S'] -> ([B,S,D], the S' cached keys and values).
+
+        cross [B/G,H,T,K]: of the audio, shared by G rows. append: adds the keys and values of x to the cache; `lengths`
+        [B] of its positions count then.
         """
         h = self.self_attn_layer_norm(x).astype(x.dtype)
         kv = append(self.self_attn.keys_values(h))
-        return x + drop(self.self_attn(h, kv, mask, spans)), kv
+        x = x + self.self_attn(h, kv, mask, lengths)
 
-    def attend_to_audio(self, x: jax.Array, cross: KeysValues, drop: Drop = lambda x: x) -> jax.Array:
-        """x [B,S,D], cross [B/G,H,T,K] -> [B,S,D]."""
         h = self.encoder_attn_layer_norm(x).astype(x.dtype)
         # The G rows of a window are G more queries to the same keys: read once, not G times.
-        h = self.encoder_attn(h.reshape(cross.k.shape[0], -1, h.shape[-1]), cross).reshape(x.shape)
-        return x + drop(h)
+        h = h.reshape(cross.k.shape[0], -1, h.shape[-1])
+        x = x + self.encoder_attn(h, cross).reshape(x.shape)
 
-    def __call__(  # type: ignore[override]
-        self,
-        x: jax.Array,
-        rngs: nnx.Rngs | None,
-        cross: KeysValues,
-        mask: jax.Array,
-        heads: Sequence[int],
-        deterministic: bool = True,
-    ) -> tuple[jax.Array, jax.Array]:
-        """All parts, without a past: x [B,S,D] -> ([B,S,D], some heads' scores of the audio [B,len(heads),S,T])."""
-        drop = partial(self.dropout, deterministic=deterministic, rngs=rngs)
-        x, _ = self.attend_to_text(x, mask, drop=drop)
-        h = self.encoder_attn_layer_norm(x).astype(x.dtype)
-        scores = self.encoder_attn.scores(h, cross.k, heads)
-        return self.feed_forward(self.attend_to_audio(x, cross, drop), drop), scores
+        h = self.final_layer_norm(x).astype(x.dtype)
+        return x + self.mlp(h), kv
+
+
+def run_layer(remat: bool, layer: Layer, x: jax.Array, *args: Any, rngs: nnx.Rngs | None, **options: Any) -> Any:
+    """layer(x, *args, rngs=rngs, **options); `remat`: the backward pass recomputes its activations.
+
+    `jax.checkpoint`, not `nnx.remat`: the latter writes to the layer. Where the layer is not an argument of the
+    transformation around it, as in the gradient with respect to the input, that fails and leaves it incomplete.
+    """
+    call: Callable[..., Any] = partial(layer, **options)
+    if not remat:
+        return call(x, *args, rngs=rngs)
+    if rngs is None:
+        return jax.checkpoint(call)(x, *args)
+
+    def with_counts(counts: nnx.State, x: jax.Array, *args: Any) -> tuple[Any, nnx.State]:
+        inner = nnx.merge(streams, counts)
+        return call(x, *args, rngs=inner), nnx.state(inner)
+
+    streams, counts = nnx.split(rngs)  # the counters of random numbers leave the checkpoint as values
+    out, counts = jax.checkpoint(with_counts)(counts, x, *args)
+    nnx.update(rngs, counts)
+    return out

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from whisper_nnx import ops
 from whisper_nnx.model.cache import KeysValues, KVCache
 from whisper_nnx.model.config import ALIASES, RELEASED, WhisperConfig
-from whisper_nnx.model.layers import DecoderLayer, Dtype, EncoderLayer, Layers, run_layer
+from whisper_nnx.model.layers import AttentionFn, DecoderLayer, Dtype, EncoderLayer, Layers, run_layer
+from whisper_nnx.model.outputs import DecoderStates, EncoderOutput, WhisperOutput
 from whisper_nnx.model.summary import Module, summarize
-from whisper_nnx.ops.products import flat_product, multiplies_few, precision_of
 from whisper_nnx.runtime.forking import refuse_after_fork
 
 if TYPE_CHECKING:
@@ -52,20 +53,51 @@ class AudioEncoder(Module):
         self.layer_norm = layers.norm(width)
         self.dropout = nnx.Dropout(config.dropout)
 
-    def __call__(
+    def __call__(self, input_features: jax.Array, **options: Any) -> jax.Array:
+        """`hidden_states` without what is returned on request: input_features [B,M,T] -> [B,ceil(T/2),D]."""
+        return self.hidden_states(input_features, **options).last_hidden_state
+
+    def hidden_states(
         self,
         input_features: jax.Array,
+        *,
+        first_position: jax.Array | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-        first_position: jax.Array | None = None,
         remat: bool = False,
-    ) -> jax.Array:
-        """input_features [B,M,T] (log-mel, T frames of 10 ms) -> [B,ceil(T/2),D] (positions of 20 ms).
+    ) -> EncoderOutput:
+        """input_features [B,M,T] (log-mel, T frames of 10 ms) -> hidden states [B,ceil(T/2),D] (positions of 20 ms).
 
-        first_position [B]: where in its window each row begins, if it is a part of one; default: at the start.
-        remat: a layer's activations are computed again in the backward pass instead of kept.
-        Raises ValueError for another number of mels or more frames than the model has positions for.
+        Args:
+          input_features: log-mel.
+          first_position: [B], where in its window each row begins, if it is a part of one; default: at the start.
+          output_attentions: return the attention weights of each layer.
+          output_hidden_states: return what each layer returns.
+          deterministic: without dropout.
+          rngs: of the dropout.
+          remat: a layer's activations are computed again in the backward pass instead of kept.
+
+        Raises:
+          ValueError: another number of mels, or more frames than the model has positions for.
         """
+        x = self._embed(input_features, first_position)
+        x = self.dropout(x, deterministic=deterministic, rngs=rngs)
+        states, attentions = [x], []
+        for layer in self.layers:
+            x, weights = run_layer(
+                remat, layer, x, output_attentions=output_attentions, deterministic=deterministic, rngs=rngs
+            )
+            states.append(x)
+            attentions.append(weights)
+        states[-1] = x = self.layer_norm(x).astype(self.conv1.dtype)
+        return EncoderOutput(
+            x, tuple(states) if output_hidden_states else None, tuple(attentions) if output_attentions else None
+        )
+
+    def _embed(self, input_features: jax.Array, first_position: jax.Array | None) -> jax.Array:
+        """[B,M,T] -> [B,ceil(T/2),D]: the convolutions, and the positions added."""
         mels = self.conv1.in_features
         if input_features.ndim != 3 or input_features.shape[1] != mels:
             raise ValueError(f"input_features has shape {input_features.shape}, expected [B,{mels},T]")
@@ -78,11 +110,7 @@ class AudioEncoder(Module):
                 f"{2 * self.max_positions}; cut the audio into windows, as transcribe() does"
             )
         places = slice(n) if first_position is None else first_position[:, None] + jnp.arange(n)
-        x = x + jax.lax.stop_gradient(self.embed_positions[...])[places].astype(x.dtype)
-        x = self.dropout(x, deterministic=deterministic, rngs=rngs)
-        for layer in self.layers:
-            x = run_layer(remat, layer, x, rngs, deterministic=deterministic)
-        return self.layer_norm(x).astype(self.conv1.dtype)
+        return x + jax.lax.stop_gradient(self.embed_positions[...])[places].astype(x.dtype)
 
 
 class TextDecoder(Module):
@@ -105,64 +133,88 @@ class TextDecoder(Module):
 
     def _embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
         """ids [B,S] and their positions [B,S] or [S] -> [B,S,D]."""
-        return self.embed_tokens.rows(ids) + self.embed_positions.rows(positions)
+        return self.embed_tokens(ids) + self.embed_positions(positions)
 
-    def logits_table(self) -> jax.Array:
-        """[D,V], what `logits` multiplies by."""
-        table = self.embed_tokens.table().T if self.proj_out is None else self.proj_out.kernel[...]
-        return table.astype(self.dtype)
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden [...,D] -> [...,V], float32."""
+        if self.proj_out is None:
+            return self.embed_tokens.attend(hidden)
+        return ops.unembed(hidden, self.proj_out.kernel[...].T)
 
-    def logits(self, hidden: jax.Array, table: jax.Array | None = None) -> jax.Array:
-        """hidden [...,D] -> [...,V], float32. A loop may give the table, if it has made it once for all its steps."""
-        if table is None and self.proj_out is None and multiplies_few(hidden, self.embed_tokens.embedding[...]):
-            return self.embed_tokens.scores(hidden)
-        table, precision = self.logits_table() if table is None else table, precision_of(hidden.dtype)
-        return flat_product(hidden, table, precision=precision, preferred_element_type=jnp.float32)
+    def unembedding(self, rows: int) -> Callable[[jax.Array], jax.Array]:
+        """`logits` for all steps of a loop over hidden [rows,D]: what can be prepared is prepared once."""
+        if self.proj_out is None:
+            return self.embed_tokens.unembedding(rows)
+        return ops.unembedding(self.proj_out.kernel[...].T, None, self.dtype, rows)
 
-    def __call__(
-        self, ids: jax.Array, encoder_output: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None
-    ) -> jax.Array:
+    def __call__(self, ids: jax.Array, encoder_output: jax.Array, **options: Any) -> jax.Array:
         """Teacher forcing: ids [B,S], encoder_output [B,T,D] -> logits [B,S,V] of each next token.
 
-        Raises ValueError for more ids than the model has positions for.
+        options: as `hidden_states`. Raises ValueError for more ids than the model has positions for.
         """
-        n = ids.shape[1]
-        if n > self.embed_positions.num_embeddings:
-            raise ValueError(
-                f"{n} decoder_input_ids, but the model has {self.embed_positions.num_embeddings} positions; cut them"
-            )
         cross = self.cross_attention(encoder_output.astype(self.dtype))
-        return self.logits(self.alignment_scores(ids, cross, (), deterministic, rngs)[0])
+        return self.logits(self.hidden_states(ids, cross, **options).last)
 
-    def alignment_scores(
+    def hidden_states(
         self,
         ids: jax.Array,
         cross: tuple[KeysValues, ...],
-        heads: Sequence[tuple[int, int]],
+        heads: Sequence[tuple[int, int]] = (),
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
         remat: bool = False,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Teacher forcing: ids [B,S] -> (hidden [B,S,D] for `logits`, audio scores [B,A,S,T] of A (layer, head)s)."""
-        n, scores = ids.shape[1], []
+    ) -> DecoderStates:
+        """Teacher forcing: ids [B,S] -> hidden states [B,S,D], and how they attend.
+
+        Args:
+          ids: the whole text.
+          cross: each layer's keys and values of the audio, from `cross_attention`.
+          heads: (layer, head)s whose audio scores are returned.
+          output_attentions: return the attention weights of each layer.
+          output_hidden_states: return what each layer returns.
+          deterministic: without dropout.
+          rngs: of the dropout.
+          remat: a layer's activations are computed again in the backward pass instead of kept.
+
+        Raises:
+          ValueError: more ids than the model has positions for.
+        """
+        n, most = ids.shape[1], self.embed_positions.num_embeddings
+        if n > most:
+            raise ValueError(f"{n} decoder_input_ids, but the model has {most} positions; cut them")
         x = self.dropout(self._embed(ids, jnp.arange(n)), deterministic=deterministic, rngs=rngs)
         mask = jnp.tril(jnp.ones((n, n), bool))
+        states, attended = [x], []
         for i, (layer, kv) in enumerate(zip(self.layers, cross, strict=True)):
             wanted = [head for at, head in heads if at == i]
-            x, of_layer = run_layer(remat, layer, x, rngs, kv, mask=mask, heads=wanted, deterministic=deterministic)
-            scores.append(of_layer)
-        return self.layer_norm(x).astype(self.dtype), jnp.concatenate(scores, axis=1)
+            options = {"heads": wanted, "output_attentions": output_attentions, "deterministic": deterministic}
+            x, attention = run_layer(remat, layer, x, kv, mask, rngs=rngs, **options)
+            states.append(x)
+            attended.append(attention)
+        states[-1] = x = self.layer_norm(x).astype(self.dtype)
+        return DecoderStates(
+            x,
+            jnp.concatenate([layer.audio_scores for layer in attended], axis=1),
+            tuple(states) if output_hidden_states else None,
+            tuple(layer.text for layer in attended) if output_attentions else None,
+            tuple(layer.audio for layer in attended) if output_attentions else None,
+        )
 
     def step(self, ids: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        """ids [B,n] follow what the cache remembers -> (hidden [B,n,D] for `logits`, the cache n positions longer)."""
+        """The token step: ids [B,n] follow what is in the cache.
+
+        Returns (hidden [B,n,D] for `logits`, the cache n positions longer).
+        """
         new_positions = cache.length[:, None] + jnp.arange(ids.shape[1])
         mask = jnp.arange(cache.self_attention[0].k.shape[2]) <= new_positions[:, None, :, None]
         # A finished row may stand past the last position: whatever it then computes is not looked at.
         x = self._embed(ids, jnp.minimum(new_positions, self.embed_positions.num_embeddings - 1))
         written = []
         for i, (layer, cross) in enumerate(zip(self.layers, cache.cross_attention, strict=True)):
-            x, kv = layer.attend_to_text(x, mask, partial(cache.append, i), new_positions[:, -1] + 1)
-            x = layer.feed_forward(layer.attend_to_audio(x, cross))
+            x, kv = layer.step(x, cross, mask, partial(cache.append, i), new_positions[:, -1] + 1)
             written.append(kv)
         return self.layer_norm(x).astype(self.dtype), cache.advance(written, ids.shape[1])
 
@@ -171,7 +223,8 @@ class Whisper(Module):
     """Speech in, text logits out. `load_model` gives a trained one, `create_whisper` a random one.
 
     `dtype` is that of the computation, `param_dtype` that of the parameters; LayerNorm, softmax and logits are float32.
-    `tokenizer` is the checkpoint's own, None for a model without one.
+    `tokenizer` is the checkpoint's own, None for a model without one. `attention_fn` computes all attention in place of
+    `ops.attention`; see `MultiHeadAttention`.
     """
 
     def __init__(
@@ -182,9 +235,10 @@ class Whisper(Module):
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
         tokenizer: Tokenizer | None = None,
+        attention_fn: AttentionFn | None = None,
     ):
         refuse_after_fork()
-        layers = Layers(rngs or nnx.Rngs(0), dtype, param_dtype)
+        layers = Layers(rngs or nnx.Rngs(0), dtype, param_dtype, attention_fn)
         self.config, self.tokenizer = config, tokenizer
         self.encoder = AudioEncoder(config, layers)
         self.decoder = TextDecoder(config, layers)
@@ -194,11 +248,24 @@ class Whisper(Module):
         return summarize(self, f"computes in {dtype}", str(self.tokenizer or "no tokenizer"))
 
     def encode(
-        self, input_features: jax.Array, deterministic: bool = True, rngs: nnx.Rngs | None = None, **options: Any
-    ) -> jax.Array:
-        """Log-mel input_features [B,M,T] -> encoder_output [B,ceil(T/2),D]; options: `AudioEncoder` has two more."""
+        self,
+        input_features: jax.Array,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Log-mel input_features [B,M,T] -> encoder_output [B,ceil(T/2),D].
+
+        With output_attentions or output_hidden_states: an `EncoderOutput`. `AudioEncoder.hidden_states` has two more
+        options.
+        """
         refuse_after_fork()
-        return self.encoder(input_features, deterministic, rngs, **options)
+        options |= {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        output = self.encoder.hidden_states(input_features, deterministic=deterministic, rngs=rngs, **options)
+        return output if output_attentions or output_hidden_states else output.last_hidden_state
 
     def decode(
         self,
@@ -206,10 +273,28 @@ class Whisper(Module):
         encoder_output: jax.Array,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-    ) -> jax.Array:
-        """decoder_input_ids [B,S], encoder_output [B,T,D] -> logits [B,S,V], float32."""
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> Any:
+        """decoder_input_ids [B,S], encoder_output [B,T,D] -> logits [B,S,V], float32.
+
+        With output_attentions or output_hidden_states: a `WhisperOutput`.
+        """
         refuse_after_fork()
-        return self.decoder(decoder_input_ids, encoder_output, deterministic, rngs)
+        cross = self.decoder.cross_attention(encoder_output.astype(self.decoder.dtype))
+        states = self.decoder.hidden_states(
+            decoder_input_ids,
+            cross,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            deterministic=deterministic,
+            rngs=rngs,
+        )
+        logits = self.decoder.logits(states.last)
+        if not (output_attentions or output_hidden_states):
+            return logits
+        return WhisperOutput(logits, states.hidden_states, states.attentions, states.cross_attentions, encoder_output)
 
     def __call__(
         self,
@@ -217,14 +302,19 @@ class Whisper(Module):
         decoder_input_ids: jax.Array,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-    ) -> jax.Array:
+        **requested: bool,
+    ) -> Any:
         """input_features [B,M,T], decoder_input_ids [B,S] -> logits [B,S,V], float32.
 
         `deterministic=False` applies `config.dropout` and then needs `rngs` (nnx.Rngs(dropout=...), made inside of a
         function that is jitted or differentiated, since flax does not let its counter cross that border).
+        output_attentions=True, output_hidden_states=True: a `WhisperOutput`.
         """
-        encoder_output = self.encode(input_features, deterministic, rngs)
-        return self.decode(decoder_input_ids, encoder_output, deterministic, rngs)
+        encoded = self.encode(input_features, deterministic, rngs, **requested)
+        if not any(requested.values()):
+            return self.decode(decoder_input_ids, encoded, deterministic, rngs)
+        output = self.decode(decoder_input_ids, encoded.last_hidden_state, deterministic, rngs, **requested)
+        return output._replace(encoder_hidden_states=encoded.hidden_states, encoder_attentions=encoded.attentions)
 
 
 def warn_of_precision(model: Whisper, fp16: bool | None) -> None:
@@ -245,6 +335,7 @@ def create_whisper(
     rngs: nnx.Rngs | None = None,
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
+    attention_fn: AttentionFn | None = None,
     **changes: Any,
 ) -> Whisper:
     """A model with random weights; `size` is a released name ("tiny", "large-v3") or a config, `changes` alter it.
@@ -258,7 +349,8 @@ def create_whisper(
         size = RELEASED[name]
     if "d_model" in changes:  # the perceptrons are four times as wide again
         changes = {"encoder_ffn_dim": 0, "decoder_ffn_dim": 0, **changes}
-    return Whisper(replace(size, **changes), rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+    options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "attention_fn": attention_fn}
+    return Whisper(replace(size, **changes), rngs=rngs, **options)
 
 
 def _creator(name: str, size: str) -> Callable[..., Whisper]:

@@ -1,1 +1,114 @@
-"""Matrix products, attention and warping, computed in the way that the processor at hand does best."""
+"""One door to the processors: what the model, the token loop and word timing compute with.
+
+`reference.py` is the plain form, to read and to compare with. `accelerator.py` is for GPUs and TPUs, `cpu/` for CPUs.
+One of them is chosen once, by JAX's default backend; $WHISPER_NNX_OPS or `using` override that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import jax
+
+from whisper_nnx.ops.implementation import Implementation
+from whisper_nnx.ops.reference import attention_scores, precision_of
+from whisper_nnx.runtime.programs import key_by
+
+__all__ = ["Implementation", "attention_scores", "current", "named", "precision_of", "using"]
+
+SWITCH = "WHISPER_NNX_OPS"
+_MODULES = {"reference": "reference", "cpu": "cpu.operations", "accelerator": "accelerator"}
+_context = jax.make_user_context(None)  # part of the key of every jitted function
+
+
+def current() -> Implementation:
+    """The implementation that is traced now."""
+    return _context.value or _default()
+
+
+def using(implementation: str | Implementation) -> AbstractContextManager[Any]:
+    """A context, for this thread, in which another implementation is traced: "reference", "cpu", "accelerator", or one.
+
+    Programs that were compiled outside of it are not used inside of it, nor the reverse.
+    """
+    return _context(named(implementation) if isinstance(implementation, str) else implementation)
+
+
+@cache
+def named(name: str) -> Implementation:
+    """ "reference", "cpu" or "accelerator". Raises ValueError for another name."""
+    if name not in _MODULES:
+        raise ValueError(f"operations {name!r} are unknown; choose one of {', '.join(_MODULES)}")
+    return import_module(f"{__name__}.{_MODULES[name]}").create()
+
+
+@cache
+def _default() -> Implementation:
+    chosen = os.environ.get(SWITCH)
+    if chosen and chosen not in _MODULES:
+        raise ValueError(f"{SWITCH}={chosen!r} is unknown; choose one of {', '.join(_MODULES)}")
+    return named(chosen or ("cpu" if jax.default_backend() == "cpu" else "accelerator"))
+
+
+@key_by
+def _name() -> str | None:
+    """Of a kept program: None for an implementation that is not of this package."""
+    implementation = current()
+    return next((name for name in _MODULES if named(name) is implementation), None)
+
+
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, scale: jax.Array | None = None) -> jax.Array:
+    """x [...,n_in], kernel [n_in,n_out], bias [n_out] -> x kernel + bias [...,n_out].
+
+    scale [n_out]: of an int8 kernel; the product is multiplied by it.
+    """
+    return current().linear(x, kernel, bias, scale)
+
+
+def embed(ids: jax.Array, table: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+    """Rows of a table [V,D] at ids [...] -> [...,D]. scale [V]: of an int8 table."""
+    return current().embed(ids, table, scale)
+
+
+def unembed(x: jax.Array, table: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+    """x [...,D], table [V,D] -> logits [...,V], float32. scale [V]: of an int8 table."""
+    return current().unembed(x, table, scale)
+
+
+def unembedding(table: jax.Array, scale: jax.Array | None, dtype: Any, rows: int) -> Callable[[jax.Array], jax.Array]:
+    """`unembed` for all steps of a loop: x [R,D] of `dtype`, R = `rows`, -> logits. The table is prepared once."""
+    return current().unembedding(table, scale, dtype, rows)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """q [B,H,S,K], k and v [B,H,T,K], mask broadcastable to [B,H,S,T] (True: attend) -> [B,H,S,K] of q's dtype.
+
+    The scores and their softmax are float32, whatever the inputs are; products are of operands of the keys' dtype.
+    """
+    return current().attention(q, k, v, mask)
+
+
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, lengths: jax.Array) -> jax.Array:
+    """As `attention`, to a cache of which the first `lengths` [B] positions count: the rest need not be read.
+
+    The mask decides what each query attends to; a single query (S = 1) attends to all of its row's length.
+    """
+    return current().cached_attention(q, k, v, mask, lengths)
+
+
+def argmax(logits: jax.Array) -> jax.Array:
+    """logits [...,V] -> where the maximum is first [...]."""
+    return current().argmax(logits)
+
+
+def first_positions(cost: jax.Array, n: jax.Array, m: jax.Array) -> jax.Array:
+    """Dynamic time warping over cost [N,M], of which [n,m] counts -> [N]: where the cheapest path enters each row.
+
+    Where the other two steps tie, the path goes right, even if that costs more: so does the reference's.
+    """
+    return current().first_positions(cost, n, m)

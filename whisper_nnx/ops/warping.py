@@ -7,9 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.ops.cpu.kernels import kernel
-from whisper_nnx.ops.products import kernels_usable
-
 _FAR = 1e30  # cost of what cannot be reached
 DIAGONAL, DOWN, RIGHT = 0, 1, 2  # steps of the warping: next token and position, next token, next position
 
@@ -35,17 +32,8 @@ class _Sum(NamedTuple):
         return _Sum(*(jnp.where(condition, a, b) for a, b in zip(self, other, strict=True)))
 
 
-def first_positions(cost: jax.Array, n: jax.Array, m: jax.Array) -> jax.Array:
-    """Dynamic time warping over cost [N,M], of which [n,m] counts -> [N]: where the cheapest path enters each row.
-
-    Where the other two steps tie, the path goes right, even if that costs more: so does the reference's.
-    """
-    counts = jnp.stack([jnp.asarray(n, jnp.int32), jnp.asarray(m, jnp.int32)])
-    return (warp_in_order if kernels_usable() else warp_by_diagonals)(cost, counts)
-
-
 def warp_by_diagonals(cost: jax.Array, counts: jax.Array) -> jax.Array:
-    """`first_positions` for counts [2] = n, m: a scan over the anti-diagonals, each held as a vector over the rows."""
+    """`ops.first_positions` for counts [2] = n, m: a scan over the anti-diagonals, each a vector over the rows."""
     rows, columns = cost.shape
     row = jnp.arange(rows + 1)  # row and column 0 stand before the matrix
     column = jnp.arange(2, rows + columns + 1)[:, None] - row  # of each anti-diagonal [N+M-1,N+1]
@@ -78,6 +66,3 @@ def warp_by_diagonals(cost: jax.Array, counts: jax.Array) -> jax.Array:
     end = (*counts, jnp.zeros(rows + 1, jnp.int32))
     (_, _, first), _ = jax.lax.scan(back, end, None, length=rows + columns)
     return first[1:]
-
-
-warp_in_order = kernel("FirstPositions")(warp_by_diagonals)  # on a CPU: row by row, with sums of 64 bits

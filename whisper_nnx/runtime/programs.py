@@ -10,10 +10,11 @@ import hashlib
 import inspect
 import os
 import re
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache, update_wrapper
+from functools import cache, partial, update_wrapper
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,12 +29,28 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 # JAX promises nothing for those; other versions of it have files of their own.
 _custom_calls = ["LayoutConstraint"]
 _usable: list[Callable[[], bool]] = []  # whether the custom calls of ours can be made
+_keys: list[Callable[[], str | None]] = []
+# JAX's settings that change what is traced.
+_SETTINGS = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_custom_prng",
+    "jax_enable_x64",
+    "jax_explicit_x64_dtypes",
+    "jax_high_dynamic_range_gumbel",
+    "jax_numpy_dtype_promotion",
+    "jax_random_seed_offset",
+    "jax_softmax_custom_jvp",
+    "jax_threefry_partitionable",
+)
+_NO_JIT = "jax_disable_jit"
+_KNOWN = ("whisper_nnx", "jax", "jaxlib", "flax", "numpy", "ml_dtypes", "collections", "builtins")
 _MOST_FILES = 500  # about 100 kB each; the oldest go first
 _DIGEST_BYTES = 32
 _LONGEST_S = 120  # that a process waits for another one that traces the same program
 
 _folder: Path | None = None
-_found: dict[tuple[Any, ...], Callable[..., Any]] = {}
+_found: dict[tuple[Any, ...], Callable[..., Any] | None] = {}
 _finding = threading.RLock()
 
 
@@ -74,8 +91,18 @@ def register_custom_calls(names: Sequence[str], usable: Callable[[], bool]) -> N
     _usable.append(usable)
 
 
+def key_by(part: Callable[[], str | None]) -> Callable[[], str | None]:
+    """A decorator of what else decides a program, as text; None: programs that are traced now are not to be kept."""
+    _keys.append(part)
+    return part
+
+
 class Program:
-    """`jax.jit` of a function, for `keep_programs`. Where its arguments are traced or sharded it is just that."""
+    """`jax.jit` of a function, for `keep_programs`.
+
+    It is just that where its arguments are traced or sharded, and where they hold functions or modules that are not
+    from this package: those are known by their names alone, which is not enough to find a program by.
+    """
 
     __name__: str
 
@@ -87,7 +114,7 @@ class Program:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         refuse_after_fork()
-        if _folder is None:
+        if _folder is None or (context := _context()) is None:
             return self.jitted(*args, **options)
         bound = self._signature.bind(*args, **options)
         bound.apply_defaults()
@@ -96,8 +123,8 @@ class Program:
         leaves, tree = jax.tree.flatten(given)
         if not all(map(_is_plain, leaves)):
             return self.jitted(*args, **options)
-        call = _find(self, tree, tuple(map(jax.typeof, leaves)), tuple(statics.items()))
-        return call(*leaves)
+        call = _find(self, tree, tuple(map(jax.typeof, leaves)), tuple(statics.items()), context)
+        return self.jitted(*args, **options) if call is None else call(*leaves)
 
     def exported(self, tree: Any, shapes: Sequence[Any], statics: dict[str, Any]) -> jax.export.Exported:
         """Traces and lowers it for leaves of these shapes."""
@@ -115,22 +142,68 @@ def program(static_argnames: Sequence[str] = ()) -> Callable[[Callable[..., Any]
     return lambda function: Program(function, static_argnames)
 
 
-def _find(*call: Any) -> Callable[..., Any]:
-    """What runs the program of such a call (`_kept_or_made`'s arguments); threads that need the same one share it."""
-    if (found := _found.get(call)) is None:
+def _context() -> tuple[Any, ...] | None:
+    """What decides a program beside its arguments; None where it is not to be kept."""
+    keys = tuple(part() for part in _keys)
+    if None in keys or getattr(jax.config, _NO_JIT):
+        return None
+    return (*keys, *(getattr(jax.config, name, None) for name in _SETTINGS))
+
+
+def _find(*call: Any) -> Callable[..., Any] | None:
+    """What runs the program of such a call (`_kept_or_made`'s arguments); threads that need the same one share it.
+
+    None for what cannot be kept.
+    """
+    if call not in _found:
         with _finding:
-            if (found := _found.get(call)) is None:
-                found = _found[call] = jax.jit(_kept_or_made(*call).call)
-    return found
+            if call not in _found:
+                _, tree, _, statics, _ = call
+                can_be_kept = _is_known(tree) and _shows_all(statics)
+                _found[call] = jax.jit(_kept_or_made(*call).call) if can_be_kept else None
+    return _found[call]
+
+
+def _is_known(tree: Any) -> bool:
+    """Whether the text of a structure tells all that is in it."""
+    kind, static = tree.node_data() or (None, None)
+    return _shows_all((kind, static)) and all(map(_is_known, tree.children()))
+
+
+def _shows_all(value: Any) -> bool:
+    """Whether its text tells it from all others. That of a function or a class is its name: it must be a known one."""
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return all(map(_shows_all, value))
+    if isinstance(value, Mapping):
+        return all(map(_shows_all, value.items()))
+    if isinstance(value, partial):
+        return _shows_all((value.func, value.args, value.keywords))
+    if callable(value) and value is not type(None):
+        return _is_ours(value)
+    return _ADDRESS.search(repr(value)) is None
+
+
+def _is_ours(value: Any) -> bool:
+    """Whether it is what its name names, in this package or those under it."""
+    module, name = getattr(value, "__module__", None) or "", getattr(value, "__qualname__", "")
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is value and module.partition(".")[0] in _KNOWN
 
 
 def _kept_or_made(
-    program: Program, tree: Any, shapes: tuple[Any, ...], statics: tuple[tuple[str, Any], ...]
+    program: Program,
+    tree: Any,
+    shapes: tuple[Any, ...],
+    statics: tuple[tuple[str, Any], ...],
+    context: tuple[Any, ...],
 ) -> jax.export.Exported:
     """The kept program; if there is none yet, or it is damaged, it is made and written, whole or not at all."""
     assert _folder is not None
-    # The structure tells all that is static in modules; of functions in it, their names.
-    parts = (jax.default_backend(), program.__name__, _ADDRESS.sub("", str(tree)), shapes, statics, _version())
+    # The structure tells all that is static in modules; of functions and classes in it, their names.
+    structure = _ADDRESS.sub("", str(tree))
+    parts = (jax.default_backend(), program.__name__, structure, shapes, statics, context, _version())
     name = hashlib.blake2b(repr(parts).encode(), digest_size=20).hexdigest()
     file = _folder / f"{program.__name__}-{name}.stablehlo"
     if (kept := _kept(file)) is not None:

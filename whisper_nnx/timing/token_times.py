@@ -18,7 +18,7 @@ from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.whisper import TextDecoder
-from whisper_nnx.ops.warping import first_positions
+from whisper_nnx.ops import first_positions
 from whisper_nnx.runtime.programs import program
 from whisper_nnx.timing.alignment_heads import Heads, alignment_heads
 
@@ -79,7 +79,7 @@ def token_times(
       begin [B,R] of each row, in positions, and the probability [B,R] of its token among all text.
     """
     ids = text.ids
-    hidden, scores = decoder.alignment_scores(ids, cross, heads)
+    hidden, scores, *_ = decoder.hidden_states(ids, cross, heads)
     at = jnp.clip(text.rows, 0, ids.shape[1] - 1)
     logits = jnp.where(is_text, decoder.logits(jnp.take_along_axis(hidden, at[..., None], axis=1)), -jnp.inf)
     following = jnp.take_along_axis(ids, jnp.minimum(at + 1, ids.shape[1] - 1), axis=1)
@@ -114,7 +114,7 @@ def row_begins(
       distance_cost: subtracted for each position between a row and where it is expected.
       heads: (layer, head) pairs.
     """
-    _, scores = decoder.alignment_scores(text.ids, cross, heads)
+    scores = decoder.hidden_states(text.ids, cross, heads).audio_scores
     matrix = jax.vmap(alignment_matrix)(scores, text.length, text.positions)
     at = jnp.clip(text.rows, 0, text.ids.shape[1] - 1)
     attention = jnp.take_along_axis(matrix, at[..., None], axis=1)

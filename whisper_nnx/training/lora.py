@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from whisper_nnx import ops
 from whisper_nnx.model.summary import Module
 from whisper_nnx.model.whisper import Whisper
-from whisper_nnx.ops.products import precision_of
 from whisper_nnx.training.config import LoraConfig
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
@@ -38,11 +38,8 @@ class LoraLinear(Module):
         if 3 * rank * (n_in + n_out) > n_in * n_out:
             return _shifted(self.base, self.addition())(x)
         dtype = self.base.dtype or x.dtype
-        options = {"precision": precision_of(dtype)}
-        last_by_first = (((x.ndim - 1,), (0,)), ((), ()))
-        low = self.base.dot_general(x.astype(dtype), self.a[...].astype(dtype), last_by_first, **options)
-        b = (self.scale * self.b[...]).astype(dtype)
-        return self.base(x) + self.base.dot_general(low, b, last_by_first, **options)
+        low = ops.linear(x.astype(dtype), self.a[...].astype(dtype))
+        return self.base(x) + ops.linear(low, (self.scale * self.b[...]).astype(dtype))
 
     def addition(self) -> jax.Array:
         """[n_in,n_out], float32: what W grows by."""
@@ -105,7 +102,7 @@ def _ends(path: str, target: str) -> bool:
 
 def _submodules(model: nnx.Module, kind: type[AnyModule]) -> Iterator[tuple[str, AnyModule]]:
     for path, module in nnx.iter_modules(model):
-        if type(module) is kind:
+        if isinstance(module, kind):
             yield ".".join(map(str, path)), module
 
 

@@ -5,42 +5,38 @@ Products may round their factors to bfloat16, for processors that multiply it fa
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from dataclasses import replace
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from whisper_nnx.model.layers import MultiHeadAttention
-from whisper_nnx.ops.products import dot_product_attention, on_single_cpu, precision_of
+from whisper_nnx import ops
+from whisper_nnx.ops.reference import precision_of, scale_and_shift
 
 _ROW_BY_ROW = Layout(major_to_minor=(0, 1))
 _apart = jax.lax.optimization_barrier  # what is rounded once is not rounded again inside of each product
 
 
-def round_products(module: nnx.Module) -> None:
-    """Lets all linear layers of a module round their factors; the parameters and all else stay as they are."""
-    for _, layer in nnx.iter_modules(module):
-        if type(layer) is nnx.Linear:
-            layer.dot_general = _dot_general
+@cache
+def training_ops(base: ops.Implementation, dtype: str, rounds: bool) -> ops.Implementation:
+    """The operations of a training step: those of `base`, with gradients of their own.
 
-
-def keep_no_scores(module: nnx.Module, dtype: str) -> None:
-    """Where a single CPU does everything, attention without a mask goes head after head, with factors of `dtype`.
-
-    The scores of one head stay in the processor's cache, and none are kept for the gradient.
+    rounds: linear layers round their operands to bfloat16. Where work is cut to stay in a core's cache, attention
+    without a mask goes head after head, with operands of `dtype`: only the scores of one head are there at a time, and
+    none are kept for the gradient.
     """
-    if on_single_cpu():
-        for _, layer in nnx.iter_modules(module):
-            if isinstance(layer, MultiHeadAttention):
-                layer.attend = partial(_attend, dtype)
+    if rounds:
+        base = replace(base, name=f"{base.name}, rounded", linear=_linear)
+    if base.window_by_window:
+        base = replace(base, name=f"{base.name}, by head", attention=partial(_attend, base, dtype))
+    return base
 
 
-def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """x [...,n_in], kernel [n_in,n_out] -> [...,n_out]: as `nnx.Linear` calls it."""
-    return product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, scale: jax.Array | None) -> jax.Array:
+    flat = product(x.reshape(-1, x.shape[-1]), kernel)
+    return scale_and_shift(flat.reshape(*x.shape[:-1], kernel.shape[-1]), bias, scale)
 
 
 @jax.custom_vjp
@@ -70,10 +66,12 @@ def _backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[ja
 product.defvjp(_forward, _backward)
 
 
-def _attend(dtype: str, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """As `dot_product_attention`, head after head."""
+def _attend(
+    base: ops.Implementation, dtype: str, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """As `ops.attention`, head after head."""
     if mask is not None:
-        return dot_product_attention(q, k, v, mask)
+        return base.attention(q, k, v, mask)
     heads = (x.reshape(-1, *x.shape[2:]) for x in (q * q.shape[-1] ** -0.5, k, v))
     return jax.lax.map(lambda head: attend(*head, dtype), tuple(heads)).reshape(q.shape)
 

@@ -15,18 +15,20 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from whisper_nnx import ops
 from whisper_nnx.audio.features import log_mel_spectrogram
 from whisper_nnx.model.config import RELEASED, WhisperConfig
+from whisper_nnx.model.layers import Linear
+from whisper_nnx.model.outputs import DecoderStates
 from whisper_nnx.model.summary import Module
-from whisper_nnx.model.whisper import Whisper
-from whisper_nnx.ops.products import on_single_cpu, precision_of
+from whisper_nnx.model.whisper import TextDecoder, Whisper
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.training import loss
 from whisper_nnx.training.config import ModelConfig, TrainConfig
 from whisper_nnx.training.ctc_head import load_ctc_head
 from whisper_nnx.training.lora import LoraParam, add_lora, merge
 from whisper_nnx.training.optimizer import averaged, learning_rate, make_optimizer
-from whisper_nnx.training.products import keep_no_scores, round_products
+from whisper_nnx.training.products import training_ops
 from whisper_nnx.training.projection import projected_cross_entropy
 from whisper_nnx.training.spec_augment import spec_augment
 from whisper_nnx.training.targets import blank_of
@@ -116,10 +118,10 @@ def make_trainee(model: Whisper, config: TrainConfig, rngs: nnx.Rngs) -> Trainee
     if model.tokenizer is None:
         raise ValueError("loss.ctc_weight and frame_weight need the number of text tokens; give the model a tokenizer")
     dtype = model.decoder.dtype
-    products: dict[str, Any] = {"dtype": dtype, "precision": precision_of(dtype), "rngs": rngs}
+    products: dict[str, Any] = {"dtype": dtype, "precision": ops.precision_of(dtype), "rngs": rngs}
     init = nnx.initializers.normal(0.02)
     classes = blank_of(model.tokenizer, config.data.ctc_units) + 1
-    head = nnx.Linear(model.config.d_model, classes, kernel_init=init, **products)
+    head = Linear(model.config.d_model, classes, kernel_init=init, **products)
     load_ctc_head(head, config.model.init)
     return Trainee(model, head)
 
@@ -246,9 +248,6 @@ def _step(
 
     def losses(params: Arrays) -> tuple[jax.Array, Metrics]:
         trainee = static.trainee(state.frozen | params)
-        if config.model.product_dtype:
-            round_products(trainee)
-        keep_no_scores(trainee, _factors(trainee, config))
         return _losses(trainee, teacher, batch, key, config, mesh, shares_encoder)
 
     gradient, metrics = jax.grad(losses, has_aux=True)(state.params)
@@ -298,11 +297,14 @@ def _losses(
     first = None if whole else batch["first_position"]
     rngs = nnx.Rngs(dropout=dropout_key) if whisper.config.dropout else None
     options: dict[str, Any] = {"deterministic": rngs is None, "rngs": rngs, "remat": config.optimizer.remat}
-    heard = whisper.encode(mel, first_position=first, **options)
-    hidden, scores = _say(whisper, heard, batch["ids"], settings.guide_heads, **options)
+    rounds = bool(config.model.product_dtype)
+    with ops.using(training_ops(ops.current(), _factors(trainee, config), rounds)):
+        heard = whisper.encode(mel, first_position=first, **options)
+        hidden, scores, *_ = _say(whisper, heard, batch["ids"], settings.guide_heads, **options)
+        spelled = trainee.ctc_head(heard) if trainee.ctc_head is not None else None
     said = batch["labels"], batch["weights"], settings.label_smoothing
-    if teacher is None and on_single_cpu():
-        table = whisper.decoder.logits_table()
+    if teacher is None and ops.current().window_by_window:
+        table = _output_table(whisper.decoder)
         entropy, accuracy = projected_cross_entropy(hidden, table, *said, _factors(trainee, config))
     else:
         logits = whisper.decoder.logits(hidden)
@@ -312,13 +314,11 @@ def _losses(
     total = entropy.value
     if teacher is not None:
         heard_by_teacher = heard if shares_encoder else teacher.encode(mel, first_position=first)
-        theirs, _ = _say(teacher, heard_by_teacher, batch["ids"], ())
-        theirs = teacher.decoder.logits(theirs)
+        theirs = teacher.decoder.logits(_say(teacher, heard_by_teacher, batch["ids"], ()).last)
         parts["kl"] = loss.divergence(logits, theirs, batch["weights"], config.distill.temperature).value
         total = config.distill.cross_entropy_weight * total + config.distill.kl_weight * parts["kl"]
-    if trainee.ctc_head is not None:
-        blank = trainee.ctc_head.out_features - 1
-        spelled = trainee.ctc_head(heard)
+    if spelled is not None:
+        blank = spelled.shape[-1] - 1
         parts["ctc"] = loss.ctc(spelled, batch["ctc"], batch["ctc_weight"], blank).value
         parts["frames"] = loss.frames(spelled, batch["frames"]).value
         total += settings.ctc_weight * parts["ctc"] + settings.frame_weight * parts["frames"]
@@ -330,6 +330,12 @@ def _losses(
 
 def _say(
     whisper: Whisper, heard: jax.Array, ids: jax.Array, heads: tuple[tuple[int, int], ...], **options: Any
-) -> tuple[jax.Array, jax.Array]:
-    """(hidden [B,S,D] for `logits`, audio scores of the heads [B,A,S,T]) of encoder_output [B,T,D] and ids [B,S]."""
-    return whisper.decoder.alignment_scores(ids, whisper.decoder.cross_attention(heard), heads, **options)
+) -> DecoderStates:
+    """Of encoder_output [B,T,D] and ids [B,S]: hidden states, and the audio scores of the heads [B,A,S,T]."""
+    return whisper.decoder.hidden_states(ids, whisper.decoder.cross_attention(heard), heads, **options)
+
+
+def _output_table(decoder: TextDecoder) -> jax.Array:
+    """[D,V], by which hidden states are multiplied."""
+    untied = decoder.proj_out
+    return (decoder.embed_tokens.embedding[...].T if untied is None else untied.kernel[...]).astype(decoder.dtype)

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from whisper_nnx import ops
 from whisper_nnx.audio.features import fingerprint
 from whisper_nnx.decoding.language import language_probs
 from whisper_nnx.decoding.loop import DecodingBatch, generate, padded_positions
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling, Strategy
-from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.cache import KeysValues, to_cache
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.whisper import AudioEncoder, TextDecoder, Whisper, warn_of_precision
-from whisper_nnx.ops.products import cross_cache_dtype, on_single_cpu
 from whisper_nnx.runtime.forking import refuse_after_fork
 from whisper_nnx.runtime.programs import given_back, program
 from whisper_nnx.text.languages import to_language_code
@@ -152,7 +152,7 @@ def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> Enco
     def encode(mel: jax.Array) -> EncodedWindows:
         return _with_cross_attention(decoder, encoder(mel))
 
-    if len(mel) > 1 and on_single_cpu():  # one by one: what is in work stays in the cache
+    if len(mel) > 1 and ops.current().window_by_window:
         return jax.tree.map(lambda x: x[:, 0], jax.lax.map(lambda window: encode(window[None]), mel))
     return encode(mel)
 
@@ -160,8 +160,7 @@ def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> Enco
 @program()
 def _with_cross_attention(decoder: TextDecoder, features: jax.Array) -> EncodedWindows:
     """Keys and values are kept as the token loop reads them."""
-    cross = decoder.cross_attention(features)
-    return EncodedWindows(features, jax.tree.map(lambda x: x.astype(cross_cache_dtype(x.dtype)), cross))
+    return EncodedWindows(features, to_cache(decoder.cross_attention(features)))
 
 
 def encode_windows(model: Whisper, windows: jax.Array) -> EncodedWindows:

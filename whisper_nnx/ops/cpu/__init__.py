@@ -1,1 +1,1 @@
-"""Kernels in C++ for CPUs, compiled at first use."""
+"""CPUs: their operations, and kernels in C++ that are compiled at first use."""

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from whisper_nnx.ops.cpu.build import load
+from whisper_nnx.ops.warping import warp_by_diagonals
 from whisper_nnx.runtime.programs import register_custom_calls
 
 _LANES = 16  # numbers that the kernels read at once
@@ -71,13 +72,17 @@ def can_attend(keys: jax.Array) -> bool:
 
 
 def kernel(name: str) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
-    """A decorator of a function of JAX: what the kernel of that name computes, and how it is differentiated."""
+    """A decorator of a function of JAX: what the kernel of that name computes, and how it is differentiated.
+
+    A program that is lowered for another processor computes the function itself.
+    """
 
     def decorate(twin: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         @jax.custom_jvp
         def call(*operands: jax.Array) -> jax.Array:
             result = jax.eval_shape(twin, *operands)
-            return jax.ffi.ffi_call(f"whisper_nnx.{name}", result, vmap_method="sequential")(*operands)
+            called = jax.ffi.ffi_call(f"whisper_nnx.{name}", result, vmap_method="sequential")
+            return jax.lax.platform_dependent(*operands, cpu=called, default=twin)
 
         call.defjvp(lambda operands, tangents: jax.jvp(twin, operands, tangents))
         call.__doc__, call.twin = twin.__doc__, twin  # type: ignore[attr-defined]
@@ -114,3 +119,6 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> j
     scores = jnp.einsum("hsk,htk->hst", q, k.astype(jnp.float32), precision=_HIGHEST)
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
     return jnp.einsum("hst,htk->hsk", weights, v.astype(jnp.float32), precision=_HIGHEST)
+
+
+first_positions = kernel("FirstPositions")(warp_by_diagonals)  # row by row, with sums of 64 bits

@@ -1,0 +1,48 @@
+"""What the network returns beside logits, on request."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+
+class EncoderOutput(NamedTuple):
+    """The encoder's activations, named as transformers names them. What was not requested is None.
+
+    last_hidden_state [B,T,D]. hidden_states: L+1 of [B,T,D], what the first layer takes, then what each layer returns;
+    the last one is `last_hidden_state`, after the LayerNorm. attentions: L of [B,H,T,T], float32.
+    """
+
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+
+
+class DecoderStates(NamedTuple):
+    """What the decoder computes of a whole text, before the logits. What was not requested is None.
+
+    last [B,S,D], for `logits`. audio_scores [B,A,S,T]: of the A requested heads, before the softmax. hidden_states: as
+    the encoder's. attentions: L of [B,H,S,S]; cross_attentions: L of [B,H,S,T]; both float32.
+    """
+
+    last: jax.Array
+    audio_scores: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+    cross_attentions: tuple[jax.Array, ...] | None = None
+
+
+class WhisperOutput(NamedTuple):
+    """Logits [B,S,V] and activations, named as transformers names them; see `DecoderStates` and `EncoderOutput`.
+
+    What was not requested is None, and so are the encoder's layers where the encoder output was given.
+    """
+
+    logits: jax.Array
+    decoder_hidden_states: tuple[jax.Array, ...] | None
+    decoder_attentions: tuple[jax.Array, ...] | None
+    cross_attentions: tuple[jax.Array, ...] | None
+    encoder_last_hidden_state: jax.Array
+    encoder_hidden_states: tuple[jax.Array, ...] | None = None
+    encoder_attentions: tuple[jax.Array, ...] | None = None

@@ -1,0 +1,187 @@
+"""The operations on CPUs: XLA's own where it is fast, else the kernels in C++, on a single device.
+
+In bfloat16 only the operands of products are rounded, and sums are float32: only then does XLA use the matrix units,
+and what comes next computes in float32 in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from whisper_nnx.ops import accelerator, reference
+from whisper_nnx.ops.cpu import kernels
+from whisper_nnx.ops.implementation import Implementation
+from whisper_nnx.ops.reference import attention_scores, precision_of, rescaled, scale_and_shift
+from whisper_nnx.ops.warping import warp_by_diagonals
+
+Dtype = Any
+
+_FEW_ROWS = 4  # with fewer, XLA leaves bfloat16 to a loop of its own, 10 times slower
+_KERNEL_ROWS = 32  # of a product with more, XLA's own is faster
+_FEW_QUERIES = 32  # a step of the token loop, or a chunk of its prompt
+_CACHED = 2**20  # scores of an attention that need not be cut to stay in a core's cache
+_SPANS = (64, 128, 256)  # text positions that are read while there are no more
+
+
+def kernels_usable() -> bool:
+    """Whether the kernels may compute what is traced now."""
+    return jax.device_count() == 1 and kernels.usable()
+
+
+# Products.
+
+
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, scale: jax.Array | None) -> jax.Array:
+    if kernel.dtype == jnp.int8 and _has_few_rows(x) and kernels.can_multiply_layer(kernel) and kernels_usable():
+        rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+        product = kernels.layer_product(rows, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    else:
+        product = flat_matmul(x, kernel.astype(x.dtype))
+    return scale_and_shift(product, bias, scale)
+
+
+def flat_matmul(x: jax.Array, matrix: jax.Array, dtype: Dtype = None) -> jax.Array:
+    """x [...,K], matrix [K,N] -> [...,N] of `dtype`, default: float32 for bfloat16, else that of x."""
+    if x.dtype == jnp.bfloat16:
+        dtype = jnp.float32
+        if x.size < _FEW_ROWS * x.shape[-1]:
+            x, matrix = x.astype(jnp.float32), matrix.astype(jnp.float32)
+    return accelerator.flat_matmul(x, matrix, dtype)
+
+
+def embed(ids: jax.Array, table: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """XLA would convert the whole bfloat16 table first; the kernel reads only the requested rows."""
+    if table.dtype == jnp.bfloat16 and kernels.can_multiply_table(table) and kernels_usable():
+        return kernels.table_rows(table, ids.reshape(-1)).reshape(*ids.shape, -1)
+    return reference.embed(ids, table, scale)
+
+
+def unembed(x: jax.Array, table: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """Of a few rows: as fast as the table can be read."""
+    if _takes_kernel(x, table):
+        rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+        product = kernels.table_product(rows, table)
+    elif x.size == x.shape[-1] and table.dtype.itemsize < 4:
+        # XLA converts numbers as it multiplies them, if they are contiguous along the sum. The barrier keeps it from
+        # converting the whole table before a loop, whose steps then would read much more.
+        rows, table = jax.lax.optimization_barrier((x.reshape(1, -1).astype(jnp.float32), table))
+        product = jnp.matmul(rows, table.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
+    else:
+        return flat_matmul(x, rescaled(table, scale, x.dtype).T, jnp.float32)
+    return scale_and_shift(product.reshape(*x.shape[:-1], len(table)), None, scale)
+
+
+def unembedding(table: jax.Array, scale: jax.Array | None, dtype: Dtype, rows: int) -> Callable[[jax.Array], jax.Array]:
+    """With more rows than a kernel takes, bfloat16 is laid out for the CPU's matrix units."""
+    least = _KERNEL_ROWS + 1 if kernels_usable() else _FEW_ROWS
+    if dtype != jnp.bfloat16 or rows < least:
+        return lambda x: unembed(x, table, scale)
+    matrix = with_layout_constraint(rescaled(table, scale, dtype).T, Layout((0, 1)))
+    return lambda x: flat_matmul(x, matrix, jnp.float32)
+
+
+def _has_few_rows(x: jax.Array) -> bool:
+    return x.size <= _KERNEL_ROWS * x.shape[-1]
+
+
+def _takes_kernel(x: jax.Array, table: jax.Array) -> bool:
+    return _has_few_rows(x) and kernels.can_multiply_table(table) and kernels_usable()
+
+
+# Attention.
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    if mask is None and _attends_by_kernel(k, q.shape[2]):
+        return _attention_by_kernel(q, k, v, jnp.full(len(q), k.shape[2], jnp.int32))
+    if mask is None and k.dtype == jnp.float32 and len(q) == 1 and q.shape[2] * k.shape[2] > _CACHED:
+        return _in_pieces(q, k, v)
+    to = q.dtype
+    if k.dtype == jnp.bfloat16:  # laid out in order, or XLA does without the matrix units
+        q, k, v = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (q.astype(k.dtype), k, v))
+    scores = attention_scores(q, k)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    precision = precision_of(v.dtype)
+    attended = jnp.einsum("bhst,bhtk->bhsk", weights, v, precision=precision, preferred_element_type=jnp.float32)
+    return attended.astype(to)
+
+
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Reads no more positions than the longest row has, or the kernel no more than each row has."""
+    if q.shape[2] == 1 and _attends_by_kernel(k):
+        return _attention_by_kernel(q, k, v, lengths)
+    sizes = [*(n for n in _SPANS if n < k.shape[2]), k.shape[2]]
+    ways = [lambda q, k, v, mask, n=n: attention(q, k[:, :, :n], v[:, :, :n], mask[..., :n]) for n in sizes]
+    return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), lengths.max()), ways, q, k, v, mask)
+
+
+def _attends_by_kernel(k: jax.Array, queries: int = 1) -> bool:
+    if not (kernels.can_attend(k) and kernels_usable()):
+        return False
+    return queries <= _FEW_QUERIES or k.dtype == jnp.float32 or kernels.multiplies_bfloat16()
+
+
+def _attention_by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+    """lengths [B]: how many of the keys and values of each row count."""
+    queries = (q * q.shape[-1] ** -0.5).astype(jnp.float32)
+    flat = (x.reshape(-1, *x.shape[2:]) for x in (queries, k, v))
+    return kernels.attention(*flat, jnp.repeat(lengths, q.shape[1])).reshape(q.shape).astype(q.dtype)
+
+
+def _in_pieces(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Of one window, in float32: head by head, in halves where S is even, so that scores stay in a core's cache."""
+    _, heads, n, width = q.shape
+    pieces = 2 - n % 2
+
+    def attend(piece: jax.Array) -> jax.Array:
+        """[n/2,K]; divides by the sums last, when less is left to divide."""
+        head = piece // pieces
+        scores = attention_scores(queries[piece][None, None], k[:, head][None])[0, 0]
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        attended = jnp.matmul(weights, v[0, head], precision=jax.lax.Precision.HIGHEST)
+        return attended / weights.sum(axis=-1, keepdims=True)
+
+    queries = q.reshape(heads * pieces, n // pieces, width)
+    return jax.lax.map(attend, jnp.arange(heads * pieces)).reshape(q.shape).astype(q.dtype)
+
+
+def cache_dtypes(dtype: Dtype) -> tuple[Dtype, Dtype]:
+    """XLA reads float32 fastest; the kernel reads the audio's bfloat16 twice as fast as float32."""
+    return jnp.float32, dtype if jnp.dtype(dtype) == jnp.bfloat16 and kernels_usable() else jnp.float32
+
+
+# The rest.
+
+
+def argmax(logits: jax.Array) -> jax.Array:
+    """As two plain reductions: of argmax, XLA makes a slow loop."""
+    positions, last = jnp.arange(logits.shape[-1]), logits.shape[-1] - 1
+    return jnp.where(logits == logits.max(axis=-1, keepdims=True), positions, last).min(axis=-1)
+
+
+def first_positions(cost: jax.Array, n: jax.Array, m: jax.Array) -> jax.Array:
+    counts = jnp.stack([jnp.asarray(n, jnp.int32), jnp.asarray(m, jnp.int32)])
+    return (kernels.first_positions if kernels_usable() else warp_by_diagonals)(cost, counts)
+
+
+def create() -> Implementation:
+    return Implementation(
+        name="cpu",
+        linear=linear,
+        embed=embed,
+        unembed=unembed,
+        unembedding=unembedding,
+        attention=attention,
+        cached_attention=cached_attention,
+        argmax=argmax,
+        first_positions=first_positions,
+        cache_dtypes=cache_dtypes,
+        window_by_window=jax.device_count() == 1,
+    )

@@ -1,0 +1,35 @@
+"""`Implementation`: the operations for one kind of processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+Array = jax.Array
+Dtype = Any
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """The functions behind `whisper_nnx.ops`, which documents them. `dataclasses.replace` makes another one.
+
+    Args:
+      cache_dtypes: of a model that computes in a dtype, the dtypes in which the token loop's cache stores the keys and
+        values of the text, and those of the audio.
+      window_by_window: whether work is cut into windows, heads and pieces that stay in a core's cache.
+    """
+
+    name: str
+    linear: Callable[[Array, Array, Array | None, Array | None], Array]
+    embed: Callable[[Array, Array, Array | None], Array]
+    unembed: Callable[[Array, Array, Array | None], Array]
+    unembedding: Callable[[Array, Array | None, Dtype, int], Callable[[Array], Array]]
+    attention: Callable[[Array, Array, Array, Array | None], Array]
+    cached_attention: Callable[[Array, Array, Array, Array, Array], Array]
+    argmax: Callable[[Array], Array]
+    first_positions: Callable[[Array, Array, Array], Array]
+    cache_dtypes: Callable[[Dtype], tuple[Dtype, Dtype]]
+    window_by_window: bool = False

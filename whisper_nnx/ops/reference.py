@@ -1,0 +1,83 @@
+"""The operations in plain JAX: the definitions, without regard to any processor. `whisper_nnx.ops` documents them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from whisper_nnx.ops.implementation import Implementation
+from whisper_nnx.ops.warping import warp_by_diagonals
+
+Dtype = Any
+
+
+def precision_of(dtype: Dtype) -> jax.lax.Precision | None:
+    """Float32 products ask for the highest precision: GPUs and TPUs would otherwise round operands to 10 or 8 bits."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, scale: jax.Array | None) -> jax.Array:
+    product = jnp.matmul(x, kernel.astype(x.dtype), precision=precision_of(x.dtype))
+    return scale_and_shift(product, bias, scale)
+
+
+def scale_and_shift(product: jax.Array, bias: jax.Array | None, scale: jax.Array | None) -> jax.Array:
+    """What follows the product of a linear layer."""
+    if scale is not None:
+        product = product * scale.astype(product.dtype)
+    return product if bias is None else product + bias.astype(product.dtype)
+
+
+def embed(ids: jax.Array, table: jax.Array, scale: jax.Array | None) -> jax.Array:
+    rows = table[ids]
+    return rows if scale is None else rows * scale[ids][..., None]
+
+
+def unembed(x: jax.Array, table: jax.Array, scale: jax.Array | None) -> jax.Array:
+    table = rescaled(table, scale, x.dtype)
+    return jnp.matmul(x, table.T, precision=precision_of(x.dtype), preferred_element_type=jnp.float32)
+
+
+def rescaled(table: jax.Array, scale: jax.Array | None, dtype: Dtype) -> jax.Array:
+    """A table [V,D] of any dtype, as the numbers of `dtype` that it stands for."""
+    return (table if scale is None else table * scale[:, None]).astype(dtype)
+
+
+def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """q [B,H,S,K], k [B,H,T,K] -> [B,H,S,T], float32, before the softmax."""
+    q = (q * q.shape[-1] ** -0.5).astype(k.dtype)
+    return jnp.einsum("bhsk,bhtk->bhst", q, k, precision=precision_of(q.dtype), preferred_element_type=jnp.float32)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    scores = attention_scores(q, k)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhst,bhtk->bhsk", weights, v, precision=precision_of(v.dtype)).astype(q.dtype)
+
+
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, lengths: jax.Array) -> jax.Array:
+    return attention(q, k, v, mask)  # the mask rules out what is not in the cache yet
+
+
+def unembedding(table: jax.Array, scale: jax.Array | None, dtype: Dtype, rows: int) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: unembed(x, table, scale)
+
+
+def create() -> Implementation:
+    return Implementation(
+        name="reference",
+        linear=linear,
+        embed=embed,
+        unembed=unembed,
+        unembedding=unembedding,
+        attention=attention,
+        cached_attention=cached_attention,
+        argmax=lambda logits: jnp.argmax(logits, axis=-1),
+        first_positions=lambda cost, n, m: warp_by_diagonals(cost, jnp.stack([n, m]).astype(jnp.int32)),
+        cache_dtypes=lambda dtype: (dtype, dtype),
+    )
