@@ -15,8 +15,8 @@ import pytest
 import whisper_nnx
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.options import TranscribeOptions
-from whisper_nnx.transcription.recording import LongformOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

@@ -1,5 +1,6 @@
 """The package as a whole: light to import, complete, and free of surprises under `python -m`."""
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -28,6 +29,18 @@ def test_every_public_name_can_be_had_and_is_listed():
         assert name in dir(whisper_nnx)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = whisper_nnx.nonsense
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(whisper_nnx.__file__).read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        seen |= {alias.asname: getattr(importlib.import_module(node.module), alias.name) for alias in node.names}
+    assert sorted(seen) == whisper_nnx.__all__
+    assert all(value is getattr(whisper_nnx, name) for name, value in seen.items())
+    assert (Path(whisper_nnx.__file__).parent / "py.typed").exists()
 
 
 def test_transcribe_is_the_function_even_after_its_module_was_imported():

@@ -3,11 +3,60 @@
 import importlib
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.runtime import forking as forking  # which sees forks from now on
 
 __version__ = "0.1.0"
+
+# The names, as type checkers and editors see them; a test compares the two lists.
+if TYPE_CHECKING:
+    from weight_loader import download_whisper_weights as download_whisper_weights
+    from weight_loader import get_whisper_config as get_whisper_config
+    from weight_loader import load_model as load_model
+    from weight_loader import load_weights_into_nnx_model as load_weights_into_nnx_model
+    from weight_loader import print_model_info as print_model_info
+    from weight_loader import save_model as save_model
+    from weight_loader import save_pretrained as save_pretrained
+    from whisper_nnx.alignment.align import align as align
+    from whisper_nnx.alignment.find_heads import find_alignment_heads as find_alignment_heads
+    from whisper_nnx.alignment.likelihood import TextScore as TextScore
+    from whisper_nnx.alignment.likelihood import score as score
+    from whisper_nnx.audio.features import log_mel_spectrogram as log_mel_spectrogram
+    from whisper_nnx.audio.loading import load_audio as load_audio
+    from whisper_nnx.audio.loading import pad_or_trim as pad_or_trim
+    from whisper_nnx.audio.options import VadOptions as VadOptions
+    from whisper_nnx.audio.vad import speech_spans as speech_spans
+    from whisper_nnx.decoding.options import DecodingOptions as DecodingOptions
+    from whisper_nnx.evaluation.run import evaluate as evaluate
+    from whisper_nnx.model.cache import KVCache as KVCache
+    from whisper_nnx.model.config import RELEASED as RELEASED
+    from whisper_nnx.model.config import WhisperConfig as WhisperConfig
+    from whisper_nnx.model.whisper import Whisper as Whisper
+    from whisper_nnx.model.whisper import create_whisper as create_whisper
+    from whisper_nnx.model.whisper import create_whisper_base as create_whisper_base
+    from whisper_nnx.model.whisper import create_whisper_large as create_whisper_large
+    from whisper_nnx.model.whisper import create_whisper_medium as create_whisper_medium
+    from whisper_nnx.model.whisper import create_whisper_small as create_whisper_small
+    from whisper_nnx.model.whisper import create_whisper_tiny as create_whisper_tiny
+    from whisper_nnx.model.whisper import create_whisper_turbo as create_whisper_turbo
+    from whisper_nnx.output.results import Segment as Segment
+    from whisper_nnx.output.results import Transcript as Transcript
+    from whisper_nnx.output.writers import get_writer as get_writer
+    from whisper_nnx.runtime.allocator import keep_memory as keep_memory
+    from whisper_nnx.runtime.programs import keep_programs as keep_programs
+    from whisper_nnx.text.languages import LANGUAGES as LANGUAGES
+    from whisper_nnx.text.special_tokens import SpecialTokens as SpecialTokens
+    from whisper_nnx.text.tokenizer import Tokenizer as Tokenizer
+    from whisper_nnx.transcription.options import TranscribeOptions as TranscribeOptions
+    from whisper_nnx.transcription.stream import iter_segments as iter_segments
+    from whisper_nnx.transcription.stream import iter_transcripts as iter_transcripts
+    from whisper_nnx.transcription.stream import transcribe as transcribe
+    from whisper_nnx.transcription.warmup import warmup as warmup
+    from whisper_nnx.transcription.windows import Alternative as Alternative
+    from whisper_nnx.transcription.windows import DecodingResult as DecodingResult
+    from whisper_nnx.transcription.windows import decode as decode
+    from whisper_nnx.transcription.windows import detect_language as detect_language
 
 _EXPORTS = {
     "whisper_nnx.model.config": ["RELEASED", "WhisperConfig"],
@@ -30,7 +79,9 @@ _EXPORTS = {
     ],
     "whisper_nnx.decoding.options": ["DecodingOptions"],
     "whisper_nnx.transcription.windows": ["Alternative", "DecodingResult", "decode", "detect_language"],
-    "whisper_nnx.audio.vad": ["VadOptions", "speech_spans"],
+    "whisper_nnx.audio.options": ["VadOptions"],
+    "whisper_nnx.audio.vad": ["speech_spans"],
+    "whisper_nnx.transcription.options": ["TranscribeOptions"],
     "whisper_nnx.transcribe": ["iter_segments", "iter_transcripts", "transcribe"],
     "whisper_nnx.transcription.warmup": ["warmup"],
     "whisper_nnx.runtime.programs": ["keep_programs"],

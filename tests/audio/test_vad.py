@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import missing
 from whisper_nnx.audio.loading import SAMPLE_RATE, load_audio
-from whisper_nnx.audio.vad import VadOptions, pack_spans, spans_from_probabilities, speech_probabilities, speech_spans
+from whisper_nnx.audio.options import VadOptions
+from whisper_nnx.audio.vad import pack_spans, spans_from_probabilities, speech_probabilities, speech_spans
 
 FRAME = 512
 SPEECH, SILENCE = 0.9, 0.0

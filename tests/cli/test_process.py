@@ -1,19 +1,53 @@
 """The command as a whole: its options, and in a process of its own what it imports, prints and leaves behind."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tests.cli.command import FAKED, python
-from whisper_nnx.cli.options import OPTIONS, OWN_OPTIONS, SUBTITLE_OPTIONS, TRANSCRIBE_OPTIONS
+from whisper_nnx.audio.options import VadOptions
+from whisper_nnx.cli.options import OPTIONS, RECORDING, CommandOptions, as_flags
 from whisper_nnx.cli.transcribe import main
+from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.output.subtitles import SubtitleOptions
+from whisper_nnx.runtime.options import Scope, options_of
+from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
+from whisper_nnx.transcription.other_names import OPENAI_OPTIONS
+
+KINDS = (CommandOptions, CallOptions, *RECORDING, VadOptions, SubtitleOptions)
 
 
-def test_every_option_is_in_the_help_and_goes_somewhere() -> None:
-    names = {name.removeprefix("--") for options in OPTIONS.values() for name, *_ in options}
-    openais = {*TRANSCRIBE_OPTIONS, *SUBTITLE_OPTIONS, "temperature", "temperature_increment_on_fallback"}
-    openais |= {"model", "model_dir", "output_dir", "output_format", "device", "fp16", "threads"}
-    assert names | {"version", "traceback"} == openais | OWN_OPTIONS
+def test_every_field_describes_itself_and_is_a_flag_or_says_why_not() -> None:
+    undescribed = {f"{kind.__name__}.{f.name}" for kind in KINDS for f in fields(kind) if "option" not in f.metadata}
+    assert undescribed == {f"TranscribeOptions.{name}" for name in ("longform", "fallback", "decoding")}
+    flags = {flag.dest: flag for flags in OPTIONS.values() for flag in flags}
+    expected = set()
+    for kind in KINDS:
+        for name, one in options_of(kind).items():
+            assert one.scope in get_args(Scope)
+            assert one.help == one.help.strip()
+            if not one.python_only:
+                expected.add(f"vad_{name}" if kind is VadOptions else name)
+    assert flags.keys() == expected
+    assert flags.keys() >= OPENAI_OPTIONS
+
+
+def test_options_have_the_scope_of_their_class() -> None:
+    assert all(one.scope == "window" for one in options_of(DecodingOptions, FallbackOptions).values())
+    assert {one.scope for one in options_of(CallOptions).values()} == {"call"}
+    assert {one.scope for one in options_of(TranscribeOptions, VadOptions).values()} == {"recording"}
+    assert {one.scope for one in options_of(SubtitleOptions).values()} == {"output"}
+
+
+def test_the_help_of_an_option_names_flags_and_its_default() -> None:
+    flags = {flag.dest: flag for flags in OPTIONS.values() for flag in flags}
+    assert flags["max_hours"].help.endswith("(default: 24)")
+    assert as_flags(flags["n_best"].help).endswith("at most --beam_size or --best_of")
+    assert [flag.dest for flag in OPTIONS["task"]][:4] == ["task", "language", "detect_language", "allowed_languages"]
+    assert OPTIONS["performance"][0].dest == "batch_size"
 
 
 def test_version_names_ours_and_that_of_jax(capsys: pytest.CaptureFixture) -> None:

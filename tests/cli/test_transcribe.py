@@ -12,6 +12,9 @@ import pytest
 
 import weight_loader
 from tests.cli.command import RESULT, Results, Run, calls, run, transcribe_module, transcribes  # noqa: F401
+from whisper_nnx.cli.options import RECORDING
+from whisper_nnx.runtime.options import options_of
+from whisper_nnx.transcription.options import CallOptions
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -73,7 +76,8 @@ def test_languages_go_by_code_and_name_in_any_case(run: Run, calls: list, langua
 def test_none_switches_off(run: Run, calls: list) -> None:
     names = ("beam_size", "best_of", "language", "verbose", "logprob_threshold", "suppress_tokens")
     assert run("a.wav", *(word for name in names for word in (f"--{name}", "None"))) == 0
-    assert [calls[-1][1][name] for name in names] == [None] * len(names)
+    defaults = {name: one.default for name, one in options_of(CallOptions, *RECORDING).items()}
+    assert [{**defaults, **calls[-1][1]}[name] for name in names] == [None] * len(names)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ import pytest
 import whisper
 
 import weight_loader
+from whisper_nnx.cli.options import RECORDING
 from whisper_nnx.cli.transcribe import build_parser, main
+from whisper_nnx.runtime.options import options_of
+from whisper_nnx.transcription.options import CallOptions
 
 reference = importlib.import_module("whisper.transcribe")
 ours = importlib.import_module("whisper_nnx.transcription.stream")
@@ -116,5 +119,7 @@ def test_the_same_command_asks_for_the_same_work(
     assert main([*command, "--compilation_cache", "False"]) == 0
     theirs, our = asked
     del theirs["fp16"]
+    defaults = {name: one.default for name, one in options_of(CallOptions, *RECORDING).items() if name in theirs}
+    our = {**defaults, **our}  # the command passes on what differs from them
     our["condition_on_previous_text"] = our["condition_on_previous_text"] is not False
     assert {**our, "temperature": list(our["temperature"])} == {**theirs, "temperature": list(theirs["temperature"])}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.reference.placing import placed
 from whisper_nnx import transcribe
-from whisper_nnx.transcription.recording import parse_clips
+from whisper_nnx.transcription.longform import parse_clips
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning"),

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_nnx.audio.loading import SAMPLE_RATE
-from whisper_nnx.audio.vad import VadOptions, spans_from_probabilities, speech_probabilities, speech_spans
+from whisper_nnx.audio.options import VadOptions
+from whisper_nnx.audio.vad import spans_from_probabilities, speech_probabilities, speech_spans
 
 FRAME = 512
 OPTIONS = (

@@ -18,7 +18,7 @@ from whisper_nnx.timing.word_times import (
     word_heads,
 )
 from whisper_nnx.timing.words import WordTiming
-from whisper_nnx.transcription.recording import LongformOptions
+from whisper_nnx.transcription.longform import LongformOptions
 
 
 @pytest.fixture(scope="module")

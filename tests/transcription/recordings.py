@@ -8,7 +8,8 @@ import pytest
 
 from tests.small import small_tokenizer
 from whisper_nnx.output.results import Segment
-from whisper_nnx.transcription.recording import LongformOptions, Recording, Window
+from whisper_nnx.transcription.longform import LongformOptions
+from whisper_nnx.transcription.recording import Recording, Window
 
 TOKENIZER = small_tokenizer()
 BEGIN = TOKENIZER.special.timestamp_begin

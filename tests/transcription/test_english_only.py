@@ -13,8 +13,8 @@ from whisper_nnx import load_model, transcribe
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.options import TranscribeOptions
-from whisper_nnx.transcription.recording import LongformOptions
 
 WORKS = [
     {"condition_on_previous_text": False, "hotwords": "the one", "max_context": 3, "initial_prompt": "one two"},

@@ -10,9 +10,9 @@ from whisper_nnx.cli.parser import spelled_out
 from whisper_nnx.cli.transcribe import build_parser, main
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.other_names import OTHER_KEYWORDS, OTHER_OPTIONS
-from whisper_nnx.transcription.recording import LongformOptions
 
 
 def keywords() -> set[str]:

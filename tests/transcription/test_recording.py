@@ -19,7 +19,8 @@ from tests.transcription.recordings import (
     spans,
     tell,
 )
-from whisper_nnx.transcription.recording import Window, parse_clips
+from whisper_nnx.transcription.longform import parse_clips
+from whisper_nnx.transcription.recording import Window
 
 # Where it looks.
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.transcription.recordings import BEGIN, TOKENIZER, places, recording, run, said, tell
 from whisper_nnx.timing.words import WordTiming
-from whisper_nnx.transcription.recording import LongformOptions
+from whisper_nnx.transcription.longform import LongformOptions
 
 ROOM = 23  # tokens of previous text in a context of 48
 

@@ -3,14 +3,23 @@
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from random import Random
+from typing import Any
 
+import numpy as np
 import pytest
 
-from whisper_nnx.audio.vad import VadOptions
+from whisper_nnx.audio.options import VadOptions
+from whisper_nnx.cli.options import RECORDING
+from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.output.subtitles import SubtitleOptions
-from whisper_nnx.transcription.options import TranscribeOptions
+from whisper_nnx.runtime.options import options_of
+from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 
 
 def test_options_go_to_where_they_belong():
@@ -24,28 +33,85 @@ def test_options_go_to_where_they_belong():
     assert (options.seed, options.vad_filter) == (3, True)
 
 
-def test_replacing_nothing_changes_nothing():
-    """`replace` validates what was normalized before."""
+# Some that need normalizing, by name or else by type; the default is always among them.
+BY_NAME: dict[str, list[Any]] = {
+    "task": ["translate"],
+    "language": ["German", "auto", "de-AT"],
+    "temperature": [0, 0.5, [0, 0.5], np.linspace(0, 1, 6)],
+    "prompt": ["one", [1, 2]],
+    "prefix": ["one", [1, 2]],
+    "suppress_tokens": ["", "1,-1", [1, 2], None],
+    "suppress_regex": ["a+"],
+    "clip_timestamps": ["0,1", [0, 1.5], np.array([0.5])],
+    "alignment_heads": [2, [[1, 0], [0, 1]], np.array([[1, 0]])],
+    "allowed_languages": ["German,en", ["de", "English"]],
+    "vad_parameters": [{"speech_pad_ms": 100.0}, VadOptions(threshold=0.3)],
+    "progress": [print],
+}
+BY_TYPE: dict[str, list[Any]] = {
+    "bool": [True, False],
+    "int": [1, 2, 3.0, np.int64(4)],
+    "float": [0.3, 1, 5.0, np.float32(0.25)],
+    "str": ["one"],
+}
+
+
+def option_sets(kind: type, count: int) -> Iterator[Any]:
+    """Instances with a few options set at random, where they can be met."""
+    random = Random(0)
+    described = options_of(*(RECORDING if kind is TranscribeOptions else [kind]))
+    while count:
+        names = random.sample(sorted(described), min(len(described), random.randint(0, 4)))
+        types = {name: described[name].type.removesuffix(" | None") for name in names}
+        values = {name: random.choice(BY_NAME.get(name) or BY_TYPE[types[name]]) for name in names}
+        if "vad_parameters" in values:
+            values["vad_filter"] = True
+        with suppress(ValueError), warnings.catch_warnings(action="ignore"):
+            if kind is FallbackOptions and "temperature" in values:
+                values["temperatures"] = values.pop("temperature")
+            if kind is DecodingOptions:
+                values["temperature"] = random.choice([0, 0.5])
+            yield TranscribeOptions.of(**values) if kind is TranscribeOptions else kind(**values)
+            count -= 1
+
+
+@pytest.mark.parametrize("kind", [*RECORDING, CallOptions, VadOptions, SubtitleOptions], ids=lambda kind: kind.__name__)
+def test_replacing_nothing_changes_nothing(kind: type) -> None:
+    """What was normalized is validated again, with the same result; and it is hashable."""
+    for made in option_sets(kind, 150):
+        again = replace(made)
+        assert again == made
+        assert repr(again) == repr(made)
+        assert hash(again) == hash(made)
+        if kind is TranscribeOptions:
+            assert TranscribeOptions.of(made) == made
+
+
+def test_replacing_nothing_gives_no_warning():
     with pytest.warns(UserWarning, match="word times of a translation"):
         translation = TranscribeOptions.of(word_timestamps=True, task="translate", language="German")
-    windows = TranscribeOptions.of(
-        clip_timestamps=[0, 1.5], initial_prompt="one", temperature=[0, 0.5], beam_size=3, best_of=2, patience=1.5,
-        n_best=2.0, prefix=[1, 2], suppress_tokens="1,-1", max_repeats=4.0, allowed_languages="German,en",
-        language_detection_segments=3, language_detection_threshold=0.4,
-    )  # fmt: skip
     speech = TranscribeOptions.of(vad_filter=True, vad_parameters={"speech_pad_ms": 100.0, "threshold": 0.3})
     shape = WhisperConfig(384, 2, 6, 2, 6, 999, decoder_ffn_dim=100, alignment_heads=[[1, 2]])
     with warnings.catch_warnings(action="error"):
-        for options in (TranscribeOptions.of(), translation, windows, speech):
-            for part in (options, options.longform, options.fallback, options.decoding):
-                assert replace(part) == part
-        for other in (
-            VadOptions(threshold=0.2, speech_pad_ms=7),
-            SubtitleOptions(max_len=9, split_on_word=True),
-            shape,
-        ):
-            assert replace(other) == other
+        for made in (TranscribeOptions.of(), translation, speech, shape):
+            assert replace(made) == made
     assert speech.vad_parameters == VadOptions(threshold=0.3, speech_pad_ms=100)
+
+
+def test_changes_win_over_options_that_were_made_before():
+    made = TranscribeOptions.of(language="de", beam_size=5, vad_filter=True, vad_parameters={"threshold": 0.3}, seed=3)
+    changed = TranscribeOptions.of(made, beam_size=None, language="en", temperature=0.5, best_of=2)
+    assert (changed.fallback.beam_size, changed.decoding.language) == (None, "en")
+    assert (changed.fallback.temperatures, changed.fallback.best_of) == ((0.5,), 2)
+    assert (changed.seed, changed.vad_parameters) == (3, VadOptions(threshold=0.3))
+    assert TranscribeOptions.of(made, language=None).decoding.language is None
+    assert TranscribeOptions.of(made, vad_filter=False).vad_parameters is None
+    with pytest.raises(ValueError, match="drop language='de'"):
+        TranscribeOptions.of(made, multilingual=True)
+    with pytest.raises(TypeError, match="no option 'beem_size'; do you mean beam_size"):
+        TranscribeOptions.of(made, beem_size=5)
+    with pytest.raises(TypeError, match=r"options=DecodingOptions\(.*must be TranscribeOptions"):
+        TranscribeOptions.of(DecodingOptions())
 
 
 def test_options_are_made_without_jax():

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from whisper_nnx.audio.constants import SAMPLE_RATE
 from whisper_nnx.audio.resampling import Resampler, as_float, mono_frame
-from whisper_nnx.audio.rules import SAMPLE_RATE, AudioError, check_duration, check_rate, check_samples, warn_if_loud
+from whisper_nnx.audio.rules import AudioError, check_duration, check_rate, check_samples, warn_if_loud
 
 AUDIO_KEYS = ("array", "raw", "bytes", "audio", "path")  # of a dictionary; the first that is not None is used
 _MAX_CHANNELS = 16

@@ -13,13 +13,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from whisper_nnx.audio.arrays import is_array, read_array, unwrap
+from whisper_nnx.audio.constants import FRAMES_PER_SECOND, MAX_HOURS, SAMPLE_RATE
 from whisper_nnx.audio.files import read_file
-from whisper_nnx.audio.rules import SAMPLE_RATE, AudioError
+from whisper_nnx.audio.options import check_max_hours
+from whisper_nnx.audio.rules import AudioError
 
 __all__ = ["FRAMES_PER_SECOND", "MAX_HOURS", "SAMPLE_RATE", "AudioError", "load_audio", "load_channels", "pad_or_trim"]
 
-FRAMES_PER_SECOND = 100  # of the mel spectrogram
-MAX_HOURS = 24.0  # 5.5 GB of samples
 _SHORT_S = 0.1
 OPEN_HINTS = {
     FileNotFoundError: "check the path",
@@ -109,12 +109,6 @@ def _load(
         duration_ms = 1000 * len(samples) / SAMPLE_RATE
         warnings.warn(f"{name} lasts only {duration_ms:.0f} ms; is it the right recording?", stacklevel=3)
     return samples, channels
-
-
-def check_max_hours(max_hours: float) -> float:
-    if isinstance(max_hours, bool) or not max_hours > 0:
-        raise ValueError(f"max_hours={max_hours} must be a number above 0")
-    return max_hours
 
 
 def pad_or_trim(waveform: Any, n_samples: int = 30 * SAMPLE_RATE) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whisper_nnx.audio.rules import SAMPLE_RATE
+from whisper_nnx.audio.constants import SAMPLE_RATE
 
 if TYPE_CHECKING:
     import av

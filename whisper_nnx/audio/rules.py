@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-SAMPLE_RATE = 16_000
 _RATES = range(1_000, 1_000_001)  # Hz; at 1 Hz, a few bytes would last hours
 _LOUD = 10  # times full scale; larger floats are integers that were not scaled
 _TOO_LOUD = 1e10  # times full scale; beyond any integer, and the power spectrum must fit in float32

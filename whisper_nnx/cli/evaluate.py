@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whisper_nnx.cli.options import COUNT, FLAG, FLAG_OR_NONE, FOLDER, OPTIONS, SUBTITLE_OPTIONS, TASK, as_flags
+from whisper_nnx.cli.options import KINDS, OPTIONS, TRANSCRIBE_FLAGS, add_option, as_flags
 from whisper_nnx.cli.parser import Help, Parser, parse_spelled
-from whisper_nnx.cli.transcribe import check, check_options, model_of, temperature_ladder, transcribe_options
+from whisper_nnx.cli.transcribe import check, check_options, model_of, transcribe_options
 from whisper_nnx.evaluation.normalizers import NORMALIZERS, require_normalizers
 from whisper_nnx.evaluation.page import to_html
 from whisper_nnx.evaluation.results import Evaluation
@@ -25,16 +25,7 @@ if TYPE_CHECKING:
     from whisper_nnx.data.manifest import Row
 
 
-# Options of the other command that shape its files, change nothing that is counted, or leave out parts of a recording.
-NOT_HERE = {
-    *("output_dir", "output_format", "verbose", "print_colors", "task", "diarize", "tinydiarize", "n_best"),
-    *("token_timestamps", "clip_timestamps", "offset_s", "duration_s", "independent_clips", *SUBTITLE_OPTIONS),
-    *("recursive", "output_name", "skip_existing", "keep_partial", "detect_language"),
-}
 AUTO = "auto"
-DETECTION_OPTIONS = (
-    *("allowed_languages", "multilingual", "language_detection_segments", "language_detection_threshold"),
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,31 +42,29 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--manifest", nargs="+", required=True, metavar="MANIFEST", help=text)
     text = "of both texts; auto: english for English, basic for the others; none leaves them as they are"
     group.add_argument("--normalizer", choices=NORMALIZERS, default="auto", help=text)
-    text = "let the model find the language out, and count how often it does, instead of telling it the row's"
-    group.add_argument("--detect_language", **FLAG, default=False, help=text)
-    language = next(kind for name, kind, *_ in OPTIONS["task"] if name == "--language")
-    language = {**language, "type": _language_or_auto(language["type"])}
-    text = "of rows that name none: de, German; auto: let the model find it out"
+    text = "detect the language instead of using the row's, and count how often it is right"
+    group.add_argument("--detect_language", **KINDS["flag"], default=False, help=text)
+    language = {**KINDS["language"], "type": _language_or_auto(KINDS["language"]["type"])}
+    text = "of rows that name none: de, German; auto detects it"
     group.add_argument("--default_language", **language, default=None, help=text)
-    group.add_argument("--task", **TASK, default=None, help="of all rows, instead of their own")
-    text = "where to write report.json and report.html; made if missing (default: they are not written)"
-    group.add_argument("--output_dir", "-o", **FOLDER, default=None, help=text)
-    group.add_argument("--worst", **COUNT, default=20, help="files to list, the worst first")
-    text = "print the text as it comes, or (False) show a progress bar; None: neither"
-    group.add_argument("--verbose", **FLAG_OR_NONE, default=False, help=text)
-    unused = {}
-    for title, options in OPTIONS.items():
-        here = [option for option in options if option[0].removeprefix("--") not in NOT_HERE]
-        group = parser.add_argument_group(title) if here else group
-        for name, kind, default, text in options:
-            if name.removeprefix("--") not in NOT_HERE:
-                if name == "--language":
-                    kind, text = language, "of all rows, instead of their own: de, German; auto: --detect_language True"
-                group.add_argument(name, **kind, default=default, help=text)
-            else:
-                unused[name.removeprefix("--")] = default
+    group.add_argument("--task", **KINDS["task"], default=None, help="of all rows, instead of their own")
+    text = "where to write report.json and report.html; created if missing (default: they are not written)"
+    group.add_argument("--output_dir", "-o", **KINDS["folder"], default=None, help=text)
+    group.add_argument("--worst", **KINDS["count"], default=20, help="files to list, the worst first")
+    text = "print the text as it is decoded, or (False) show a progress bar; None: neither"
+    group.add_argument("--verbose", **KINDS["flag or none"], default=False, help=text)
     own = {action.dest for action in parser._actions}
-    parser.set_defaults(audio=[], **{name: default for name, default in unused.items() if name not in own})
+    unused: dict[str, Any] = {"audio": []}
+    for title, flags in OPTIONS.items():
+        here = [flag for flag in flags if flag.option.evaluate and flag.dest not in own]
+        unused |= {flag.dest: flag.default for flag in flags if not flag.option.evaluate and flag.dest not in own}
+        group = parser.add_argument_group(title) if here else group
+        for flag in here:
+            if flag.dest == "language":
+                text = "of all rows, instead of their own: de, German; auto: --detect_language True"
+                flag = flag._replace(kind=language, help=text)
+            add_option(group, flag)
+    parser.set_defaults(**unused)
     group = parser.add_argument_group("help")
     group.add_argument("--traceback", action="store_true", help="show where in the program an error happened")
     group.add_argument("--help", "-h", action="help", help="show this and leave")
@@ -102,9 +91,9 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         args.language, args.detect_language = None, True
     if args.detect_language and args.language is not None:
         parser.error(f"--detect_language True and --language {args.language} exclude each other; drop one of the two")
-    for name in DETECTION_OPTIONS:
-        if getattr(args, name) != parser.get_default(name) and not args.detect_language:
-            parser.error(f"--{name} is about finding the language out; it requires --detect_language True")
+    for flag in TRANSCRIBE_FLAGS:
+        if flag.option.detection and getattr(args, flag.dest) != flag.default and not args.detect_language:
+            parser.error(f"{flag.name} is about detecting the language; it requires --detect_language True")
     require_normalizers()
 
 
@@ -112,9 +101,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     _check(parser, args)
     if args.output_dir is not None:
         make_output_folder(args.output_dir)
-    options = transcribe_options(parser, args)
-    options["temperature"] = temperature_ladder(args.temperature, args.temperature_increment_on_fallback)
-    del options["task"]
+    options = {name: value for name, value in transcribe_options(args).items() if name != "task"}
     check_options(parser, args, options)
     rows, problems = _read(args)
     evaluation = _evaluate(args, rows, {**options, "task": args.task}, _about(parser, args, problems))

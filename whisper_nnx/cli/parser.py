@@ -8,16 +8,16 @@ import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from whisper_nnx.cli.options import FLAG, FLAG_OR_NONE, OWN_OPTIONS
+from whisper_nnx.cli.options import KINDS
 from whisper_nnx.runtime.console import NAME
-from whisper_nnx.transcription.other_names import OTHER_OPTIONS
+from whisper_nnx.transcription.other_names import OPENAI_OPTIONS, OTHER_OPTIONS
 
 
 class Parser(argparse.ArgumentParser):
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         """The options that begin so: openai-whisper's alone, where there are any. What is short there is short here."""
         found = super()._get_option_tuples(option_string)
-        return [option for option in found if option[1].removeprefix("--") not in OWN_OPTIONS] or found
+        return [option for option in found if option[1].removeprefix("--") in OPENAI_OPTIONS] or found
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Takes `spelled_out` arguments; names the likely option where one is unknown."""
@@ -61,7 +61,7 @@ def spelled_out(arguments: Sequence[str], parser: argparse.ArgumentParser) -> li
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     actions = {name: action for name, action in parser._option_string_actions.items() if name.startswith("--")}
-    flags = (FLAG["metavar"], FLAG_OR_NONE["metavar"])
+    flags = (KINDS["flag"]["metavar"], KINDS["flag or none"]["metavar"])
     spelled: list[str] = []
     for place, argument in enumerate(arguments[:end]):
         name, equals, value = argument.partition("=")

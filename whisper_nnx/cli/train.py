@@ -6,6 +6,7 @@ The run is described by whisper_nnx/training/config.py. Started again, it goes o
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import shutil
 import textwrap
@@ -14,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from whisper_nnx.cli.options import CACHE, COUNT_OR_NONE
+from whisper_nnx.cli.options import KINDS, RECORDING
 from whisper_nnx.runtime.console import NAME, one_line, run_command, say
+from whisper_nnx.runtime.options import options_of
 from whisper_nnx.runtime.packages import require_packages
 from whisper_nnx.runtime.startup import start
 from whisper_nnx.training.config import TrainConfig, describe
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 EXIT_STATUS = {"SIGINT": 130, "SIGTERM": 143}  # 128 + the signal's number, as shells have it
 _NAME_WIDTH = 30  # of the first column of the help
-EVALUATE_OPTIONS = ("normalizer", "detect_language", "batch_size")  # of evaluate.options, those not of `transcribe`
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,8 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE", help="a run as TOML; see configs/")
     parser.add_argument("--restart", action="store_true", help="refuse an output that holds a run already")
-    parser.add_argument("--threads", **COUNT_OR_NONE, default=0, help="of the CPU; 0: one per core")
-    parser.add_argument("--compilation_cache", **CACHE, default=True, help="True, False, or in this folder")
+    parser.add_argument("--threads", **KINDS["count or none"], default=0, help="of the CPU; 0: one per core")
+    parser.add_argument("--compilation_cache", **KINDS["cache"], default=True, help="True, False, or in this folder")
     parser.add_argument("--traceback", action="store_true", help="show where in the program an error happened")
     return parser
 
@@ -163,7 +164,8 @@ def make_evaluate(config: TrainConfig, model: Whisper) -> Evaluate | None:
 
     options: dict[str, Any] = config.evaluate.options
     try:
-        TranscribeOptions.of(**{name: value for name, value in options.items() if name not in EVALUATE_OPTIONS})
+        evaluates = inspect.signature(evaluate).parameters.keys() - options_of(*RECORDING)
+        TranscribeOptions.of(**{name: value for name, value in options.items() if name not in evaluates})
         evaluate(model, [], **options)  # what it refuses is known before training, not after
     except (TypeError, ValueError) as error:
         raise ValueError(f"evaluate.options: {error}") from None

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.cli.inputs import Input, find_inputs, named, require_distinct, without_existing
 from whisper_nnx.cli.options import (
-    DRIVER_OPTIONS,
     OPTIONS,
-    OWN_TRANSCRIBE_OPTIONS,
-    SUBTITLE_OPTIONS,
-    TRANSCRIBE_OPTIONS,
-    VAD,
-    VAD_OPTIONS,
+    SUBTITLE_FLAGS,
+    TRANSCRIBE_FLAGS,
+    VAD_FLAGS,
+    Flag,
+    add_option,
     as_flags,
 )
 from whisper_nnx.cli.parser import Help, Parser, Version, parse_spelled
@@ -38,6 +37,7 @@ from whisper_nnx.runtime.console import (
     say,
 )
 from whisper_nnx.runtime.startup import start
+from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 
 if TYPE_CHECKING:
     import jax
@@ -70,8 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
                 "files, folders of them, or quoted patterns: 'talks/*.mp3'; \"-\" is standard input, written as stdin.*"
             )
             group.add_argument("audio", nargs="+", help=text)
-        for name, kind, default, text in options:
-            group.add_argument(name, *SHORT.get(name, []), **kind, default=default, help=text)
+        for flag in options:
+            add_option(group, flag, *SHORT.get(flag.name, []))
     group = parser.add_argument_group("help")
     group.add_argument("--traceback", action="store_true", help="show where in the program an error happened")
     group.add_argument("--version", action=Version, nargs=0, default=argparse.SUPPRESS, help="show it and leave")
@@ -86,10 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     check(parser, args)
-    options = transcribe_options(parser, args)
+    options = transcribe_options(args)
     if not args.detect_language:
         make_output_folder(args.output_dir)
-    options["temperature"] = temperature_ladder(args.temperature, args.temperature_increment_on_fallback)
     check_options(parser, args, options)
     inputs, failed = _inputs(parser, args)
     if not inputs:
@@ -134,14 +133,18 @@ def model_of(args: argparse.Namespace, device: jax.Device) -> Whisper:
     return load_model(args.model, dtype=dtype, weights=args.weights, tokenizer=args.tokenizer, **where)
 
 
-def transcribe_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `transcribe`, without the temperatures; of our own options, those that were set."""
-    set_ = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
-    options = {name: getattr(args, name) for name in TRANSCRIBE_OPTIONS}
-    options |= {name: set_[name] for name in OWN_TRANSCRIBE_OPTIONS if name in set_}
-    if vad_parameters := {name.removeprefix(VAD): value for name, value in set_.items() if name in VAD_OPTIONS}:
+def transcribe_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `transcribe` that differ from its defaults, with the ladder of temperatures."""
+    options = _changed(args, TRANSCRIBE_FLAGS)
+    if vad_parameters := _changed(args, VAD_FLAGS):
         options["vad_parameters"] = vad_parameters
+    options["temperature"] = temperature_ladder(args.temperature, args.temperature_increment_on_fallback)
     return options
+
+
+def _changed(args: argparse.Namespace, flags: list[Flag]) -> dict[str, Any]:
+    values = {flag.option: getattr(args, flag.dest) for flag in flags}
+    return {one.name: value for one, value in values.items() if value not in (one.default, one.unset)}
 
 
 def _transcribe(model: Whisper, inputs: Sequence[Input], args: argparse.Namespace, options: dict[str, Any]) -> int:
@@ -156,7 +159,7 @@ def _transcribe(model: Whisper, inputs: Sequence[Input], args: argparse.Namespac
                 try:
                     if isinstance(result, Exception):
                         raise result
-                    if not options["verbose"] and number in results.empty:  # else the report says so
+                    if not args.verbose and number in results.empty:  # else the report says so
                         warnings.warn(f"{_name(inputs[number])}: no text: {results.empty[number]}", stacklevel=2)
                     _write(result, inputs[number].stem, args)
                 except Exception as error:
@@ -171,8 +174,7 @@ def _transcribe(model: Whisper, inputs: Sequence[Input], args: argparse.Namespac
 
 
 def _write(result: Any, stem: str, args: argparse.Namespace) -> list[Path]:
-    options = {name: getattr(args, name) for name in SUBTITLE_OPTIONS}
-    return write_files(result, Path(args.output_dir) / stem, args.output_format, **options)
+    return write_files(result, Path(args.output_dir) / stem, args.output_format, **_changed(args, SUBTITLE_FLAGS))
 
 
 def _keep_partial(unfinished: dict[int, Transcript], inputs: Sequence[Input], args: argparse.Namespace) -> None:
@@ -197,9 +199,8 @@ def _detect_languages(
     """Prints the language of each recording -> exit status."""
     from whisper_nnx.text.languages import LANGUAGES
     from whisper_nnx.transcription.opening import open_recording
-    from whisper_nnx.transcription.options import TranscribeOptions
 
-    chosen = TranscribeOptions.of(**{name: value for name, value in options.items() if name not in DRIVER_OPTIONS})
+    chosen = TranscribeOptions.of(**CallOptions.split(options)[1])
     status = 0
     for one in inputs:
         try:
@@ -238,13 +239,13 @@ def temperature_ladder(first: float, increment: float | None) -> tuple[float, ..
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Options that exclude or need each other, and files whose outputs would overwrite each other's."""
-    for name in VAD_OPTIONS:
-        if getattr(args, name) is not None and not args.vad_filter:
-            parser.error(f"--{name} requires --vad_filter True")
-    for name in SUBTITLE_OPTIONS:
-        needed = "token_timestamps" if name == "max_len" and not args.split_on_word else "word_timestamps"
-        if getattr(args, name) and not getattr(args, needed):
-            parser.error(f"--{name} requires --{needed} True")
+    for flag in VAD_FLAGS:
+        if getattr(args, flag.dest) is not None and not args.vad_filter:
+            parser.error(f"{flag.name} requires --vad_filter True")
+    for flag in SUBTITLE_FLAGS:
+        needed = "token_timestamps" if flag.dest == "max_len" and not args.split_on_word else "word_timestamps"
+        if getattr(args, flag.dest) and not getattr(args, needed):
+            parser.error(f"{flag.name} requires --{needed} True")
     if "json_full" in parse_formats(args.output_format) and not args.token_timestamps:
         parser.error("--output_format json_full requires --token_timestamps True")
     if args.print_colors and not args.verbose:
@@ -263,15 +264,13 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, options: dict[str, Any]) -> None:
     """Refuses what `transcribe` and the writers would refuse, before a large model is loaded."""
-    from whisper_nnx.transcription.options import TranscribeOptions
-
     try:
         if "alignment_heads" in options:
             from whisper_nnx.timing.alignment_heads import parse_heads
 
             options["alignment_heads"] = parse_heads(options["alignment_heads"])
-        SubtitleOptions(**{name: getattr(args, name) for name in SUBTITLE_OPTIONS})
+        SubtitleOptions(**_changed(args, SUBTITLE_FLAGS))
         with warnings.catch_warnings(action="ignore"):  # they come again
-            TranscribeOptions.of(**{name: value for name, value in options.items() if name not in DRIVER_OPTIONS})
+            TranscribeOptions.of(**CallOptions.split(options)[1])
     except ValueError as error:
         parser.error(as_flags(one_line(error)))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from whisper_nnx.runtime.options import explained, option
 from whisper_nnx.text.languages import language_or_none
 
 TASKS = ("transcribe", "translate", "lang_id")
@@ -15,66 +17,155 @@ _OR_NONE = ("sample_len", "max_new_tokens", "best_of", "beam_size", "max_repeats
 _WHOLE = {**dict.fromkeys(_OR_NONE, 1), "max_repeats": 2, "n_best": 1, "no_repeat_ngram_size": 0}  # and the least
 
 
+_option = partial(option, scope="window", group="decoding")
+_of_attempts = partial(_option, python_only="FallbackOptions has it, for each attempt")
+_of_windows = partial(_option, python_only="meant for single windows and experiments")
+
+
+@explained
 @dataclass(frozen=True)
 class DecodingOptions:
     """The options of one window; validated, hashable. Defaults and meaning of openai-whisper's options are the same.
-
-    Attributes:
-      task: "transcribe", "translate" (to English), or "lang_id" (detect the language only).
-      language: a code; None or "auto" detects it.
-      temperature: 0 takes the most probable token; above 0 samples from softmax(logits / temperature).
-      sample_len: the most tokens to sample; None means half the context.
-      best_of: independent samples, of which the most probable is kept; needs a temperature above 0.
-      beam_size: beams of the search; needs temperature 0.
-      patience: finished beams to wait for, times beam_size (arXiv:2204.05424).
-      length_penalty: alpha of arXiv:1609.08144 (0 to 1) for ranking; None divides by the length.
-      prompt: text or ids that precede the window.
-      prefix: text or ids that the transcript begins with.
-      suppress_tokens: ids (or "1,2,3") never to sample; -1 stands for the tokenizer's non-speech tokens. Those that are
-        not part of a transcript (task, start, previous text) are always suppressed, also with None or an empty value.
-      suppress_blank: the first token may be neither a space nor the end.
-      without_timestamps: writes text only.
-      max_initial_timestamp: the latest first timestamp in s; None for no limit.
-      fp16: accepted for openai-whisper's users. The model's dtype decides; a warning says where the two differ.
-      max_new_tokens: the most tokens to sample, whatever precedes them; unlike sample_len it shortens no prefix.
-      repetition_penalty: divides the logit, where it is positive, of text tokens in the prefix or sampled in this
-        window, else multiplies it (arXiv:1909.05858, as in transformers and CTranslate2). 1 has no effect.
-      no_repeat_ngram_size: a text token is not sampled if it would complete n tokens (timestamps included) that occur
-        in this order in the prefix or in what was sampled in this window. 0 switches the rule off. Timestamps and the
-        end of text are neither penalized nor ruled out. Both rules come before all others; log-probabilities are those
-        after them.
-      suppress_regex: text tokens whose whole text matches are never sampled, as in whisper.cpp.
-      max_repeats: a row ends, and its result is `looped`, where up to 16 text tokens were sampled so many times in a
-        row, with or without timestamps between them. Beams end together, when the most probable one loops.
-      n_best: how many candidates, best first, become the result's `alternatives`; needs as many beams or samples.
-      tinydiarize: allows a checkpoint trained for it to mark speaker changes (with `<|startoflm|>`).
 
     Raises:
       ValueError: options that cannot be met, with the value and the remedy.
     """
 
-    task: str = "transcribe"
-    language: str | None = None
-    temperature: float = 0.0
-    sample_len: int | None = None
-    best_of: int | None = None
-    beam_size: int | None = None
-    patience: float | None = None
-    length_penalty: float | None = None
-    prompt: str | tuple[int, ...] | None = None
-    prefix: str | tuple[int, ...] | None = None
-    suppress_tokens: str | tuple[int, ...] | None = "-1"
-    suppress_blank: bool = True
-    without_timestamps: bool = False
-    max_initial_timestamp: float | None = 1.0
-    fp16: bool | None = None
-    max_new_tokens: int | None = None
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    suppress_regex: str | None = None
-    max_repeats: int | None = None
-    n_best: int = 1
-    tinydiarize: bool = False
+    task: str = field(
+        default="transcribe",
+        metadata=_option(
+            "write a transcript, or its translation to English",
+            group="task",
+            kind="task",
+            evaluate=False,
+            more='"transcribe", "translate", or "lang_id" (detect the language only).',
+        ),
+    )
+    language: str | None = field(
+        default=None,
+        metadata=_option(
+            "spoken language: de, de-AT, German (default: auto)",
+            group="task",
+            kind="language",
+            more='None and "auto" detect it.',
+        ),
+    )
+    temperature: float = field(
+        default=0.0,
+        metadata=_of_attempts(
+            "0 takes the most probable token; above 0, tokens are sampled from softmax(logits / temperature)"
+        ),
+    )
+    sample_len: int | None = field(
+        default=None, metadata=_of_windows("most tokens to sample (default: half the context), a prefix included")
+    )
+    best_of: int | None = field(
+        default=None,
+        metadata=_of_attempts("independent samples, of which the most probable is kept; needs a temperature above 0"),
+    )
+    beam_size: int | None = field(default=None, metadata=_of_attempts("beams of the search; needs temperature 0"))
+    patience: float | None = field(
+        default=None, metadata=_of_attempts("finished beams to wait for, times beam_size (arXiv:2204.05424)")
+    )
+    length_penalty: float | None = field(
+        default=None,
+        metadata=_option(
+            "alpha of the length penalty in ranking, 0 to 1 (default: divide by the length)", more="arXiv:1609.08144."
+        ),
+    )
+    prompt: str | tuple[int, ...] | None = field(
+        default=None,
+        metadata=_of_windows(
+            "text or ids that precede the window",
+            accepts="str | Sequence[int] | None",
+            more="Recordings have `initial_prompt`.",
+        ),
+    )
+    prefix: str | tuple[int, ...] | None = field(
+        default=None,
+        metadata=_of_windows("text or ids that the transcript starts with", accepts="str | Sequence[int] | None"),
+    )
+    suppress_tokens: str | tuple[int, ...] | None = field(
+        default="-1",
+        metadata=_option(
+            "token ids never to sample: 1,2,3; -1 stands for most symbols",
+            kind="ids",
+            accepts="str | Sequence[int] | None",
+            more="Most symbols are the tokenizer's non-speech tokens. Tokens that are not part of a transcript (task, "
+            "start, previous text) are always suppressed, also with None or an empty value.",
+        ),
+    )
+    suppress_blank: bool = field(
+        default=True, metadata=_of_windows("the first token may be neither a space nor the end of text")
+    )
+    without_timestamps: bool = field(default=False, metadata=_option("write text only, in segments of whole windows"))
+    max_initial_timestamp: float | None = field(
+        default=1.0, metadata=_of_windows("latest first timestamp, in s; None for no limit")
+    )
+    fp16: bool | None = field(
+        default=None,
+        metadata=_option(
+            "accepted for openai-whisper's users",
+            python_only="the command's own fp16 chooses the dtype of the model",
+            more="The model's dtype decides; a warning says where the two differ.",
+        ),
+    )
+    suppress_regex: str | None = field(
+        default=None,
+        metadata=_option(
+            "never sample tokens whose text matches this regular expression",
+            more="The whole text of a token has to match, as in whisper.cpp.",
+        ),
+    )
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata=_option(
+            "most tokens to sample per window (default: half the model's context)",
+            more="Whatever precedes them: unlike sample_len, it shortens no prefix.",
+        ),
+    )
+    max_repeats: int | None = field(
+        default=None,
+        metadata=_option(
+            "retry a window in which a phrase occurs so many times in a row",
+            more="A row ends, and its result is `looped`, where up to 16 text tokens were sampled so many times in a "
+            "row, with or without timestamps between them. Beams end together, when the most probable one loops.",
+        ),
+    )
+    repetition_penalty: float = field(
+        default=1.0,
+        metadata=_option(
+            "above 1 makes text tokens that the window already has less probable",
+            more="Divides the logit, where it is positive, of text tokens in the prefix or sampled in this window, "
+            "else multiplies it (arXiv:1909.05858, as in transformers and CTranslate2). 1 has no effect. This rule and "
+            "no_repeat_ngram_size come before all others; log-probabilities are those after them.",
+        ),
+    )
+    no_repeat_ngram_size: int = field(
+        default=0,
+        metadata=_option(
+            "never sample the same N tokens in a row twice in a window; 0: no rule",
+            more="A text token is not sampled if it would complete N tokens (timestamps included) that occur in this "
+            "order in the prefix or in what was sampled in this window. Timestamps and the end of text are never ruled "
+            "out.",
+        ),
+    )
+    n_best: int = field(
+        default=1,
+        metadata=_of_attempts(
+            "candidates that become the result's `alternatives`, best first; needs as many beams or samples"
+        ),
+    )
+    tinydiarize: bool = field(
+        default=False,
+        metadata=_option(
+            "mark speaker changes (needs a tinydiarize checkpoint)",
+            group="task",
+            after="diarize",
+            evaluate=False,
+            more="By its token startoflm, as in whisper.cpp.",
+        ),
+    )
 
     def __post_init__(self):
         for name in ("prompt", "prefix", "suppress_tokens"):

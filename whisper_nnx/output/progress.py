@@ -12,8 +12,8 @@ from numbers import Real
 from typing import Any, BinaryIO
 
 from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
+from whisper_nnx.audio.constants import SAMPLE_RATE
 from whisper_nnx.audio.files import open_container
-from whisper_nnx.audio.rules import SAMPLE_RATE
 
 LINE_EVERY_S = 60.0
 _BAR = "{percentage:3.0f}%|{bar}| {done} / {whole} [{elapsed}<{remaining}, {speed}{postfix}]"

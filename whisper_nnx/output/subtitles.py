@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
+
+from whisper_nnx.runtime.options import explained, option
 
 Result = Mapping[str, Any]  # a Transcript, or one read back from JSON
 Segment = Mapping[str, Any]
@@ -17,33 +20,52 @@ _PAUSE_S = 3.0  # between the starts of two words; longer pauses start a new cue
 _UNLIMITED = 1000  # characters per line, words per cue
 
 
+_option = partial(option, scope="output", group="subtitles", evaluate=False)
+
+
+@explained
 @dataclass(frozen=True)
 class SubtitleOptions:
     """How segments are split into cues; by default one cue per segment.
 
-    max_line_width: characters after which a line breaks. max_line_count: lines after which a new cue starts; together
-      with max_line_width, cues follow pauses of speech instead of segments.
-    max_words_per_line: words after which a new cue starts; ignored if both line limits are set.
-    max_len: characters of a one-line cue, split between tokens (needs token_timestamps) or, with split_on_word,
-      between words (needs word_timestamps); a longer token or word has a cue of its own.
-    highlight_words: one cue per word, underlined with <u>, and one for each gap between words.
-
     None and 0 mean no limit; speaker labels do not count. Raises ValueError for negative limits, and for max_len
-    combined with the other three. Sources: openai-whisper's SubtitlesWriter; for max_len, whisper.cpp.
+    combined with limits of lines or words. Sources: openai-whisper's SubtitlesWriter; for max_len, whisper.cpp.
     """
 
-    highlight_words: bool = False
-    max_line_width: int | None = None
-    max_line_count: int | None = None
-    max_words_per_line: int | None = None
-    max_len: int | None = None
-    split_on_word: bool = False
+    highlight_words: bool = field(
+        default=False,
+        metadata=_option(
+            "underline each word while it is spoken",
+            more="One cue per word, underlined with <u>, and one for each gap between words.",
+        ),
+    )
+    max_line_width: int | None = field(
+        default=None,
+        metadata=_option("characters per line (default: no limit)", more="A longer line breaks between words."),
+    )
+    max_line_count: int | None = field(
+        default=None,
+        metadata=_option(
+            "lines per subtitle; needs max_line_width (default: no limit)",
+            more="Cues then follow the pauses of speech, not the segments.",
+        ),
+    )
+    max_words_per_line: int | None = field(
+        default=None, metadata=_option("words per subtitle, instead of these two (default: no limit)")
+    )
+    max_len: int | None = field(
+        default=None,
+        metadata=_option(
+            "characters per subtitle; cuts between tokens (token_timestamps=True)",
+            more="Subtitles have one line. A token or word that is longer has a cue of its own.",
+        ),
+    )
+    split_on_word: bool = field(default=False, metadata=_option("cut between words instead (word_timestamps=True)"))
 
     def __post_init__(self):
-        for field in fields(self):
-            limit = getattr(self, field.name)
+        for name, limit in vars(self).items():
             if limit is not None and limit < 0:
-                raise ValueError(f"{field.name}={limit} must be at least 1, or None for no limit")
+                raise ValueError(f"{name}={limit} must be at least 1, or None for no limit")
         lines = [name for name in ("max_line_width", "max_line_count", "max_words_per_line") if getattr(self, name)]
         if self.max_len and lines:
             limit = f"{lines[0]}={getattr(self, lines[0])}"

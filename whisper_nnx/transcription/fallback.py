@@ -2,45 +2,85 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.decoding.options import DecodingOptions, whole_number
+from whisper_nnx.runtime.options import explained, option
 
 if TYPE_CHECKING:
     from whisper_nnx.transcription.windows import DecodingResult
 
 
+_option = partial(option, scope="window", group="decoding")
+_threshold = partial(option, scope="window", group="retries of a window")
+
+
+@explained
 @dataclass(frozen=True)
 class FallbackOptions:
     """The temperatures to try in turn, and when an attempt fails (paper, section 4.5). None switches a threshold off.
 
     An attempt that looped (see `DecodingOptions.max_repeats`) has failed.
-
-    Attributes:
-      temperatures: in `transcribe` the option is `temperature`: one, or several.
-      beam_size: at temperature 0.
-      patience: at temperature 0.
-      best_of: at temperatures above 0.
-      compression_ratio_threshold: text that compresses better fails: it repeats itself.
-      logprob_threshold: a lower average log-probability fails.
-      no_speech_threshold: an improbable window with a higher probability of no speech is silence.
-      n_best: candidates to keep; attempts with fewer beams or samples keep what they have.
     """
 
-    temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    beam_size: int | None = None
-    patience: float | None = None
-    best_of: int | None = None
-    compression_ratio_threshold: float | None = 2.4
-    logprob_threshold: float | None = -1.0
-    no_speech_threshold: float | None = 0.6
-    n_best: int = 1
+    temperatures: tuple[float, ...] = field(
+        default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+        metadata=_option(
+            "0 takes the most probable tokens; above 0, they are sampled",
+            name="temperature",
+            accepts="float | Sequence[float]",
+            kind="number",
+            on_command=0.0,
+            more="One, or several to try in turn.",
+        ),
+    )
+    best_of: int | None = field(
+        default=None,
+        metadata=_option(
+            "samples of which the best is kept, at temperatures above 0", kind="whole or none", on_command=5
+        ),
+    )
+    beam_size: int | None = field(
+        default=None,
+        metadata=_option(
+            "beams of the search, at temperature 0; None decodes greedily", kind="whole or none", on_command=5
+        ),
+    )
+    patience: float | None = field(
+        default=None,
+        metadata=_option(
+            "finished beams to wait for, times beam_size (default: 1.0)", more="At temperature 0. arXiv:2204.05424."
+        ),
+    )
+    n_best: int = field(
+        default=1,
+        metadata=_option(
+            "candidates of each window to keep in the JSON, at most beam_size or best_of",
+            kind="some",
+            evaluate=False,
+            more="Attempts with fewer beams or samples keep what they have.",
+        ),
+    )
+    compression_ratio_threshold: float | None = field(
+        default=2.4, metadata=_threshold("retry if the text compresses better than this: it repeats itself")
+    )
+    logprob_threshold: float | None = field(
+        default=-1.0, metadata=_threshold("retry if the average log-probability of the tokens is lower")
+    )
+    no_speech_threshold: float | None = field(
+        default=0.6,
+        metadata=_threshold("improbable text counts as silence if the probability of no speech is higher"),
+    )
 
     def __post_init__(self):
+        given = self.temperatures
+        ladder = [given] if isinstance(given, int | float) else given
+        object.__setattr__(self, "temperatures", tuple(map(float, ladder)))
+        object.__setattr__(self, "n_best", whole_number("n_best", self.n_best, 1))
         if not self.temperatures:
             raise ValueError("temperature=() names no temperature; give at least one, for example 0.0")
-        whole_number("n_best", self.n_best, 1)
         for temperature in self.temperatures:
             self.options_at(temperature, DecodingOptions())  # what cannot be done is said before work begins
         if self.n_best > max(map(self._candidates, self.temperatures)):

@@ -1,92 +1,194 @@
-"""`TranscribeOptions`: all that may be asked of a recording, from keyword arguments. No jax."""
+"""`TranscribeOptions` and `CallOptions`: all that `transcribe` takes, as keyword arguments or made before. No jax."""
 
 from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack
 
-from whisper_nnx.audio.loading import MAX_HOURS, check_max_hours
-from whisper_nnx.audio.vad import VadOptions, require_detector
-from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.audio.constants import MAX_HOURS
+from whisper_nnx.audio.options import VadOptions, check_max_hours, require_detector
+from whisper_nnx.decoding.options import DecodingOptions, whole_number
+from whisper_nnx.runtime.options import explained, option
 from whisper_nnx.text.languages import language_or_none, to_language_code
 from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.other_names import OTHER_KEYWORDS
-from whisper_nnx.transcription.recording import LongformOptions
+
+if TYPE_CHECKING:
+    from whisper_nnx.transcription.changes import RecordingChanges
+
+Progress = Callable[[float, float], None]
+
+_call = partial(option, scope="call")
+_option = partial(option, scope="recording")
+_detection = partial(_option, group="task", detection=True)
 
 
+@explained
+@dataclass(frozen=True)
+class CallOptions:
+    """Options of one call of `transcribe`, for all of its recordings together."""
+
+    batch_size: int = field(
+        default=1,
+        metadata=_call(
+            "recordings, or pieces of them, to decode together",
+            group="performance",
+            kind="some",
+            after="",
+            more="The windows of one recording follow each other, unless vad_filter or independent_clips cut it into "
+            "pieces, which are recordings of their own.",
+        ),
+    )
+    verbose: bool | None = field(
+        default=None,
+        metadata=_call(
+            "print the text as it is decoded, or (False) show a progress bar; None: neither",
+            group="input and output",
+            on_command=True,
+            more="With several recordings, each line starts with the recording's name.",
+        ),
+    )
+    print_colors: bool = field(
+        default=False,
+        metadata=_call(
+            "color what is printed from red to green, by its probability", group="input and output", evaluate=False
+        ),
+    )
+    progress: Progress | None = field(
+        default=None,
+        metadata=_call(
+            "called after each window with the finished and the total seconds of audio of all recordings",
+            python_only="it is a function",
+            more="Lengths come from the headers; an unknown length counts as the average of the others.",
+        ),
+    )
+
+    def __post_init__(self):
+        object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, 1))
+
+    @classmethod
+    def split(cls, changes: Mapping[str, Any]) -> tuple[CallOptions, dict[str, Any]]:
+        """The options of the call, and the others."""
+        own = {f.name for f in fields(cls)}
+        others = {name: value for name, value in changes.items() if name not in own}
+        return cls(**{name: value for name, value in changes.items() if name in own}), others
+
+
+@explained
 @dataclass(frozen=True)
 class TranscribeOptions:
     """All options of a recording: how windows follow each other, when they are retried, how each is decoded, and these.
 
-    All fields of LongformOptions, FallbackOptions and DecodingOptions are keyword arguments of `of`; `temperature`
-    (one, or several to try in turn), beam_size, patience and best_of are those of FallbackOptions.
-
-    Attributes:
-      seed: the same seed gives the same samples.
-      sampling_rate: of an array, in Hz.
-      audio_track: which of a file's audio streams, from 0; None: as ffmpeg chooses.
-      follow_timestamps: as in `load_audio`.
-      max_hours: as in `load_audio`.
-      vad_filter: transcribes only speech, cut into pieces that are recordings of their own and can be decoded together.
-      vad_parameters: fields of VadOptions.
-      language_detection_segments: 30 s windows to detect the language from; their probabilities are added up.
-      language_detection_threshold: a window with a more probable language decides alone.
-      allowed_languages: codes or names to choose from.
-      diarize: labels segments by the louder channel of a stereo recording.
+    All options of LongformOptions, FallbackOptions and DecodingOptions are keyword arguments of `of`; `temperature`
+    (one, or several to try in turn), beam_size, patience, best_of and n_best are those of FallbackOptions.
     """
 
-    longform: LongformOptions
-    fallback: FallbackOptions
-    decoding: DecodingOptions
-    seed: int = 0
-    sampling_rate: float | None = None
-    audio_track: int | None = None
-    follow_timestamps: bool = True
-    max_hours: float = MAX_HOURS
-    vad_filter: bool = False
-    vad_parameters: VadOptions | Mapping[str, Any] | None = None  # normalized to VadOptions, None without vad_filter
-    language_detection_segments: int = 1
-    language_detection_threshold: float | None = None
-    allowed_languages: Sequence[str] | str | None = None
-    diarize: bool = False
+    longform: LongformOptions = field(default_factory=LongformOptions)
+    fallback: FallbackOptions = field(default_factory=FallbackOptions)
+    decoding: DecodingOptions = field(default_factory=DecodingOptions)
+    seed: int = field(
+        default=0,
+        metadata=_option("the same seed samples the same text", python_only="a command's result can be reproduced"),
+    )
+    sampling_rate: float | None = field(
+        default=None, metadata=_option("sampling rate of an array, in Hz", python_only="files name theirs")
+    )
+    audio_track: int | None = field(
+        default=None,
+        metadata=_option(
+            "which of a file's audio tracks, from 0 (default: as ffmpeg chooses)",
+            group="input and output",
+            after="recursive",
+        ),
+    )
+    follow_timestamps: bool = field(
+        default=True,
+        metadata=_option(
+            "insert silence where a video's audio starts late or pauses; False: no gaps", group="long recordings"
+        ),
+    )
+    max_hours: float = field(
+        default=MAX_HOURS,
+        metadata=_option("longest recording that is decoded, in hours", group="long recordings", on_command=None),
+    )
+    allowed_languages: Sequence[str] | str | None = field(
+        default=None,
+        metadata=_detection(
+            "languages to detect from: de,French", kind="languages", more="Codes or names, as a list or with commas."
+        ),
+    )
+    language_detection_segments: int = field(
+        default=1,
+        metadata=_detection(
+            "windows of 30 s to detect the language from", kind="some", more="Their probabilities are added up."
+        ),
+    )
+    language_detection_threshold: float | None = field(
+        default=None, metadata=_detection("a window with a more probable language decides alone (default: 0.5)")
+    )
+    diarize: bool = field(
+        default=False,
+        metadata=_option("label speakers by the louder channel of a stereo recording", group="task", evaluate=False),
+    )
+    vad_filter: bool = field(
+        default=False,
+        metadata=_option(
+            "transcribe only speech, in pieces of up to 30 s, which can share a batch",
+            group="voice activity",
+            more="Pieces are recordings of their own, without previous text from others.",
+        ),
+    )
+    vad_parameters: VadOptions | Mapping[str, Any] | None = field(  # normalized to VadOptions, None without vad_filter
+        default=None,
+        metadata=_option("fields of VadOptions", python_only="each of VadOptions's fields is an option there"),
+    )
 
     @classmethod
-    def of(cls, **options: Any) -> TranscribeOptions:
-        """Sorts keyword arguments. TypeError for an unknown one, ValueError for what cannot be met.
+    def of(cls, options: TranscribeOptions | None = None, /, **changes: Unpack[RecordingChanges]) -> TranscribeOptions:
+        """`options`, or the defaults, with changes: keyword arguments of `transcribe`.
 
-        ImportError where vad_filter lacks its package.
+        TypeError for an unknown one, ValueError for what cannot be met, ImportError where vad_filter lacks its package.
         """
-        if "prompt" in options:  # a field of DecodingOptions
-            raise ValueError(f"prompt={options['prompt']!r} is for single windows; use initial_prompt")
-        if "temperature" in options:
-            given = options.pop("temperature")
-            options["temperatures"] = (given,) if isinstance(given, int | float) else tuple(map(float, given))
-        if (language := language_or_none(options.pop("language", None))) is not None:
-            options["language"] = to_language_code(language)
-
-        kinds: dict[Any, dict[str, Any]] = {LongformOptions: {}, FallbackOptions: {}, DecodingOptions: {}, cls: {}}
-        names = {f.name: kind for kind in reversed(kinds) for f in fields(kind)}
-        for kind in ("longform", "fallback", "decoding"):
-            del names[kind]
-        for name, value in options.items():
-            if name not in names and name in OTHER_KEYWORDS:
-                raise TypeError(f"transcribe() has no option {name!r}: it {OTHER_KEYWORDS[name]}")
-            if name not in names:
-                near = "".join(f"; do you mean {n}?" for n in difflib.get_close_matches(name, names, 1))
-                raise TypeError(f"transcribe() has no option {name!r}{near}")
-            kinds[names[name]][name] = value
-        own = kinds.pop(cls)
-        made = cls(*(kind(**values) for kind, values in kinds.items()), **own)
+        if not isinstance(options, cls | None):
+            raise TypeError(f"options={options!r} must be TranscribeOptions; give others as keyword arguments")
+        made = cls._changed(options or cls(), {**changes})
         if made.longform.word_timestamps and made.decoding.task == "translate":
             warnings.warn("word times of a translation may not be reliable", stacklevel=4)
         return made
 
+    @classmethod
+    def _changed(cls, options: TranscribeOptions, changes: dict[str, Any]) -> TranscribeOptions:
+        if "prompt" in changes:  # a field of DecodingOptions
+            raise ValueError(f"prompt={changes['prompt']!r} is for single windows; use initial_prompt")
+        if "temperature" in changes:
+            changes["temperatures"] = changes.pop("temperature")
+        if (language := language_or_none(changes.get("language"))) is not None:
+            changes["language"] = to_language_code(language)
+        parts = {"longform": LongformOptions, "fallback": FallbackOptions, "decoding": DecodingOptions}
+        part_of = {f.name: "" for f in fields(cls) if f.name not in parts}
+        for part, kind in reversed(parts.items()):
+            part_of |= {f.name: part for f in fields(kind)}
+        sorted_: dict[str, dict[str, Any]] = {"": {}, **{part: {} for part in parts}}
+        for name, value in changes.items():
+            if name not in part_of:
+                raise TypeError(f"transcribe() has no option {name!r}{_hint(name, list(part_of))}")
+            sorted_[part_of[name]][name] = value
+        own = sorted_.pop("")
+        if not own.get("vad_filter", options.vad_filter):
+            own = {"vad_parameters": None, **own}  # of options that had vad_filter
+        changed = {part: replace(getattr(options, part), **values) for part, values in sorted_.items()}
+        return replace(options, **changed, **own)
+
     def __post_init__(self):
-        """Normalizes and validates; idempotent, since `dataclasses.replace` runs it again on its own result."""
+        # As of all options classes, idempotent: `dataclasses.replace` runs it again on its own result.
         decoding, longform = self.decoding, self.longform
+        segments = whole_number("language_detection_segments", self.language_detection_segments, 1)
+        object.__setattr__(self, "language_detection_segments", segments)
         object.__setattr__(self, "allowed_languages", self._languages())
         object.__setattr__(self, "vad_parameters", self._vad())
         if decoding.task == "lang_id":
@@ -117,8 +219,6 @@ class TranscribeOptions:
 
     def _validate_detection(self):
         segments, threshold = self.language_detection_segments, self.language_detection_threshold
-        if isinstance(segments, bool) or segments != int(segments) or segments < 1:
-            raise ValueError(f"language_detection_segments={segments} must be a whole number of at least 1")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"language_detection_threshold={threshold} must be a probability, from 0 to 1")
         if threshold is not None and segments == 1:
@@ -129,3 +229,9 @@ class TranscribeOptions:
             raise ValueError(
                 f"language_detection_segments={segments} detects the language; drop language={self.decoding.language!r}"
             )
+
+
+def _hint(name: str, known: list[str]) -> str:
+    if name in OTHER_KEYWORDS:
+        return f": it {OTHER_KEYWORDS[name]}"
+    return "".join(f"; do you mean {near}?" for near in difflib.get_close_matches(name, known, 1))

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+# All options of openai-whisper's command, version 20250625.
+_OPENAI = """
+model model_dir device output_dir output_format verbose task language temperature best_of beam_size patience
+length_penalty suppress_tokens initial_prompt carry_initial_prompt condition_on_previous_text fp16 threads
+temperature_increment_on_fallback compression_ratio_threshold logprob_threshold no_speech_threshold word_timestamps
+prepend_punctuations append_punctuations highlight_words max_line_width max_line_count max_words_per_line
+clip_timestamps hallucination_silence_threshold
+"""
+OPENAI_OPTIONS = frozenset(_OPENAI.split())
+
 _UNKNOWN_TO_COMMAND = "is a keyword argument of whisper_nnx.transcribe; the command has no option for it"
 _ATTENTION = "has no counterpart here: words are timed by the model's own attention (--word_timestamps True)"
 _CHANNELS = "has no counterpart here: --diarize True tells speakers by the channels of a stereo recording"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from whisper_nnx.audio.loading import FRAMES_PER_SECOND
+from whisper_nnx.audio.constants import FRAMES_PER_SECOND
 from whisper_nnx.output.results import Candidate, Segment, Transcript, WindowAlternatives
-from whisper_nnx.timing.words import APPENDED, PREPENDED, WordTiming, add_words, token_details
+from whisper_nnx.timing.words import WordTiming, add_words, token_details
 from whisper_nnx.transcription.hallucination import find_hallucination, last_end_s, leading_silence_s
+from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.segments import ends_in_single_timestamp, place_segments, split_at_timestamps
 
 if TYPE_CHECKING:
@@ -19,96 +19,6 @@ if TYPE_CHECKING:
     from whisper_nnx.transcription.windows import DecodingResult
 
 SHORTEST_REST = 10  # frames: what is left of a clip or recording holds no word if it is shorter, and is not decoded
-
-
-@dataclass(frozen=True)
-class LongformOptions:
-    """How windows follow each other. Names and meaning of openai-whisper's options are the same.
-
-    Attributes:
-      condition_on_previous_text: each window receives the text before it; None: unless the checkpoint says otherwise
-        (`WhisperConfig.condition_on_prev_tokens`).
-      initial_prompt: text before the first window.
-      carry_initial_prompt: puts it before every window.
-      clip_timestamps: start,end,start,end,... in s (text or numbers) to transcribe; a missing last end is the
-        recording's.
-      word_timestamps: segments have words, and the next window starts after the last one.
-      refine_word_times: words get the times of a second pass, over short pieces of the text, without pauses.
-      prepend_punctuations: marks that belong to the following word.
-      append_punctuations: marks that belong to the preceding word.
-      hallucination_silence_threshold: skips longer silences, in s, next to text that looks invented.
-      hotwords: text for every window, before all other text.
-      max_context: the most tokens of previous text (in the reference bounded only by the context).
-      offset_s: start of the one clip to transcribe.
-      duration_s: its length.
-      independent_clips: each clip is a recording of its own, without previous text from the others.
-      multilingual: detects the language of each window; segments have it.
-      token_timestamps: segments have token_details.
-      alignment_heads: (layer, head) pairs that time words and tokens, or in how many top layers all do; None: the
-        checkpoint's.
-    """
-
-    condition_on_previous_text: bool | None = None
-    initial_prompt: str | None = None
-    carry_initial_prompt: bool = False
-    clip_timestamps: str | Sequence[float] = "0"
-    word_timestamps: bool = False
-    refine_word_times: bool = False
-    prepend_punctuations: str = PREPENDED
-    append_punctuations: str = APPENDED
-    hallucination_silence_threshold: float | None = None
-    hotwords: str | None = None
-    max_context: int | None = None
-    offset_s: float = 0.0
-    duration_s: float | None = None
-    independent_clips: bool = False
-    multilingual: bool = False
-    token_timestamps: bool = False
-    alignment_heads: int | tuple[tuple[int, int], ...] | None = None
-
-    def __post_init__(self):
-        """What cannot be done is said before work begins."""
-        self._validate_clips()
-        if self.max_context is not None and not self.max_context >= 0:
-            raise ValueError(f"max_context={self.max_context} must be 0 tokens or more, or None for no limit")
-        if self.alignment_heads is not None and not self.timed:
-            raise ValueError(
-                f"alignment_heads={self.alignment_heads} time words or tokens; set word_timestamps=True as well"
-            )
-        if self.refine_word_times and not self.word_timestamps:
-            raise ValueError("refine_word_times=True refines the times of words; set word_timestamps=True as well")
-        threshold_s = self.hallucination_silence_threshold
-        if threshold_s is not None and not threshold_s >= 0:
-            raise ValueError(f"hallucination_silence_threshold={threshold_s} must be 0 s or more, or None")
-        if threshold_s is not None and not self.word_timestamps:
-            raise ValueError(
-                f"hallucination_silence_threshold={threshold_s} goes by word times; set word_timestamps=True as well"
-            )
-
-    def _validate_clips(self):
-        parse_clips(self.clip_timestamps, content_frames=0)
-        if not (self.offset_s >= 0 and math.isfinite(self.offset_s)):
-            raise ValueError(f"offset_s={self.offset_s} must be 0 s or more")
-        if self.duration_s is not None and not (self.duration_s > 0 and math.isfinite(self.duration_s)):
-            raise ValueError(f"duration_s={self.duration_s} must be above 0 s, or None for all")
-        one_clip = bool(self.offset_s) or self.duration_s is not None
-        if one_clip and self.clip_timestamps != "0":
-            raise ValueError(
-                f"offset_s={self.offset_s}, duration_s={self.duration_s} and clip_timestamps={self.clip_timestamps!r} "
-                "all say what to transcribe; drop one or the other"
-            )
-
-    @property
-    def timed(self) -> bool:
-        """Words or tokens get times."""
-        return self.word_timestamps or self.token_timestamps
-
-    def clips(self, content_frames: int) -> list[tuple[int, int]]:
-        """First and last frame (exclusive) of each clip of a recording."""
-        if not self.offset_s and self.duration_s is None:
-            return parse_clips(self.clip_timestamps, content_frames)
-        end = [] if self.duration_s is None else [self.offset_s + self.duration_s]
-        return parse_clips([self.offset_s, *end], content_frames)
 
 
 @dataclass(frozen=True)
@@ -366,24 +276,3 @@ class Recording:
 
 def _last(ids: list[int], n: int) -> list[int]:
     return ids[max(0, len(ids) - n) :]
-
-
-def parse_clips(clips: str | Sequence[float], content_frames: int) -> list[tuple[int, int]]:
-    """start,end,... in s -> pairs of frames within the recording.
-
-    Raises ValueError for what is no number, negative, or ends before it starts. A clip that ends past the recording
-    ends with it (in the reference it never ends).
-    """
-    try:
-        times = [float(part) for part in (clips.split(",") if isinstance(clips, str) else clips) if part != ""]
-    except (TypeError, ValueError):
-        raise ValueError(f"clip_timestamps={clips!r} must be seconds: start,end,start,end,...") from None
-    if bad := [t for t in times if not (t >= 0 and math.isfinite(t))]:
-        raise ValueError(f"clip_timestamps has {bad[0]}; each must be 0 s or more")
-    for start, end in zip(times[::2], times[1::2], strict=False):
-        if end < start:
-            raise ValueError(f"clip_timestamps has a clip that ends before it starts: {start} to {end}; exchange them")
-    frames = [min(round(t * FRAMES_PER_SECOND), content_frames) for t in times] or [0]
-    if len(frames) % 2:
-        frames.append(content_frames)
-    return list(zip(frames[::2], frames[1::2], strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND
@@ -18,9 +18,8 @@ from whisper_nnx.text.languages import LANGUAGES
 
 if TYPE_CHECKING:
     from whisper_nnx.transcription.opening import Opened
-    from whisper_nnx.transcription.options import TranscribeOptions
+    from whisper_nnx.transcription.options import Progress, TranscribeOptions
 
-Progress = Callable[[float, float], None]
 Source = tuple[Any, "TranscribeOptions"]  # a recording and its options
 
 

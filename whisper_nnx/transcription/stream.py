@@ -5,50 +5,53 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
 from whisper_nnx.output.results import Segment, Transcript
 from whisper_nnx.transcription.batch import Batch, Live, is_out_of_memory
 from whisper_nnx.transcription.opening import Opened, open_recording
-from whisper_nnx.transcription.options import TranscribeOptions
-from whisper_nnx.transcription.report import Progress, Report, Source
+from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
+from whisper_nnx.transcription.report import Report, Source
 from whisper_nnx.transcription.windows import tokenizer_of
 
 if TYPE_CHECKING:
     from whisper_nnx.model.whisper import Whisper
+    from whisper_nnx.transcription.changes import TranscribeChanges
 
 
 @overload
 def transcribe(
-    model: Whisper, audio: list[Any] | tuple[Any, ...], *, batch_size: int = ..., **options: Any
+    model: Whisper,
+    audio: list[Any] | tuple[Any, ...],
+    options: TranscribeOptions | None = None,
+    **changes: Unpack[TranscribeChanges],
 ) -> list[Transcript | Exception]: ...
 @overload
-def transcribe(model: Whisper, audio: Any, *, batch_size: int = ..., **options: Any) -> Transcript: ...
-def transcribe(model: Whisper, audio: Any, **options: Any) -> Transcript | list[Transcript | Exception]:
+def transcribe(
+    model: Whisper, audio: Any, options: TranscribeOptions | None = None, **changes: Unpack[TranscribeChanges]
+) -> Transcript: ...
+def transcribe(
+    model: Whisper, audio: Any, options: TranscribeOptions | None = None, **changes: Unpack[TranscribeChanges]
+) -> Transcript | list[Transcript | Exception]:
     """Transcribes a recording of any length, or a list of them; options and result are openai-whisper's.
 
-    Further options are fields of these classes, by what they decide:
+    Keyword arguments are the options of these classes, by what they decide:
 
     - `FallbackOptions`: retries of a window (temperature, beam_size, best_of, thresholds, n_best);
     - `LongformOptions`: how windows follow each other (prompts, clips, word_timestamps,
       hallucination_silence_threshold);
     - `DecodingOptions`: each window (language, task, suppression, limits, repetition);
-    - `TranscribeOptions`: the recording (seed, audio_track, vad_filter, language detection, diarize).
+    - `TranscribeOptions`: the recording (seed, audio_track, vad_filter, language detection, diarize);
+    - `CallOptions`: this call (batch_size, verbose, print_colors, progress).
 
     Args:
       model: a model with a tokenizer.
       audio: a path, bytes, a file object, "-" (standard input), samples (with `sampling_rate`, by default 16,000 Hz),
         or anything else `load_audio` takes; or a mapping {"audio": one of these, option: value, ...} with its own
         options.
-      batch_size: windows that are decoded together, each of another recording. The windows of one recording follow each
-        other, unless vad_filter or independent_clips cut it into pieces, which are recordings of their own.
-      verbose: True prints segments as they are decoded (with several recordings, after the recording's name), False
-        shows a progress bar, None is silent.
-      print_colors: prints less probable text in redder colors.
-      progress: called after each window with the finished and the total seconds of audio of all recordings. Lengths
-        come from the headers; an unknown length counts as the average of the others.
-      options: see above.
+      options: made before, by `TranscribeOptions.of`.
+      changes: single options; they replace those of `options`.
 
     Returns:
       The transcript. For a list, the transcripts in the same order, each the one that the recording would get alone;
@@ -60,49 +63,40 @@ def transcribe(model: Whisper, audio: Any, **options: Any) -> Transcript | list[
       OSError: a file that cannot be opened.
     """
     if not isinstance(audio, list | tuple) or is_pair(audio):
-        stream = iter_segments(model, audio, **options)
+        stream = iter_segments(model, audio, options, **changes)
         for _ in stream:
             pass
         return stream.transcript
-    results: dict[int, Transcript | Exception] = dict(iter_transcripts(model, audio, **options))
+    results: dict[int, Transcript | Exception] = dict(iter_transcripts(model, audio, options, **changes))
     return [results[number] for number in range(len(audio))]
 
 
 def iter_transcripts(
     model: Whisper,
     audio: Sequence[Any],
-    *,
-    batch_size: int = 1,
-    verbose: bool | None = None,
-    print_colors: bool = False,
-    progress: Progress | None = None,
-    **options: Any,
+    options: TranscribeOptions | None = None,
+    **changes: Unpack[TranscribeChanges],
 ) -> Transcripts:
     """Like `transcribe` of a list, but yields (position in the list, transcript or exception) as recordings finish."""
     tokenizer_of(model)
-    shared = TranscribeOptions.of(**options)  # what is wrong for all is raised at once
-    sources = [_source_or_error(one, options, shared) for one in audio]
-    batch_size = _checked(batch_size)
+    call, changed = CallOptions.split(changes)
+    shared = TranscribeOptions.of(options, **changed)  # what is wrong for all is raised at once
+    sources = [_source_or_error(one, options, changed, shared) for one in audio]
+    batch_size = call.batch_size
     if len(sources) == 1 and not isinstance(sources[0], Exception):
         batch_size = _useful(batch_size, sources[0][1])
-    report = Report(sources, verbose, print_colors, progress)
+    report = Report(sources, call.verbose, call.print_colors, call.progress)
     return Transcripts(model, sources, batch_size, report)
 
 
 def iter_segments(
-    model: Whisper,
-    audio: Any,
-    *,
-    batch_size: int = 1,
-    verbose: bool | None = None,
-    print_colors: bool = False,
-    progress: Progress | None = None,
-    **options: Any,
+    model: Whisper, audio: Any, options: TranscribeOptions | None = None, **changes: Unpack[TranscribeChanges]
 ) -> SegmentStream:
     """Like `transcribe` of one recording, but yields its segments as soon as they are known."""
-    source, chosen = _source(audio, options)
-    batch_size = _useful(_checked(batch_size), chosen)
-    report = Report([(source, chosen)], verbose, print_colors, progress)
+    call, changed = CallOptions.split(changes)
+    source, chosen = _source(audio, options, changed)
+    batch_size = _useful(call.batch_size, chosen)
+    report = Report([(source, chosen)], call.verbose, call.print_colors, call.progress)
     return SegmentStream(model, source, chosen, batch_size, report)
 
 
@@ -189,21 +183,26 @@ class Transcripts(Iterator[tuple[int, "Transcript | Exception"]]):
 
 
 def _source(
-    audio: Any, options: Mapping[str, Any], shared: TranscribeOptions | None = None
-) -> tuple[Any, TranscribeOptions]:
-    """A recording and its options, of which a mapping may have some of its own; `shared` are `options`, if made."""
+    audio: Any,
+    options: TranscribeOptions | None,
+    changes: Mapping[str, Any],
+    shared: TranscribeOptions | None = None,
+) -> Source:
+    """A recording and its options, of which a mapping may have some of its own; `shared` is made of the others."""
     if not isinstance(audio, Mapping):
-        return audio, shared or TranscribeOptions.of(**options)
+        return audio, shared or TranscribeOptions.of(options, **changes)
     own = dict(audio)
     sound = {key: own.pop(key) for key in AUDIO_KEYS if key in own}
     if not sound:
         raise ValueError(f"a recording given with {', '.join(map(repr, own)) or 'nothing'} lacks 'audio'; add it")
-    return sound, TranscribeOptions.of(**{**options, **own})
+    return sound, TranscribeOptions.of(options, **{**changes, **own})
 
 
-def _source_or_error(audio: Any, options: Mapping[str, Any], shared: TranscribeOptions) -> Source | Exception:
+def _source_or_error(
+    audio: Any, options: TranscribeOptions | None, changes: Mapping[str, Any], shared: TranscribeOptions
+) -> Source | Exception:
     try:
-        return _source(audio, options, shared)
+        return _source(audio, options, changes, shared)
     except Exception as error:  # of its own options: the others are transcribed
         return error
 
@@ -211,12 +210,6 @@ def _source_or_error(audio: Any, options: Mapping[str, Any], shared: TranscribeO
 def _announce_detection(model: Whisper, options: TranscribeOptions, report: Report) -> None:
     if options.decoding.language is None and tokenizer_of(model).is_multilingual:
         report.detecting(options)
-
-
-def _checked(batch_size: int) -> int:
-    if isinstance(batch_size, bool) or batch_size != int(batch_size) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be a whole number of at least 1")
-    return int(batch_size)
 
 
 def _useful(batch_size: int, options: TranscribeOptions) -> int:

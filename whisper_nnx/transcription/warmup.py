@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
 
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.audio.loading import SAMPLE_RATE
+from whisper_nnx.runtime.options import options_of
 from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.token_times import BUCKETS, align_tokens, bucket, text_ids
 from whisper_nnx.timing.word_times import Layout, word_heads, word_times
+from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.stream import transcribe
 from whisper_nnx.transcription.windows import encode_windows, strategy_of, tokenizer_of
 
 if TYPE_CHECKING:
     from whisper_nnx.model.whisper import Whisper
-    from whisper_nnx.transcription.recording import LongformOptions
+    from whisper_nnx.transcription.changes import RecordingChanges
 
 _TOKENS = 4
-_OF_RECORDINGS = {  # what part of a recording is heard: of noise, all
-    *("vad_filter", "vad_parameters", "independent_clips", "clip_timestamps", "offset_s", "duration_s", "diarize"),
-}
 
 
-def warmup(model: Whisper, batch_sizes: Sequence[int] = (1,), **options: Any) -> None:
-    """Compiles everything that `transcribe(model, ..., batch_size=..., **options)` runs with these sizes and options.
+def warmup(
+    model: Whisper,
+    batch_sizes: Sequence[int] = (1,),
+    options: TranscribeOptions | None = None,
+    **changes: Unpack[RecordingChanges],
+) -> None:
+    """Compiles everything that `transcribe(model, ..., batch_size=..., **changes)` runs with these sizes and options.
 
     For a server, whose first users should not wait. It transcribes noise: a few tokens with each strategy that the
     temperatures may lead to, and word times if requested. With a persistent compilation cache, the next process only
@@ -38,18 +41,18 @@ def warmup(model: Whisper, batch_sizes: Sequence[int] = (1,), **options: Any) ->
     Args:
       model: a model with a tokenizer.
       batch_sizes: the sizes to compile for.
-      options: those of `transcribe`.
+      options: as in `transcribe`.
+      changes: as in `transcribe`.
 
     Raises:
       ValueError: options that `transcribe` refuses.
     """
-    chosen, tokenizer = TranscribeOptions.of(**options), tokenizer_of(model)
-    tries = {
-        strategy_of(chosen.fallback.options_at(t, replace(chosen.decoding, temperature=t))): t
-        for t in chosen.fallback.temperatures
-    }
-    special = tokenizer.special
-    said = {name: value for name, value in options.items() if name not in _OF_RECORDINGS} | {
+    chosen, special = TranscribeOptions.of(options, **changes), tokenizer_of(model).special
+    attempts = [chosen.fallback.options_at(t, chosen.decoding) for t in chosen.fallback.temperatures]
+    tries = {strategy_of(attempt): attempt for attempt in attempts}
+    described = options_of(LongformOptions, TranscribeOptions).values()
+    whole: dict[str, Any] = {one.name: one.default for one in described if one.scope == "recording"}
+    short: dict[str, Any] = {
         "no_speech_threshold": None,
         "logprob_threshold": None,
         "compression_ratio_threshold": None,
@@ -63,8 +66,9 @@ def warmup(model: Whisper, batch_sizes: Sequence[int] = (1,), **options: Any) ->
     samples = model.config.max_source_positions * SAMPLE_RATE // POSITIONS_PER_SECOND  # of one window
     noise = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
     for size in batch_sizes:
-        for temperature in tries.values():
-            for result in transcribe(model, [noise] * size, batch_size=size, **{**said, "temperature": temperature}):
+        for attempt in tries.values():
+            strategy: dict[str, Any] = {"temperature": attempt.temperature, "n_best": attempt.n_best}
+            for result in transcribe(model, [noise] * size, chosen, batch_size=size, **whole, **short, **strategy):
                 if isinstance(result, Exception):
                     raise result
         if chosen.longform.timed:

@@ -6,7 +6,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ from whisper_nnx.runtime.programs import given_back, program
 from whisper_nnx.text.languages import to_language_code
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.transcription.suppression import check_choice, require_timestamps, rules_of
+
+if TYPE_CHECKING:
+    from whisper_nnx.transcription.changes import DecodingChanges
 
 
 @given_back
@@ -73,7 +76,12 @@ class DecodingResult:
 
 
 def decode(
-    model: Whisper, mel: Any, options: DecodingOptions | None = None, *, seed: int = 0, **changes: Any
+    model: Whisper,
+    mel: Any,
+    options: DecodingOptions | None = None,
+    *,
+    seed: int = 0,
+    **changes: Unpack[DecodingChanges],
 ) -> DecodingResult | list[DecodingResult]:
     """Decodes windows.
 
@@ -93,7 +101,7 @@ def decode(
       ValueError: options or shapes that do not fit the model.
     """
     refuse_after_fork()
-    options = replace(options or DecodingOptions(), **changes)
+    options = replace(options or DecodingOptions(), **cast(dict[str, Any], changes))
     if options.task != "lang_id":
         check_choice(tokenizer_of(model), model.config.vocab_size, options)
     warn_of_precision(model, options.fp16)

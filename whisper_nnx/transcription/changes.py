@@ -1,0 +1,105 @@
+"""The options as editors and type checkers see them, for `**changes: Unpack[...]`.
+
+Written by `python -m tests.transcription.test_changes` from the fields of the options classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from whisper_nnx.audio.options import VadOptions
+from whisper_nnx.transcription.options import Progress
+
+
+class DecodingChanges(TypedDict, total=False):
+    """Fields of `DecodingOptions`."""
+
+    task: str
+    language: str | None
+    temperature: float
+    sample_len: int | None
+    best_of: int | None
+    beam_size: int | None
+    patience: float | None
+    length_penalty: float | None
+    prompt: str | Sequence[int] | None
+    prefix: str | Sequence[int] | None
+    suppress_tokens: str | Sequence[int] | None
+    suppress_blank: bool
+    without_timestamps: bool
+    max_initial_timestamp: float | None
+    fp16: bool | None
+    suppress_regex: str | None
+    max_new_tokens: int | None
+    max_repeats: int | None
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    n_best: int
+    tinydiarize: bool
+
+
+class RecordingChanges(TypedDict, total=False):
+    """Options of a recording: all that `TranscribeOptions.of` takes."""
+
+    temperature: float | Sequence[float]
+    best_of: int | None
+    beam_size: int | None
+    patience: float | None
+    n_best: int
+    compression_ratio_threshold: float | None
+    logprob_threshold: float | None
+    no_speech_threshold: float | None
+    task: str
+    language: str | None
+    sample_len: int | None
+    length_penalty: float | None
+    prefix: str | Sequence[int] | None
+    suppress_tokens: str | Sequence[int] | None
+    suppress_blank: bool
+    without_timestamps: bool
+    max_initial_timestamp: float | None
+    fp16: bool | None
+    suppress_regex: str | None
+    max_new_tokens: int | None
+    max_repeats: int | None
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    tinydiarize: bool
+    initial_prompt: str | None
+    carry_initial_prompt: bool
+    hotwords: str | None
+    condition_on_previous_text: bool | None
+    max_context: int | None
+    clip_timestamps: str | Sequence[float]
+    offset_s: float
+    duration_s: float | None
+    independent_clips: bool
+    multilingual: bool
+    word_timestamps: bool
+    refine_word_times: bool
+    token_timestamps: bool
+    alignment_heads: int | Sequence[tuple[int, int]] | None
+    prepend_punctuations: str
+    append_punctuations: str
+    hallucination_silence_threshold: float | None
+    seed: int
+    sampling_rate: float | None
+    audio_track: int | None
+    follow_timestamps: bool
+    max_hours: float
+    allowed_languages: Sequence[str] | str | None
+    language_detection_segments: int
+    language_detection_threshold: float | None
+    diarize: bool
+    vad_filter: bool
+    vad_parameters: VadOptions | Mapping[str, Any] | None
+
+
+class TranscribeChanges(RecordingChanges, total=False):
+    """All that `transcribe` takes."""
+
+    batch_size: int
+    verbose: bool | None
+    print_colors: bool
+    progress: Progress | None
