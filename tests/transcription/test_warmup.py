@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.small import quick_compilation, small_model  # noqa: F401
-from whisper_nnx import transcribe, warmup
+from whisper_nnx import TranscribeOptions, transcribe, warmup
 
 RANDOM = np.random.default_rng(1)
 
@@ -45,3 +45,19 @@ def test_a_batch_size_that_was_not_warmed_up_is_compiled(compilations):
 def test_options_that_cannot_be_met_are_refused_at_once():
     with pytest.raises(ValueError, match="lang_id"):
         warmup(small_model(), task="lang_id")
+
+
+def test_options_of_the_recordings_to_come_do_not_apply_to_its_noise(monkeypatch):
+    calls = []
+
+    def transcribe(model, audio, options, *, batch_size, **changes):
+        calls.append(TranscribeOptions.of(options, **changes))  # which can be met
+        return []
+
+    monkeypatch.setattr("whisper_nnx.transcription.warmup.transcribe", transcribe)
+    given = TranscribeOptions.of(vad_filter=True, vad_parameters={"threshold": 0.3}, diarize=True, audio_track=1)
+    warmup(small_model(), (1,), given, beam_size=2, n_best=2, temperature=(0.0, 0.4), offset_s=3.0)
+    assert [(call.fallback.temperatures, call.fallback.n_best) for call in calls] == [((0.0,), 2), ((0.4,), 1)]
+    for call in calls:
+        assert (call.vad_filter, call.vad_parameters, call.diarize, call.audio_track) == (False, None, False, None)
+        assert (call.longform.offset_s, call.fallback.beam_size) == (0.0, 2)

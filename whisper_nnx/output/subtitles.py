@@ -51,7 +51,7 @@ class SubtitleOptions:
         ),
     )
     max_words_per_line: int | None = field(
-        default=None, metadata=_option("words per subtitle, instead of these two (default: no limit)")
+        default=None, metadata=_option("words per subtitle; ignored with both limits above (default: no limit)")
     )
     max_len: int | None = field(
         default=None,
