@@ -7,12 +7,17 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import settings
 
 # Half of the time would go into compiling the same programs in other files, processes, and runs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+# No test measures time; the first example often imports a package.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 def missing(reason: str) -> None:

@@ -15,7 +15,7 @@ from whisper_nnx.transcription.other_names import OPENAI_OPTIONS, OTHER_OPTIONS
 
 class Parser(argparse.ArgumentParser):
     def _get_option_tuples(self, option_string: str) -> list[Any]:
-        """The options that begin so: openai-whisper's alone, where there are any. What is short there is short here."""
+        """The options that start so: openai-whisper's alone, if any, so that its abbreviations work here too."""
         found = super()._get_option_tuples(option_string)
         return [option for option in found if option[1].removeprefix("--") in OPENAI_OPTIONS] or found
 

@@ -7,6 +7,7 @@ Everything that lists options derives its list from the fields by `options_of`.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
@@ -31,7 +32,7 @@ class Option:
       more: further explanation, for the documents.
       name: where it differs from the field's.
       accepts: the type of the keyword argument, where it differs from the field's.
-      kind: how the command reads a value, where the type alone does not tell; a key of `KINDS` in cli/options.py.
+      kind: how the command reads a value, where the type alone does not decide; a key of `KINDS` in cli/options.py.
       on_command: the command's default, where it differs; None: the command passes nothing on unless it is set.
       after: the option that precedes it in --help; "" for the first place.
       python_only: why the command has no such option.
@@ -85,7 +86,8 @@ def options_of(*kinds: Any) -> dict[str, Option]:
 
 def explained(kind: type[T]) -> type[T]:
     """A class decorator: the docstring names all options with their explanations, for `help()`."""
-    lines = [f"      {name}: {explanation(one)}" for name, one in options_of(kind).items()]
+    wrap = textwrap.TextWrapper(110, initial_indent="      ", subsequent_indent="        ").fill
+    lines = [wrap(f"{name}: {explanation(one)}") for name, one in options_of(kind).items()]
     if kind.__doc__ is not None:
         kind.__doc__ = "\n".join([kind.__doc__.rstrip(), "", "    Attributes:", *lines])
     return kind

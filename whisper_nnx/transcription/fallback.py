@@ -82,7 +82,7 @@ class FallbackOptions:
         if not self.temperatures:
             raise ValueError("temperature=() names no temperature; give at least one, for example 0.0")
         for temperature in self.temperatures:
-            self.options_at(temperature, DecodingOptions())  # what cannot be done is said before work begins
+            self.options_at(temperature, DecodingOptions())  # raises before work starts
         if self.n_best > max(map(self._candidates, self.temperatures)):
             raise ValueError(
                 f"n_best={self.n_best} needs beam_size (temperature 0) or best_of (above) of at least {self.n_best}, "
@@ -102,7 +102,7 @@ class FallbackOptions:
         return self.logprob_threshold is not None and result.avg_logprob < self.logprob_threshold
 
     def needs_another_try(self, result: DecodingResult) -> bool:
-        """It repeats itself or is improbable, unless it is improbable because nobody speaks."""
+        """The text repeats itself or is improbable, unless it is improbable because there is no speech."""
         threshold = self.compression_ratio_threshold
         repeats = result.looped or (threshold is not None and result.compression_ratio > threshold)
         silent = self.no_speech_threshold is not None and result.no_speech_prob > self.no_speech_threshold
@@ -110,7 +110,7 @@ class FallbackOptions:
         return (repeats or improbable) and not (silent and improbable)
 
     def is_silence(self, result: DecodingResult) -> bool:
-        """Nobody speaks in the window, and what was decoded is not probable enough to say otherwise."""
+        """The window has no speech, and its text is not probable enough to contradict that."""
         if self.no_speech_threshold is None or not result.no_speech_prob > self.no_speech_threshold:
             return False
         return self.logprob_threshold is None or not result.avg_logprob > self.logprob_threshold
