@@ -19,7 +19,22 @@ from whisper_nnx.ops.implementation import Implementation
 from whisper_nnx.ops.reference import attention_scores, precision_of
 from whisper_nnx.runtime.programs import key_by
 
-__all__ = ["Implementation", "attention_scores", "current", "named", "precision_of", "using"]
+__all__ = [
+    "Implementation",
+    "argmax",
+    "attention",
+    "attention_scores",
+    "cached_attention",
+    "current",
+    "embed",
+    "first_positions",
+    "linear",
+    "named",
+    "precision_of",
+    "unembed",
+    "unembedding",
+    "using",
+]
 
 SWITCH = "WHISPER_NNX_OPS"
 _MODULES = {"reference": "reference", "cpu": "cpu.operations", "accelerator": "accelerator"}
