@@ -38,7 +38,9 @@ def pipeline(
     rows: list[Row], batch_size: int = 4, seed: int = 3, process: tuple[int, int] = (0, 1), **data: Any
 ) -> Pipeline:
     config = DataConfig(**{"window_s": 1.0, "max_label_length": 48, "no_speech_rate": 0.1, **data})
-    return make_pipeline(config, AUGMENT, rows, TOKENIZER, batch_size, seed, 48, *process)
+    sizes = {"batch_size": batch_size, "seed": seed, "max_target_positions": 48}
+    index, count = process
+    return make_pipeline(config, AUGMENT, rows, TOKENIZER, **sizes, process_index=index, process_count=count)
 
 
 def take(batches: Any, count: int) -> list[Batch]:
@@ -195,7 +197,7 @@ def test_real_speech_comes_out_as_the_manifest_says(shared, digits, tmp_path):
     tokenizer = Tokenizer.from_folder(digits)
     rows = read_manifest(tmp_path / "m.jsonl", tokenizer.languages, 30.0).rows
     config = DataConfig(pack=False, no_speech_rate=0.0, no_timestamps_rate=0.0, previous_text_rate=1.0)
-    (batch,) = take(iter(make_pipeline(config, AugmentConfig(), rows, tokenizer, 1, 0)), 1)
+    (batch,) = take(iter(make_pipeline(config, AugmentConfig(), rows, tokenizer, batch_size=1, seed=0)), 1)
     ids, labels, spans = (batch[name][0] for name in ("ids", "labels", "spans"))
     told = tokenizer.decode_with_timestamps(labels[batch["weights"][0] > 0].tolist())
     assert told == "<|en|><|transcribe|><|0.10|> six zero nine<|1.66|><|endoftext|>"

@@ -122,6 +122,7 @@ def make_pipeline(
     augment: AugmentConfig,
     rows: Sequence[Row],
     tokenizer: Tokenizer,
+    *,
     batch_size: int,
     seed: int,
     max_target_positions: int = 448,

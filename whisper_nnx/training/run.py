@@ -87,7 +87,17 @@ def train(
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         with Metrics(output, notes["records"] if notes else 0) as metrics, _Signals() as signals:
             write_whole(output / CONFIG, json.dumps(to_dict(config), indent=2))
-            run = _Run(config, model, rows, teacher, evaluate, export, checkpoints, metrics, signals)
+            run = _Run(
+                config,
+                model,
+                rows,
+                teacher=teacher,
+                evaluate=evaluate,
+                export=export,
+                checkpoints=checkpoints,
+                metrics=metrics,
+                signals=signals,
+            )
             if notes:
                 run.go_on_from(notes)
             with closing(run.batches):
@@ -149,6 +159,7 @@ class _Run:
         config: TrainConfig,
         model: Whisper,
         rows: list[Row],
+        *,
         teacher: Whisper | None,
         evaluate: Evaluate | None,
         export: Export,
@@ -165,11 +176,11 @@ class _Run:
             config.augment,
             rows,
             tokenizer_of(model),
-            config.batch_size,
-            config.seed,
-            model.config.max_target_positions,
-            jax.process_index(),
-            jax.process_count(),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            max_target_positions=model.config.max_target_positions,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
         self.batches = iter(self.pipeline)
         trainee = make_trainee(model, config, nnx.Rngs(config.seed))
