@@ -10,6 +10,7 @@ import pytest
 
 from tests.oracle import ROWS
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
+from whisper_nnx import keep_programs
 from whisper_nnx.decoding.loop import generate
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.rules import PER_ROW, PER_WINDOW, SHARED, Rule, suppress
@@ -54,7 +55,7 @@ def followers(results, token: int) -> set[int]:
 
 
 @pytest.mark.parametrize("strategy", [{}, {"beam_size": 3}], ids=["greedy", "beam"])
-def test_a_new_rule_holds_in_the_unchanged_loop(model, encoded, strategy, monkeypatch):
+def test_a_new_rule_holds_in_the_unchanged_loop(model, encoded, strategy, monkeypatch, tmp_path):
     special = model.tokenizer.special
     options = DecodingOptions(language="de", suppress_tokens=(-1, special.eot), without_timestamps=True, **strategy)
     free = decode_windows(model, encoded, [options] * ROWS, range(ROWS))
@@ -82,6 +83,13 @@ def test_a_new_rule_holds_in_the_unchanged_loop(model, encoded, strategy, monkey
     if not strategy:  # a beam that is stopped continues until it is the best of its window
         assert all(r.tokens == f.tokens[: len(r.tokens)] for r, f in zip(stopped, results, strict=True))
         assert all(r.looped == (r.tokens.count(token) == 2 and r.tokens[-1] == token) for r in stopped)
+
+    keep_programs(tmp_path)  # knows a class by its name only, so it keeps no program with a class from elsewhere
+    try:
+        assert [r.tokens for r in ruled(most=2)] == [r.tokens for r in stopped]
+    finally:
+        keep_programs(None)
+    assert not list(tmp_path.glob("generate-*"))
 
 
 def test_a_field_that_belongs_to_nothing_is_refused():
