@@ -12,10 +12,11 @@ from tests.small import small_mel, small_model
 from whisper_nnx import load_audio, load_model, transcribe
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model.cache import KeysValues
-from whisper_nnx.transcription.batch import Batch, Live
+from whisper_nnx.transcription.batch import Batch
 from whisper_nnx.transcription.fallback import FallbackOptions
 from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.recording import Recording
+from whisper_nnx.transcription.rows import Live
 from whisper_nnx.transcription.windows import DecodingResult, EncodedWindows
 
 LADDER = FallbackOptions(temperatures=(0.0, 0.4, 0.8))

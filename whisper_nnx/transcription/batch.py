@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -16,17 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.output.results import Segment
 from whisper_nnx.runtime.allocator import close_gaps
-from whisper_nnx.timing.alignment_heads import Heads
-from whisper_nnx.timing.word_times import Heads as WordHeads
 from whisper_nnx.timing.words import WordTiming
-from whisper_nnx.transcription.fallback import FallbackOptions
-from whisper_nnx.transcription.recording import Draft, Recording, Window
+from whisper_nnx.transcription.recording import Draft, Window
 from whisper_nnx.transcription.row_times import UNTIMED, RowTimes
+from whisper_nnx.transcription.rows import Live, Row
 from whisper_nnx.transcription.windows import (
     DecodingResult,
     EncodedWindows,
@@ -40,53 +37,12 @@ from whisper_nnx.transcription.windows import (
 T = TypeVar("T")
 AHEAD = 4  # windows that are prepared while others decode; each holds its keys and values in memory
 
-Place = tuple[int, int]  # a window's first frame, and how many
 Encode = Callable[[Whisper, jax.Array], EncodedWindows]
 Decode = Callable[..., list[DecodingResult | None]]
 
 
-@dataclass
-class Live:
-    """A chain of windows in progress: a recording or a piece of one, with its audio and the options of its windows.
-
-    Attributes:
-      recording: the state machine that requests the windows.
-      mel: its audio.
-      options: of its windows; prompt, language and temperature are set for each.
-      fallback: the temperatures to try.
-      seed: of the samples.
-      number: of the recording. Chains with the same number are pieces of one: they fail and are cancelled together.
-      heads: that time words and tokens.
-      word_heads: that refine the times of words.
-      allowed_languages: to choose from for each window; empty: all.
-      encoded: windows that are encoded already, from detecting the language.
-    """
-
-    recording: Recording
-    mel: RecordingMel
-    options: DecodingOptions
-    _: KW_ONLY
-    fallback: FallbackOptions = field(default_factory=FallbackOptions)
-    seed: int = 0
-    number: int = 0
-    heads: Heads = ()
-    word_heads: WordHeads | None = None
-    allowed_languages: tuple[str, ...] = ()
-    encoded: dict[Place, EncodedWindows] = field(default_factory=dict)
-
-
 # A recording and the segments of its next window; None: it is done; an exception: it failed.
 Event = tuple[Live, list[Segment] | Exception | None]
-
-
-@dataclass
-class Row:
-    """A row of the batch: a window, at one of the temperatures."""
-
-    live: Live
-    window: Window
-    language: str
-    attempt: int = 0
 
 
 class Batch:

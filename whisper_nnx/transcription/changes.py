@@ -5,11 +5,10 @@ Written by `python -m tests.transcription.test_changes` from the fields of the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from whisper_nnx.audio.options import VadOptions
-from whisper_nnx.transcription.options import Progress
 
 
 class DecodingChanges(TypedDict, total=False):
@@ -102,4 +101,4 @@ class TranscribeChanges(RecordingChanges, total=False):
     batch_size: int
     verbose: bool | None
     print_colors: bool
-    progress: Progress | None
+    progress: Callable[[float, float], None] | None

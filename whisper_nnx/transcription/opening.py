@@ -16,9 +16,10 @@ from whisper_nnx.model.whisper import Whisper, warn_of_precision
 from whisper_nnx.output.results import Segment, Transcript
 from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.word_times import word_heads
-from whisper_nnx.transcription.batch import Live, Place, choose_language
+from whisper_nnx.transcription.batch import choose_language
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.recording import Recording
+from whisper_nnx.transcription.rows import Live, Place
 from whisper_nnx.transcription.suppression import check_choice
 from whisper_nnx.transcription.windows import (
     EncodedWindows,

@@ -21,8 +21,6 @@ from whisper_nnx.transcription.other_names import OTHER_KEYWORDS
 if TYPE_CHECKING:
     from whisper_nnx.transcription.changes import RecordingChanges
 
-Progress = Callable[[float, float], None]
-
 _call = partial(option, scope="call")
 _option = partial(option, scope="recording")
 _detection = partial(_option, group="task", detection=True)
@@ -59,7 +57,7 @@ class CallOptions:
             "color what is printed from red to green, by its probability", group="input and output", evaluate=False
         ),
     )
-    progress: Progress | None = field(
+    progress: Callable[[float, float], None] | None = field(
         default=None,
         metadata=_call(
             "called after each window with the finished and the total seconds of audio of all recordings",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND
@@ -18,7 +18,7 @@ from whisper_nnx.text.languages import LANGUAGES
 
 if TYPE_CHECKING:
     from whisper_nnx.transcription.opening import Opened
-    from whisper_nnx.transcription.options import Progress, TranscribeOptions
+    from whisper_nnx.transcription.options import TranscribeOptions
 
 Source = tuple[Any, "TranscribeOptions"]  # a recording and its options
 
@@ -34,7 +34,7 @@ class Report:
         sources: Sequence[Source | Exception],
         verbose: bool | None = None,
         print_colors: bool = False,
-        progress: Progress | None = None,
+        progress: Callable[[float, float], None] | None = None,
     ):
         self.verbose, self._colors, self._callback = verbose, print_colors, progress
         self._sources = sources

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.timing import word_times
@@ -11,11 +11,9 @@ from whisper_nnx.timing.alignment_heads import Heads
 from whisper_nnx.timing.token_times import align_tokens, text_ids
 from whisper_nnx.timing.word_times import Layout
 from whisper_nnx.timing.words import WordTiming, words_from_tokens
+from whisper_nnx.transcription.recording import Draft
+from whisper_nnx.transcription.rows import Row
 from whisper_nnx.transcription.windows import EncodedWindows, tokenizer_of
-
-if TYPE_CHECKING:
-    from whisper_nnx.transcription.batch import Row
-    from whisper_nnx.transcription.recording import Draft
 
 Timed = tuple[list[float], list[float]]  # begin of each text token and of what follows, probability of each
 UNTIMED: Timed = ([0.0], [])

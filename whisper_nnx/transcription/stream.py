@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
 from whisper_nnx.output.results import Segment, Transcript
-from whisper_nnx.transcription.batch import Batch, Live, is_out_of_memory
+from whisper_nnx.transcription.batch import Batch, is_out_of_memory
 from whisper_nnx.transcription.opening import Opened, open_recording
 from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 from whisper_nnx.transcription.report import Report, Source
+from whisper_nnx.transcription.rows import Live
 from whisper_nnx.transcription.windows import tokenizer_of
 
 if TYPE_CHECKING:

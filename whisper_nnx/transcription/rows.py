@@ -1,0 +1,55 @@
+"""What a batch steps: `Live`, a chain of windows in progress, and `Row`, one of its windows in the batch."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+
+from whisper_nnx.audio.features import RecordingMel
+from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.timing.alignment_heads import Heads
+from whisper_nnx.timing.word_times import Heads as WordHeads
+from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.recording import Recording, Window
+from whisper_nnx.transcription.windows import EncodedWindows
+
+Place = tuple[int, int]  # a window's first frame, and how many
+
+
+@dataclass
+class Live:
+    """A chain of windows in progress: a recording or a piece of one, with its audio and the options of its windows.
+
+    Attributes:
+      recording: the state machine that requests the windows.
+      mel: its audio.
+      options: of its windows; prompt, language and temperature are set for each.
+      fallback: the temperatures to try.
+      seed: of the samples.
+      number: of the recording. Chains with the same number are pieces of one: they fail and are cancelled together.
+      heads: that time words and tokens.
+      word_heads: that refine the times of words.
+      allowed_languages: to choose from for each window; empty: all.
+      encoded: windows that are encoded already, from detecting the language.
+    """
+
+    recording: Recording
+    mel: RecordingMel
+    options: DecodingOptions
+    _: KW_ONLY
+    fallback: FallbackOptions = field(default_factory=FallbackOptions)
+    seed: int = 0
+    number: int = 0
+    heads: Heads = ()
+    word_heads: WordHeads | None = None
+    allowed_languages: tuple[str, ...] = ()
+    encoded: dict[Place, EncodedWindows] = field(default_factory=dict)
+
+
+@dataclass
+class Row:
+    """A row of the batch: a window, at one of the temperatures."""
+
+    live: Live
+    window: Window
+    language: str
+    attempt: int = 0
