@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.small import small_tokenizer
-from tests.training.sounds import steady, write
+from tests.training.waveforms import steady, write
 from whisper_nnx.audio.loading import load_audio
 from whisper_nnx.data.manifest import Manifest, Problem, Span, StoredAudio, limits_of, problem_lines, read_manifest
 

@@ -1,4 +1,4 @@
-"""A made-up batch for the small model, and the smallest training run."""
+"""A synthetic batch for the small model, and a minimal training run."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,8 +16,8 @@ LABELS, TEXT = 12, 250
 POSITIONS = TIMESTAMPS - 1
 
 
-def made_up_batch(rows: int = 8, seed: int = 0, seconds: float = 1.0, **changes: Any) -> dict[str, np.ndarray]:
-    """Noise, and text that has nothing to do with it; every row has as many weighted labels."""
+def random_batch(rows: int = 8, seed: int = 0, seconds: float = 1.0, **changes: Any) -> dict[str, np.ndarray]:
+    """Noise with unrelated text; every row has the same number of weighted labels."""
     random = np.random.default_rng(seed)
     ids = random.integers(0, TEXT, (rows, LABELS)).astype(np.int32)
     weights = np.ones((rows, LABELS), np.float32)
@@ -43,7 +43,7 @@ def made_up_batch(rows: int = 8, seed: int = 0, seconds: float = 1.0, **changes:
 
 
 def small_run(**changes: Any) -> TrainConfig:
-    """All losses at once; of OptimizerConfig's and LossConfig's fields those that are given."""
+    """A run with all losses; changes may be fields of OptimizerConfig, LossConfig or TrainConfig."""
     loss = {"label_smoothing": 0.1, "ctc_weight": 0.3, "frame_weight": 0.2}
     loss |= {"guide_weight": 0.5, "guide_heads": ((0, 1), (1, 0))}
     optimizer = {"learning_rate": 1e-3, "warmup_steps": 2}
@@ -57,13 +57,13 @@ _STEPS: dict[str, Any] = {}
 
 
 class Run:
-    """A state and its step, to be moved batch by batch."""
+    """A state and its step, called batch by batch."""
 
     def __init__(self, config: TrainConfig, model: Whisper | None = None, teacher: Whisper | None = None):
         self.mesh = make_mesh()
         trainee = make_trainee(model or small_model(spread=0.8), config, nnx.Rngs(5))
         self.state, self.static = create_state(trainee, config, self.mesh)
-        # Steps of the same run share their program, which takes seconds to compile; a teacher may be another one.
+        # Steps of the same run share a program, which takes seconds to compile; teachers may differ.
         key = repr((config, trainee.whisper.config, trainee.whisper.decoder.dtype))
         step = make_step(self.static, config, self.mesh, teacher)
         self.step = step if teacher else _STEPS.setdefault(key, step)
@@ -77,4 +77,4 @@ def arrays_of(state: TrainState) -> dict[str, np.ndarray]:
     return {path: np.asarray(x) for path, x in jax.device_get(state.params).items()}
 
 
-__all__ = ["LABELS", "POSITIONS", "Run", "arrays_of", "made_up_batch", "small_config", "small_run"]
+__all__ = ["LABELS", "POSITIONS", "Run", "arrays_of", "random_batch", "small_config", "small_run"]

@@ -1,4 +1,4 @@
-"""Recordings of noise, each with a word, for runs of a few steps; and a cache, since these mostly compile."""
+"""Recordings of noise, each with a word, for runs of a few steps; and a compilation cache for them."""
 
 import json
 import wave
@@ -20,7 +20,7 @@ _CACHE_OPTIONS = (
 
 
 def write_manifest(folder: Path, rows: int = 12) -> Path:
-    """A manifest of recordings of 0.2 to 0.45 s."""
+    """Writes a manifest of recordings of 0.2 to 0.45 s."""
     random = np.random.default_rng(0)
     lines = []
     for i in range(rows):
@@ -36,7 +36,7 @@ def write_manifest(folder: Path, rows: int = 12) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Iterator[Path]:
-    """A folder of compiled programs that the runs of a module share; afterwards JAX's cache is as it was."""
+    """Compilation cache shared by a module's runs; restores JAX's cache settings afterwards."""
     from jax.experimental.compilation_cache import compilation_cache
 
     from whisper_nnx.runtime.compilation_cache import enable_compilation_cache

@@ -1,4 +1,4 @@
-"""Checkpoints hold what they were given, whatever the step does with its memory, and only those that are to be kept."""
+"""Checkpoints: contents, donated states, retention, damage."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ RUN = to_dict(TrainConfig())
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """Of the kinds of leaves and nodes that a run's state has. `b` comes before `a`, as fields may."""
+    """Has the kinds of leaves and nodes of a run's state; `b` before `a`, since field order is not alphabetical."""
 
     b: jax.Array
     a: dict[str, jax.Array]
@@ -51,7 +51,7 @@ def saved(folder: Path, steps: dict[int, float | None], keep: int = 2) -> list[i
         return checkpoints.steps
 
 
-def test_the_newest_state_comes_back_as_it_was_with_its_notes(tmp_path):
+def test_the_newest_state_is_restored_with_its_notes(tmp_path):
     saved(tmp_path, {3: None, 5: None})
     with Checkpoints(tmp_path, 2, RUN) as checkpoints:
         assert checkpoints.notes() == {"step": 5}
@@ -63,13 +63,13 @@ def test_an_empty_folder_has_no_notes(tmp_path):
         assert checkpoints.notes() is None
 
 
-def test_a_state_that_is_donated_at_once_is_saved_as_it_was(tmp_path):
-    forget = jax.jit(partial(jax.tree.map, lambda x: x * 0 - 1), donate_argnums=0)
-    size = 2**18  # takes longer to write than to forget
+def test_a_state_donated_during_saving_is_saved_unchanged(tmp_path):
+    overwrite = jax.jit(partial(jax.tree.map, lambda x: x * 0 - 1), donate_argnums=0)
+    size = 2**18  # takes longer to save than to overwrite
     state = state_of(7, size)
     with Checkpoints(tmp_path, 2, RUN) as checkpoints:
         checkpoints.save(1, state, {})
-        state = jax.block_until_ready(forget(state))
+        state = jax.block_until_ready(overwrite(state))
     with Checkpoints(tmp_path, 2, RUN) as checkpoints:
         assert_equal(checkpoints.state(state_of(0, size)), state_of(7, size))
 
@@ -84,27 +84,27 @@ def test_a_state_that_is_donated_at_once_is_saved_as_it_was(tmp_path):
     ],
     ids=str,
 )
-def test_the_last_ones_are_kept_and_the_best(tmp_path, wers, kept):
+def test_the_last_and_the_best_are_kept(tmp_path, wers, kept):
     assert saved(tmp_path, wers) == kept
     assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == kept
 
 
-def test_the_best_is_still_known_when_a_run_goes_on(tmp_path):
+def test_the_best_is_known_after_resuming(tmp_path):
     saved(tmp_path, {1: 0.5, 2: 0.2, 3: 0.3})
     assert saved(tmp_path, {4: None, 5: None, 6: 0.4}) == [2, 5, 6]
 
 
-def test_another_configuration_is_refused_by_what_differs(tmp_path):
+def test_another_configuration_is_rejected_with_its_differences(tmp_path):
     saved(tmp_path / "checkpoints", {1: None})
     other = {**RUN, "batch_size": 3, "steps": 5}
     with (
         Checkpoints(tmp_path / "checkpoints", 2, other) as checkpoints,
-        pytest.raises(ValueError, match=r"another configuration \(batch_size: 8 -> 3\); take that back, or give"),
+        pytest.raises(ValueError, match=r"another configuration \(batch_size: 8 -> 3\); undo the changes or give"),
     ):
         checkpoints.notes()
 
 
-def test_what_a_killed_run_left_half_written_or_half_deleted_is_passed_over(tmp_path):
+def test_partly_written_or_deleted_checkpoints_are_skipped(tmp_path):
     saved(tmp_path, {1: 0.1, 2: None, 3: None})
     half = tmp_path / "1" / "state"
     for path in [*half.rglob("*")][::-1]:
@@ -142,10 +142,10 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-# Where a read fails, orbax may close its event loop before the other reads end; their callbacks then raise unseen.
+# If a read fails, orbax may close its event loop before other reads end; their callbacks then raise unseen.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_the_last_whole_checkpoint_replaces_a_damaged_one_which_is_named(tmp_path, caplog, damage):
+def test_a_damaged_checkpoint_is_named_and_replaced_by_the_last_intact_one(tmp_path, caplog, damage):
     folder = tmp_path / "checkpoints"
     saved(folder, {1: 0.3, 2: None, 3: 0.2}, keep=3)
     damage(folder / "3")
@@ -169,7 +169,7 @@ def test_the_reason_names_the_file(tmp_path, caplog):
     assert "notes/metadata has changed since it was written" in caplog.text
 
 
-def test_where_all_checkpoints_are_damaged_none_is_touched(tmp_path):
+def test_if_all_checkpoints_are_damaged_none_is_moved(tmp_path):
     folder = tmp_path / "checkpoints"
     saved(folder, {1: None, 2: None})
     for step in ("1", "2"):
@@ -183,7 +183,7 @@ def test_where_all_checkpoints_are_damaged_none_is_touched(tmp_path):
     assert [step for step in ("1", "2") if (folder / step).is_dir()] == ["1", "2"]
 
 
-def test_a_configuration_that_is_refused_moves_no_damaged_checkpoint(tmp_path):
+def test_a_rejected_configuration_moves_no_damaged_checkpoint(tmp_path):
     folder = tmp_path / "checkpoints"
     saved(folder, {1: None, 2: None})
     flip(largest(folder / "2" / "state"))

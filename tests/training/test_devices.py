@@ -1,4 +1,4 @@
-"""One device or eight: the same losses and weights. The eight are simulated, in a process of their own."""
+"""One device and eight simulated ones, in a separate process, give the same losses and weights."""
 
 import json
 import os
@@ -10,14 +10,14 @@ import jax
 import numpy as np
 
 from tests.small import quick_compilation, small_model  # noqa: F401
-from tests.training.batches import Run, made_up_batch, small_run
+from tests.training.batches import Run, random_batch, small_run
 from whisper_nnx.training.config import AugmentConfig
 
 STEPS = 4
 
 
 def train() -> dict[str, object]:
-    """Everything that is random, random: masks, dropout; and rows that do not count the same number of labels."""
+    """Trains with masks, dropout and rows with different numbers of labels."""
     config = small_run(
         method="muon",
         augment=AugmentConfig(time_masks=2, time_mask_s=0.2, frequency_masks=1),
@@ -27,7 +27,7 @@ def train() -> dict[str, object]:
     training = Run(config, small_model(spread=0.8, dropout=0.1))
     metrics = []
     for seed in range(STEPS):
-        batch = made_up_batch(rows=8, seed=seed)
+        batch = random_batch(rows=8, seed=seed)
         batch["weights"][0, 6:], batch["weights"][5, :] = 0, 0
         batch["ctc"][3, 2:], batch["spans"][6] = -1, 0
         metrics.append(training(**batch))
@@ -41,7 +41,7 @@ def train() -> dict[str, object]:
     }
 
 
-def test_eight_devices_train_as_one_does():
+def test_eight_devices_train_like_one():
     root = Path(__file__).parents[2]
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",

@@ -1,4 +1,4 @@
-"""Low-rank additions: merged, apart, taken out again."""
+"""LoRA: separate, merged and unmerged."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
-from tests.training.batches import Run, made_up_batch, small_run
+from tests.training.batches import Run, random_batch, small_run
 from whisper_nnx import ops
 from whisper_nnx.model.layers import Linear
 from whisper_nnx.model.whisper import Whisper
@@ -27,7 +27,7 @@ def plain() -> Whisper:
 
 
 def with_lora(plain: Whisper, b: float = 0.1) -> Whisper:
-    """Its B random rather than 0."""
+    """Adds LoRA with random B instead of 0."""
     model = add_lora(plain, CONFIG, nnx.Rngs(0))
     random = np.random.default_rng(0)
     for path, factor in nnx.to_flat_state(nnx.state(model, LoraParam)):
@@ -40,16 +40,14 @@ def kernels(model: Whisper) -> dict[str, np.ndarray]:
     return {".".join(map(str, path)): np.asarray(x[...]) for path, x in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
-def test_lora_starts_as_the_model_itself(plain):
+def test_lora_starts_equal_to_the_model(plain):
     np.testing.assert_array_equal(
         run(add_lora(plain, CONFIG, nnx.Rngs(0)), small_mel(2), IDS), run(plain, small_mel(2), IDS)
     )
 
 
-@pytest.mark.parametrize(
-    "rank", [1, 8]
-)  # of layers of 16 numbers: factors one after the other, or added to the weights
-def test_outputs_and_gradients_are_those_of_the_factors(rank):
+@pytest.mark.parametrize("rank", [1, 8])  # of layers of width 16: separate factors, or added to the weights
+def test_outputs_and_gradients_equal_those_of_the_factors(rank):
     random = np.random.default_rng(0)
     base = Linear(16, 24, rngs=nnx.Rngs(0))
     layer = LoraLinear(base, rank, 2.0, nnx.Rngs(1))
@@ -68,7 +66,7 @@ def test_outputs_and_gradients_are_those_of_the_factors(rank):
 
 
 @pytest.mark.parametrize("rank", [1, 8])
-def test_the_factors_too_are_rounded_where_products_are(rank):
+def test_factors_are_rounded_like_matmul_operands(rank):
     exact = LoraLinear(Linear(16, 24, rngs=nnx.Rngs(0)), rank, 2.0, nnx.Rngs(1))
     exact.b[...] = jnp.asarray(np.random.default_rng(0).normal(size=(rank, 24)), jnp.float32)
     exact.base.kernel[...] = jnp.zeros((16, 24))
@@ -88,7 +86,7 @@ def test_merged_lora_equals_lora(plain):
     assert np.abs(outputs - run(plain, small_mel(2), IDS)).max() > 0.1
 
 
-def test_unmerged_lora_is_what_it_was(plain):
+def test_unmerging_restores_lora(plain):
     model = with_lora(plain)
     again, before = kernels(unmerge(merge(model), model)), kernels(model)
     assert again.keys() == before.keys()
@@ -96,7 +94,7 @@ def test_unmerged_lora_is_what_it_was(plain):
         np.testing.assert_allclose(x, before[name], rtol=1e-6, atol=1e-7)
 
 
-def test_merging_leaves_the_model_as_it_is(plain):
+def test_merging_does_not_change_the_model(plain):
     model = with_lora(plain)
     before = kernels(model)
     merge(model)
@@ -109,11 +107,11 @@ def test_targets_are_the_ends_of_paths_in_encoder_and_decoder(plain):
     wrapped = {".".join(map(str, path)) for path, x in nnx.iter_modules(model) if isinstance(x, LoraLinear)}
     sides = ["encoder.layers.0", "decoder.layers.0", "decoder.layers.1"]
     everywhere = {f"{side}.{name}" for side in sides for name in ("self_attn.q_proj", "fc1")}
-    sound = {f"{side}.encoder_attn.{name}" for side in sides[1:] for name in ("q_proj", "v_proj")}
-    assert wrapped == everywhere | sound
+    cross = {f"{side}.encoder_attn.{name}" for side in sides[1:] for name in ("q_proj", "v_proj")}
+    assert wrapped == everywhere | cross
 
 
-def test_a_target_that_is_no_layer_is_refused(plain):
+def test_a_target_that_matches_no_layer_is_rejected(plain):
     with pytest.raises(ValueError, match=r"'query'; choose from fc1, fc2, k_proj"):
         add_lora(plain, LoraConfig(rank=2, targets=("q_proj", "query")), nnx.Rngs(0))
     with pytest.raises(ValueError, match="rank=0"):
@@ -129,15 +127,15 @@ def test_only_the_factors_and_the_ctc_head_are_trained_and_have_moments(plain):
     frozen = {path: np.asarray(x) for path, x in training.state.frozen.items()}
     before = {path: np.asarray(x) for path, x in training.state.params.items()}
     for seed in range(3):
-        training(**made_up_batch(seed=seed))
+        training(**random_batch(seed=seed))
     assert all(np.array_equal(x, training.state.frozen[path]) for path, x in frozen.items())
     assert not any(np.array_equal(x, training.state.params[path]) for path, x in before.items())
 
 
-def test_the_trained_model_is_merged_and_plain(plain):
+def test_the_trained_model_is_merged(plain):
     training = Run(small_run(lora=CONFIG), plain)
     for seed in range(2):
-        training(**made_up_batch(seed=seed))
+        training(**random_batch(seed=seed))
     trainee = training.static.trainee(training.state.frozen | training.state.params)
     model = trained_model(training.static, training.state)
     assert kernels(model).keys() == kernels(plain).keys()

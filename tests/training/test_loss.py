@@ -1,4 +1,4 @@
-"""The losses: against plain numpy, and against optax's CTC."""
+"""Losses compared with plain numpy and with optax's CTC."""
 
 import itertools
 import math
@@ -25,31 +25,31 @@ def log_softmax(x):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_is_that_of_the_smoothed_labels(smoothing):
+def test_cross_entropy_equals_that_of_smoothed_labels(smoothing):
     target = (1 - smoothing) * np.eye(V)[LABELS] + smoothing / V
     expected = -(target * log_softmax(LOGITS)).sum(-1)
     entropy, _ = loss.cross_entropy(LOGITS, LABELS, WEIGHTS, smoothing)
     np.testing.assert_allclose(entropy.value, (expected * WEIGHTS).sum() / WEIGHTS.sum(), rtol=1e-5)
 
 
-def test_labels_of_no_weight_have_no_gradient():
+def test_labels_without_weight_have_no_gradient():
     gradient = jax.jit(jax.grad(lambda x: loss.cross_entropy(x, LABELS, WEIGHTS, 0.1)[0].value))(LOGITS)
     moved = np.abs(gradient).sum(-1) > 0
     np.testing.assert_array_equal(moved, WEIGHTS > 0)
 
 
-def test_accuracy_counts_the_weighted_labels_that_are_most_likely():
+def test_accuracy_counts_weighted_labels_that_are_most_likely():
     right = (np.argmax(LOGITS, -1) == LABELS) * WEIGHTS
     _, accuracy = loss.cross_entropy(LOGITS, LABELS, WEIGHTS)
     np.testing.assert_allclose(accuracy.value, right.sum() / WEIGHTS.sum())
 
 
-def test_no_weight_at_all_is_a_loss_of_0():
+def test_the_loss_without_weights_is_0():
     entropy, accuracy = loss.cross_entropy(LOGITS, LABELS, 0 * WEIGHTS)
     assert entropy.value == accuracy.value == 0
 
 
-def test_divergence_is_the_sum_over_the_vocabulary_at_the_temperature():
+def test_divergence_is_summed_over_the_vocabulary_at_the_temperature():
     teacher = LOGITS[::-1]
     ours, theirs = log_softmax(LOGITS / 2), log_softmax(teacher / 2)
     expected = 4 * (np.exp(theirs) * (theirs - ours)).sum(-1)
@@ -58,7 +58,7 @@ def test_divergence_is_the_sum_over_the_vocabulary_at_the_temperature():
     np.testing.assert_allclose(loss.divergence(LOGITS, LOGITS, WEIGHTS, 2.0).value, 0, atol=1e-6)
 
 
-def test_guide_is_how_far_attention_is_from_even_over_the_thirds_of_the_spans():
+def test_guide_is_minimal_for_even_attention_over_thirds_of_spans():
     scores = jnp.asarray(random.normal(0, 2, (B, 2, S, T)), jnp.float32)
     spans = np.zeros((B, S, 2), np.int32)
     spans[0, 1], spans[1, 0], spans[2, 4] = (2, 8), (3, 5), (8, 9)
@@ -71,7 +71,7 @@ def test_guide_is_how_far_attention_is_from_even_over_the_thirds_of_the_spans():
     np.testing.assert_allclose(loss.guide(scores, jnp.asarray(spans)).value, expected / 6, rtol=1e-5)
 
 
-def test_without_known_spans_nothing_is_guided():
+def test_unknown_spans_are_not_guided():
     scores = jnp.asarray(random.normal(0, 2, (B, 2, S, T)), jnp.float32)
     value, gradient = jax.jit(jax.value_and_grad(lambda x: loss.guide(x, jnp.zeros((B, S, 2), jnp.int32)).value))(
         scores
@@ -80,7 +80,7 @@ def test_without_known_spans_nothing_is_guided():
     assert not gradient.any()
 
 
-# CTC. Blank is the last class.
+# CTC; blank is the last class.
 
 ctc = jax.jit(loss.ctc, static_argnums=3)
 CTC_LOGITS = jnp.asarray(random.normal(0, 2, (4, T, V)), jnp.float32)
@@ -113,7 +113,7 @@ def test_ctc_is_the_sum_over_all_alignments():
     assert value.weight == 2
 
 
-def test_ctc_of_a_peaked_and_wrong_output_is_finite_and_has_a_gradient():
+def test_ctc_of_a_confidently_wrong_output_is_finite_and_has_a_gradient():
     logits = jnp.zeros((1, T, V)).at[:, :, V - 1].set(200.0)
     value, gradient = jax.jit(jax.value_and_grad(lambda x: loss.ctc(x, CTC_LABELS[2:3], EMPTY[:1], V - 1).value))(
         logits
@@ -126,15 +126,15 @@ def test_ctc_of_a_peaked_and_wrong_output_is_finite_and_has_a_gradient():
 @pytest.mark.parametrize(
     ("labels", "empty", "counted"),
     [
-        ([3, 3, 3, 3, 3, -1], 0, True),  # five and the four blanks between them: just fits into nine positions
+        ([3, 3, 3, 3, 3, -1], 0, True),  # five labels and four blanks between them just fit into nine positions
         ([3, 3, 3, 3, 3, 3], 0, False),
-        ([0, V - 1, -1, -1, -1, -1], 0, False),  # blank is no label
-        ([0, V + 5, -1, -1, -1, -1], 0, False),  # a word that a fine-tune added has no class
+        ([0, V - 1, -1, -1, -1, -1], 0, False),  # blank is not a label
+        ([0, V + 5, -1, -1, -1, -1], 0, False),  # a token added by a fine-tune has no class
         ([-1] * 6, 0, False),
-        ([-1] * 6, 1, True),  # nobody speaks
+        ([-1] * 6, 1, True),  # no speech
     ],
 )
-def test_ctc_counts_the_rows_that_can_be_said(labels, empty, counted):
+def test_ctc_counts_the_rows_that_fit(labels, empty, counted):
     rows = jnp.asarray([labels]), jnp.asarray([empty])
     value, gradient = jax.jit(jax.value_and_grad(lambda x: loss.ctc(x, *rows, V - 1).total))(CTC_LOGITS[:1])
     assert np.isfinite(value)
@@ -142,7 +142,7 @@ def test_ctc_counts_the_rows_that_can_be_said(labels, empty, counted):
     assert (value > 0) == counted == gradient.any()
 
 
-def test_frames_are_the_cross_entropy_of_the_positions_that_are_known():
+def test_frames_are_the_cross_entropy_of_known_positions():
     labels = np.array([[0, -1, 3, 6, -1]] * B)
     expected = -log_softmax(LOGITS)[:, [0, 2, 3], [0, 3, 6]].mean()
     assert float(loss.frames(LOGITS, jnp.asarray(labels)).value) == pytest.approx(expected, rel=1e-5)

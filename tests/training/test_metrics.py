@@ -1,4 +1,4 @@
-"""Records of a run: each step's once, however often the run was killed."""
+"""Records of a run, one per step even after kills."""
 
 import math
 
@@ -17,13 +17,13 @@ def steps_of(folder):
     return [record["step"] for record in read_records(folder / "metrics.jsonl")]
 
 
-def test_what_is_written_is_in_the_file_at_once(tmp_path):
+def test_records_are_in_the_file_at_once(tmp_path):
     with Metrics(tmp_path) as metrics:
         metrics.write(2, {"loss": 0.5})
         assert read_records(tmp_path / "metrics.jsonl") == [{"step": 2, "loss": 0.5}]
 
 
-def test_going_on_takes_back_all_but_the_records_that_are_to_be_kept(tmp_path):
+def test_resuming_removes_records_beyond_those_to_keep(tmp_path):
     with Metrics(tmp_path) as metrics:
         for step in range(1, 6):
             metrics.write(step, {"loss": 1 / step})
@@ -33,7 +33,7 @@ def test_going_on_takes_back_all_but_the_records_that_are_to_be_kept(tmp_path):
     assert steps_of(tmp_path) == [1, 2, 3, 4]
 
 
-def test_a_new_run_begins_without_the_records_of_one_that_was_killed_before_it_saved(tmp_path):
+def test_a_new_run_discards_the_records_of_a_killed_one_without_checkpoint(tmp_path):
     with Metrics(tmp_path) as metrics:
         metrics.write(1, {"loss": 1.0})
     with Metrics(tmp_path) as metrics:
@@ -41,7 +41,7 @@ def test_a_new_run_begins_without_the_records_of_one_that_was_killed_before_it_s
         assert metrics.records == []
 
 
-def test_a_line_that_was_cut_by_a_kill_is_left_out(tmp_path):
+def test_a_line_truncated_by_a_kill_is_skipped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     with Metrics(tmp_path, 2) as metrics:
         metrics.write(2, {"loss": 1.0})
@@ -59,7 +59,7 @@ def test_tensorboard_reads_each_step_once_with_the_last_value(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 9.0)]
 
 
-def test_a_mean_is_of_what_came_since_the_last_one():
+def test_a_mean_covers_values_since_the_last_one():
     mean = Mean()
     for values in ({"loss": 1.0}, {"loss": 3.0}):
         mean.add(values)
@@ -69,9 +69,9 @@ def test_a_mean_is_of_what_came_since_the_last_one():
     assert mean.take() == {"loss": 5.0}
 
 
-def test_curves_are_a_picture_of_what_was_recorded(tmp_path):
+def test_curves_are_plotted_from_records(tmp_path):
     with Metrics(tmp_path) as metrics:
-        metrics.plot()  # of nothing
+        metrics.plot()  # no records
         width, height = picture_size(tmp_path)
         for step in range(1, 50):
             metrics.write(step, {"loss": 3 / step, "ctc": 0.0, "learning_rate": 1e-3, "accuracy": 1 - 1 / step})
@@ -80,5 +80,5 @@ def test_curves_are_a_picture_of_what_was_recorded(tmp_path):
     assert picture_size(tmp_path) == (width, 4 * height)  # loss, word error rate, accuracy, learning rate
 
 
-def test_values_that_a_logarithm_does_not_know_are_drawn_without_a_complaint():
+def test_values_without_a_logarithm_are_plotted_without_warnings():
     draw_curves([{"step": 1, "loss": 1.0, "kl": 0.0}, {"step": 2, "loss": math.inf, "kl": 0.5}])

@@ -1,4 +1,4 @@
-"""The optimizer: against AdamW written down, and its schedule."""
+"""The optimizer, compared with AdamW in numpy, and its schedule."""
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +23,17 @@ def rates(steps: int, **config) -> list[float]:
     return [round(float(rate(step)), 4) for step in range(steps + 1)]
 
 
-def test_the_rate_warms_up_and_goes_down_to_0_at_the_last_step():
+def test_the_rate_warms_up_and_decays_to_0_at_the_last_step():
     assert rates(8, warmup_steps=4, decay="linear") == [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0]
     assert rates(8, warmup_steps=4, decay="cosine")[4:] == [1, 0.8536, 0.5, 0.1464, 0]
     assert rates(3, warmup_steps=0, decay="constant") == [1, 1, 1, 1]
 
 
-def test_a_warm_up_longer_than_the_run_is_a_part_of_it():
+def test_a_warm_up_longer_than_the_run_is_truncated():
     assert rates(2, warmup_steps=4) == [0.25, 0.5, 0.75]
 
 
-def test_what_cannot_be_is_refused_with_its_value():
+def test_invalid_options_are_rejected_with_their_value():
     with pytest.raises(ValueError, match=r"decay='step' is unknown; choose one of linear"):
         learning_rate(OptimizerConfig(decay="step"), 10)
     with pytest.raises(ValueError, match="warmup_steps=-1"):
@@ -61,7 +61,7 @@ def run(config: OptimizerConfig, gradients, steps: int = 100):
 CONSTANT = OptimizerConfig(learning_rate=0.1, warmup_steps=0, decay="constant", clip_norm=0.0)
 
 
-def test_two_updates_are_adamw_with_decay_of_matrices_alone():
+def test_two_updates_equal_adamw_with_decay_of_matrices_only():
     gradients = [params(1), params(2)]
     moved, (b1, b2) = run(CONSTANT, gradients), CONSTANT.betas
     for path, start in params(0).items():
@@ -82,15 +82,15 @@ def test_norms_biases_and_positions_do_not_decay():
     assert not any(map(is_decayed, undecayed))
 
 
-def test_a_gradient_above_the_norm_is_as_good_as_one_at_the_norm():
-    config = OptimizerConfig(clip_norm=1.0, warmup_steps=0, epsilon=1.0)  # a large epsilon: the size of it counts
+def test_gradients_above_the_norm_are_clipped_to_it():
+    config = OptimizerConfig(clip_norm=1.0, warmup_steps=0, epsilon=1.0)  # with a large epsilon the size matters
     small = jax.tree.map(lambda x: x / jnp.sqrt(sum((y**2).sum() for y in params(1).values())), params(1))
     large = jax.tree.map(lambda x: 50 * x, small)
     for path, x in run(config, [large]).items():
         np.testing.assert_allclose(x, run(config, [small])[path], rtol=1e-5)
 
 
-def test_accumulated_gradients_are_their_mean():
+def test_accumulated_gradients_are_averaged():
     gradients = [params(seed) for seed in range(1, 5)]
     means = [jax.tree.map(lambda x, y: (x + y) / 2, *gradients[i : i + 2]) for i in (0, 2)]
     accumulated = run(OptimizerConfig(warmup_steps=0, decay="constant", accumulate=2), gradients)
@@ -99,7 +99,7 @@ def test_accumulated_gradients_are_their_mean():
 
 
 def test_the_rate_of_an_accumulated_update_is_that_of_its_first_batch():
-    """Adam moves by the rate itself where the gradient is always the same."""
+    """With a constant gradient, Adam's update equals the rate."""
     config = OptimizerConfig(learning_rate=0.1, warmup_steps=4, weight_decay=0.0, clip_norm=0.0, accumulate=2)
     rate = learning_rate(config, 100)
     moved = run(config, [jax.tree.map(jnp.ones_like, params(0))] * 4)
@@ -107,15 +107,15 @@ def test_the_rate_of_an_accumulated_update_is_that_of_its_first_batch():
         np.testing.assert_allclose(start - moved[path], rate(0) + rate(2), rtol=1e-4)
 
 
-def test_the_average_forgets_by_its_decay_and_faster_at_first():
+def test_the_average_decays_faster_at_first():
     old, new = {"x": jnp.zeros(2)}, {"x": jnp.ones(2)}
     np.testing.assert_allclose(averaged(old, new, 0.99, jnp.asarray(0))["x"], 0.9)
     np.testing.assert_allclose(averaged(old, new, 0.99, jnp.asarray(5000))["x"], 0.01, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
-def test_muon_moves_matrices_as_optax_does(shape):
-    """The first update of both: a step without its size, in all directions alike."""
+def test_muon_updates_matrices_like_optax(shape):
+    """Compares the first update of both."""
     path = "encoder.layers.0.fc1.kernel"
     gradient = {path: jax.random.normal(jax.random.key(0), shape)}
     of_optax = optax.contrib.scale_by_muon(
@@ -131,7 +131,7 @@ def test_muon_moves_matrices_as_optax_does(shape):
     assert 0.01 < float(jnp.std(update)) < 0.03  # about 0.2 * rate, whatever the shape
 
 
-def test_muon_leaves_all_but_the_layers_matrices_and_their_additions_to_adamw():
+def test_muon_leaves_all_but_layer_matrices_and_lora_factors_to_adamw():
     changes = {"method": "muon", "warmup_steps": 0, "decay": "constant"}
     gradients = [params(1), params(2)]
     for path, x in run(OptimizerConfig(**changes), gradients).items():

@@ -1,4 +1,4 @@
-"""Batches without end: the same whoever reads them, from wherever one goes on."""
+"""Endless batches, independent of readers and resumable."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.small import small_tokenizer
-from tests.training.sounds import RATE, steady, write
+from tests.training.waveforms import RATE, steady, write
 from whisper_nnx.audio.loading import load_audio
 from whisper_nnx.data.manifest import Row
 from whisper_nnx.text.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ def assert_equal(some: list[Batch], others: list[Batch]) -> None:
             assert np.array_equal(one[name], other[name]), name
 
 
-def test_batches_have_the_shapes_that_a_step_is_compiled_for(rows):
+def test_batches_have_fixed_shapes(rows):
     shapes = {
         "waveform": ((4, RATE), np.float32),
         "first_position": ((4,), np.int32),
@@ -72,20 +72,20 @@ def test_batches_have_the_shapes_that_a_step_is_compiled_for(rows):
         assert {name: (array.shape, array.dtype) for name, array in batch.items()} == shapes
 
 
-def test_a_restored_iterator_goes_on_with_the_same_batches(rows):
-    undisturbed = iter(pipeline(rows))
-    take(undisturbed, 3)
-    state = json.loads(json.dumps(undisturbed.get_state()))
-    expected = take(undisturbed, 3)
+def test_a_restored_iterator_continues_with_the_same_batches(rows):
+    uninterrupted = iter(pipeline(rows))
+    take(uninterrupted, 3)
+    state = json.loads(json.dumps(uninterrupted.get_state()))
+    expected = take(uninterrupted, 3)
     restored = iter(pipeline(rows))
     restored.set_state(state)
     assert_equal(take(restored, 3), expected)
     restored.set_state(state)
     assert_equal(take(restored, 3), expected)
-    assert restored.get_state() == undisturbed.get_state() != state
+    assert restored.get_state() == uninterrupted.get_state() != state
 
 
-def test_two_workers_give_what_none_gives_and_go_on_from_where_none_was(rows):
+def test_workers_do_not_change_batches_or_positions(rows):
     alone, helped = iter(pipeline(rows)), iter(pipeline(rows, workers=2))
     take(alone, 2)
     helped.set_state(alone.get_state())
@@ -113,10 +113,10 @@ if __name__ == "__main__":
         lines = list(takewhile(lambda line: line != "ready\n", process.stdout))
         assert process.poll() is None, lines
         process.kill()
-        process.communicate(timeout=60)  # returns when the last that holds the pipe has ended
+        process.communicate(timeout=60)  # returns when the last process with the pipe has ended
 
 
-def test_hosts_together_see_what_one_sees(rows):
+def test_hosts_together_get_the_batches_of_one(rows):
     one = take(iter(pipeline(rows)), 4)
     parts = [take(iter(pipeline(rows, process=(index, 2))), 4) for index in range(2)]
     joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*parts, strict=True)]
@@ -132,14 +132,14 @@ def firsts(batches: list[Batch]) -> list[int]:
     return [int(row) for batch in batches for row in batch["rows"][:, 0]]
 
 
-def test_every_row_begins_one_window_in_each_pass_and_the_order_changes(rows):
+def test_every_row_starts_one_window_per_pass_in_changing_order(rows):
     seen = firsts(take(iter(pipeline(rows, batch_size=7, no_speech_rate=0.0, pack=False)), 4))
     passes = [seen[at : at + 7] for at in range(0, 28, 7)]
     assert all(sorted(part) == list(range(7)) for part in passes)
     assert len(set(map(tuple, passes))) > 1
 
 
-def test_weights_say_how_often_each_manifest_is_drawn_from(rows):
+def test_weights_are_the_shares_of_manifests(rows):
     two = [replace(row, manifest="few" if k < 2 else "many") for k, row in enumerate(rows)]
     plain = firsts(take(iter(pipeline(two, no_speech_rate=0.0, pack=False)), 14))
     assert sum(row < 2 for row in plain) == 16  # 2 of 7
@@ -149,7 +149,7 @@ def test_weights_say_how_often_each_manifest_is_drawn_from(rows):
     assert all(row < 2 for row in firsts(take(iter(pipeline(two, no_speech_rate=0.0, weights=(1.0, 0.0))), 3)))
 
 
-def test_a_vanished_file_is_reported_once_with_its_line_and_stops_nothing(rows, caplog):
+def test_a_missing_file_is_reported_once_with_its_line(rows, caplog):
     rows[4].audio.unlink()
     batches = iter(pipeline(rows, pack=False, no_speech_rate=0.0))
     with caplog.at_level(logging.WARNING):
@@ -161,8 +161,8 @@ def test_a_vanished_file_is_reported_once_with_its_line_and_stops_nothing(rows, 
     assert len(weightless) == 56 // 7
 
 
-def test_a_damaged_recording_within_the_manifest_is_named_by_its_line(rows, caplog):
-    rows[0] = replace(rows[0], audio=b"nothing that sounds")
+def test_damaged_audio_inside_a_manifest_is_reported_by_line(rows, caplog):
+    rows[0] = replace(rows[0], audio=b"not audio")
     with caplog.at_level(logging.WARNING):
         take(iter(pipeline(rows, pack=False, no_speech_rate=0.0)), 2)
     (message,) = caplog.messages
@@ -174,22 +174,22 @@ def test_a_damaged_recording_within_the_manifest_is_named_by_its_line(rows, capl
     [
         ({"batch_size": 3, "process": (0, 2)}, "batch_size=3 must be a multiple of the 2 processes"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"weights": (1.0, 2.0)}, "must be one for each of m, from 0"),
-        ({"weights": (-1.0,)}, "from 0"),
-        ({"weights": (0.0,)}, "from 0"),
+        ({"weights": (1.0, 2.0)}, "must be one number of at least 0 for each of m"),
+        ({"weights": (-1.0,)}, "of at least 0"),
+        ({"weights": (0.0,)}, "of at least 0"),
     ],
 )
-def test_what_cannot_be_is_told_at_once(rows, changes, reason):
+def test_invalid_options_are_rejected_at_once(rows, changes, reason):
     with pytest.raises(ValueError, match=reason):
         pipeline(rows, **changes)
 
 
-def test_no_rows_are_told_at_once():
+def test_a_manifest_without_rows_is_rejected_at_once():
     with pytest.raises(ValueError, match="no row can be used"):
         pipeline([])
 
 
-def test_real_speech_comes_out_as_the_manifest_says(shared, digits, tmp_path):
+def test_windows_of_real_speech_match_the_manifest(shared, digits, tmp_path):
     truth = json.loads((shared / "audio" / "en_short_3s.words.json").read_text())
     entry = {"audio": str(shared / "audio" / "en_short_3s.flac"), "text": "six zero nine", "language": "en"}
     timed = {"segments": truth["segments"], "words": truth["words"], "previous_text": "one two"}
@@ -199,8 +199,8 @@ def test_real_speech_comes_out_as_the_manifest_says(shared, digits, tmp_path):
     config = DataConfig(pack=False, no_speech_rate=0.0, no_timestamps_rate=0.0, previous_text_rate=1.0)
     (batch,) = take(iter(make_pipeline(config, AugmentConfig(), rows, tokenizer, batch_size=1, seed=0)), 1)
     ids, labels, spans = (batch[name][0] for name in ("ids", "labels", "spans"))
-    told = tokenizer.decode_with_timestamps(labels[batch["weights"][0] > 0].tolist())
-    assert told == "<|en|><|transcribe|><|0.10|> six zero nine<|1.66|><|endoftext|>"
+    text = tokenizer.decode_with_timestamps(labels[batch["weights"][0] > 0].tolist())
+    assert text == "<|en|><|transcribe|><|0.10|> six zero nine<|1.66|><|endoftext|>"
     assert tokenizer.decode(ids[:3].tolist()) == "<|startofprev|> one two"
     samples = load_audio(rows[0].audio)
     assert batch["waveform"].shape == (1, 480_000)

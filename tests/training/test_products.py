@@ -1,4 +1,4 @@
-"""Products of rounded factors: what they and their gradients are, and that a step with them is nearly the same step."""
+"""Matmuls of rounded operands, their gradients, and a training step with them."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
-from tests.training.batches import Run, arrays_of, made_up_batch, small_run
+from tests.training.batches import Run, arrays_of, random_batch, small_run
 from whisper_nnx import ops
 from whisper_nnx.training.config import ModelConfig
 from whisper_nnx.training.products import attend, product
@@ -20,7 +20,7 @@ def rounded(x: jax.Array) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(32, 64), (64, 32), (48, 48)])
-def test_factors_are_rounded_and_sums_are_not(n_in, n_out):
+def test_operands_are_rounded_and_sums_are_not(n_in, n_out):
     keys = jax.random.split(jax.random.key(0), 3)
     x, w, g = (
         jax.random.normal(key, shape) for key, shape in zip(keys, [(80, n_in), (n_in, n_out), (80, n_out)], strict=True)
@@ -33,7 +33,7 @@ def test_factors_are_rounded_and_sums_are_not(n_in, n_out):
 
 
 @pytest.mark.parametrize(("dtype", "off"), [("bfloat16", 0.02), ("float32", 1e-5)])
-def test_attention_of_rounded_factors_is_attention_and_so_is_its_gradient(dtype, off):
+def test_attention_of_rounded_operands_and_its_gradient_approximate_attention(dtype, off):
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, g = (
         jax.random.normal(key, shape) for key, shape in zip(keys, [(40, 16), *[(56, 16)] * 2, (40, 16)], strict=True)
@@ -52,8 +52,8 @@ def test_attention_of_rounded_factors_is_attention_and_so_is_its_gradient(dtype,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_step_with_them_is_nearly_the_same_and_the_model_rounds_no_more(dtype):
-    model, batch = small_model(spread=0.8, dtype=jnp.dtype(dtype)), made_up_batch()
+def test_a_step_with_rounding_is_nearly_equal_and_the_exported_model_does_not_round(dtype):
+    model, batch = small_model(spread=0.8, dtype=jnp.dtype(dtype)), random_batch()
     exact, ours = (Run(small_run(model=ModelConfig(product_dtype=name)), model) for name in ("", "bfloat16"))
     metrics, theirs = ours(**batch), exact(**batch)
     for name in ("loss", "cross_entropy", "ctc", "gradient_norm"):

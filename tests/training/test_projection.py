@@ -1,4 +1,4 @@
-"""Cross-entropy a piece of the labels at a time: the values and gradients of the whole."""
+"""Blockwise cross-entropy equals that of all labels at once, values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,15 @@ def case():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("rows", [1, 5, 21, 512])  # of a piece; 21 labels are cut evenly, unevenly, and not at all
-def test_pieces_are_the_whole_and_so_is_their_gradient(monkeypatch, rows, smoothing):
+@pytest.mark.parametrize("rows", [1, 5, 21, 512])  # per block; 21 labels are split evenly, unevenly and not at all
+def test_values_and_gradients_do_not_depend_on_blocks(monkeypatch, rows, smoothing):
     monkeypatch.setattr(projection, "_ROWS", rows)
     hidden, table, labels, weights = case()
 
     def whole(hidden, table):
         logits = jnp.matmul(hidden, table, precision="highest")
         entropy, accuracy = loss.cross_entropy(logits, labels, weights, smoothing)
-        return 3 * entropy.value, accuracy.value  # 3: what comes behind the loss reaches the gradient
+        return 3 * entropy.value, accuracy.value  # 3 checks that later factors reach the gradient
 
     def pieces(hidden, table):
         entropy, accuracy = projected_cross_entropy(hidden, table, labels, weights, smoothing, "float32")
@@ -40,7 +40,7 @@ def test_pieces_are_the_whole_and_so_is_their_gradient(monkeypatch, rows, smooth
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
 
 
-def test_factors_may_be_rounded():
+def test_operands_may_be_rounded():
     hidden, table, labels, weights = case()
     found, exact = (
         jax.jit(lambda h, dtype=dtype: projected_cross_entropy(h, table, labels, weights, 0.0, dtype)[0].value)(hidden)

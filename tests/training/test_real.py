@@ -1,4 +1,4 @@
-"""Training and evaluation of a released English-only checkpoint on real speech, by the README's commands."""
+"""Training and evaluation of a released English-only checkpoint on real speech with the README's commands."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def test_an_english_only_checkpoint_is_fine_tuned_and_evaluated(
     real_tiny_en, real_speech, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr("whisper_nnx.runtime.compilation_cache.choose_compilation_cache", lambda wanted: None)
-    rows = [{"audio": str(real_speech("en_libri_5s.flac")), "text": TEXT}]  # English is understood
+    rows = [{"audio": str(real_speech("en_libri_5s.flac")), "text": TEXT}]  # English is the default
     rows.append({"audio": str(real_speech("es_libri_17s.opus")), "text": "la sorpresa", "language": "es"})
     manifest = tmp_path / "rows.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)))

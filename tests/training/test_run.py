@@ -1,4 +1,4 @@
-"""Runs in this process: what evaluation and signals do to them, and that they go on as if nothing had been."""
+"""Training runs in this process: evaluation, signals and resuming."""
 
 import math
 import signal
@@ -59,7 +59,7 @@ def weights(model: Whisper) -> list[np.ndarray]:
 
 
 class Wers:
-    """An evaluation that finds these, one after the other, and remembers the weights that it was given."""
+    """An evaluation that returns these WERs in order and records the evaluated weights."""
 
     def __init__(self, *wers: float):
         self.wers, self.seen = list(wers), []
@@ -85,7 +85,7 @@ def test_the_best_model_by_word_error_rate_is_kept(config):
     assert not all(map(np.array_equal, best, last))
 
 
-def test_records_are_means_of_all_steps_once(config):
+def test_records_are_means_that_cover_each_step_once(config):
     config = replace(config, evaluate=EvaluateConfig())
     every_step = replace(config, log_every=1, output=config.output + "1")
     run(config)
@@ -96,7 +96,7 @@ def test_records_are_means_of_all_steps_once(config):
     assert dict(lines(config, "loss")) == {2: (losses[1] + losses[2]) / 2, 3: losses[3], 4: losses[4]}
 
 
-def test_a_signal_during_evaluation_saves_and_the_run_goes_on_with_that_evaluation(config):
+def test_a_signal_during_evaluation_saves_and_the_run_resumes_with_that_evaluation(config):
     seen = []
 
     def interrupted(model: Whisper) -> dict[str, float]:
@@ -112,22 +112,22 @@ def test_a_signal_during_evaluation_saves_and_the_run_goes_on_with_that_evaluati
     assert run(config, evaluate) == Result(step=4, best_wer=0.4)
     assert all(map(np.array_equal, seen[2], evaluate.seen[0]))
     assert lines(config, "wer") == [(1, 1.0), (2, 0.5), (3, 0.6), (4, 0.4)]
-    undisturbed = replace(config, output=config.output + "_undisturbed", evaluate=EvaluateConfig())
-    run(undisturbed)
-    ours, theirs = (weights(load_model(Path(output.output) / "export")) for output in (config, undisturbed))
+    uninterrupted = replace(config, output=config.output + "_uninterrupted", evaluate=EvaluateConfig())
+    run(uninterrupted)
+    ours, theirs = (weights(load_model(Path(output.output) / "export")) for output in (config, uninterrupted))
     assert all(map(np.array_equal, ours, theirs))
 
 
 def raise_signals_at(step: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many times: whenever metrics of that step are to be taken."""
-    take, left = _Run._take, [signal.SIGINT] * count
+    """Raises up to `count` signals when metrics of that step are collected."""
+    collect, left = _Run._collect, [signal.SIGINT] * count
 
-    def take_and_raise(self: _Run, count: int) -> None:
-        take(self, count)
+    def collect_and_raise(self: _Run, count: int) -> None:
+        collect(self, count)
         if self.step == step and left:
             signal.raise_signal(left.pop())
 
-    monkeypatch.setattr(_Run, "_take", take_and_raise)
+    monkeypatch.setattr(_Run, "_collect", collect_and_raise)
 
 
 def test_a_signal_between_steps_saves_after_the_step(config, monkeypatch, capsys):
@@ -135,7 +135,7 @@ def test_a_signal_between_steps_saves_after_the_step(config, monkeypatch, capsys
     raise_signals_at(3, 1, monkeypatch)
     assert run(config) == Result(step=3, best_wer=None, stopped="SIGINT")
     assert run(config) == Result(step=4, best_wer=None)
-    assert "going on from step 3 of 4" in capsys.readouterr().err
+    assert "resuming at step 3 of 4" in capsys.readouterr().err
     assert lines(config, "steps") == [(step, 1) for step in range(1, 5)]
 
 
@@ -147,7 +147,7 @@ def test_a_second_signal_ends_a_run_at_once(config, monkeypatch):
     assert not [path for path in (Path(config.output) / "checkpoints").iterdir() if path.name.isdigit()]
 
 
-def test_an_evaluation_that_fails_costs_no_steps(config, capsys):
+def test_a_failing_evaluation_loses_no_steps(config, capsys):
     def fail(model: Whisper) -> dict[str, float]:
         raise OSError("no such recording")
 
@@ -155,11 +155,11 @@ def test_an_evaluation_that_fails_costs_no_steps(config, capsys):
     with pytest.raises(OSError, match="no such recording"):
         run(config, fail)
     assert run(config, Wers(0.5, 0.4)) == Result(step=4, best_wer=0.4)
-    assert "going on from step 3 of 4" in capsys.readouterr().err
+    assert "resuming at step 3 of 4" in capsys.readouterr().err
     assert lines(config, "wer") == [(3, 0.5), (4, 0.4)]
 
 
-def test_a_run_that_is_done_only_exports_again(config):
+def test_a_finished_run_only_exports_again(config):
     run(config, Wers(0.4, 0.3, 0.2, 0.1))
     exported: list[tuple[list[np.ndarray], Path]] = []
     again = run(config, Wers(), lambda model, folder: exported.append((weights(model), folder)))
@@ -170,9 +170,11 @@ def test_a_run_that_is_done_only_exports_again(config):
     assert [step for step, _ in lines(config, "wer")] == [1, 2, 3, 4]
 
 
-def test_an_output_in_use_is_refused(config):
+def test_an_output_in_use_is_rejected(config):
     def another(model: Whisper) -> dict[str, float]:
-        with pytest.raises(ValueError, match="is another run's, which still goes; stop that, or give another output"):
+        with pytest.raises(
+            ValueError, match="is in use by another training run; stop it or choose another output folder"
+        ):
             run(config)
         return {"wer": 1.0}
 
@@ -185,7 +187,7 @@ def test_guided_heads_become_the_exported_models_alignment_heads(config):
     assert load_model(Path(config.output) / "export").config.alignment_heads == ((1, 0), (0, 1))
 
 
-def test_a_loss_that_is_no_number_is_never_saved(config):
+def test_a_loss_that_is_not_finite_is_never_saved(config):
     model = small_model()
     model.decoder.layer_norm.bias.set_value(model.decoder.layer_norm.bias[...].at[0].set(math.nan))
     with pytest.raises(
@@ -195,7 +197,7 @@ def test_a_loss_that_is_no_number_is_never_saved(config):
     assert not [path for path in (Path(config.output) / "checkpoints").iterdir() if path.name.isdigit()]
 
 
-def test_a_further_stage_goes_on_with_the_head_that_spells(config, tmp_path):
+def test_a_later_stage_reuses_the_ctc_head(config, tmp_path):
     first = replace(config, steps=2, loss=LossConfig(ctc_weight=0.3), evaluate=EvaluateConfig())
     run(first)
     export = tmp_path / "out" / "export"
@@ -207,4 +209,4 @@ def test_a_further_stage_goes_on_with_the_head_that_spells(config, tmp_path):
     assert (new.kernel[...] != stored["kernel"]).any()
     other_units = replace(second, data=replace(second.data, ctc_units="bytes"))
     assert make_trainee(small_model(), other_units, nnx.Rngs(7)).ctc_head.out_features == 257
-    load_model(export)  # which is as it was
+    load_model(export)  # still loads

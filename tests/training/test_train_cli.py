@@ -1,4 +1,4 @@
-"""`python -m whisper_nnx.train`: what it says, what it leaves behind, and runs that are killed and started again."""
+"""`python -m whisper_nnx.train`: messages, outputs, and runs that are killed and resumed."""
 
 import importlib
 import json
@@ -22,7 +22,7 @@ from whisper_nnx.training.config_file import load_config
 from whisper_nnx.training.metrics import read_records
 from whisper_nnx.training.run import read_rows
 
-# Runs the command and kills it when it is about to give the checkpoint of a step its name.
+# Runs the command and kills it before it renames the checkpoint of a step.
 CHILD = """
 import os, signal, sys
 
@@ -50,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def words(folder, cache, tmp_path) -> list[str]:  # noqa: F811
-    """Of a run of eight steps in an output of its own."""
+    """Arguments of a run of eight steps in an output of its own."""
     (tmp_path / "run.toml").write_text(f"""
         output = "{tmp_path / "out"}"
         steps = 8
@@ -79,9 +79,9 @@ def words(folder, cache, tmp_path) -> list[str]:  # noqa: F811
 
 @pytest.fixture
 def run(words, capsys, monkeypatch):
-    """Runs the command in this process -> its exit status and the lines on stderr.
+    """Runs the command in this process; returns its exit status and the lines on stderr.
 
-    Without the compilation cache, which would stay on for the tests behind it.
+    The compilation cache is disabled, since it would stay on for later tests.
     """
     monkeypatch.setattr("whisper_nnx.runtime.compilation_cache.choose_compilation_cache", lambda wanted: None)
 
@@ -111,40 +111,40 @@ def weights(output: Path) -> bytes:
     return (output / "export" / "model.safetensors").read_bytes()
 
 
-def test_a_run_that_is_killed_and_started_again_ends_with_the_weights_of_an_undisturbed_one(words, tmp_path):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert in_a_process(None, words, "--output", str(undisturbed)) == 0
+def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(words, tmp_path):
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    assert in_a_process(None, words, "--output", str(uninterrupted)) == 0
     again = (words, "--output", str(killed))
     assert in_a_process(6, *again) == -signal.SIGKILL
     assert [path.name for path in (killed / "checkpoints").iterdir() if path.name.isdigit()] == ["3"]
     assert in_a_process(None, *again) == 0
-    assert weights(killed) == weights(undisturbed)
-    ours, theirs = (read_records(output / "metrics.jsonl") for output in (killed, undisturbed))
+    assert weights(killed) == weights(uninterrupted)
+    ours, theirs = (read_records(output / "metrics.jsonl") for output in (killed, uninterrupted))
     assert [record["step"] for record in ours] == list(range(1, 9))
     for our, their in zip(ours, theirs, strict=True):
         assert {**our, "windows_per_s": 0} == {**their, "windows_per_s": 0}
 
 
-def test_a_run_whose_newest_checkpoints_are_damaged_ends_with_the_weights_of_an_undisturbed_one(run, tmp_path):
+def test_a_run_with_damaged_checkpoints_ends_with_the_weights_of_an_uninterrupted_one(run, tmp_path):
     assert run()[0] == 0
     output = tmp_path / "out"
-    undisturbed, records = weights(output), read_records(output / "metrics.jsonl")
+    uninterrupted, records = weights(output), read_records(output / "metrics.jsonl")
     shutil.rmtree(output / "export")
     (output / "checkpoints" / "8" / "state" / "manifest.ocdbt").write_bytes(b"")
     (output / "checkpoints" / "6" / "notes" / "metadata").unlink()
     code, lines = run()
     assert code == 0, lines
-    told = [line for line in lines if "is damaged" in line]
-    assert [line.partition(" is damaged")[0] for line in told] == [
+    warned = [line for line in lines if "is damaged" in line]
+    assert [line.partition(" is damaged")[0] for line in warned] == [
         f"whisper-nnx: {output}/checkpoints/{step}" for step in (8, 6)
     ]
-    assert f"{output}: going on from step 3 of 8" in lines
-    assert weights(output) == undisturbed
+    assert f"{output}: resuming at step 3 of 8" in lines
+    assert weights(output) == uninterrupted
     for ours, theirs in zip(read_records(output / "metrics.jsonl"), records, strict=True):
         assert {**ours, "windows_per_s": 0} == {**theirs, "windows_per_s": 0}
 
 
-def test_a_run_leaves_a_model_that_loads_its_curves_and_its_configuration(run, tmp_path):
+def test_a_run_writes_a_loadable_model_curves_and_configuration(run, tmp_path):
     code, lines = run("--steps", "2")
     assert code == 0
     assert lines[-1] == f"whisper-nnx: {tmp_path}/out/export holds the model after 2 steps"
@@ -153,7 +153,7 @@ def test_a_run_leaves_a_model_that_loads_its_curves_and_its_configuration(run, t
     assert load_model(tmp_path / "out" / "export").tokenizer == small_model().tokenizer
 
 
-def test_a_new_model_has_the_shape_that_was_asked_for_and_the_tokenizer(run, folder, tmp_path):
+def test_a_new_model_has_the_configured_shape_and_tokenizer(run, folder, tmp_path):
     sizes = {**vars(small_config()), "decoder_layers": 1, "dropout": 0.1}
     names = ("d_model", "encoder_layers", "encoder_attention_heads", "decoder_layers", "decoder_attention_heads")
     names += ("vocab_size", "num_mel_bins", "max_source_positions", "max_target_positions", "dropout")
@@ -177,23 +177,23 @@ def test_a_distilled_student_has_the_teachers_encoder_and_fewer_layers(run, fold
     assert record["kl"] > 0
 
 
-def test_a_run_that_is_done_goes_on_with_more_steps_and_refuses_fewer(run, tmp_path):
+def test_a_finished_run_continues_with_more_steps_and_rejects_fewer(run, tmp_path):
     run("--steps", "2")
     code, lines = run("--steps", "3")
     assert code == 0
-    assert f"{tmp_path}/out: going on from step 2 of 3" in lines
+    assert f"{tmp_path}/out: resuming at step 2 of 3" in lines
     code, lines = run("--steps", "2")
     assert code == 1
-    assert lines[-1] == f"whisper-nnx: error: steps=2, but {tmp_path}/out is at step 3 already; give more steps"
+    assert lines[-1] == f"whisper-nnx: error: steps=2, but {tmp_path}/out is already at step 3; give more steps"
     code, lines = run("--steps", "3", "--batch_size", "3")
     assert code == 1
-    assert "holds a run of another configuration (batch_size: 2 -> 3); take that back" in lines[-1]
+    assert "contains a run with another configuration (batch_size: 2 -> 3); undo the changes" in lines[-1]
     code, lines = run("--restart")
     assert code == 2
     assert "--restart needs an empty output" in lines[-1]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_the_step_the_rows_and_the_last_checkpoint(run, folder, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_with_step_rows_and_checkpoint(run, folder, tmp_path):
     code, lines = run("--optimizer.learning_rate", "1e30", "--save_every", "1")
     assert code == 1
     assert "Traceback" not in "".join(lines)
@@ -201,14 +201,14 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_step_the_rows_and_the_la
     step = int(last.partition(" at step ")[2].partition(",")[0])
     assert f"{folder / 'train.jsonl'}:" in last
     assert "lower optimizer.learning_rate=1e+30" in last
-    assert f"the checkpoint of step {step - 1} is kept" in last
+    assert f"the last checkpoint is of step {step - 1}" in last
     kept = [int(path.name) for path in (tmp_path / "out" / "checkpoints").iterdir() if path.name.isdigit()]
     assert max(kept) == step - 1
     assert [record["step"] for record in read_records(tmp_path / "out" / "metrics.jsonl")] == list(range(1, step))
     assert not (tmp_path / "out" / "export").exists()
 
 
-def test_bad_rows_are_told_by_their_lines_and_do_not_stop_a_run(run, folder, tmp_path):
+def test_bad_rows_are_reported_by_line_and_do_not_stop_a_run(run, folder, tmp_path):
     manifest = tmp_path / "some.jsonl"
     good = json.dumps({"audio": str(folder / "0.wav"), "text": "one", "language": "en"})
     missing = json.dumps({"audio": "nowhere.wav", "text": "one", "language": "en"})
@@ -254,7 +254,7 @@ def test_bad_rows_of_a_manifest_are_reported_once(folder, tmp_path, capsys, eval
         ("--threads -1", "argument --threads"),
     ],
 )
-def test_a_mistake_gets_one_line_and_no_run(run, folder, tmp_path, more, message):
+def test_mistakes_give_one_line_and_no_run(run, folder, tmp_path, more, message):
     code, lines = run(*more.format(folder / "train.jsonl").split())
     assert code != 0
     assert message in lines[-1]
@@ -282,16 +282,16 @@ finally:
 def test_a_run_that_evaluates_writes_error_rates_and_keeps_the_best(run, folder, tmp_path):
     held_out = folder / "held_out.jsonl"
     held_out.write_text("".join((folder / "train.jsonl").read_text().splitlines(True)[:3]))
-    code, told = run(
+    code, lines = run(
         "--evaluate.manifest", str(held_out), "--evaluate.every", "4", "--evaluate.options.sample_len", "3"
     )
-    assert code == 0, told
+    assert code == 0, lines
     rates = [record["wer"] for record in read_records(tmp_path / "out" / "metrics.jsonl") if "wer" in record]
     assert len(rates) == 2
     assert load_model(tmp_path / "out" / "best").config == load_model(folder / "model").config
 
 
-def test_recordings_that_an_evaluation_cannot_read_are_told_by_their_line(run, folder, tmp_path, monkeypatch):
+def test_unreadable_recordings_of_an_evaluation_are_reported_by_line(run, folder, tmp_path, monkeypatch):
     module = importlib.import_module("whisper_nnx.evaluation.run")
     real = module._result
 
@@ -301,9 +301,9 @@ def test_recordings_that_an_evaluation_cannot_read_are_told_by_their_line(run, f
 
     monkeypatch.setattr(module, "_result", without_the_second)
     manifest = folder / "train.jsonl"
-    code, told = run(
+    code, lines = run(
         *("--evaluate.manifest", str(manifest), "--evaluate.every", "8", "--evaluate.max_rows", "2"),
         *("--evaluate.options.sample_len", "3"),
     )
-    assert code == 0, told
-    assert [line for line in told if line.endswith(f"{manifest}:2: gone")]
+    assert code == 0, lines
+    assert [line for line in lines if line.endswith(f"{manifest}:2: gone")]

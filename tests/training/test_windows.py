@@ -1,4 +1,4 @@
-"""Windows made of recordings that are known again by their loudness; the model's window is one second long."""
+"""Windows of recordings identified by their level; the model's window is one second long."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.small import TIMESTAMPS, small_tokenizer
-from tests.training.sounds import RATE, level, steady, stretches, write
+from tests.training.waveforms import RATE, level, steady, stretches, write
 from whisper_nnx.audio.loading import load_audio
 from whisper_nnx.data.manifest import Row, Span
 from whisper_nnx.training.config import AugmentConfig, DataConfig
@@ -27,8 +27,8 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def loud_rows(folder: Path, shortest: float) -> list[Row]:
-    """Row k says the letter k, as loud as `level(k)`, each 30 ms longer than the one before."""
+def level_rows(folder: Path, shortest: float) -> list[Row]:
+    """Row k has the letter k as text and `level(k)`, and is 30 ms longer than the previous one."""
     made = []
     for k in range(8):
         seconds = shortest + 0.03 * k
@@ -39,7 +39,7 @@ def loud_rows(folder: Path, shortest: float) -> list[Row]:
 
 @pytest.fixture
 def rows(tmp_path: Path) -> list[Row]:
-    return loud_rows(tmp_path, 0.14)
+    return level_rows(tmp_path, 0.14)
 
 
 def windows(rows: list[Row], augment: AugmentConfig | None = None, seed: int = 0, **changes: Any) -> Windows:
@@ -56,42 +56,42 @@ def learned(window: dict[str, np.ndarray]) -> str:
 
 
 def content(window: dict[str, np.ndarray]) -> list[int]:
-    """Labels behind the task."""
+    """Labels after the task."""
     labels = window["labels"][window["weights"] > 0].tolist()
     return labels[2:]
 
 
-def heard(loudness: float) -> int:
-    """The row that is so loud."""
+def row_of(loudness: float) -> int:
+    """The row with this level."""
     return round(loudness * 64) - 1
 
 
 def segments(window: dict[str, np.ndarray]) -> list[tuple[int, str, int | None]]:
-    """(start, text, end) as told, positions; end None: partial."""
-    told, begin, letters = [], None, ""
+    """(start, text, end) of labelled segments in positions; end None: partial."""
+    found, begin, letters = [], None, ""
     for token in content(window):
         at = token - SPECIAL.timestamp_begin
         if not TOKENIZER.is_timestamp(token):
             if token == SPECIAL.eot and begin is not None:
-                told.append((begin, letters, None))
+                found.append((begin, letters, None))
             letters += TOKENIZER.decode([token])
         elif begin is None:
             begin, letters = at, ""
         else:
-            told.append((begin, letters, at))
+            found.append((begin, letters, at))
             begin = None
-    return told
+    return found
 
 
-def test_packed_rows_are_heard_where_their_times_say(rows):
+def test_packed_rows_are_at_their_labelled_times(rows):
     many = some(windows(rows))
     assert max((window["rows"] >= 0).sum() for window in many) >= 4
     assert min((window["rows"] >= 0).sum() for window in many) == 1
     for window in many:
-        told, parts = segments(window), stretches(window["waveform"])
-        assert len(told) == len(parts) == (window["rows"] >= 0).sum()
-        for (begin, text, end), (first, last, loudness), index in zip(told, parts, window["rows"], strict=False):
-            assert heard(loudness) == index
+        labelled, parts = segments(window), stretches(window["waveform"])
+        assert len(labelled) == len(parts) == (window["rows"] >= 0).sum()
+        for (begin, text, end), (first, last, loudness), index in zip(labelled, parts, window["rows"], strict=False):
+            assert row_of(loudness) == index
             assert abs(first - begin * STEP) <= STEP // 2 + 1
             if end is not None:
                 assert text == f" {rows[index].text}"
@@ -99,13 +99,13 @@ def test_packed_rows_are_heard_where_their_times_say(rows):
                 assert last - first == len(load_audio(rows[index].audio))
 
 
-def test_the_row_that_does_not_fit_is_cut_and_only_its_start_is_told(tmp_path):
-    rows = loud_rows(tmp_path, 0.4)
+def test_a_row_that_does_not_fit_is_cut_and_only_its_start_is_labelled(tmp_path):
+    rows = level_rows(tmp_path, 0.4)
     partial = [window for window in some(windows(rows)) if segments(window)[-1][2] is None]
     assert 10 < len(partial) < 50
     for window in partial:
         first, last, loudness = stretches(window["waveform"])[-1]
-        whole = len(load_audio(rows[heard(loudness)].audio))
+        whole = len(load_audio(rows[row_of(loudness)].audio))
         assert last == RATE  # up to the window's end
         assert last - first < whole
         assert last - first >= 0.2 * RATE - STEP
@@ -119,19 +119,19 @@ def test_without_timestamps_nothing_is_cut(rows):
     assert max((window["rows"] >= 0).sum() for window in many) >= 4
     for window in many:
         parts = stretches(window["waveform"])
-        text = "".join(f" {rows[heard(loudness)].text}" for _, _, loudness in parts)
+        text = "".join(f" {rows[row_of(loudness)].text}" for _, _, loudness in parts)
         assert learned(window) == f"<|en|><|transcribe|><|notimestamps|>{text}<|endoftext|>"
         for first, last, loudness in parts:
-            assert last - first == len(load_audio(rows[heard(loudness)].audio))
+            assert last - first == len(load_audio(rows[row_of(loudness)].audio))
         assert window["ctc_weight"] == 1
 
 
-def test_half_of_the_windows_are_without_timestamps_where_that_is_the_rate(rows):
+def test_the_share_of_windows_without_timestamps_is_the_rate(rows):
     many = some(windows(rows, no_timestamps_rate=0.5), 200)
     assert 70 < sum(SPECIAL.no_timestamps in window["ids"] for window in many) < 130
 
 
-def test_unpacked_windows_have_one_row_at_their_beginning(rows):
+def test_unpacked_windows_start_with_their_only_row(rows):
     for index, window in enumerate(some(windows(rows, pack=False))):
         ((begin, _, end),) = segments(window)
         assert begin == 0
@@ -139,7 +139,7 @@ def test_unpacked_windows_have_one_row_at_their_beginning(rows):
         assert window["rows"].tolist() == [index % 8, *[-1] * 7]
 
 
-def test_only_rows_of_one_kind_share_a_window(rows):
+def test_only_rows_of_one_group_share_a_window(rows):
     kinds = [{}, {"language": "de"}, {"task": "translate"}, {"source": "phone"}]
     mixed = [replace(row, **kinds[i % 4]) for i, row in enumerate(rows)]
     shared = 0
@@ -152,7 +152,7 @@ def test_only_rows_of_one_kind_share_a_window(rows):
     assert shared
 
 
-def test_times_words_and_spans_move_with_the_speed(rows):
+def test_times_words_and_spans_follow_the_speed(rows):
     timed = [replace(row, words=(Span(0.04, 0.1, row.text),)) for row in rows]
     lengths = set()
     for window in some(windows(timed, AugmentConfig(speed=0.3), pack_gap_s=(0.0, 0.0), pack=False)):
@@ -167,14 +167,14 @@ def test_times_words_and_spans_move_with_the_speed(rows):
     assert {0.7, 1.3} <= lengths
 
 
-def test_what_fits_is_not_played_so_slowly_that_it_does_not(tmp_path):
+def test_a_row_that_fits_is_not_slowed_beyond_the_window(tmp_path):
     row = Row(write(tmp_path, "a.wav", steady(0, 0.97)), "a", "en", 0.97, 1)
     for window in some(windows([row], AugmentConfig(speed=0.3)), 20):
         assert segments(window)[0][1] == " a"
         assert segments(window)[0][2] is not None
 
 
-def test_short_clips_lie_anywhere_in_the_window_and_half_of_them_at_its_beginning(rows):
+def test_short_clips_are_placed_at_random_and_half_of_them_at_the_start(rows):
     it = windows(rows, window_s=0.4)
     many = some(it, 400)
     first = np.array([window["first_position"] for window in many])
@@ -187,7 +187,7 @@ def test_short_clips_lie_anywhere_in_the_window_and_half_of_them_at_its_beginnin
         assert window["spans"].max() <= 20
 
 
-def test_segments_of_a_longer_row_are_taken_as_far_as_they_fit(tmp_path):
+def test_segments_of_a_longer_row_are_used_as_far_as_they_fit(tmp_path):
     spans = (Span(0.0, 0.2, "a"), Span(0.2, 0.35, "b"), Span(0.4, 0.9, "c"), Span(0.9, 1.0, "d"))
     row = Row(write(tmp_path, "a.wav", steady(0, 1.0)), "a b c d", "en", 1.0, 1, segments=spans)
     plain: dict[str, Any] = {"window_s": 0.8, "pack": False}
@@ -201,17 +201,17 @@ def test_segments_of_a_longer_row_are_taken_as_far_as_they_fit(tmp_path):
     assert stretches(window["waveform"])[-1][1] == 0.8 * RATE
     (without,) = some(windows([row], **plain, no_timestamps_rate=1.0), 1)
     assert learned(without).endswith("<|notimestamps|> a b<|endoftext|>")
-    assert stretches(without["waveform"])[-1][1] == 0.4 * RATE  # what is not told is not heard
+    assert stretches(without["waveform"])[-1][1] == 0.4 * RATE  # audio without a label is dropped
 
 
-def test_a_long_row_without_a_segment_that_fits_is_told_and_weighs_nothing(rows, tmp_path):
+def test_a_long_row_without_a_fitting_segment_is_reported_and_has_no_weight(rows, tmp_path):
     long = Row(write(tmp_path, "a.wav", steady(0, 0.9)), "a", "en", 0.9, 1)
     window = windows([*rows, long], window_s=0.5)(0, 8)
     assert str(window["trouble"]).startswith("8\tlasts 0.9 s, and no segment of it ends within window_s=0.5")
     assert not window["weights"].any()
 
 
-def test_text_that_is_too_long_is_told_and_weighs_nothing(rows):
+def test_too_long_text_is_reported_and_has_no_weight(rows):
     rows[3] = replace(rows[3], text="x" * 50)
     window = windows(rows)(0, 3)
     assert "does not fit into max_label_length=48" in str(window["trouble"])
@@ -219,7 +219,7 @@ def test_text_that_is_too_long_is_told_and_weighs_nothing(rows):
     assert not window["waveform"].any()
 
 
-def test_no_window_is_longer_than_it_may_be(rows):
+def test_labels_never_exceed_their_limit(rows):
     for seed in range(3):
         rng = np.random.default_rng(seed)
         wordy = [replace(row, text="x" * int(rng.integers(1, 8)), previous_text="y" * 30) for row in rows]
@@ -231,7 +231,7 @@ def test_no_window_is_longer_than_it_may_be(rows):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_windows_in_which_nobody_speaks_say_so(rows, rate):
+def test_synthetic_windows_without_speech(rows, rate):
     for index, window in enumerate(some(windows(rows, no_speech_rate=1.0, no_timestamps_rate=rate))):
         timed = SPECIAL.no_timestamps not in window["ids"]
         assert learned(window) == "<|nospeech|>" + ("<|0.00|>" if timed else "<|notimestamps|>") + "<|endoftext|>"
@@ -240,7 +240,7 @@ def test_windows_in_which_nobody_speaks_say_so(rows, rate):
         assert np.abs(window["waveform"]).max() < 0.6, index
 
 
-def test_a_recording_in_which_nobody_speaks_is_heard_and_says_so(rows, tmp_path):
+def test_recorded_windows_without_speech(rows, tmp_path):
     quiet = Row(write(tmp_path, "quiet.wav", steady(9, 1.3)), "", "", 1.3, 9, no_speech=True)
     window = windows([*rows, quiet])(5, 8)
     assert learned(window) == "<|nospeech|><|0.00|><|endoftext|>"
@@ -250,7 +250,7 @@ def test_a_recording_in_which_nobody_speaks_is_heard_and_says_so(rows, tmp_path)
     assert learned(alone) == learned(window)
 
 
-def test_a_file_that_has_vanished_is_told_and_weighs_nothing(rows):
+def test_a_missing_file_is_reported_and_has_no_weight(rows):
     rows[2].audio.unlink()
     window = windows(rows)(0, 2)
     assert str(window["trouble"]).startswith(f"2\t{rows[2].audio}: No such file")
@@ -263,7 +263,7 @@ def test_a_file_that_has_vanished_is_told_and_weighs_nothing(rows):
     assert sum(bool(str(window["trouble"])) and window["weights"].any() for window in others)  # the rest is used
 
 
-def test_previous_text_is_the_rows_own_or_anothers_of_its_kind(rows):
+def test_previous_text_is_the_rows_own_or_from_its_group(rows):
     own = [replace(row, previous_text=f"{row.text}{row.text}") for row in rows]
     for index, window in enumerate(some(windows(own, previous_text_rate=1.0))):
         assert window["ids"][0] == SPECIAL.sot_prev
@@ -282,7 +282,7 @@ def test_previous_text_is_the_rows_own_or_anothers_of_its_kind(rows):
 
 
 @pytest.mark.parametrize("no_timestamps_rate", [0.0, 1.0])
-def test_what_other_rows_said_before_has_times_as_the_window_has_them(rows, no_timestamps_rate):
+def test_previous_text_of_other_rows_has_timestamps_like_the_window(rows, no_timestamps_rate):
     timed = 0
     made = some(windows(rows, previous_text_rate=1.0, no_timestamps_rate=no_timestamps_rate), 200)
     for window in made:
@@ -292,11 +292,11 @@ def test_what_other_rows_said_before_has_times_as_the_window_has_them(rows, no_t
         timed += bool(times)
         steps = np.diff(times)
         assert all(0 <= time <= TIMESTAMPS for time in times)
-        assert (steps < 0).sum() <= len(times) // 4  # they begin anew with a window
+        assert (steps < 0).sum() <= len(times) // 4  # they restart in each window
     assert 0.7 * len(made) < timed < 0.9 * len(made) if no_timestamps_rate == 0 else timed == 0
 
 
-def test_a_window_depends_on_nothing_but_its_number_and_the_seed(rows):
+def test_a_window_depends_only_on_its_index_and_the_seed(rows):
     augment = AugmentConfig(speed=0.1, gain_db=6, noise_rate=0.5)
     changes = {"no_speech_rate": 0.2, "previous_text_rate": 0.5, "no_timestamps_rate": 0.5}
     it, again = windows(rows, augment, **changes), windows(rows, augment, **changes)
@@ -317,12 +317,12 @@ def test_a_window_depends_on_nothing_but_its_number_and_the_seed(rows):
         ({"max_label_length": 49}, "max_label_length=49 must be from 8 to the model's 48"),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_is_read(rows, changes, reason):
+def test_invalid_options_are_rejected_before_reading(rows, changes, reason):
     with pytest.raises(ValueError, match=reason):
         windows(rows, **changes)
 
 
-def test_a_language_that_the_model_lacks_is_told_at_once(rows):
+def test_languages_that_the_model_lacks_are_rejected_at_once(rows):
     with pytest.raises(ValueError, match="'ja' is not in this checkpoint"):
         windows([replace(rows[0], language="ja")])
     assert SPECIAL.timestamp_end - SPECIAL.timestamp_begin == TIMESTAMPS - 1

@@ -1,4 +1,4 @@
-"""Training: manifests -> windows -> steps -> checkpoints. Names are imported when first used."""
+"""Training: manifests, windows, steps and checkpoints. Names are imported lazily."""
 
 import importlib
 import sys

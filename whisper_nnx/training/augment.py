@@ -1,4 +1,4 @@
-"""What is done to the sound before the encoder sees it: speed, noise, loudness; and sound in which nobody speaks."""
+"""Waveform augmentation (speed, noise, gain) and synthetic non-speech audio."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from whisper_nnx.training.config import AugmentConfig
 
 
 def draw_speed(config: AugmentConfig, rng: np.random.Generator) -> float:
-    """How many times faster a recording is to be played."""
+    """Draws a speed factor."""
     return float(rng.uniform(1 - config.speed, 1 + config.speed)) if config.speed else 1.0
 
 
 def change_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
-    """[N] -> [about N / speed], by resampling: what was at t s is at t / speed, and the pitch changes, too."""
+    """Resamples [N] to about [N / speed]: t s moves to t / speed, and the pitch changes too."""
     import soxr
 
     return waveform if speed == 1.0 else soxr.resample(waveform, speed * SAMPLE_RATE, SAMPLE_RATE)
 
 
 def noise(kind: str, length: int, rng: np.random.Generator) -> np.ndarray:
-    """[length] float32 of mean square 1; kind: "white", or "pink", whose power falls with the frequency."""
+    """Returns noise [length], float32, of mean square 1; kind: "white" or "pink" (power falls with frequency)."""
     samples: np.ndarray = rng.standard_normal(length, dtype=np.float32)
     if kind == "pink":
         spectrum = np.fft.rfft(samples)
@@ -29,10 +29,10 @@ def noise(kind: str, length: int, rng: np.random.Generator) -> np.ndarray:
     return samples / max(_rms(samples), 1e-9)
 
 
-def disturb(waveform: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """[N] with noise and at another loudness, as the configuration says.
+def add_noise_and_gain(waveform: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """Adds noise and gain to a waveform [N] as configured.
 
-    The ratio of signal to noise counts where there is sound, so gaps and padding do not make the noise fainter.
+    The signal-to-noise ratio is relative to the nonzero samples, so gaps and padding do not lower the noise.
     """
     waveform = waveform.astype(np.float32, copy=False)
     if rng.random() < config.noise_rate and waveform.any():
@@ -43,8 +43,8 @@ def disturb(waveform: np.ndarray, config: AugmentConfig, rng: np.random.Generato
     return waveform
 
 
-def nobody_speaks(length: int, rng: np.random.Generator) -> np.ndarray:
-    """[length] float32: digital silence, faint noise (below -60 dB of full scale) or noise (up to -20 dB)."""
+def non_speech(length: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns [length] float32: digital silence, faint noise (below -60 dB full scale) or noise (up to -20 dB)."""
     loudest = (None, -60.0, -20.0)[rng.integers(3)]
     if loudest is None:
         return np.zeros(length, np.float32)

@@ -1,4 +1,4 @@
-"""What a run needs to go on where it stopped: its state, where it is in the data, and its configuration."""
+"""Checkpoints of training runs: state, data position and configuration, verified by digests."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from whisper_nnx.training.config import differences
 State = TypeVar("State")
 WER = "wer"
 DIGESTS = "digests.json"  # of a checkpoint's files
-DAMAGED = "damaged"  # where damaged checkpoints are moved, beside their folder
+DAMAGED = "damaged"  # folder to which damaged checkpoints are moved
 _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The last `keep` checkpoints in `folder`, and the best by WER. A context: its end waits until all are written.
+    """Keeps the last `keep` checkpoints in `folder` and the best by WER; a context manager that waits for all writes.
 
-    run: the configuration as `to_dict` has it, kept in each checkpoint.
+    run: the configuration from `to_dict`, stored in each checkpoint.
     """
 
     def __init__(self, folder: Path, keep: int, run: Mapping[str, Any]):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of checkpoints without a WER; most have none
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about checkpoints without a WER
         self.folder, self._run, self._saving = folder, run, 0
         latest = checkpoint_managers.LatestN(keep)
         best = checkpoint_managers.BestN(
@@ -40,7 +40,7 @@ class Checkpoints:
             best_fn=_word_errors,
             best_mode="min",
             preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
-            cleanup_tmp_directories=True,  # of a run that was killed while it saved
+            cleanup_tmp_directories=True,  # left by a run that was killed while saving
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
         )
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
@@ -53,40 +53,38 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Of the checkpoints that are there, in ascending order."""
+        """Steps of the existing checkpoints, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def notes(self) -> dict[str, Any] | None:
-        """What was saved beside the newest state; None without one.
+        """Returns the notes saved with the newest state, or None without a checkpoint.
 
-        Damaged checkpoints that are newer than the last whole one are moved out of the way, with a warning.
-        Raises ValueError if all are damaged, or if the newest is of another run.
+        Damaged checkpoints newer than the last intact one are moved away, with a warning. Raises ValueError if all are
+        damaged, or if the newest belongs to another configuration.
         """
         damaged: dict[int, str] = {}
         restored: Any = None
         for step in reversed(self.steps):
             try:
-                restored = self._whole(step)
+                restored = self._verified(step)
                 break
-            except Exception as error:  # orbax raises what its readers happen to meet in a damaged file
+            except Exception as error:  # orbax raises whatever its readers meet in a damaged file
                 damaged[step] = " ".join(str(error).split())[:200] or type(error).__name__
         if restored is None:
             if not damaged:
                 return None
             reasons = "; ".join(f"{self.folder / str(step)}: {reason}" for step, reason in damaged.items())
-            raise ValueError(
-                f"all checkpoints are damaged ({reasons}); remove {self.folder} to start from the beginning"
-            )
+            raise ValueError(f"all checkpoints are damaged ({reasons}); remove {self.folder} to start from scratch")
         if changes := differences(restored["run"], self._run):
             raise ValueError(
-                f"{self.folder.parent} holds a run of another configuration ({'; '.join(changes)}); "
-                "take that back, or give another output"
+                f"{self.folder.parent} contains a run with another configuration ({'; '.join(changes)}); "
+                "undo the changes or give another output"
             )
         self._move_away(damaged)
         return restored["notes"]
 
-    def _whole(self, step: int) -> Any:
-        """The run and notes of a checkpoint. Raises any error if part of the checkpoint is damaged."""
+    def _verified(self, step: int) -> Any:
+        """Returns the run and notes of a checkpoint; raises an exception of any kind if it is damaged."""
         path = self.folder / str(step)
         if (path / DIGESTS).is_file():
             for name, written in json.loads((path / DIGESTS).read_text("utf-8")).items():
@@ -95,16 +93,16 @@ class Checkpoints:
                 if _digest(path / name) != written:
                     raise ValueError(f"{name} has changed since it was written")
             items = {}
-        else:  # of an earlier version
+        else:  # written by an earlier version
             items = {"state": ocp.args.StandardRestore()}
         json_items = {"run": ocp.args.JsonRestore(), "notes": ocp.args.JsonRestore()}
         return self._manager.restore(step, args=ocp.args.Composite(**json_items, **items))
 
     def _move_away(self, damaged: Mapping[int, str]) -> None:
-        """Moves these steps, each damaged for a reason, and says so."""
+        """Moves damaged steps (step -> reason) to another folder and warns."""
         if not damaged:
             return
-        multihost_utils.sync_global_devices("damaged checkpoints are known")
+        multihost_utils.sync_global_devices("damaged checkpoints found")
         for step, reason in damaged.items() if jax.process_index() == 0 else ():
             aside = self.folder.parent / DAMAGED / str(step)
             while aside.exists():
@@ -112,19 +110,19 @@ class Checkpoints:
             aside.parent.mkdir(exist_ok=True)
             (self.folder / str(step)).rename(aside)
             _log.warning("%s is damaged (%s); moved to %s", self.folder / str(step), reason, aside)
-        multihost_utils.sync_global_devices("damaged checkpoints are moved")
+        multihost_utils.sync_global_devices("damaged checkpoints moved")
         self._manager.reload()
 
     def _write_digests(self) -> None:
-        """Called in the background when a checkpoint is complete, before it gets its name."""
+        """Called in the background when a checkpoint is complete, before it is renamed."""
         for path in self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*") if jax.process_index() == 0 else ():
-            # The files beside these folders hold times alone; orbax still writes them.
+            # Files outside these folders contain only timestamps, and orbax is still writing them.
             files = sorted(file for file in path.glob("*/**/*") if file.is_file())
             digests = {file.relative_to(path).as_posix(): _digest(file) for file in files}
             (path / DIGESTS).write_text(json.dumps(digests, indent=1), "utf-8")
 
     def state(self, like: State) -> State:
-        """The newest state, on the devices of `like`, whose structure it has."""
+        """Restores the newest state with the structure and devices of `like`."""
         named = _named(like)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, named)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -132,18 +130,18 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in named])
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any], wer: float | None = None) -> None:
-        """Writes `state` in the background; it may be donated as soon as this returns. notes: what JSON can hold."""
+        """Writes `state` in the background; it may be donated once this returns. notes: JSON-serializable."""
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_named(state)),
             notes=ocp.args.JsonSave(dict(notes)),
             run=ocp.args.JsonSave(dict(self._run)),
         )
-        self._manager.wait_until_finished()  # `_write_digests` of the one before
+        self._manager.wait_until_finished()  # including `_write_digests` of the previous checkpoint
         self._saving = step
         self._manager.save(step, args=items, metrics=None if wer is None else {WER: wer}, force=True)
 
     def wait(self) -> None:
-        """Until all that was saved is on the disk."""
+        """Waits until all checkpoints are on disk."""
         self._manager.wait_until_finished()
 
 
@@ -157,6 +155,6 @@ def _word_errors(metrics: Mapping[str, float]) -> float:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """The leaves by their paths, params.whisper.encoder.conv1.kernel, in the tree's order."""
+    """Returns the leaves by path, such as params.whisper.encoder.conv1.kernel, in tree order."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -1,4 +1,4 @@
-"""A TOML file and the command line's `--name value ...` -> a TrainConfig."""
+"""Makes a TrainConfig from a TOML file and the command line's `--name value ...`."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 from whisper_nnx.training.config import TrainConfig, check
 
 T = TypeVar("T")
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
 def load_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """A run as a TOML file (None: the defaults) and a command line's `--name value ...` describe it.
+    """Loads a configuration from a TOML file (None: the defaults) and command-line overrides.
 
-    overrides: names are dotted, `--optimizer.learning_rate 1e-4 --data.train a.jsonl b.jsonl`; they win over the file.
-    Raises ValueError, in one line, for what is unknown, of the wrong type or out of range; OSError for no such file.
+    overrides: dotted names and values, `--optimizer.learning_rate 1e-4 --data.train a.jsonl b.jsonl`; they take
+    precedence over the file. Raises ValueError, in one line, for values that are unknown, of the wrong type or out of
+    range, and OSError if the file cannot be read.
     """
     content: dict[str, Any] = {}
     if file is not None:
         try:
             content = tomllib.loads(Path(file).read_text("utf-8"))
-        except ValueError as error:  # no TOML, or no UTF-8
-            raise ValueError(f"{file} is no TOML file: {error}") from None
+        except ValueError as error:  # invalid TOML or UTF-8
+            raise ValueError(f"{file} is not a TOML file: {error}") from None
         try:
             from_dict(content)
         except ValueError as error:
@@ -45,12 +46,12 @@ def load_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = 
 
 
 def from_dict(content: Mapping[str, Any]) -> TrainConfig:
-    """From nested mappings, as TOML or `to_dict` have them. Raises ValueError for an unknown name or a wrong type."""
+    """Makes a TrainConfig from nested mappings. Raises ValueError for an unknown name or a wrong type."""
     return _make(TrainConfig, content, "")
 
 
 def _make(kind: type[T], content: Any, prefix: str) -> T:
-    """A dataclass of this module from what stands under its name."""
+    """Makes a configuration dataclass from a mapping; prefix: its dotted name, for messages."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{prefix[:-1]}={content!r} must be a table of names and values")
     hints = get_type_hints(kind)
@@ -61,7 +62,7 @@ def _make(kind: type[T], content: Any, prefix: str) -> T:
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
-    """The value as its field's type has it."""
+    """Converts a value to its field's type."""
     if is_dataclass(hint):
         return _make(cast(type, hint), value, f"{name}.")
     if get_origin(hint) is dict:
@@ -84,7 +85,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """`--a.b 1 2 --c=3` -> (a.b, [1, 2]), (c, [3]). Names may have hyphens for underscores."""
+    """Parses `--a.b 1 2 --c=3` to (a.b, [1, 2]), (c, [3]). Names may have hyphens instead of underscores."""
     found: list[tuple[str, list[str]]] = []
     for argument in arguments:
         if argument.startswith("--"):
@@ -98,11 +99,11 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _from_texts(name: str, texts: list[str]) -> Any:
-    """What was written behind --name, as TOML would have it."""
+    """Converts the command-line values of a name to TOML's types."""
     hint = _fields().get(name)
     if hint is None:
         parent = name.rpartition(".")[0]
-        if get_origin(_fields().get(parent)) is not dict:  # only of these, names are not known here
+        if get_origin(_fields().get(parent)) is not dict:  # only a dict has arbitrary keys
             raise ValueError(_unknown(name))
         values = [_from_toml(text) for text in texts]
         return values[0] if len(values) == 1 else values
@@ -119,7 +120,7 @@ def _parsed(name: str, text: str, hint: Any) -> Any:
     if hint is str:
         return text
     try:
-        if get_origin(hint) is tuple:  # a (layer, head), as --alignment_heads has them
+        if get_origin(hint) is tuple:  # a (layer, head), as in --alignment_heads
             return [int(part) for part in text.split(":")]
         return {"true": True, "false": False}[text.lower()] if hint is bool else hint(text)
     except (KeyError, ValueError):
@@ -135,7 +136,7 @@ def _from_toml(text: str) -> Any:
 
 @cache
 def _fields(kind: Any = None, prefix: str = "") -> dict[str, Any]:
-    """Dotted names of all values -> their types."""
+    """Maps the dotted names of all values to their types."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(kind or TrainConfig).items():
         found |= _fields(cast(Any, hint), f"{prefix}{name}.") if is_dataclass(hint) else {f"{prefix}{name}": hint}
@@ -143,9 +144,9 @@ def _fields(kind: Any = None, prefix: str = "") -> dict[str, Any]:
 
 
 def _unknown(name: str) -> str:
-    """Says so, and which name is meant: the same one in another place, or the most like it."""
+    """Message for an unknown name, suggesting the same name in another section or the most similar one."""
     names = [*_fields(), *{field.partition(".")[0] for field in _fields()}]
     last = name.rpartition(".")[2]
     near = [known for known in names if known.rpartition(".")[2] == last] or get_close_matches(name, names, 1, 0.5)
     near = near or get_close_matches(last, names, 1, 0.5)
-    return f"{name} is unknown" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(_fields())}")
+    return f"{name} is unknown" + (f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(_fields())}")

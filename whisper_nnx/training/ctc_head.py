@@ -1,4 +1,4 @@
-"""The CTC head beside an exported model: a further stage of training goes on with it instead of a random one."""
+"""Saves and loads the CTC head with an exported model, so that a later training stage can reuse it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _NAMES = ("kernel", "bias")
 
 
 def save_ctc_head(params: Mapping[str, jax.Array], folder: Path) -> None:
-    """Writes the head's parameters, by their path in the trainee, into the folder of a model; nothing without one."""
+    """Writes the CTC head, if any, from parameters by path in the trainee into a model's folder."""
     from safetensors.numpy import save_file
 
     head = {name: np.asarray(params[f"ctc_head.{name}"]) for name in _NAMES if f"ctc_head.{name}" in params}
     if head:
         partial = folder / f".{FILE}.partial"
         save_file(head, partial)
-        partial.replace(folder / FILE)  # whole or not at all
+        partial.replace(folder / FILE)
 
 
 def load_ctc_head(head: nnx.Linear, folder: str) -> None:
-    """Fills the head with what `folder` has of an earlier stage, if it spelled the same units; else it stays random."""
+    """Loads the head of an earlier stage from `folder` if its shape fits; otherwise leaves it random."""
     from safetensors.numpy import load_file
 
     file = Path(folder) / FILE

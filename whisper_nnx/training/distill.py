@@ -1,4 +1,4 @@
-"""A smaller student of a larger teacher (Gandhi et al. 2023): all of its encoder, some layers of its decoder."""
+"""Makes a student from a teacher (Gandhi et al. 2023): the whole encoder and some decoder layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from whisper_nnx.training.config import DistillConfig
 
 
 def kept_layers(layers: int, keep: int) -> tuple[int, ...]:
-    """Which of the teacher's layers the student gets: evenly spread from the first to the last; of one, the first.
+    """Returns the teacher layers that the student gets, evenly spaced from first to last; the first for keep=1.
 
     Raises ValueError unless 1 <= keep <= layers.
     """
@@ -21,14 +21,14 @@ def kept_layers(layers: int, keep: int) -> tuple[int, ...]:
 
 
 def make_student(teacher: Whisper, config: DistillConfig) -> Whisper:
-    """A copy of the teacher with `decoder_layers` of its decoder's layers. Its alignment heads are those that are left.
+    """Copies the teacher with `decoder_layers` of its decoder layers and the alignment heads in them.
 
-    Raises ValueError for more layers than the teacher has.
+    Raises ValueError if the teacher has fewer layers.
     """
     kept = kept_layers(teacher.config.decoder_layers, config.decoder_layers)
     student = nnx.clone(teacher)
     student.decoder.layers = nnx.List(student.decoder.layers[layer] for layer in kept)
     heads = teacher.config.alignment_heads or ()
-    left = tuple((kept.index(layer), head) for layer, head in heads if layer in kept)
-    student.config = replace(teacher.config, decoder_layers=len(kept), alignment_heads=left or None)
+    kept_heads = tuple((kept.index(layer), head) for layer, head in heads if layer in kept)
+    student.config = replace(teacher.config, decoder_layers=len(kept), alignment_heads=kept_heads or None)
     return student

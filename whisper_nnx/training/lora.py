@@ -1,4 +1,4 @@
-"""Low-rank additions to frozen products (Hu et al. 2021): y = x W + b + alpha / rank (x A) B."""
+"""LoRA, low-rank updates of frozen matrices (Hu et al. 2021): y = x W + b + alpha / rank (x A) B."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ AnyModule = TypeVar("AnyModule", bound=nnx.Module)
 
 
 class LoraParam(nnx.LoRAParam):
-    """A factor of an addition: what is trained."""
+    """A trained LoRA factor."""
 
 
 class LoraLinear(Module):
-    """A linear layer and its addition; at first that is 0, since B is."""
+    """A linear layer with a low-rank update, initially 0 since B is 0."""
 
     def __init__(self, base: nnx.Linear, rank: int, alpha: float, rngs: nnx.Rngs):
         self.base = base
@@ -32,25 +32,25 @@ class LoraLinear(Module):
         self.b = LoraParam(jnp.zeros((rank, base.out_features), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [...,n_in] -> [...,n_out]."""
+        """Applies the layer to x [...,n_in]; returns [...,n_out]."""
         (n_in, rank), n_out = self.a.shape, self.base.out_features
-        # For each row: three products with both factors, gradients included, or the whole gradient of W.
+        # Per row: three matmuls with both factors, gradients included, against one full gradient of W.
         if 3 * rank * (n_in + n_out) > n_in * n_out:
-            return _shifted(self.base, self.addition())(x)
+            return _shifted(self.base, self.delta())(x)
         dtype = self.base.dtype or x.dtype
         low = ops.linear(x.astype(dtype), self.a[...].astype(dtype))
         return self.base(x) + ops.linear(low, (self.scale * self.b[...]).astype(dtype))
 
-    def addition(self) -> jax.Array:
-        """[n_in,n_out], float32: what W grows by."""
+    def delta(self) -> jax.Array:
+        """Returns the update of W, [n_in,n_out], float32."""
         return self.scale * jnp.matmul(self.a[...], self.b[...], precision=jax.lax.Precision.HIGHEST)
 
 
 def add_lora(model: Whisper, config: LoraConfig, rngs: nnx.Rngs) -> Whisper:
-    """A copy of the model in which every linear layer that is named in `config.targets` has an addition.
+    """Copies the model with LoRA on every linear layer named in `config.targets`.
 
-    A target is the end of a path: "q_proj" is in all attentions, "encoder_attn.q_proj" in the decoder's to the sound.
-    Raises ValueError for a target that no layer has, and for a rank below 1.
+    A target is the end of a path: "q_proj" matches all attentions, "encoder_attn.q_proj" only cross-attention.
+    Raises ValueError for a target that matches no layer, and for a rank below 1.
     """
     if config.rank < 1:
         raise ValueError(f"lora.rank={config.rank} must be at least 1")
@@ -68,22 +68,22 @@ def add_lora(model: Whisper, config: LoraConfig, rngs: nnx.Rngs) -> Whisper:
 
 
 def merge(model: Whisper) -> Whisper:
-    """A plain copy of the model with the additions inside of its weights: the same outputs, no further cost."""
-    return _replaced(model, LoraLinear, lambda _, layer: _shifted(layer.base, layer.addition()))
+    """Copies the model with the updates merged into its weights: the same outputs at no extra cost."""
+    return _replaced(model, LoraLinear, lambda _, layer: _shifted(layer.base, layer.delta()))
 
 
 def unmerge(merged: Whisper, model: Whisper) -> Whisper:
-    """The inverse of `merge`: takes the additions of `model` out of the merged weights and puts them beside these.
+    """Inverts `merge`: subtracts the updates of `model` from the merged weights and keeps them as LoRA layers.
 
-    Up to rounding: a sum in float32 that is subtracted again is off by half a unit of its last place.
+    Exact up to float32 rounding of the sum, half a unit in the last place.
     """
-    additions = dict(_submodules(model, LoraLinear))
+    updates = dict(_submodules(model, LoraLinear))
 
     def split(path: str, layer: nnx.Linear) -> nnx.Module:
-        if path not in additions:
+        if path not in updates:
             return layer
-        wrapped = nnx.clone(additions[path])
-        wrapped.base = _shifted(layer, -wrapped.addition())
+        wrapped = nnx.clone(updates[path])
+        wrapped.base = _shifted(layer, -wrapped.delta())
         return wrapped
 
     return _replaced(merged, nnx.Linear, split)
@@ -107,7 +107,7 @@ def _submodules(model: nnx.Module, kind: type[AnyModule]) -> Iterator[tuple[str,
 
 
 def _replaced(model: Whisper, kind: type[Any], change: Callable[[str, Any], nnx.Module]) -> Whisper:
-    """A copy of the model with `change(path, layer)` in the place of every layer of a kind, outermost first."""
+    """Copies the model and replaces every layer of a kind by `change(path, layer)`, outermost first."""
     model = nnx.clone(model)
     for path, layer in list(_submodules(model, kind)):
         *parents, name = path.split(".")

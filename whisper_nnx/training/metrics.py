@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard's scalars, curves.png."""
+"""Records metrics of a run: metrics.jsonl, TensorBoard scalars, curves.png."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tensorboardX import SummaryWriter
 from whisper_nnx.output.writers import write_whole
 
 FILE, CURVES, TENSORBOARD = "metrics.jsonl", "curves.png", "tensorboard"
-# The panels of curves.png: title, what is drawn in it, whether its axis is logarithmic.
+# The panels of curves.png: title, series, whether the axis is logarithmic.
 _PANELS = (
     ("loss", ("loss", "cross_entropy", "ctc", "guide", "kl"), True),
     ("word error rate", ("wer", "cer"), False),
@@ -24,9 +24,9 @@ _PANELS = (
 
 
 class Metrics:
-    """The records of a run in the folder `output`, of which all but the first `keep` are taken back. A context.
+    """Context manager for a run's records in the folder `output`; records after the first `keep` are removed.
 
-    A record is {"step": ..., name: number, ...}; what was recorded of an evaluation has lines of its own.
+    A record is {"step": ..., name: number, ...}; evaluations have records of their own.
     """
 
     def __init__(self, output: Path, keep: int = 0):
@@ -36,7 +36,7 @@ class Metrics:
         text = "".join(json.dumps(record) + "\n" for record in self.records)
         write_whole(output / FILE, text)
         self._file = (output / FILE).open("a", encoding="utf-8")
-        # TensorBoard leaves out what a killed run wrote from this step on. A writer empties a file of the same name.
+        # TensorBoard ignores what a killed run wrote from this step on. A writer truncates a file of the same name.
         first = self.records[-1]["step"] + 1 if self.records else 0
         self._board = SummaryWriter(str(output / TENSORBOARD), purge_step=first, filename_suffix=f".{first:09}")
 
@@ -48,7 +48,7 @@ class Metrics:
         self._board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a record; it is in the file when this returns."""
+        """Adds a record and flushes it to the file."""
         record = {"step": step, **values}
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
@@ -57,13 +57,13 @@ class Metrics:
             self._board.add_scalar(name, value, step)
 
     def plot(self) -> None:
-        """Draws all records into curves.png."""
+        """Plots all records in curves.png."""
         write_whole(self.output / CURVES, draw_curves(self.records))
         self._board.flush()
 
 
 class Mean:
-    """Means of what was added since they were last taken."""
+    """Accumulates means of values until they are taken."""
 
     def __init__(self) -> None:
         self._clear()
@@ -84,7 +84,7 @@ class Mean:
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, without a last one that was cut when its writer was killed; [] without a file."""
+    """Reads a metrics file, skipping a truncated last line of a killed run; [] if there is no file."""
     records = []
     for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         try:
@@ -95,7 +95,7 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(records: Sequence[Mapping[str, float]]) -> bytes:
-    """A PNG: a panel for each kind of value that the records have, over the steps."""
+    """Plots records over steps, one panel per kind of value; returns a PNG."""
     from io import BytesIO
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2019) or Muon (Jordan et al. 2024), warm-up, decay, clipping, averaged weights."""
+"""AdamW (Loshchilov & Hutter 2019) or Muon (Jordan et al. 2024) with warm-up, decay, clipping and averaged weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import optax
 from whisper_nnx.training.config import OptimizerConfig
 
 Arrays = Mapping[str, jax.Array]
-_DECAYS: dict[str, Callable[[jax.Array], jax.Array]] = {  # of the part that is done, 0 to 1
+_DECAYS: dict[str, Callable[[jax.Array], jax.Array]] = {  # of the fraction done, 0 to 1
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + jnp.cos(jnp.pi * done)) / 2,
     "constant": jnp.ones_like,
@@ -20,7 +20,7 @@ _DECAYS: dict[str, Callable[[jax.Array], jax.Array]] = {  # of the part that is 
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Steps (batches) done -> the rate: up to the full one in `warmup_steps`, then down to 0 at `steps`.
+    """Returns the schedule by steps (batches) done: linear warm-up, then decay to 0 at `steps`.
 
     Raises ValueError for an unknown decay or a negative warm-up.
     """
@@ -30,7 +30,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
         raise ValueError(f"optimizer.warmup_steps={config.warmup_steps} must be at least 0")
 
     def rate(step: jax.Array) -> jax.Array:
-        # + 1: the first step is not lost on a rate of 0, nor the last.
+        # + 1 gives the first step a nonzero rate.
         up = jnp.minimum(1, (step + 1) / max(1, config.warmup_steps))
         done = jnp.clip((step - config.warmup_steps) / max(1, steps - config.warmup_steps), 0, 1)
         return config.learning_rate * up * _DECAYS[config.decay](done)
@@ -39,20 +39,20 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def is_decayed(path: str) -> bool:
-    """Weight decay is for the matrices: not for biases, norms and the tables of embeddings' positions."""
+    """Whether a parameter has weight decay: matrices do, biases, norms and position embeddings do not."""
     name = path.rsplit(".", 1)[-1]
     return name not in ("bias", "scale") and "embed_positions" not in path
 
 
 def is_matrix(path: str) -> bool:
-    """Whether Muon moves it: products inside the layers and their low-rank additions; not convolutions, embeddings."""
+    """Whether Muon updates a parameter: matrices inside layers and LoRA factors; not convolutions or embeddings."""
     return "layers." in path and path.endswith((".kernel", ".a", ".b"))
 
 
 def orthogonalized(matrix: jax.Array) -> jax.Array:
-    """[M,N] -> roughly U V^T of its singular value decomposition U S V^T, by five steps of Newton and Schulz.
+    """Approximates U V^T of a matrix [M,N] = U S V^T by five Newton-Schulz steps.
 
-    What `optax.contrib.muon` computes; written out in products that XLA's CPU compiler makes three times as fast.
+    Computes what `optax.contrib.muon` does, with matmuls that are three times as fast on XLA's CPU backend.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (jnp.linalg.norm(wide) + 1e-8)
@@ -63,24 +63,24 @@ def orthogonalized(matrix: jax.Array) -> jax.Array:
 
 
 def _muon(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-    """Of matrices alone. An entry moves by about 0.2 * rate, as it does with AdamW: one rate suits both."""
+    """Muon for matrices. Entries move by about 0.2 * rate, as with AdamW, so one rate suits both."""
 
-    def moved(updates: Any, _: Any) -> Any:
+    def orthogonalize(updates: Any, _: Any) -> Any:
         return jax.tree.map(lambda x: 0.2 * max(x.shape) ** 0.5 * orthogonalized(x), updates)
 
     return optax.chain(
         optax.trace(0.95, nesterov=True),
-        optax.stateless(moved),
+        optax.stateless(orthogonalize),
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(rate),
     )
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """For a flat dict of parameters by path; `steps` are batches, of which `accumulate` make one update.
+    """Makes the optimizer for a flat dict of parameters by path; steps: batches, `accumulate` of which make an update.
 
-    The gradients of the batches of an update are averaged, then clipped: where the batches count the same number of
-    tokens that is the gradient of one large batch.
+    The gradients of an update's batches are averaged, then clipped; with equal numbers of tokens per batch this is the
+    gradient of one large batch.
     """
     if config.accumulate < 1:
         raise ValueError(f"optimizer.accumulate={config.accumulate} must be at least 1")
@@ -90,7 +90,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         return by_batch(updates * config.accumulate)
 
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    moved = optax.adamw(
+    update = optax.adamw(
         rate,
         *config.betas,
         eps=config.epsilon,
@@ -98,20 +98,20 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         mask=lambda params: {path: is_decayed(path) for path in params},
     )
     if config.method == "muon":
-        moved = optax.partition(
-            {True: _muon(rate, config.weight_decay), False: moved},
+        update = optax.partition(
+            {True: _muon(rate, config.weight_decay), False: update},
             lambda params: {path: is_matrix(path) for path in params},
         )
-    chain = optax.chain(clip, moved)
+    chain = optax.chain(clip, update)
     if config.accumulate == 1:
         return chain
     return optax.MultiSteps(chain, config.accumulate).gradient_transformation()
 
 
 def averaged(ema: Arrays, params: Arrays, decay: float, updates: jax.Array) -> dict[str, jax.Array]:
-    """The moving average after one more update; `updates` were done before it.
+    """Returns the moving average after one more update, following `updates` earlier ones.
 
-    In the first updates it forgets faster (as TensorFlow's does), so that a short run is not an average with its start.
+    The first updates use a smaller decay, as in TensorFlow, so that the average of a short run excludes its start.
     """
     keep = jnp.minimum(decay, (1 + updates) / (10 + updates))
     return {path: keep * ema[path] + (1 - keep) * params[path] for path in params}

@@ -1,4 +1,4 @@
-"""Rows -> batches without end: drawn, read ahead and put together by grain, the same however they are read."""
+"""Turns rows into endless batches with grain; the batches do not depend on the number of readers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from whisper_nnx.training.config import AugmentConfig, DataConfig
 from whisper_nnx.training.windows import Windows
 
 _ENDLESS = 2**48  # windows
-_AHEAD = 2  # batches that each reader keeps ready
+_AHEAD = 2  # batches that each reader prefetches
 _LOG = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
 
 class _Source:
-    """The windows of one process, by their number: batch for batch, its part of each."""
+    """The windows of one process by number: its share of each batch, batch after batch."""
 
     def __init__(self, windows: Windows, order: grain.MapDataset, batch: int, process: int, processes: int, start: int):
         self.windows, self.order = windows, order
@@ -36,13 +36,13 @@ class _Source:
         return _ENDLESS
 
     def __getitem__(self, index: int) -> Batch:
-        batch, at = divmod(index, self.batch)
-        index = ((self.start + batch) * self.processes + self.process) * self.batch + at
+        batch, row = divmod(index, self.batch)
+        index = ((self.start + batch) * self.processes + self.process) * self.batch + row
         return self.windows(index, int(self.order[index]))
 
 
 class Batches(Iterator[Batch]):
-    """Batches from a certain one on. troubles: by row, why it could not be used when it was drawn."""
+    """Iterator over batches. troubles: why rows could not be used, by row index."""
 
     def __init__(self, pipeline: Pipeline):
         self._pipeline = pipeline
@@ -52,10 +52,10 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         if self._batches is None:
-            if not flags.FLAGS.is_parsed():  # grain asks for absl's flags, which others' command lines do not have
+            if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which other programs do not parse
                 flags.FLAGS.mark_as_parsed()
             self._batches = iter(self._pipeline.dataset(self._next))
-        # Copies, since worker processes hand over memory that is theirs.
+        # Copies, since worker processes reuse their memory.
         batch = {name: np.array(value) for name, value in next(self._batches).items()}
         self._next += 1
         for trouble in filter(None, batch.pop("trouble").tolist()):
@@ -63,7 +63,7 @@ class Batches(Iterator[Batch]):
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """Where to go on: JSON-able, and the same for any number of readers."""
+        """Returns the position: JSON-serializable and independent of the number of readers."""
         return {"next_batch": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
@@ -71,7 +71,7 @@ class Batches(Iterator[Batch]):
         self._next = state["next_batch"]
 
     def close(self) -> None:
-        """Ends the readers; the next batch starts them again."""
+        """Stops the readers; the next batch restarts them."""
         if self._batches is not None:
             self._batches.close()
         self._batches = None
@@ -81,11 +81,11 @@ class Batches(Iterator[Batch]):
             self.troubles[int(index)] = reason
             row, count = self._pipeline.rows[int(index)], len(self.troubles)
             audio = "" if isinstance(row.audio, bytes) or str(row.audio) in reason else f"{row.audio}: "
-            _LOG.warning("%s:%d: %s%s (left out; %d so far)", row.manifest, row.line, audio, reason, count)
+            _LOG.warning("%s:%d: %s%s (skipped; %d so far)", row.manifest, row.line, audio, reason, count)
 
 
 class Pipeline:
-    """What `make_pipeline` gives; each `iter` begins with the first batch."""
+    """Result of `make_pipeline`; each `iter` starts with the first batch."""
 
     def __init__(self, windows: Windows, order: grain.MapDataset, batch: int, process: int, processes: int):
         self._windows, self._order = windows, order
@@ -96,7 +96,7 @@ class Pipeline:
         return Batches(self)
 
     def dataset(self, start: int) -> grain.IterDataset:
-        """The batches from `start` on, as grain's."""
+        """Returns grain's dataset of the batches from `start`."""
         source = _Source(self._windows, self._order, self._batch, self._process, self._processes, start)
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
         batches = grain.MapDataset.source(source).batch(self._batch).to_iter_dataset(ahead)
@@ -106,7 +106,7 @@ class Pipeline:
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """Lets a worker process end when its parent is killed; else it would wait for ever, and keep its memory."""
+    """Ends a worker process when its parent is killed; otherwise it would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -129,27 +129,38 @@ def make_pipeline(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Pipeline:
-    """rows of all manifests -> batches of windows, the same for a seed whatever reads them.
+    """Makes batches of windows from the rows of all manifests; they depend only on the seed, not on the readers.
 
-    batch_size: of all processes together; process `process_index` of `process_count` gets its part of each batch, and
-    all parts in order are the batch of one process. Every row begins a window once in each pass over the rows, or over
-    its manifest's where `config.weights` are given.
-    Raises ValueError for no rows, and for what the configuration, the tokenizer and the rows do not agree in.
+    Every row starts one window in each pass over the rows, or over its manifest's rows if `config.weights` are given.
+
+    Args:
+      config: how rows become windows.
+      augment: changes of the audio.
+      rows: of all manifests.
+      tokenizer: the model's.
+      batch_size: of all processes together.
+      seed: of all random choices.
+      max_target_positions: the model's.
+      process_index: this process's share of each batch; all shares in order equal the batch of a single process.
+      process_count: number of processes.
+
+    Raises:
+      ValueError: there are no rows, or configuration, tokenizer and rows do not fit each other.
     """
     if not rows:
-        raise ValueError("no row can be used for training; see the manifests' problems")
+        raise ValueError("no row can be used for training; see the problems of the manifests")
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size={batch_size} must be a multiple of the {process_count} processes; change it")
+        raise ValueError(f"batch_size={batch_size} must be a multiple of the {process_count} processes")
     windows = Windows(config, augment, rows, tokenizer, seed, max_target_positions)
     order = _order(rows, config.weights, seed)
     return Pipeline(windows, order, batch_size // process_count, process_index, process_count)
 
 
 def _order(rows: Sequence[Row], weights: Sequence[float], seed: int) -> grain.MapDataset:
-    """Number of a window -> index of the row that it begins with."""
+    """Returns the dataset that maps window numbers to the index of their first row."""
     names = list(dict.fromkeys(row.manifest for row in rows)) if weights else [""]
     if weights and (len(weights) != len(names) or min(weights) < 0 or not any(weights)):
-        raise ValueError(f"weights={list(weights)} must be one for each of {', '.join(names)}, from 0; change them")
+        raise ValueError(f"weights={list(weights)} must be one number of at least 0 for each of {', '.join(names)}")
     parts = []
     for number, name in enumerate(names):
         indices = [index for index, row in enumerate(rows) if not weights or row.manifest == name]

@@ -1,4 +1,4 @@
-"""Cross-entropy of what the decoder gives, a piece of the labels at a time: the logits of all never exist together."""
+"""Cross-entropy fused with the output projection, in blocks of labels, so that all logits never exist at once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from whisper_nnx.training.loss import Mean
 from whisper_nnx.training.products import dot, transposed
 
 _Sums = tuple[jax.Array, jax.Array, jax.Array]
-_ROWS = 512  # labels at once: the table's gradient, which each piece adds to, is V * D numbers
+_ROWS = 512  # labels per block; each block adds to the table's gradient of V * D numbers
 
 
 def projected_cross_entropy(
     hidden: jax.Array, table: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float, dtype: str
 ) -> tuple[Mean, Mean]:
-    """As `loss.cross_entropy` of logits = hidden [B,S,D] table [D,V], with factors of `dtype`. Not for `jax.jvp`."""
+    """`loss.cross_entropy` of logits = hidden [B,S,D] table [D,V], operands of `dtype`. Does not support `jax.jvp`."""
     total, right = _losses(hidden, table, labels, weights, smoothing, dtype)
     return Mean(total, weights.sum()), Mean(right, weights.sum())
 
@@ -26,14 +26,14 @@ def projected_cross_entropy(
 def _losses(
     hidden: jax.Array, table: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float, dtype: str
 ) -> tuple[jax.Array, jax.Array]:
-    """(sum of the losses, sum of the weights of the labels that are most likely)."""
+    """Returns (sum of losses, sum of the weights of labels that are the most likely token)."""
     return _forward(hidden, table, labels, weights, smoothing, dtype)[0]
 
 
 def _forward(
     hidden: jax.Array, table: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float, dtype: str
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Both sums, and the gradient of the first one: its logits are there now."""
+    """Returns both sums, and the gradient of the first, computed while its logits exist."""
     narrow, count = table.astype(dtype), table.shape[1]
     turned = transposed(narrow)
 
@@ -61,7 +61,7 @@ def _forward(
     pieces = -(-n // _ROWS)
 
     def cut(x: jax.Array) -> jax.Array:
-        """Of all labels [N,...] -> [pieces,N / pieces,...]; what fills up the last one has no weight."""
+        """Splits [N,...] into [pieces,N / pieces,...]; padding has weight 0."""
         x = x.reshape(n, *x.shape[2:])
         size = -(-n // pieces)
         return jnp.pad(x, ((0, pieces * size - n), *[(0, 0)] * (x.ndim - 1))).reshape(pieces, size, *x.shape[1:])
@@ -78,7 +78,7 @@ def _backward(
     smoothing: float, dtype: str, gradients: tuple[jax.Array, ...], of_sums: tuple[jax.Array, ...]
 ) -> tuple[jax.Array | None, ...]:
     of_hidden, of_table = gradients
-    of_total, _ = of_sums  # how many are right has no gradient
+    of_total, _ = of_sums  # the accuracy has no gradient
     return of_hidden * of_total.astype(of_hidden.dtype), of_table * of_total.astype(of_table.dtype), None, None
 
 

@@ -1,4 +1,4 @@
-"""A run from its start, or from where it stopped, to its end: the loop around the step, and what is kept of it."""
+"""The training loop: starts or resumes a run, evaluates, saves checkpoints and exports models."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ Evaluate = Callable[[Whisper], Mapping[str, float]]
 
 
 class TrainingFailed(ValueError):
-    """A run that cannot go on; the message, one line, says why and what is left."""
+    """A run cannot continue; the message, one line, gives the reason and the last checkpoint."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a run. step: batches done. stopped: the signal that ended it before its last step, or ""."""
+    """Result of a run. step: batches done. stopped: the signal that ended it before its last step, or ""."""
 
     step: int
     best_wer: float | None
@@ -69,20 +69,29 @@ def train(
     teacher: Whisper | None = None,
     evaluate: Evaluate | None = None,
 ) -> Result:
-    """Trains `model` (or goes on with what `config.output` holds of this run) up to `config.steps`.
+    """Trains `model` up to `config.steps`, resuming a run in `config.output` if there is one.
 
-    export: writes a model into a folder. evaluate: what is to be recorded of a model; its "wer" chooses the best.
-    A first SIGINT or SIGTERM ends the run after its step, with a checkpoint; a second one at once.
-    Raises ValueError for a configuration that cannot be met, TrainingFailed where the loss is no longer finite.
+    A first SIGINT or SIGTERM ends the run after the current step, with a checkpoint; a second one at once.
+
+    Args:
+      config: the run.
+      model: the model to start from.
+      export: writes a model into a folder.
+      teacher: for distillation.
+      evaluate: returns the metrics to record for a model; the lowest "wer" selects the best one.
+
+    Raises:
+      ValueError: the configuration is invalid.
+      TrainingFailed: the loss is no longer finite.
     """
     check(config)
     _check_model(config, model)
     output = Path(config.output)
     rows = read_rows(config, tokenizer_of(model))
-    with _sole_user(output), Checkpoints(output / CHECKPOINTS, config.keep, to_dict(config)) as checkpoints:
+    with _exclusive(output), Checkpoints(output / CHECKPOINTS, config.keep, to_dict(config)) as checkpoints:
         notes = checkpoints.notes()
         if notes and notes["step"] > config.steps:
-            raise ValueError(f"steps={config.steps}, but {output} is at step {notes['step']} already; give more steps")
+            raise ValueError(f"steps={config.steps}, but {output} is already at step {notes['step']}; give more steps")
         for partial in (*output.glob(".*.partial"), *output.glob(f"{UNFINISHED}*")):  # of a run that was killed
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         with Metrics(output, notes["records"] if notes else 0) as metrics, _Signals() as signals:
@@ -99,14 +108,14 @@ def train(
                 signals=signals,
             )
             if notes:
-                run.go_on_from(notes)
+                run.resume(notes)
             with closing(run.batches):
-                return run.go()
+                return run.run()
 
 
 @contextmanager
-def _sole_user(output: Path) -> Iterator[None]:
-    """Raises ValueError where another process of this machine trains into `output`: each would delete the other's."""
+def _exclusive(output: Path) -> Iterator[None]:
+    """Locks `output`; ValueError if another process of this machine trains into it."""
     output.mkdir(parents=True, exist_ok=True)
     if fcntl is None or jax.process_index():
         yield
@@ -116,31 +125,31 @@ def _sole_user(output: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{output} is another run's, which still goes; stop that, or give another output"
+                f"{output} is in use by another training run; stop it or choose another output folder"
             ) from None
         yield
 
 
 def read_rows(config: TrainConfig, tokenizer: Tokenizer) -> list[Row]:
-    """Those of all training manifests that can be used; tells of the others on stderr.
+    """Reads the usable rows of all training manifests and reports the others on stderr.
 
-    Raises ValueError where there are none.
+    Raises ValueError if there are none.
     """
     rows: list[Row] = []
     for path in config.data.train:
         manifest = read_manifest(path, max_duration_s=MAX_ROW_S, **limits_of(tokenizer, config.data.language))
         rows += manifest.rows
         for line in problem_lines(path, manifest.problems):
-            _say(line)
+            _log(line)
         hours = sum(row.duration for row in manifest.rows) / 3600
-        _say(f"{path}: {len(manifest.rows)} rows of {hours:.2f} h; {len(manifest.problems)} rows cannot be used")
+        _log(f"{path}: {len(manifest.rows)} rows of {hours:.2f} h; {len(manifest.problems)} rows cannot be used")
     if not rows:
         raise ValueError(f"{', '.join(config.data.train)}: no row can be used; correct data.train")
     return rows
 
 
 def _check_model(config: TrainConfig, model: Whisper) -> None:
-    """What the configuration asks of the model, beyond what its parts check themselves."""
+    """Checks that the model's window and positions suffice for the configuration."""
     shape, window_s = model.config, model.config.max_source_positions / POSITIONS_PER_SECOND
     if config.data.window_s > window_s:
         raise ValueError(f"data.window_s={config.data.window_s} is longer than the model's window of {window_s:g} s")
@@ -152,7 +161,7 @@ def _check_model(config: TrainConfig, model: Whisper) -> None:
 
 
 class _Run:
-    """The parts of a run, and what changes while it goes."""
+    """A run's components and state."""
 
     def __init__(
         self,
@@ -187,34 +196,34 @@ class _Run:
         self.state, self.static = create_state(trainee, config, self.mesh)
         self.run_step = make_step(self.static, config, self.mesh, teacher)
         self.step, self.best_wer = 0, math.inf
-        self.evaluated = self.saved = 0  # the steps at which that was last done
+        self.evaluated = self.saved = 0  # steps of the last evaluation and checkpoint
         self.pending: deque[tuple[int, Any, np.ndarray]] = deque()
         self.mean, self.since = Mean(), time.monotonic()
 
-    def go_on_from(self, notes: Mapping[str, Any]) -> None:
-        """From the newest checkpoint, beside which these notes were saved."""
+    def resume(self, notes: Mapping[str, Any]) -> None:
+        """Restores the newest checkpoint, with which these notes were saved."""
         self.state = self.checkpoints.state(self.state)
         self.batches.set_state(notes["batches"])
         self.step = self.saved = notes["step"]
         self.evaluated = notes["evaluated"]
         self.best_wer = math.inf if notes["best_wer"] is None else notes["best_wer"]
 
-    def go(self) -> Result:
+    def run(self) -> Result:
         start, steps = self.step, self.config.steps
         if start:
-            _say(f"{self.output}: going on from step {start} of {steps}")
+            _log(f"{self.output}: resuming at step {start} of {steps}")
         with Bar(steps, _steps, _speed, start=start, shown=jax.process_index() == 0) as self.bar:
-            self._keep()  # an evaluation that was interrupted
+            self._evaluate_and_save()  # an evaluation that was interrupted
             while self.step < steps and not self.signals.received:
-                # The first ones start the processes that read them.
+                # The first batches start the worker processes.
                 if (batch := self._next_batch(self.step < start + self.config.data.workers)) is None:
                     break
                 self.state, values = self.run_step(self.state, put_batch(batch, self.mesh))
                 self.step += 1
                 self.pending.append((self.step, values, batch["rows"]))
-                # The last step's metrics are waited for later: meanwhile the next batch is read.
-                self._take(len(self.pending) - 1)
-                self._keep()
+                # Waits for a step's metrics only after the next batch has been read.
+                self._collect(len(self.pending) - 1)
+                self._evaluate_and_save()
             if self.signals.received:
                 self._save()
         self.checkpoints.wait()
@@ -225,17 +234,17 @@ class _Run:
         return Result(self.step, wer, self.signals.received)
 
     def _next_batch(self, starts_children: bool) -> dict[str, np.ndarray] | None:
-        """None where it cannot be had since a signal has also ended those who read it."""
+        """Returns the next batch, or None if a signal also ended the worker processes."""
         try:
-            with self.signals.kept_from_children() if starts_children else nullcontext():
+            with self.signals.hidden_from_children() if starts_children else nullcontext():
                 return next(self.batches)
         except Exception:
             if self.signals.received:
                 return None
             raise
 
-    def _keep(self) -> None:
-        """Evaluates and saves, where it is time to."""
+    def _evaluate_and_save(self) -> None:
+        """Evaluates and saves if due."""
         config, step = self.config, self.step
         if not step:
             return
@@ -245,8 +254,8 @@ class _Run:
         if wer is not None or (self.saved < step and (step == config.steps or step % config.save_every == 0)):
             self._save(wer)
 
-    def _take(self, count: int) -> None:
-        """Waits for the metrics of the first `count` steps that are pending, and records them."""
+    def _collect(self, count: int) -> None:
+        """Waits for the metrics of the first `count` pending steps and records them."""
         for _ in range(count):
             step, device_values, rows = self.pending.popleft()
             values = {name: float(value) for name, value in jax.device_get(device_values).items()}
@@ -267,17 +276,17 @@ class _Run:
     def _not_finite(self, name: str, value: float, step: int, rows: np.ndarray) -> str:
         numbers = sorted({int(number) for number in rows.ravel() if number >= 0})
         listed = [f"{self.pipeline.rows[i].manifest}:{self.pipeline.rows[i].line}" for i in numbers]
-        kept = self.checkpoints.steps
-        left = f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint yet"
+        saved = self.checkpoints.steps
+        last = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
         return (
-            f"{name.replace('_', ' ')} is {value} at step {step}, on {', '.join(listed) or 'no row'}; {left}; look at "
+            f"{name.replace('_', ' ')} is {value} at step {step}, on {', '.join(listed) or 'no row'}; {last}; check "
             f"these rows, or lower optimizer.learning_rate={self.config.optimizer.learning_rate:g}"
         )
 
     def _evaluate(self) -> float | None:
-        """Of the weights as they are now -> their WER; None where a signal ended it."""
+        """Evaluates the current weights; returns their WER, or None if a signal ended the evaluation."""
         assert self.evaluate is not None
-        self._take(len(self.pending))
+        self._collect(len(self.pending))
         model = self._model()
         try:
             with self.signals.interrupting():
@@ -287,23 +296,23 @@ class _Run:
                 raise
             return None
         except Exception:
-            self._save()  # the steps since the last checkpoint are not to blame
+            self._save()  # keeps the steps since the last checkpoint
             raise
         self.evaluated = self.step
         if self.mean.count:
             self._record(self.step)
         self.metrics.write(self.step, found)
-        _say(f"step {self.step}: word error rate {found[WER]:.2%}")
+        _log(f"step {self.step}: word error rate {found[WER]:.2%}")
         if found[WER] <= self.best_wer:
             self.best_wer = found[WER]
             self._write_model(BEST, model)
         return found[WER]
 
     def _save(self, wer: float | None = None) -> None:
-        self._take(len(self.pending))
-        if self.saved == self.step:  # it went on from here, with an evaluation that had been interrupted
+        self._collect(len(self.pending))
+        if self.saved == self.step:  # resumed here with an interrupted evaluation
             return
-        if self.mean.count:  # so that a run that goes on from here has no part of a mean to remember
+        if self.mean.count:  # a run resumed here must not need part of a mean
             self._record(self.step)
         notes = {
             "step": self.step,
@@ -318,7 +327,7 @@ class _Run:
         self.since = time.monotonic()
 
     def _model(self) -> Whisper:
-        """The trained weights, averaged if they are, on one device."""
+        """Returns the trained model, with averaged weights if configured, on one device."""
         model = trained_model(self.static, self.state, use_ema=True)
         return jax.device_put(model, jax.local_devices()[0])
 
@@ -329,7 +338,7 @@ class _Run:
 
 
 class _Signals:
-    """Remembers the first SIGINT or SIGTERM, and lets the second do what it does. A context."""
+    """Context manager that records the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.received = ""
@@ -337,7 +346,7 @@ class _Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        if threading.current_thread() is threading.main_thread():  # only there Python allows handlers
             self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -347,7 +356,7 @@ class _Signals:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Within it, the first signal raises KeyboardInterrupt: what is done there is not waited for."""
+        """Within this context, the first signal raises KeyboardInterrupt at once."""
         self._interrupting = True
         try:
             yield
@@ -355,12 +364,12 @@ class _Signals:
             self._interrupting = False
 
     @contextmanager
-    def kept_from_children(self) -> Iterator[None]:
-        """Processes that are started within it never see SIGINT, which a terminal sends to all processes of a run."""
+    def hidden_from_children(self) -> Iterator[None]:
+        """Processes started within this context ignore SIGINT, which a terminal sends to all processes of a run."""
         if sys.platform == "win32":
             yield
             return
-        resource_tracker.ensure_running()  # if it is started with the first of them, it ends the mask
+        resource_tracker.ensure_running()  # started later, with the first worker, it would reset the mask
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield
@@ -373,7 +382,7 @@ class _Signals:
             raise KeyboardInterrupt
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     if jax.process_index() == 0:
         tqdm.write(line, file=sys.stderr)
 

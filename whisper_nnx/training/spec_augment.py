@@ -1,4 +1,4 @@
-"""SpecAugment: bands of the log-mel spectrogram are wiped out (Park et al. 2019), on the device, inside of the step."""
+"""SpecAugment (Park et al. 2019): masks bands of the log-mel spectrogram on the device, inside the step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from whisper_nnx.training.config import AugmentConfig
 
 
 def spec_augment(log_mel: jax.Array, key: jax.Array, config: AugmentConfig) -> jax.Array:
-    """log_mel [B,M,T] -> the same with `time_masks` and `frequency_masks` bands of each row at the row's mean.
+    """Sets `time_masks` and `frequency_masks` bands of each row of log_mel [B,M,T] to the row's mean.
 
-    Widths are drawn from 0 to the widest, both included, starts from where the band fits. Without masks, nothing is
-    drawn and the input is returned.
+    Widths are uniform from 0 to the widest inclusive, starts are uniform where the band fits. Without masks, the input
+    is returned.
     """
     _, mels, frames = log_mel.shape
     time_key, frequency_key = jax.random.split(key)
@@ -30,7 +30,7 @@ def spec_augment(log_mel: jax.Array, key: jax.Array, config: AugmentConfig) -> j
 
 
 def _bands(key: jax.Array, rows: int, bands: int, widest: int, size: int) -> jax.Array:
-    """bool [rows,size]: True inside of any of the bands."""
+    """Draws bands; returns a mask, bool [rows,size], that is True inside any of them."""
     width_key, start_key = jax.random.split(key)
     width = jax.random.randint(width_key, (rows, bands, 1), 0, min(widest, size) + 1)
     start = jax.random.randint(start_key, (rows, bands, 1), 0, size - width + 1)

@@ -1,4 +1,4 @@
-"""One step of training: a batch in, weights moved. Jitted, donated, on one device or many with the same code."""
+"""One training step, jitted with a donated state; the same code runs on one or many devices."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Arrays = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Path = tuple[Any, ...]
 _ALL = PartitionSpec("data")
-# Of a batch; its rows are for people.
+# The parts of a batch that go to the devices.
 _USED = ("waveform", "first_position", "ids", "labels", "weights", "spans", "ctc", "ctc_weight", "frames")
 
 
 class Trainee(Module):
-    """A Whisper and what it has in training alone: a CTC head on the encoder, or None."""
+    """A Whisper with an optional CTC head on the encoder, used only in training."""
 
     def __init__(self, whisper: Whisper, ctc_head: nnx.Linear | None = None):
         self.whisper = whisper
@@ -53,9 +53,9 @@ class Trainee(Module):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes, and the weights that it does not. Arrays by their path in the model.
+    """Training state; arrays by path in the model.
 
-    step: int32 [], batches done. params: trained, float32. frozen: the others. ema: averaged params, or None.
+    step: int32 [], batches done. params: trained, float32. frozen: all other arrays. ema: averaged params, or None.
     """
 
     step: jax.Array
@@ -67,7 +67,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Static:
-    """What is no array: the structure of a trainee, its shape, and the place of each path in it."""
+    """Static part of a trainee: its graph, its configuration and the position of each path."""
 
     graph: Any
     places: Mapping[str, Path]
@@ -78,9 +78,9 @@ class Static:
 
 
 def new_model(config: ModelConfig, tokenizer: Tokenizer, rngs: nnx.Rngs) -> Whisper:
-    """A model with random weights of `config.shape`; the vocabulary's size is the tokenizer's unless it is given.
+    """Makes a model of `config.shape` with random weights; its default vocabulary size is the tokenizer's.
 
-    Raises ValueError for an unknown size or field, or a shape that cannot be built.
+    Raises ValueError for an unknown size or field, or an invalid shape.
     """
     shape: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, **config.shape}
     size = shape.pop("size", None)
@@ -97,18 +97,17 @@ def new_model(config: ModelConfig, tokenizer: Tokenizer, rngs: nnx.Rngs) -> Whis
 
 
 def make_trainee(model: Whisper, config: TrainConfig, rngs: nnx.Rngs) -> Trainee:
-    """A copy of the model, with float32 weights, ready to be trained: LoRA and the CTC head are added as configured.
+    """Copies the model with float32 weights and adds LoRA and the CTC head as configured.
 
-    The head is that of an earlier stage where `config.model.init` has one, else random.
-
-    Raises ValueError for guided heads that the decoder lacks, unknown LoRA targets, or CTC without a tokenizer.
+    The CTC head is loaded from `config.model.init` if it has one, else random. Raises ValueError for guided heads that
+    the decoder lacks, unknown LoRA targets, or CTC without a tokenizer.
     """
     graph, weights = nnx.split(model)
     model = nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.float32), weights))
     if config.loss.guide_weight:
         if not config.loss.guide_heads:
             raise ValueError(
-                f"loss.guide_weight={config.loss.guide_weight} needs loss.guide_heads; name some, or give 0"
+                f"loss.guide_weight={config.loss.guide_weight} needs loss.guide_heads; give them, or weight 0"
             )
         model.config = replace(model.config, alignment_heads=config.loss.guide_heads)
     if config.lora.rank:
@@ -118,39 +117,39 @@ def make_trainee(model: Whisper, config: TrainConfig, rngs: nnx.Rngs) -> Trainee
     if model.tokenizer is None:
         raise ValueError("loss.ctc_weight and frame_weight need the number of text tokens; give the model a tokenizer")
     dtype = model.decoder.dtype
-    products: dict[str, Any] = {"dtype": dtype, "precision": ops.precision_of(dtype), "rngs": rngs}
+    options: dict[str, Any] = {"dtype": dtype, "precision": ops.precision_of(dtype), "rngs": rngs}
     init = nnx.initializers.normal(0.02)
     classes = blank_of(model.tokenizer, config.data.ctc_units) + 1
-    head = Linear(model.config.d_model, classes, kernel_init=init, **products)
+    head = Linear(model.config.d_model, classes, kernel_init=init, **options)
     load_ctc_head(head, config.model.init)
     return Trainee(model, head)
 
 
 def make_mesh() -> Mesh:
-    """All devices in a row, each of which takes its part of every batch."""
+    """Makes a 1D mesh of all devices, over which batches are sharded."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch, on its devices. Raises ValueError where the rows cannot be shared out evenly."""
+    """Puts this process's rows of a batch on its devices. Raises ValueError if they cannot be split evenly."""
     rows, devices = len(batch["ids"]), jax.local_device_count()
     if rows % devices:
-        raise ValueError(f"batch_size: {rows} rows cannot be shared out evenly to {devices} devices")
+        raise ValueError(f"batch_size: {rows} rows cannot be split evenly over {devices} devices")
     sharding = NamedSharding(mesh, _ALL)
     arrays = {name: np.asarray(x) for name, x in batch.items() if name in _USED}
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays.items()}
 
 
 def create_state(trainee: Trainee, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, Static]:
-    """The state before the first step, with its own copies of all arrays on every device, and the structure.
+    """Makes the initial state, with copies of all arrays on every device, and the static part.
 
-    Raises ValueError where `optimizer.freeze` has a path that no parameter begins with, or leaves none.
+    Raises ValueError if `optimizer.freeze` matches no parameter, or all.
     """
     graph, weights = nnx.split(trainee)
     variables = {_dotted(path): (path, variable) for path, variable in nnx.to_flat_state(weights)}
     for prefix in config.optimizer.freeze:
-        if not any(_begins(path, prefix) for path in variables):
-            raise ValueError(f"optimizer.freeze: no parameter's path begins with {prefix!r}")
+        if not any(_starts_with(path, prefix) for path in variables):
+            raise ValueError(f"optimizer.freeze: no parameter's path starts with {prefix!r}")
     trained = {path for path, (_, variable) in variables.items() if _is_trained(path, variable, config)}
     if not trained:
         raise ValueError(f"optimizer.freeze={config.optimizer.freeze} leaves no parameter to train")
@@ -170,20 +169,24 @@ def _dotted(path: Path) -> str:
     return ".".join(map(str, path[1:] if path[0] == "whisper" else path))
 
 
-def _begins(path: str, prefix: str) -> bool:
+def _starts_with(path: str, prefix: str) -> bool:
     return f"{path}.".startswith(f"{prefix}.")
 
 
 def _is_trained(path: str, variable: nnx.Variable, config: TrainConfig) -> bool:
-    if not isinstance(variable, nnx.Param) or any(_begins(path, prefix) for prefix in config.optimizer.freeze):
+    if not isinstance(variable, nnx.Param) or any(_starts_with(path, prefix) for prefix in config.optimizer.freeze):
         return False
-    return not config.lora.rank or isinstance(variable, LoraParam) or _begins(path, "ctc_head")
+    return not config.lora.rank or isinstance(variable, LoraParam) or _starts_with(path, "ctc_head")
 
 
 def trained_model(static: Static, state: TrainState, use_ema: bool = True, dtype: Any = None) -> Whisper:
-    """The model as it is now, with its own arrays: averaged where there is an average, LoRA merged, without CTC head.
+    """Returns a copy of the current model: averaged weights if there are any, LoRA merged, without CTC head.
 
-    dtype: of the parameters; default: float32.
+    Args:
+      static: from `create_state`.
+      state: the current state.
+      use_ema: whether to use averaged weights.
+      dtype: of the parameters, by default float32.
     """
     params = state.ema if use_ema and state.ema is not None else state.params
     arrays = {path: jnp.array(x, copy=True) for path, x in (state.frozen | params).items()}
@@ -197,11 +200,11 @@ def trained_model(static: Static, state: TrainState, use_ema: bool = True, dtype
 def make_step(
     static: Static, config: TrainConfig, mesh: Mesh, teacher: Whisper | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """step(state, batch) -> (state, metrics); compiled at its first call. The state that is given is used up.
+    """Makes step(state, batch) -> (state, metrics), compiled at its first call; it donates the given state.
 
     metrics: float32 scalars of this batch before the update: loss, cross_entropy, ctc, frames, guide, kl, accuracy (of
-    labels, given those before), gradient_norm (before clipping), learning_rate.
-    Raises ValueError for a teacher that hears or says other things than the student.
+    labels, given the previous ones), gradient_norm (before clipping), learning_rate.
+    Raises ValueError for a teacher whose mels, positions or vocabulary differ from the student's.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
     if teacher is not None:
@@ -226,9 +229,9 @@ def make_step(
 
 
 def _has_encoder_of(teacher: Whisper, state: TrainState, static: Static) -> bool:
-    """Whether what the student hears is what the teacher hears: it need not be computed twice then."""
+    """Whether student and teacher have the same frozen encoder, whose output is then computed only once."""
     theirs = {_dotted(("encoder", *path)): x[...] for path, x in nnx.to_flat_state(nnx.state(teacher.encoder))}
-    if static.config.dropout or {path for path in static.places if _begins(path, "encoder")} != theirs.keys():
+    if static.config.dropout or {path for path in static.places if _starts_with(path, "encoder")} != theirs.keys():
         return False
     return all(path in state.frozen and bool(jnp.array_equal(x, state.frozen[path])) for path, x in theirs.items())
 
@@ -263,8 +266,8 @@ def _step(
     return replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
 
-def _factors(trainee: Trainee, config: TrainConfig) -> str:
-    """The dtype of what is multiplied."""
+def _operand_dtype(trainee: Trainee, config: TrainConfig) -> str:
+    """Returns the dtype of matmul operands."""
     return config.model.product_dtype or jnp.dtype(trainee.whisper.decoder.dtype).name
 
 
@@ -273,9 +276,9 @@ def _norm(arrays: Arrays) -> jax.Array:
 
 
 def _features(batch: Batch, whisper: Whisper, key: jax.Array, config: TrainConfig, mesh: Mesh) -> jax.Array:
-    """Log-mel of the batch's waveforms [B,M,T], with SpecAugment."""
+    """Returns the log-mel spectrogram of the batch, [B,M,T], with SpecAugment."""
     mels = partial(log_mel_spectrogram, n_mels=whisper.config.num_mel_bins)
-    # It takes row after row, which a device is to do with its own rows alone.
+    # It loops over rows, so each device must process its own rows only.
     mel = jax.shard_map(mels, mesh=mesh, in_specs=_ALL, out_specs=_ALL, check_vma=False)(batch["waveform"])
     return spec_augment(mel, key, config.augment)
 
@@ -289,7 +292,7 @@ def _losses(
     mesh: Mesh,
     shares_encoder: bool,
 ) -> tuple[jax.Array, Metrics]:
-    """(what is made smaller, its parts)."""
+    """Returns (the loss to minimize, its parts)."""
     whisper, settings = trainee.whisper, config.loss
     feature_key, dropout_key = jax.random.split(key)
     mel = _features(batch, whisper, feature_key, config, mesh)
@@ -298,29 +301,29 @@ def _losses(
     rngs = nnx.Rngs(dropout=dropout_key) if whisper.config.dropout else None
     options: dict[str, Any] = {"deterministic": rngs is None, "rngs": rngs, "remat": config.optimizer.remat}
     rounds = bool(config.model.product_dtype)
-    with ops.using(training_ops(ops.current(), _factors(trainee, config), rounds)):
-        heard = whisper.encode(mel, first_position=first, **options)
-        hidden, scores, *_ = _say(whisper, heard, batch["ids"], settings.guide_heads, **options)
-        spelled = trainee.ctc_head(heard) if trainee.ctc_head is not None else None
-    said = batch["labels"], batch["weights"], settings.label_smoothing
+    with ops.using(training_ops(ops.current(), _operand_dtype(trainee, config), rounds)):
+        encoded = whisper.encode(mel, first_position=first, **options)
+        hidden, scores, *_ = _decode(whisper, encoded, batch["ids"], settings.guide_heads, **options)
+        ctc_logits = trainee.ctc_head(encoded) if trainee.ctc_head is not None else None
+    targets = batch["labels"], batch["weights"], settings.label_smoothing
     if teacher is None and ops.current().window_by_window:
         table = _output_table(whisper.decoder)
-        entropy, accuracy = projected_cross_entropy(hidden, table, *said, _factors(trainee, config))
+        entropy, accuracy = projected_cross_entropy(hidden, table, *targets, _operand_dtype(trainee, config))
     else:
         logits = whisper.decoder.logits(hidden)
-        entropy, accuracy = loss.cross_entropy(logits, *said)
+        entropy, accuracy = loss.cross_entropy(logits, *targets)
     zero = jnp.zeros((), jnp.float32)
     parts = {"cross_entropy": entropy.value, "ctc": zero, "frames": zero, "guide": zero, "kl": zero}
     total = entropy.value
     if teacher is not None:
-        heard_by_teacher = heard if shares_encoder else teacher.encode(mel, first_position=first)
-        theirs = teacher.decoder.logits(_say(teacher, heard_by_teacher, batch["ids"], ()).last)
+        teacher_encoded = encoded if shares_encoder else teacher.encode(mel, first_position=first)
+        theirs = teacher.decoder.logits(_decode(teacher, teacher_encoded, batch["ids"], ()).last)
         parts["kl"] = loss.divergence(logits, theirs, batch["weights"], config.distill.temperature).value
         total = config.distill.cross_entropy_weight * total + config.distill.kl_weight * parts["kl"]
-    if spelled is not None:
-        blank = spelled.shape[-1] - 1
-        parts["ctc"] = loss.ctc(spelled, batch["ctc"], batch["ctc_weight"], blank).value
-        parts["frames"] = loss.frames(spelled, batch["frames"]).value
+    if ctc_logits is not None:
+        blank = ctc_logits.shape[-1] - 1
+        parts["ctc"] = loss.ctc(ctc_logits, batch["ctc"], batch["ctc_weight"], blank).value
+        parts["frames"] = loss.frames(ctc_logits, batch["frames"]).value
         total += settings.ctc_weight * parts["ctc"] + settings.frame_weight * parts["frames"]
     if settings.guide_weight:
         parts["guide"] = loss.guide(scores, batch["spans"]).value
@@ -328,14 +331,14 @@ def _losses(
     return total, {"loss": total, "accuracy": accuracy.value, **parts}
 
 
-def _say(
-    whisper: Whisper, heard: jax.Array, ids: jax.Array, heads: tuple[tuple[int, int], ...], **options: Any
+def _decode(
+    whisper: Whisper, encoded: jax.Array, ids: jax.Array, heads: tuple[tuple[int, int], ...], **options: Any
 ) -> DecoderStates:
-    """Of encoder_output [B,T,D] and ids [B,S]: hidden states, and the audio scores of the heads [B,A,S,T]."""
-    return whisper.decoder.hidden_states(ids, whisper.decoder.cross_attention(heard), heads, **options)
+    """Returns the hidden states and the heads' cross-attention scores [B,A,S,T] of encoded [B,T,D] and ids [B,S]."""
+    return whisper.decoder.hidden_states(ids, whisper.decoder.cross_attention(encoded), heads, **options)
 
 
 def _output_table(decoder: TextDecoder) -> jax.Array:
-    """[D,V], by which hidden states are multiplied."""
+    """Returns the output projection [D,V]."""
     untied = decoder.proj_out
     return (decoder.embed_tokens.embedding[...].T if untied is None else untied.kernel[...]).astype(decoder.dtype)

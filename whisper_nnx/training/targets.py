@@ -1,4 +1,4 @@
-"""What the decoder is given and what it is to say: Whisper's format (Radford et al. 2022, section 2.3)."""
+"""Decoder inputs and labels in Whisper's multitask format (Radford et al. 2022, section 2.3)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from whisper_nnx.text.tokenizer import UNSPACED, Tokenizer
 from whisper_nnx.timing.words import APPENDED, PREPENDED
 
 STEP_S = 0.02  # of a timestamp, and of an encoder position
-CTC_UNITS_PER_SECOND = 20  # at most; quick speech has about 15 letters
-_EOT_POSITIONS = 3  # after the last word, in which the end can be heard
-_PAUSE_S = 1.0  # of a longer one the mark before it has the beginning
+CTC_UNITS_PER_SECOND = 20  # at most; fast speech has about 15 letters
+_EOT_POSITIONS = 3  # after the last word, to which the end token should attend
+_PAUSE_S = 1.0  # longest part of a pause that belongs to the punctuation before it
 _MARKS = PREPENDED + APPENDED
 
 
-Unit = tuple[int, tuple[float, float] | None]  # of CTC: its id, and s of the clip in which it is spoken
+Unit = tuple[int, tuple[float, float] | None]  # CTC label and its time in the clip in s, if known
 
 
 @dataclass(frozen=True)
-class Said:
-    """A segment of the clip. start, end: s of the clip; end None: it goes on behind the clip, its text is not told.
+class TargetSegment:
+    """A segment of the clip. start, end: in s; end None: it continues after the clip, and its text is omitted.
 
-    spans: of each token, s of the clip in which it is spoken; None: unknown. text, heard: the same of its bytes.
+    spans: the time of each token in s, or None if unknown. text, byte_spans: the same per byte.
     """
 
     start: float
@@ -34,12 +34,12 @@ class Said:
     tokens: tuple[int, ...] = ()
     spans: tuple[tuple[float, float] | None, ...] = ()
     text: bytes = b""
-    heard: tuple[tuple[float, float] | None, ...] = ()
+    byte_spans: tuple[tuple[float, float] | None, ...] = ()
 
 
 @dataclass(frozen=True)
 class Target:
-    """One window's part of a batch; see `encode_target`."""
+    """One window's row of a batch; see `encode_target`."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -51,55 +51,63 @@ class Target:
 
 
 class TooLong(ValueError):
-    """The text takes more tokens than there is room for."""
+    """The text has more tokens than fit."""
 
 
-def spoken_tokens(tokenizer: Tokenizer, language: str, task: str, span: Span, words: Iterable[Span] = ()) -> Said:
-    """A segment with its tokens, and where each is spoken: words share their time among their letters.
+def spoken_tokens(
+    tokenizer: Tokenizer, language: str, task: str, span: Span, words: Iterable[Span] = ()
+) -> TargetSegment:
+    """Tokenizes a segment and times each token; a word's time is divided evenly among its bytes.
 
-    A mark behind a word is where the pause is, since `transcribe` joins it to the word without its time: else words
-    would end early, and the next begin in the pause. The pause behind the last word is a moment, until `_content`
-    knows how long it is.
+    Punctuation after a word gets the time of the pause, since `transcribe` joins it to the word without its time;
+    otherwise words would end early and the next ones start in the pause. The pause after the last word has zero length
+    until `_content` determines it.
 
-    span: s. words: of the segment, in order, written as in its text; a token that belongs to none has no time.
+    Args:
+      tokenizer: the model's.
+      language: its code.
+      task: "transcribe" or "translate".
+      span: the segment, in s.
+      words: of the segment, in order, spelled as in its text; tokens outside words have no time.
     """
     spaced = task == "translate" or language not in UNSPACED
     text = (" " if spaced else "") + span.text.strip()
     tokens = tokenizer.encode(text)
-    raw, at = text.encode(), 0
-    heard: list[tuple[float, float] | None] = [None] * len(raw)  # of each byte
-    found: list[tuple[int, int, Span]] = []  # words: first byte, the one behind the last
+    raw, offset = text.encode(), 0
+    byte_spans: list[tuple[float, float] | None] = [None] * len(raw)
+    found: list[tuple[int, int, Span]] = []  # words: first byte, byte after the last
     for word in words:
         spelled = (word.text.strip().strip(_MARKS) or word.text.strip()).encode()
-        if spelled and (first := raw.find(spelled, at)) >= 0:
-            at = first + len(spelled)
-            heard[first:at] = pairwise(np.linspace(word.start, word.end, len(spelled) + 1).tolist())
-            found.append((first, at, word))
+        if spelled and (first := raw.find(spelled, offset)) >= 0:
+            offset = first + len(spelled)
+            byte_spans[first:offset] = pairwise(np.linspace(word.start, word.end, len(spelled) + 1).tolist())
+            found.append((first, offset, word))
     for (_, first, before), (end, _, after) in pairwise([(0, 0, None), *found, (len(raw), 0, None)]):
-        behind, _, ahead = raw[first:end].partition(b" ")
-        if before and not behind.decode().strip(_MARKS):
-            heard[first : first + len(behind)] = [(before.end, after.start if after else before.end)] * len(behind)
-        if after and not ahead.decode().strip(_MARKS):
-            heard[end - len(ahead) : end] = [(after.start, after.start)] * len(ahead)
+        appended, _, prepended = raw[first:end].partition(b" ")
+        if before and not appended.decode().strip(_MARKS):
+            pause = (before.end, after.start if after else before.end)
+            byte_spans[first : first + len(appended)] = [pause] * len(appended)
+        if after and not prepended.decode().strip(_MARKS):
+            byte_spans[end - len(prepended) : end] = [(after.start, after.start)] * len(prepended)
     spans: list[tuple[float, float] | None] = []
     end = 0
     for piece in tokenizer.token_bytes(tokens):
         begin, end = end, end + len(piece)
-        known = [part for part in heard[begin:end] if part]
+        known = [part for part in byte_spans[begin:end] if part]
         spans.append((known[0][0], known[-1][1]) if known else None)
-    if end != len(raw):  # a small vocabulary leaves bytes out
+    if end != len(raw):  # a small vocabulary drops bytes
         spans = [None] * len(tokens)
-    return Said(span.start, span.end, tuple(tokens), tuple(spans), raw, tuple(heard))
+    return TargetSegment(span.start, span.end, tuple(tokens), tuple(spans), raw, tuple(byte_spans))
 
 
 def blank_of(tokenizer: Tokenizer, ctc_units: str) -> int:
-    """CTC's class for nothing, behind all of its units: the 256 bytes, or the text tokens (where the end's id is)."""
+    """Returns CTC's blank, the class after all units: the 256 bytes, or the text tokens (the id of eot)."""
     return 256 if ctc_units == "bytes" else tokenizer.special.eot
 
 
 @dataclass(frozen=True)
 class Format:
-    """What is the same for all windows. positions: of the clip, 20 ms each; length: S."""
+    """Format shared by all windows. positions: of the clip, 20 ms each; length: S."""
 
     tokenizer: Tokenizer
     positions: int
@@ -113,7 +121,7 @@ class Format:
 
     @property
     def room(self) -> int:
-        """Tokens that segments may take, timestamps included, behind sot, language, task and no_timestamps."""
+        """Tokens available for segments, timestamps included, after sot, language, task and no_timestamps."""
         return self.length - (4 if self.tokenizer.is_multilingual else 2)
 
 
@@ -121,56 +129,67 @@ def encode_target(
     form: Format,
     language: str,
     task: str,
-    said: Sequence[Said],
+    segments: Sequence[TargetSegment],
     *,
     timestamps: bool,
     first_position: int = 0,
     previous_text: str = "",
-    previous: Sequence[Sequence[Said]] = (),
+    previous: Sequence[Sequence[TargetSegment]] = (),
     no_speech: bool = False,
 ) -> Target:
-    """ids, labels i32 [S], weights f32 [S], spans i32 [S,2], ctc i32 [ctc_length], frames i32 [positions], as the batch
-    has them.
+    """Encodes a window's decoder inputs and labels.
 
-    first_position: where the clip lies in the model's window, 20 ms each. previous: what was said in the windows
-    before, told as this one is, as `transcribe` does it; or previous_text. no_speech: the label of sot is no_speech,
-    and the transcript is empty. Raises TooLong where the segments do not fit.
+    Args:
+      form: the format.
+      language: its code.
+      task: "transcribe" or "translate".
+      segments: of the window.
+      timestamps: whether the transcript has timestamps.
+      first_position: position of the clip in the model's window, 20 ms each.
+      previous_text: prompt as plain text.
+      previous: prompt as segments of earlier windows, encoded like this one, as `transcribe` does.
+      no_speech: sot's label is no_speech, and the transcript is empty.
+
+    Returns:
+      ids, labels i32 [S], weights f32 [S], spans i32 [S,2], ctc i32 [ctc_length], frames i32 [positions].
+
+    Raises:
+      TooLong: the segments do not fit.
     """
     tokenizer, special = form.tokenizer, form.tokenizer.special
-    content = [] if no_speech else _content(form, said, timestamps, first_position)
+    content = [] if no_speech else _content(form, segments, timestamps, first_position)
     start = tokenizer.sot_sequence(language, task, timestamps)
     if no_speech and timestamps:
         content = [(special.timestamp_begin, (0, 0))]
     if len(start) + len(content) > form.length:
-        raise TooLong(f"its text takes {len(start) + len(content)} tokens, max_label_length is {form.length}; raise it")
+        raise TooLong(f"its text has {len(start) + len(content)} tokens, max_label_length is {form.length}; raise it")
     before = tokenizer.encode(" " + previous_text.strip()) if previous_text.strip() else []
     before += [token for window in previous for token, _ in _content(form, window, timestamps, 0)]
     keep = min(form.max_prompt, form.length - len(start) - len(content) - 1)
     prompt = [special.sot_prev, *before[-keep:]] if before and keep > 0 else []
 
-    told = [token for token, _ in content]
-    ids = [*prompt, *start, *told]
+    ids = [*prompt, *start, *(token for token, _ in content)]
     labels = [*ids[1:], special.eot]
-    where = [
+    spans = [
         *[(0, 0)] * (len(prompt) + len(start) - 1),
         *(span for _, span in content),
-        _end_span(form, said, no_speech),
+        _end_span(form, segments, no_speech),
     ]
     weights = [0.0] * len(prompt) + [1.0] * (len(ids) - len(prompt))
     if no_speech:
-        at = len(prompt)  # sot's
-        labels[at] = labels[at] if special.no_speech is None else special.no_speech
-        weights[at] = float(special.no_speech is not None)
+        sot = len(prompt)
+        labels[sot] = labels[sot] if special.no_speech is None else special.no_speech
+        weights[sot] = float(special.no_speech is not None)
         if tokenizer.is_multilingual:
-            weights[at + 1] = 0.0  # of a language that nobody speaks here, no task follows
-    units = _units(form, task, said)
-    ctc, ctc_weight = _ctc(form, said, units, no_speech)
+            weights[sot + 1] = 0.0  # the language is arbitrary, so its next token is not trained
+    units = _units(form, task, segments)
+    ctc, ctc_weight = _ctc(form, segments, units, no_speech)
     missing = form.length - len(ids)
     return Target(
         ids=np.array(ids + [special.eot] * missing, np.int32),
         labels=np.array(labels + [special.eot] * missing, np.int32),
         weights=np.array(weights + [0.0] * missing, np.float32),
-        spans=np.array(where + [(0, 0)] * missing, np.int32),
+        spans=np.array(spans + [(0, 0)] * missing, np.int32),
         ctc=ctc,
         ctc_weight=ctc_weight,
         frames=_frames(form, units, no_speech),
@@ -178,25 +197,25 @@ def encode_target(
 
 
 def position(time_s: float) -> int:
-    """Of a time, on the grid of 20 ms."""
+    """Rounds a time to a 20 ms position."""
     return round(time_s / STEP_S)
 
 
 def _content(
-    form: Format, said: Sequence[Said], timestamps: bool, first_position: int
+    form: Format, segments: Sequence[TargetSegment], timestamps: bool, first_position: int
 ) -> list[tuple[int, tuple[int, int]]]:
-    """(token, its span in positions of the clip) of all segments; times never go back."""
+    """Returns (token, span in positions of the clip) of all segments; times never decrease."""
     content: list[tuple[int, tuple[int, int]]] = []
     last = 0
 
-    def tell(at: int) -> None:
+    def add_timestamp(at: int) -> None:
         token = form.tokenizer.special.timestamp_begin + first_position + at
         content.append((token, (max(at - 1, 0), min(at + 2, form.positions))))
 
-    for segment, after in zip_longest(said, said[1:]):
+    for segment, after in zip_longest(segments, segments[1:]):
         begin = min(max(position(segment.start), last), form.positions)
         if timestamps:
-            tell(begin)
+            add_timestamp(begin)
         if segment.end is None:
             break
         spans = [_span(form, span) for span in segment.spans]
@@ -206,52 +225,54 @@ def _content(
         content += zip(segment.tokens, spans, strict=True)
         last = min(max(position(segment.end), begin + 1), form.positions)
         if timestamps:
-            tell(last)
+            add_timestamp(last)
     return content
 
 
 def _span(form: Format, span: tuple[float, float] | None) -> tuple[int, int]:
-    """s -> [first, end) of at least one position; (0, 0): unknown, or not in the clip."""
+    """Converts a span in s to positions [first, end), at least one; (0, 0) if unknown."""
     if span is None:
         return 0, 0
     first = min(max(int(span[0] / STEP_S + 1e-6), 0), form.positions - 1)
     return first, min(max(int(np.ceil(span[1] / STEP_S - 1e-6)), first + 1), form.positions)
 
 
-def _end_span(form: Format, said: Sequence[Said], no_speech: bool) -> tuple[int, int]:
-    """Where one can hear that no more is said; unknown without words, or where a segment goes on behind the clip."""
-    if no_speech or not said or said[-1].end is None:
+def _end_span(form: Format, segments: Sequence[TargetSegment], no_speech: bool) -> tuple[int, int]:
+    """Returns the positions after the last word; unknown without word times, or if the segment exceeds the clip."""
+    if no_speech or not segments or segments[-1].end is None:
         return 0, 0
-    ends = [span[1] for span in said[-1].spans if span is not None]
+    ends = [span[1] for span in segments[-1].spans if span is not None]
     if not ends:
         return 0, 0
     first = min(int(np.ceil(ends[-1] / STEP_S - 1e-6)), form.positions - 1)
     return first, min(first + _EOT_POSITIONS, form.positions)
 
 
-def _units(form: Format, task: str, said: Sequence[Said]) -> list[Unit]:
-    """What CTC spells, and where it is spoken; nothing of translations."""
+def _units(form: Format, task: str, segments: Sequence[TargetSegment]) -> list[Unit]:
+    """Returns CTC's labels with their times; none for translations."""
     if task != "transcribe":
         return []
     if form.ctc_units == "tokens":
-        return [unit for segment in said for unit in zip(segment.tokens, segment.spans, strict=True)]
-    text = b"".join(segment.text for segment in said).lower()
-    return list(zip(text, (span for one in said for span in one.heard), strict=True))
+        return [unit for segment in segments for unit in zip(segment.tokens, segment.spans, strict=True)]
+    text = b"".join(segment.text for segment in segments).lower()
+    return list(zip(text, (span for segment in segments for span in segment.byte_spans), strict=True))
 
 
-def _ctc(form: Format, said: Sequence[Said], units: Sequence[Unit], no_speech: bool) -> tuple[np.ndarray, float]:
-    """([ctc_length] units, whether they are what is heard, which they are not where a segment is cut)."""
+def _ctc(
+    form: Format, segments: Sequence[TargetSegment], units: Sequence[Unit], no_speech: bool
+) -> tuple[np.ndarray, float]:
+    """Returns (units [ctc_length], weight); the weight is 0 if units are missing or a segment is cut."""
     ctc = np.full(form.ctc_length, -1, np.int32)
     if no_speech:
         return ctc, 1.0
-    if not units or len(units) > len(ctc) or said[-1].end is None:
+    if not units or len(units) > len(ctc) or segments[-1].end is None:
         return ctc, 0.0
     ctc[: len(units)] = [unit for unit, _ in units]
     return ctc, 1.0
 
 
 def _frames(form: Format, units: Sequence[Unit], no_speech: bool) -> np.ndarray:
-    """[positions] the unit that is spoken there; CTC's blank where nobody speaks; -1 where it is unknown."""
+    """Returns the unit at each position, [positions]; the blank if there is no speech, -1 if unknown."""
     frames = np.full(form.positions, blank_of(form.tokenizer, form.ctc_units) if no_speech else -1, np.int32)
     for unit, span in units:
         if span is not None:

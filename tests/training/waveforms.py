@@ -1,4 +1,4 @@
-"""Recordings made up for the tests of training: each is one loudness throughout, by which it is known again."""
+"""Synthetic recordings for training tests, each identified by its constant level."""
 
 import io
 import wave
@@ -11,12 +11,12 @@ RATE = 16_000
 
 
 def level(number: int) -> float:
-    """How loud recording `number` is."""
+    """The level of recording `number`."""
     return (number + 1) / 64
 
 
 def steady(number: int, seconds: float, rate: int = RATE) -> bytes:
-    """A WAV file of `level(number)`."""
+    """Makes a WAV file of constant `level(number)`."""
     return wav(np.full(round(seconds * rate), level(number)), rate)
 
 
@@ -37,6 +37,6 @@ def write(folder: Path, name: str, data: bytes) -> Path:
 
 
 def stretches(waveform: np.ndarray) -> list[tuple[int, int, float]]:
-    """(first, end, loudness) of all that is not silent."""
+    """Returns (first, end, level) of all parts that are not silent."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0.0], waveform, [0.0]])))
     return [(int(a), int(b), float(waveform[a])) for a, b in pairwise(edges) if waveform[a]]
