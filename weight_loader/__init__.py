@@ -1,4 +1,4 @@
-"""Checkpoints to models and back. Names are imported when first used: this stays light."""
+"""Loads and saves checkpoints. Names are imported lazily."""
 
 import importlib
 from typing import Any

@@ -16,7 +16,7 @@ _FORMATS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 1 for what cannot be read or written. Wrong usage raises SystemExit(2)."""
+    """Returns the exit status: 0, or 1 if reading or writing fails. Wrong usage raises SystemExit(2)."""
     return run_command(arguments, _parser(), argparse.ArgumentParser.parse_args, _run, name="")
 
 
@@ -26,26 +26,26 @@ def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m weight_loader", description="Whisper checkpoints: look and convert"
+        prog="python -m weight_loader", description="Inspect and convert Whisper checkpoints"
     )
     commands = parser.add_subparsers(dest="command", required=True)
     source = "folder, file, repository (owner/name) or short name (tiny, large-v3, ...) of a checkpoint in any format"
 
     convert = commands.add_parser("convert", help="write a checkpoint in another format")
     convert.add_argument("source", metavar="SRC", help=source)
-    convert.add_argument("target", metavar="DST", help="what to write; must not exist yet")
+    convert.add_argument("target", metavar="DST", help="file or folder to write; must not exist")
     convert.add_argument("--to", required=True, choices=tuple(WRITERS), help=_FORMATS)
     convert.add_argument(
-        "--dtype", help="float32, float16, or what else the format has: q8_0, int8 (default: as stored)"
+        "--dtype", help="float32, float16, or a type of the format such as q8_0 or int8 (default: as stored)"
     )
     convert.add_argument(
-        "--tokenizer", metavar="FROM", help="folder, .tiktoken file, repository or short name to take it from"
+        "--tokenizer", metavar="FROM", help="folder, .tiktoken file, repository or short name with the tokenizer"
     )
 
-    inspect = commands.add_parser("inspect", help="say what a checkpoint holds and what it lacks")
+    inspect = commands.add_parser("inspect", help="show the contents of a checkpoint and what is missing")
     inspect.add_argument("source", metavar="PATH", help=source)
     for command in (convert, inspect):
-        command.add_argument("--traceback", action="store_true", help="show where in the program an error happened")
+        command.add_argument("--traceback", action="store_true", help="show the traceback of errors")
     return parser
 
 
@@ -56,7 +56,7 @@ def _convert(given: argparse.Namespace) -> int:
     check_target(given.target, given.to, given.dtype)
     content = read_content(given.source, tokenizer=given.tokenizer)
     for lost in write_checkpoint(content, given.target, given.to, given.dtype):
-        print(f"not kept: {lost}", file=sys.stderr)
+        print(f"not stored: {lost}", file=sys.stderr)
     print(f"{given.target}: {given.to}, {given.dtype or content.dtype}")
     return 0
 
@@ -64,9 +64,9 @@ def _convert(given: argparse.Namespace) -> int:
 def _inspect(given: argparse.Namespace) -> int:
     from weight_loader.report import report
 
-    lines, whole = report(given.source)
+    lines, complete = report(given.source)
     print("\n".join(lines))
-    return 0 if whole else 1
+    return 0 if complete else 1
 
 
 if __name__ == "__main__":

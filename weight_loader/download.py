@@ -1,6 +1,6 @@
-"""OpenAI's own .pt files: their addresses carry their SHA-256, by which they are verified.
+"""Downloads OpenAI's .pt files and verifies them by the SHA-256 in their URLs.
 
-They are kept where openai-whisper keeps them, so that neither downloads what the other has.
+The cache folder is openai-whisper's, so that both share downloads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from weight_loader.folder import CheckpointError
 
 URL = "https://openaipublic.azureedge.net/main/whisper/models"
-URL_VARIABLE = "WHISPER_NNX_OPENAI_URL"  # in the environment: a mirror of it
+URL_VARIABLE = "WHISPER_NNX_OPENAI_URL"  # environment variable with a mirror
 
 # https://github.com/openai/whisper/blob/v20250625/whisper/__init__.py
 SHA256 = {
@@ -40,24 +40,23 @@ _TIMEOUT_S = 30
 
 
 def address_of(name: str) -> str | None:
-    """The address of one of OpenAI's files, given as its name or address; None for anything else."""
+    """Returns the URL of one of OpenAI's files, given by name or URL; None for anything else."""
     if name in SHA256:
         return f"{os.environ.get(URL_VARIABLE, URL).rstrip('/')}/{SHA256[name]}/{name}"
     return name if _ADDRESS.fullmatch(name) else None
 
 
 def download(address: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The file of that address, in cache_dir (default: openai-whisper's), fetched unless it is there.
+    """Returns the file of a URL in cache_dir (default: openai-whisper's), downloading it if necessary.
 
-    What an interrupted download left is gone on with. Raises CheckpointError where it cannot be had, or is not what its
-    address promises.
+    Resumes interrupted downloads. Raises CheckpointError if the download fails or its SHA-256 differs from the URL's.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import WeakFileLock
 
     match = _ADDRESS.fullmatch(address)
     if match is None:
-        raise CheckpointError(f"{address} has no SHA-256 in it; download it yourself and give the file")
+        raise CheckpointError(f"{address} does not contain a SHA-256; download it yourself and give the file")
     digest, name = match.groups()
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(cache_dir or Path(caches) / "whisper").expanduser()
@@ -65,21 +64,21 @@ def download(address: str, cache_dir: str | os.PathLike[str] | None = None) -> P
     if file.is_file() and _sha256(file) == digest:
         return file
     if constants.HF_HUB_OFFLINE:
-        raise CheckpointError(f"{file} is not there and HF_HUB_OFFLINE is set; unset it once to download")
+        raise CheckpointError(f"{file} does not exist and HF_HUB_OFFLINE is set; unset it once to download")
     folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(f"{partial}.lock"):
-        if not (file.is_file() and _sha256(file) == digest):  # else another process was quicker
+        if not (file.is_file() and _sha256(file) == digest):  # unless another process was faster
             _fetch(address, partial)
             if (found := _sha256(partial)) != digest:
                 partial.unlink()
-                raise CheckpointError(f"{address} has the SHA-256 {found} instead of that in its name; try again")
+                raise CheckpointError(f"{address} has the SHA-256 {found} instead of the one in its URL; try again")
             os.replace(partial, file)
     Path(f"{partial}.lock").unlink(missing_ok=True)
     return file
 
 
 def _fetch(address: str, partial: Path) -> None:
-    """Appends to what is there, if the server can go on in the middle; else anew."""
+    """Resumes the download if the server supports ranges, else restarts it."""
     have = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -87,13 +86,13 @@ def _fetch(address: str, partial: Path) -> None:
             have = have if answer.status == 206 else 0
             _save(answer, partial, have)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # there is nothing behind what we have
+        if error.code == 416 and have:  # the partial file is complete
             return
-        raise CheckpointError(f"{address} cannot be had (HTTP {error.code} {error.reason}); check it") from error
-    except (OSError, HTTPException) as error:  # URLError is one, and so is a full disk
+        raise CheckpointError(f"cannot download {address} (HTTP {error.code} {error.reason}); check it") from error
+    except (OSError, HTTPException) as error:  # includes URLError and a full disk
         why = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
         raise CheckpointError(
-            f"{address} cannot be had ({why}); check the network and the disk, then try again"
+            f"cannot download {address} ({why}); check the network and the disk, then try again"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What lies in a checkpoint's folder besides its weights: configuration and tokenizer."""
+"""Reads configuration, tokenizer and shard lists in a checkpoint's folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from whisper_nnx.text.tokenizer import Tokenizer
 
 CONFIG_FILES = ("config.json", "generation_config.json")
 _MAX_JSON = 4 * 2**20  # bytes; the list of large-v3's shards has 130,000
-# What code that parses a file raises where the file is not as it expects.
+# Exceptions of parsers on malformed files.
 _MALFORMED = (
     ValueError,
     TypeError,
@@ -29,14 +29,14 @@ _MALFORMED = (
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be fetched or used; the message, one line, says why and what to do."""
+    """A checkpoint cannot be downloaded or used; the message, one line, gives the reason and the fix."""
 
 
 @contextmanager
 def reading(where: str | Path) -> Iterator[None]:
-    """Raises CheckpointError, with `where` and the cause, for what a malformed file makes the code that reads it raise.
+    """Converts exceptions caused by a malformed file into a CheckpointError with `where` and the cause.
 
-    The last resort around a whole reader: readers themselves say what is wrong, and are tested without it.
+    A last resort around a whole reader: readers give more specific messages, and are tested without it.
     """
     try:
         yield
@@ -48,36 +48,36 @@ def reading(where: str | Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError where there is none."""
+    """Reads the object in a JSON file. Raises CheckpointError if there is none."""
     try:
         data = read_regular(path, _MAX_JSON)
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path.parent} has no {path.name}; give the folder of a whole Hugging Face checkpoint"
+            f"{path.parent} has no {path.name}; give the folder of a complete Hugging Face checkpoint"
         ) from None
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     try:
         content = json.loads(data)
-    except (ValueError, RecursionError) as error:  # no UTF-8, or no JSON
-        raise CheckpointError(f"{path} is no valid JSON ({error}); download it again") from error
+    except (ValueError, RecursionError) as error:  # invalid UTF-8 or JSON
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object; download it again")
+        raise CheckpointError(f"{path} contains a {type(content).__name__}, expected an object; download it again")
     return content
 
 
 def read_config(folder: Path) -> WhisperConfig:
-    """From `config.json`, with the alignment heads of `generation_config.json` where that is there."""
+    """Reads `config.json`, with the alignment heads of `generation_config.json` if it exists."""
     config, generation_file = read_json(folder / "config.json"), folder / "generation_config.json"
     generation = read_json(generation_file) if generation_file.exists() else {}
     try:
         return WhisperConfig.from_hf(config, generation)
-    except (TypeError, ValueError, OverflowError) as error:  # infinity is a number of JSON's
+    except (TypeError, ValueError, OverflowError) as error:  # JSON may contain infinity
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
-    """From the files in a folder; None where it has none. Raises CheckpointError where they do not fit the model."""
+    """Reads a folder's tokenizer files; None if there are none. Raises CheckpointError if they do not fit the model."""
     try:
         return Tokenizer.from_folder(folder, vocab_size)
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
 
 
 def read_alignment_heads(folder: Path, config: WhisperConfig) -> WhisperConfig:
-    """With the alignment heads of a `generation_config.json`, where there is one and the decoder has those heads."""
+    """Adds the alignment heads of `generation_config.json`, if it exists and the decoder has these heads."""
     file = folder / "generation_config.json"
     if config.alignment_heads is not None or not file.is_file():
         return config
@@ -98,7 +98,7 @@ def read_alignment_heads(folder: Path, config: WhisperConfig) -> WhisperConfig:
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that an index of shards names, all in its folder. Raises CheckpointError for any other."""
+    """Returns the files named by an index of shards. Raises CheckpointError for files outside its folder."""
     weight_map, suffix = read_json(index).get("weight_map"), Path(index.name.removesuffix(".index.json")).suffix
     named = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not named or not all(isinstance(name, str) for name in named):
@@ -107,7 +107,7 @@ def shards(index: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or "\\" in name or "\0" in name or not name.endswith(suffix):
             kind = suffix.removeprefix(".")
-            raise CheckpointError(f"{index} names {name!r}, no {kind} file in its folder; do not trust it")
+            raise CheckpointError(f"{index} names {name!r}, not a {kind} file in its folder; it may be malicious")
         if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index.parent} has no {name}, which {index.name} names; download it again")
+            raise CheckpointError(f"{index.parent} lacks {name}, which {index.name} names; download it again")
     return [index.parent / name for name in names]

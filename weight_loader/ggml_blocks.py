@@ -1,7 +1,7 @@
-"""How ggml stores numbers: plain, or in blocks of 32 whole numbers that share a float16 scale. Both directions.
+"""Encodes and decodes ggml's number formats: floats, or blocks of 32 integers that share a float16 scale.
 
-A block of n-bit numbers q stands for q * scale + minimum, or, where blocks have no minimum, (q - 2^(n-1)) * scale.
-Every rounding is that of ggml's own quantizer, so that the bytes are the same (ggml-quants.c: `quantize_row_*_ref`).
+A block of n-bit integers q represents q * scale + minimum or, without a minimum, (q - 2^(n-1)) * scale.
+Rounding follows ggml's own quantizer, so that the bytes are equal (ggml-quants.c: `quantize_row_*_ref`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BLOCK = 32  # numbers in a block
 
 @dataclass(frozen=True)
 class Storage:
-    """One way to store numbers. `tensor_id` and `file_id` are what a tensor's and a file's header call it."""
+    """A number format, with its ids in tensor headers (`tensor_id`) and file headers (`file_id`)."""
 
     name: str
     tensor_id: int
@@ -30,7 +30,7 @@ class Storage:
 
     @cached_property
     def dtype(self) -> np.dtype:
-        """Of a number, or of a block of them. The fifth bits of all numbers lie apart from the other four."""
+        """Dtype of a number or of a block. The fifth bits of all numbers are stored separately."""
         if not self.is_quantized:
             return np.dtype(f"<f{self.bits // 8}")
         fields = [("scale", "<f2"), ("minimum", "<f2"), ("fifth_bits", "u1", BLOCK // 8), ("q", "u1", BLOCK // 2)]
@@ -40,16 +40,16 @@ class Storage:
         return np.dtype([field for field in fields if field[0] in kept])
 
     def count(self, shape: tuple[int, ...]) -> int:
-        """How many of `dtype` an array takes. Raises ValueError for rows that are no whole blocks."""
+        """Returns the number of `dtype` items of an array. Raises ValueError unless rows are whole blocks."""
         if not self.is_quantized:
-            return int(np.prod(shape, dtype=object))  # whatever a header says does not overflow
+            return int(np.prod(shape, dtype=object))  # Python integers, which a hostile header cannot overflow
         if not shape or shape[-1] % BLOCK:
             raise ValueError(f"rows of {shape[-1:]} numbers cannot be stored as {self.name}, in blocks of {BLOCK}")
         return int(np.prod(shape, dtype=object)) // BLOCK
 
     @np.errstate(invalid="ignore", over="ignore")  # a damaged file's scale may be infinite
     def decode(self, stored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of `dtype` -> numbers of this shape; quantized ones as float32."""
+        """Decodes an array of `dtype` to this shape; quantized numbers become float32."""
         if not self.is_quantized:
             return stored.reshape(shape)
         q = stored["q"]
@@ -66,7 +66,7 @@ class Storage:
         return values.reshape(shape)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Numbers -> array of `dtype`. Raises ValueError for what float16 does not hold, and where `count` does."""
+        """Encodes numbers to an array of `dtype`. Raises ValueError if float16 overflows, and as `count` does."""
         stored = np.empty(self.count(values.shape), self.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             if self.is_quantized:
@@ -80,7 +80,7 @@ class Storage:
         return stored
 
     def _quantize(self, x: np.ndarray, stored: np.ndarray) -> None:
-        """x: [blocks, BLOCK], float32."""
+        """Quantizes x [blocks, BLOCK], float32, into `stored`."""
         top = np.float32((1 << self.bits) - 1)
         if self.has_minimum:
             zero = x.min(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Names of models to folders and files on this machine, downloaded from the Hugging Face Hub where necessary."""
+"""Resolves model names to local folders and files, downloading from the Hugging Face Hub if necessary."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from weight_loader.folder import CONFIG_FILES, CheckpointError
 from whisper_nnx.model.config import ALIASES, RELEASED
 from whisper_nnx.text.tokenizer import FILE_NAMES as TOKENIZER_FILES
 
-# By the first of these that a repository has; many hold the same weights several times. Shards are asked for by their
-# usual names, for the same reason: beside them lie model.fp32-* and others.
+# The first of these that a repository has is downloaded, since many contain the same weights in several formats. Shards
+# are selected by their usual names, since some repositories also contain others, such as model.fp32-*.
 _WEIGHTS = (
     ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"),
@@ -23,16 +23,21 @@ _WEIGHTS = (
     ("flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*.msgpack"),
     ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),  # PEFT
 )
-DEMO = "demo"  # the model in the package; examples/train_demo makes it
+DEMO = "demo"  # the model included in the package, trained by examples/train_demo
 _FILE_ADDRESS = re.compile(r"/([\w.-]+/[\w.-]+)/(?:resolve|blob)/([^/?#]+)/([^?#*\[\]]+)(?:\?.*)?")
 
 
 def checkpoint_path(name_or_path: str | os.PathLike[str], *, files: tuple[str, ...] = (), **options: Any) -> Path:
-    """The folder or file that is meant: one on this machine, or the snapshot of a repository.
+    """Returns a local folder or file, or the downloaded snapshot of a repository.
 
-    files: what is needed of a repository (patterns); default: all, in the first format of `_WEIGHTS` that it has.
-    options: revision, token and cache_dir of huggingface_hub's snapshot_download.
-    Raises FileNotFoundError for a path to nothing, CheckpointError for everything else that keeps it from being had.
+    Args:
+      name_or_path: a path, repository, short name or URL.
+      files: patterns of the files needed; by default all, in the first format of `_WEIGHTS` that the repository has.
+      **options: revision, token and cache_dir of huggingface_hub's snapshot_download.
+
+    Raises:
+      FileNotFoundError: a path does not exist.
+      CheckpointError: the checkpoint cannot be downloaded.
     """
     text = os.fspath(name_or_path)
     path = Path(text).expanduser()
@@ -45,7 +50,7 @@ def checkpoint_path(name_or_path: str | os.PathLike[str], *, files: tuple[str, .
     if text.startswith(("https://", "http://")):
         return _file(text, options)
     if isinstance(name_or_path, Path) or _looks_like_path(text):
-        raise FileNotFoundError(f"{path} does not exist; give an existing folder, or a name such as 'tiny'")
+        raise FileNotFoundError(f"{path} does not exist; give an existing folder or a name such as 'tiny'")
     repository = repository_of(text)
     if files:
         return _snapshot(repository, files, **options)
@@ -57,7 +62,7 @@ def checkpoint_path(name_or_path: str | os.PathLike[str], *, files: tuple[str, .
 
 
 def _packaged(name: str) -> Path:
-    """The folder of a model that is part of the installed package."""
+    """Returns the folder of a model included in the installed package."""
     spec = importlib.util.find_spec("whisper_nnx")
     assert spec is not None
     assert spec.origin is not None
@@ -68,14 +73,14 @@ def _packaged(name: str) -> Path:
 
 
 def _file(address: str, options: dict[str, Any]) -> Path:
-    """A single file of a repository, such as .../ggerganov/whisper.cpp/resolve/main/ggml-tiny.bin."""
+    """Downloads a single file of a repository, such as .../ggerganov/whisper.cpp/resolve/main/ggml-tiny.bin."""
     from huggingface_hub import constants
 
     parts = _FILE_ADDRESS.fullmatch(address.removeprefix(constants.ENDPOINT))
     if not address.startswith(f"{constants.ENDPOINT}/") or parts is None:
         raise CheckpointError(
-            f"{address} is neither a file at {constants.ENDPOINT}, as https://.../OWNER/NAME/resolve/main/FILE, nor "
-            "one of OpenAI's, with its SHA-256; download it yourself and give the file"
+            f"{address} is neither a file at {constants.ENDPOINT} (.../OWNER/NAME/resolve/main/FILE) nor "
+            "one of OpenAI's files with its SHA-256; download it yourself and give the file"
         )
     repository, revision, name = parts.groups()
     folder = _snapshot(repository, (name,), **{**options, "revision": options.get("revision") or revision})
@@ -90,7 +95,7 @@ def _looks_like_path(text: str) -> bool:
 
 
 def repository_of(name: str) -> str:
-    """'tiny' -> 'openai/whisper-tiny', 'distil-large-v3' -> 'distil-whisper/distil-large-v3', 'owner/name' as it is."""
+    """Expands short names: 'tiny' to 'openai/whisper-tiny', 'distil-large-v3' to 'distil-whisper/distil-large-v3'."""
     size = ALIASES.get(name, name)
     if size in RELEASED:
         return f"openai/whisper-{size}"
@@ -109,25 +114,25 @@ def _snapshot(repository: str, files: tuple[str, ...], **options: Any) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=list(files), **options))
     except utils.GatedRepoError as error:
-        why = f"is gated; ask for access at {endpoint}/{repository}, then give token=... or run `hf auth login`"
+        why = f"is gated; request access at {endpoint}/{repository}, then give token=... or run `hf auth login`"
         raise CheckpointError(f"{repository} {why}") from error
     except utils.RepositoryNotFoundError as error:
-        why = f"is neither a folder here nor a repository at {endpoint} that you may read; check its spelling"
-        raise CheckpointError(f"{repository} {why}, for a private one give token=...") from error
+        why = f"is neither a local folder nor a repository that you can access at {endpoint}; check its spelling"
+        raise CheckpointError(f"{repository} {why} or, if it is private, give token=...") from error
     except utils.RevisionNotFoundError as error:
         raise CheckpointError(
-            f"{repository} has no revision {revision!r}; see {endpoint}/{repository}/commits for those that it has"
+            f"{repository} has no revision {revision!r}; see {endpoint}/{repository}/commits for existing ones"
         ) from error
     except utils.LocalEntryNotFoundError as error:
         if constants.HF_HUB_OFFLINE:
             why = "is not in the cache and HF_HUB_OFFLINE is set; unset it once to download, or give a folder"
         else:
-            why = f"is not in the cache and cannot be had from {endpoint} ({_line(error.__cause__ or error)})"
+            why = f"is not in the cache and cannot be downloaded from {endpoint} ({_line(error.__cause__ or error)})"
             why += "; check the network, or give a folder"
         raise CheckpointError(f"{repository} {why}") from error
     except utils.HFValidationError as error:
         raise CheckpointError(f"{_line(error)}; give a repository as owner/name, or a folder") from error
-    except Exception as error:  # whatever the http client of the installed huggingface_hub raises, or a full disk
+    except Exception as error:  # any exception of huggingface_hub's HTTP client, or a full disk
         raise CheckpointError(
             f"cannot download {repository} ({_line(error)}); check the network and the disk, then try again"
         ) from error

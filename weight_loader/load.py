@@ -1,4 +1,4 @@
-"""From a checkpoint to a model: `load_model` and its parts."""
+"""Loads models from checkpoints: `load_model` and its parts."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ def load_model(
 
     Args:
       name_or_path: a folder or file in any format of `weight_loader.readers`; a repository ("owner/name"); a short
-        name: "tiny", "base.en", "large-v3", "turbo", "distil-large-v3"; "demo", the small model of this package;
-        OpenAI's own file by its name, "tiny.pt", or address. An existing folder or file takes precedence. A PEFT LoRA
-        adapter is merged into its base model.
+        name: "tiny", "base.en", "large-v3", "turbo", "distil-large-v3"; "demo", the small model in this package; one
+        of OpenAI's files by name, "tiny.pt", or URL. An existing folder or file takes precedence. A PEFT LoRA adapter
+        is merged into its base model.
       dtype: of the computation: float32 (default), bfloat16 or float16.
-      weights: of the parameters in memory: one of these, or int8 (matrices only); default: as dtype. Stored arrays are
-        converted one by one.
-      tokenizer: a folder, a .tiktoken file, a repository or a short name. Default: the checkpoint's own; for OpenAI's,
-        MLX's and CTranslate2's files, which may have none, the released one of that size.
-      attention_fn: computes all attention in place of `ops.attention`; see `MultiHeadAttention`.
+      weights: dtype of the parameters in memory: as for dtype, or int8 (matrices only); by default equal to dtype.
+        Stored arrays are converted one at a time.
+      tokenizer: a folder, .tiktoken file, repository or short name. By default the checkpoint's own; for OpenAI's,
+        MLX's and CTranslate2's files without one, that of the released models of the same vocabulary size.
+      attention_fn: replaces `ops.attention` in all layers; see `MultiHeadAttention`.
       revision: branch, tag or commit of the repository.
       token: for private repositories.
-      cache_dir: where downloads are kept; default: Hugging Face's cache.
+      cache_dir: folder for downloads; by default Hugging Face's cache.
 
     Raises:
-      FileNotFoundError: a path to nothing.
-      CheckpointError: a checkpoint that cannot be fetched or used.
+      FileNotFoundError: a path does not exist.
+      CheckpointError: the checkpoint cannot be downloaded or used.
     """
     refuse_after_fork()
     dtype = _floating(dtype or jnp.float32)
@@ -94,10 +94,10 @@ def download_whisper_weights(
     token: str | bool | None = None,
     cache_dir: Name | None = None,
 ) -> tuple[dict[str, Any], WhisperConfig]:
-    """The arrays of a checkpoint, as stored or as `dtype`, and its configuration.
+    """Returns the arrays of a checkpoint, as stored or as `dtype`, and its configuration.
 
-    The arrays are in nested dicts by their path in the model, `params["decoder"]["layers"][0]["fc1"]["kernel"]`, as
-    `nnx.to_pure_dict(nnx.state(model))` has them. Arguments and errors are those of `load_model`.
+    The arrays are in nested dicts by path in the model, `params["decoder"]["layers"][0]["fc1"]["kernel"]`, as in
+    `nnx.to_pure_dict(nnx.state(model))`. Arguments and errors are those of `load_model`.
     """
     path = checkpoint_path(name_or_path, revision=revision, token=token, cache_dir=cache_dir)
     checkpoint = open_checkpoint(path, token=token, cache_dir=cache_dir)
@@ -105,7 +105,7 @@ def download_whisper_weights(
 
 
 def read_content(name_or_path: Name, *, tokenizer: Name | None = None, **options: Any) -> Content:
-    """A checkpoint as the writers take it, its arrays as stored. Arguments and errors are those of `load_model`."""
+    """Reads a checkpoint for writers, its arrays as stored. Arguments and errors are those of `load_model`."""
     path = checkpoint_path(name_or_path, **options)
     checkpoint = open_checkpoint(path)
     found = find_tokenizer(checkpoint, path, tokenizer, **options)
@@ -119,7 +119,7 @@ def get_whisper_config(
     token: str | bool | None = None,
     cache_dir: Name | None = None,
 ) -> WhisperConfig:
-    """The configuration of a checkpoint, without its weights where it has a file of its own (Hugging Face's).
+    """Returns the configuration of a checkpoint; does not download weights if it has a config file (Hugging Face).
 
     Arguments and errors are those of `load_model`.
     """
@@ -133,20 +133,26 @@ def get_whisper_config(
 def find_tokenizer(
     checkpoint: Checkpoint, path: FilePath, given: Name | None, *, warn: bool = True, **options: Any
 ) -> Tokenizer | None:
-    """The tokenizer that was asked for; else the checkpoint's own; else that of the files beside it; else, in formats
-    whose programs bring their own, that of the released models with as many tokens.
+    """Finds a model's tokenizer: given, the checkpoint's own, in the files beside it, or a released one.
 
-    given, options: as in `load_model`. None, with a warning, where there is none; without `warn` nothing is downloaded
-    either. Raises CheckpointError for one that cannot be had or is not this model's.
+    Args:
+      checkpoint: the model's; released tokenizers, of the same size, are used for formats that usually have none.
+      path: of the checkpoint.
+      given: as in `load_model`.
+      warn: whether to warn if there is none; without it, nothing is downloaded either.
+      **options: as in `load_model`.
+
+    Raises:
+      CheckpointError: the tokenizer cannot be loaded or belongs to another model.
     """
     size = checkpoint.config.vocab_size
     if given is not None:
-        # A token and a revision belong to the model's repository.
+        # Token and revision apply only to the model's repository.
         source = checkpoint_path(given, files=(*TOKENIZER_FILES, *CONFIG_FILES), cache_dir=options.get("cache_dir"))
         found = read_tokenizer(source, size) if source.is_dir() else tokenizer_from_tiktoken(source, size)
         if found is None:
             raise CheckpointError(
-                f"tokenizer={given!r} has no tokenizer.json, nor vocab.json and merges.txt; give others"
+                f"tokenizer={given!r} lacks tokenizer.json, or vocab.json and merges.txt; give another one"
             )
         return found
     found = checkpoint.tokenizer or read_tokenizer(path if path.is_dir() else path.parent, size)
@@ -155,10 +161,10 @@ def find_tokenizer(
         try:
             found = released_tokenizer(size, options.get("cache_dir"), download=warn)
         except CheckpointError as error:
-            reason = f", and that of the released models cannot be had: {error}"
+            reason = f", and that of the released models is not available: {error}"
     if found is None and warn:
         warnings.warn(
-            f"{path}: no tokenizer: tokenizer.json, or vocab.json with merges.txt, is missing{reason}; put it beside "
+            f"{path}: no tokenizer: tokenizer.json, or vocab.json with merges.txt, is missing{reason}; put it next to "
             "the weights, or give tokenizer=FOLDER, a .tiktoken file or a name such as 'tiny' (the model loads, but "
             "transcribing needs a tokenizer)",
             stacklevel=3,
@@ -167,26 +173,26 @@ def find_tokenizer(
 
 
 def load_weights_into_nnx_model(model: nnx.Module, params: Mapping[Any, Any]) -> None:
-    """Puts `params` (nested by place in the model, or an `nnx.State`) into the model, in its dtypes and on its devices.
+    """Copies `params` (nested by path in the model, or an `nnx.State`) into the model, in its dtypes and shardings.
 
-    Raises CheckpointError, and changes nothing, where names or shapes differ.
+    Raises CheckpointError, leaving the model unchanged, if names or shapes differ.
     """
     nested = nnx.to_pure_dict(params) if isinstance(params, nnx.State) else params
-    # Layer numbers are text in what was kept as JSON or by orbax.
+    # Layer numbers are strings in JSON and orbax.
     given = {tuple(int(k) if str(k).isdigit() else k for k in path): v for path, v in flatten_dict(nested).items()}
     variables = _variables(model)
     _compare(
         {dotted(path): variable.shape for path, variable in variables.items()},
         {dotted(path): np.shape(array) for path, array in given.items()},
         "params do not fit the model",
-        "make the model with the configuration that came with them",
+        "create the model with the configuration of these params",
     )
     for path, variable in variables.items():
         variable[...] = jax.device_put(jnp.asarray(given[path], variable.dtype), variable.sharding)
 
 
 def model_info(config: WhisperConfig) -> dict[str, str]:
-    """What there is to say of a model of this shape, by keyword."""
+    """Describes a model of this configuration, by keyword."""
     state = nnx.to_flat_state(nnx.state(abstract_model(config), nnx.Param))
     sizes = {side: sum(v.size for path, v in state if path[0] == side) for side in ("encoder", "decoder")}
     total = sum(sizes.values())
@@ -203,7 +209,7 @@ def model_info(config: WhisperConfig) -> dict[str, str]:
 
 
 def print_model_info(config: WhisperConfig) -> None:
-    """Prints the sizes of a model, how many parameters it has and how much memory they take."""
+    """Prints a model's sizes, number of parameters and memory."""
     print("\n".join(f"{name:<12} {text}" for name, text in model_info(config).items()))
 
 
@@ -213,11 +219,11 @@ def abstract_model(
     param_dtype: Dtype = jnp.float32,
     attention_fn: AttentionFn | None = None,
 ) -> Whisper:
-    """A model whose arrays have shapes and dtypes, but no memory."""
+    """Makes a model of abstract arrays, which have shapes and dtypes but no memory."""
 
     def make() -> Whisper:
         key = jax.random.key(0)
-        # Stands for nnx.Rngs, whose counter, traced once for each parameter, takes 13 s at large-v3 (flax 0.12.8).
+        # Replaces nnx.Rngs, whose counter, traced for each parameter, takes 13 s for large-v3 (flax 0.12.8).
         rngs: Any = SimpleNamespace(params=lambda: key)
         return Whisper(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention_fn=attention_fn)
 
@@ -225,7 +231,7 @@ def abstract_model(
 
 
 def read_arrays(checkpoint: Checkpoint, dtype: Dtype = None, model: Whisper | None = None) -> dict[Path, jax.Array]:
-    """Every array of the (abstract) model by its path; dtype None: as stored. Raises CheckpointError unless all fit."""
+    """Reads all arrays of an (abstract) model by path; dtype None: as stored. CheckpointError unless all fit."""
     config, form = checkpoint.config, checkpoint.format
     table = {p.stored[form].name: (p.path, p.stored[form].axes) for p in parameters(config) if form in p.stored}
     expected = expected_shapes(checkpoint, model)
@@ -238,7 +244,7 @@ def read_arrays(checkpoint: Checkpoint, dtype: Dtype = None, model: Whisper | No
         found[name] = array.shape
         if expected.get(name) == array.shape:
             path, axes = table[name]
-            # Waited for: else arrays that are read faster than they are converted would pile up.
+            # Blocks, or arrays that are read faster than they are converted would pile up.
             params[path] = jax.block_until_ready(_convert(array, axes, dtype or jnp.result_type(array)))
         del array  # before the next is read
     size = f"d_model={config.d_model}, {config.encoder_layers} and {config.decoder_layers} layers"
@@ -250,7 +256,7 @@ def read_arrays(checkpoint: Checkpoint, dtype: Dtype = None, model: Whisper | No
 
 
 def expected_shapes(checkpoint: Checkpoint, model: Whisper | None = None) -> dict[str, Shape]:
-    """What the checkpoint should hold, by its own names."""
+    """Returns the shapes that the checkpoint should contain, by its own names."""
     config, form = checkpoint.config, checkpoint.format
     shapes = {path: variable.shape for path, variable in _variables(model or abstract_model(config)).items()}
     rows = [(p.path, p.stored[form]) for p in parameters(config) if form in p.stored]
@@ -258,18 +264,18 @@ def expected_shapes(checkpoint: Checkpoint, model: Whisper | None = None) -> dic
 
 
 def without_computed(expected: dict[str, Shape], found: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Without the sinusoids, if they were not found: they can be computed."""
+    """Drops the sinusoids, which can be computed, if they were not found."""
     names = {stored.name for stored in SINUSOIDS.stored.values()} - found.keys()
     return {name: shape for name, shape in expected.items() if name not in names}
 
 
 def _variables(model: nnx.Module) -> dict[Path, nnx.Variable]:
-    """The model's own variables by their path."""
+    """Returns the model's variables by path."""
     return cast(dict[Path, nnx.Variable], dict(nnx.to_flat_state(nnx.state(model))))
 
 
 def _convert(array: np.ndarray, axes: tuple[int, ...], dtype: Dtype) -> jax.Array:
-    """A stored array in the model's order and dtype."""
+    """Converts a stored array to the model's axis order and dtype."""
     if array.ndim == 1:
         return jax.device_put(array.astype(dtype))
     return _transposed(array, axes, jnp.dtype(dtype))
@@ -277,12 +283,12 @@ def _convert(array: np.ndarray, axes: tuple[int, ...], dtype: Dtype) -> jax.Arra
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _transposed(array: jax.Array, axes: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Compiled for each of a handful of shapes; several times as fast as numpy's cast of a transposed array."""
+    """Transposes and casts; compiled for few shapes, and several times as fast as numpy."""
     return array.transpose(axes).astype(dtype)
 
 
 def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> dict[str, list[str]]:
-    """Names of what is missing, unexpected and misshapen; only what there is of it."""
+    """Lists names that are missing, unexpected or misshapen; without empty lists."""
     kinds = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
@@ -296,13 +302,13 @@ def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> di
 
 
 def listing(names: Sequence[str], most: int = 50) -> str:
-    """The first of the names, and how many more there are; a file may hold any names."""
+    """Formats the first names and the number of the rest, safely for arbitrary names in a file."""
     shown = [name[:200] if name.isprintable() else ascii(name[:200]) for name in names[:most]]
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _compare(expected: Mapping[str, Shape], found: Mapping[str, Shape], what: str, fix: str) -> None:
-    """Raises CheckpointError that lists every difference."""
+    """Raises CheckpointError with all differences."""
     if kinds := differences(expected, found):
         listed = "; ".join(f"{kind}: {listing(names)}" for kind, names in kinds.items())
         raise CheckpointError(f"{what}: {listed}; {fix}")
@@ -313,7 +319,7 @@ def dotted(path: Path) -> str:
 
 
 def _floating(dtype: Dtype, name: str = "dtype", others: str = "") -> np.dtype:
-    """float32, bfloat16 or float16. Raises ValueError for anything else, naming what else `name` may be."""
+    """Returns float32, bfloat16 or float16 as a dtype. Raises ValueError, listing choices, for anything else."""
     known = [jnp.dtype(name) for name in ("float32", "bfloat16", "float16")]
     try:
         if jnp.dtype(dtype) in known:

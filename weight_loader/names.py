@@ -1,8 +1,8 @@
-"""What every parameter is called: in the NNX state and in the formats of checkpoints; and how its axes lie there.
+"""Parameter names and axis orders in the NNX state and in each checkpoint format.
 
-A row per module; `parameters` expands it to an entry per array of a given model, so that what is missing or unexpected
-in a checkpoint is a set difference. A format is a column: how it spells a row (`_MODULE`) and how it ends and lays out
-each kind of array (`_ENDS`). The same entries serve readers and writers.
+The tables have a row per module; `parameters` expands them to an entry per array of a model, so that missing and
+unexpected names are set differences. A format defines how it names a row (`_MODULE`) and the suffix and axes of each
+kind of array (`_ENDS`). Readers and writers use the same entries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Axes = tuple[int, ...]
 
 
 class Stored(NamedTuple):
-    """An array in a file: `stored.transpose(axes)` is the model's order, `stored_axes` lead back."""
+    """An array in a file: `stored.transpose(axes)` has the model's axis order; `stored_axes` is the inverse."""
 
     name: str
     axes: Axes
@@ -28,18 +28,18 @@ class Stored(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """One array: where it lives in the model, and what it is in each format that has a place for it."""
+    """One array: its path in the model, and its name and axes in each format that stores it."""
 
     path: Path
     stored: dict[str, Stored]
 
 
 class _Row(NamedTuple):
-    """A module. {} is the layer."""
+    """Names of a module; {} is the layer number."""
 
-    name: str  # NNX and Hugging Face: the model's modules are named after theirs
+    name: str  # in NNX and Hugging Face, which use the same names
     openai: str
-    ct2: str  # where CTranslate2 has fused several projections, which of its parts follows the colon
+    ct2: str  # after a colon, the part of a projection that CTranslate2 fuses
     arrays: tuple[str, ...]
 
 
@@ -74,7 +74,7 @@ _DECODER = (
     _Row("layer_norm", "ln", "layer_norm", _NORM),
 )
 
-# How a format spells a module, given its side and row.
+# Module name in each format, given side and row.
 _MODULE: dict[str, Callable[[str, _Row], str]] = {
     "hf": lambda side, row: f"model.{side}.{row.name}",
     "openai": lambda side, row: f"{side}.{row.openai}",
@@ -85,7 +85,7 @@ _MODULE: dict[str, Callable[[str, _Row], str]] = {
 }
 COLUMNS = tuple(_MODULE)
 
-# How the names of arrays end there, and the stored array's axes in the model's order.
+# Suffixes of array names, and the permutation from stored to model axes.
 _TORCH = {
     "kernel": (".weight", (1, 0)),  # stored [out,in]
     "conv": (".weight", (2, 1, 0)),  # stored [out,in,k]
@@ -119,7 +119,7 @@ _ENDS: dict[str, dict[str, tuple[str, Axes]]] = {
     },
 }
 
-# Computed where a file lacks them.
+# Computed if a file lacks them.
 SINUSOIDS = Parameter(
     ("encoder", "embed_positions"),
     {
@@ -130,7 +130,7 @@ SINUSOIDS = Parameter(
         "flax": Stored("model/encoder/embed_positions/embedding", (0, 1)),
     },
 )
-# Only there where the embedding does not serve as the output layer too.
+# Only if the output layer is not tied to the embedding.
 PROJ_OUT = Parameter(
     ("decoder", "proj_out", "kernel"),
     {
@@ -142,12 +142,12 @@ PROJ_OUT = Parameter(
 
 
 def path_of(dotted: str) -> Path:
-    """'decoder.layers.0.fc1' -> ('decoder', 'layers', 0, 'fc1')."""
+    """Splits 'decoder.layers.0.fc1' into ('decoder', 'layers', 0, 'fc1')."""
     return tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
 
 
 def parameters(config: WhisperConfig) -> tuple[Parameter, ...]:
-    """Every array of a model of this shape."""
+    """Lists all arrays of a model of this configuration."""
     found = [SINUSOIDS] if config.tie_word_embeddings else [SINUSOIDS, PROJ_OUT]
     sides = (("encoder", _ENCODER, config.encoder_layers), ("decoder", _DECODER, config.decoder_layers))
     for side, rows, layers in sides:

@@ -1,6 +1,6 @@
-"""The tokenizers of the released models, for files that have none (OpenAI's, MLX's, some of CTranslate2's).
+"""Tokenizers of the released models, for files without one (OpenAI's, MLX's, some of CTranslate2's).
 
-The programs of those formats choose a vocabulary by its size, and so is it done here.
+They are chosen by vocabulary size, as the programs of those formats do.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from weight_loader.vocabulary import tokenizer_from_tiktoken
 from whisper_nnx.model.config import RELEASED
 from whisper_nnx.text.tokenizer import FILE_NAMES, Tokenizer
 
-_PACKAGES = ("whisper", "mlx_whisper")  # they come with both vocabularies; they are not imported
+_PACKAGES = ("whisper", "mlx_whisper")  # both contain the vocabularies; they are not imported
 _ENGLISH_VOCAB_SIZE = RELEASED["tiny.en"].vocab_size
 
 
 def released_tokenizer(
     vocab_size: int, cache_dir: str | os.PathLike[str] | None = None, *, download: bool = True
 ) -> Tokenizer | None:
-    """The tokenizer of the released models of this size: from the Hub's cache, an installed openai-whisper, or the Hub.
+    """Finds the released tokenizer of this size in the Hub's cache, an installed package, or on the Hub.
 
-    None where no released model has that size, or where `download` is False and it is not on this machine. Raises
-    CheckpointError where it cannot be had.
+    Returns None if no released model has this size, or if `download` is False and it is not found locally. Raises
+    CheckpointError if the download fails.
     """
     names = [name for name, config in RELEASED.items() if config.vocab_size == vocab_size]
     if not names:
@@ -43,7 +43,7 @@ def released_tokenizer(
 
 
 def _cached(name: str, cache_dir: str | os.PathLike[str] | None) -> Path | None:
-    """The folder in the Hub's cache with a released model's tokenizer."""
+    """Returns the folder in the Hub's cache with a released model's tokenizer."""
     from huggingface_hub import try_to_load_from_cache
 
     cache = None if cache_dir is None else Path(cache_dir)
@@ -54,7 +54,7 @@ def _cached(name: str, cache_dir: str | os.PathLike[str] | None) -> Path | None:
 
 
 def _installed(vocab_size: int) -> Path | None:
-    """The vocabulary in an installed package."""
+    """Returns the vocabulary file of an installed package."""
     name = "gpt2" if vocab_size == _ENGLISH_VOCAB_SIZE else "multilingual"
     for package in _PACKAGES:
         spec = importlib.util.find_spec(package)

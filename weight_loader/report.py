@@ -1,4 +1,4 @@
-"""What a checkpoint holds and what it lacks, for people."""
+"""Describes the contents of a checkpoint and what is missing."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _FORMATS = {
 
 
 def report(name_or_path: str | os.PathLike[str]) -> tuple[list[str], bool]:
-    """Lines, and whether all of the weights are there. Reads every tensor, one at a time.
+    """Returns lines of text and whether the weights are complete. Reads every tensor, one at a time.
 
-    Raises FileNotFoundError, CheckpointError as `load_model` does.
+    Raises FileNotFoundError and CheckpointError as `load_model` does.
     """
     path = checkpoint_path(name_or_path)
     checkpoint = open_checkpoint(path)
@@ -40,7 +40,7 @@ def report(name_or_path: str | os.PathLike[str]) -> tuple[list[str], bool]:
     shapes, dtypes = _weights(checkpoint)
     rows["stored"] = ", ".join(f"{name}: {n} arrays, {size / 1e6:,.0f} MB" for name, (n, size) in dtypes.items())
     heads = checkpoint.config.alignment_heads or released_alignment_heads(checkpoint.config)
-    rows["word times"] = f"{len(heads)} alignment heads" if heads else "no alignment heads; the upper half's are taken"
+    rows["word times"] = f"{len(heads)} alignment heads" if heads else "no alignment heads; uses the upper half's"
     rows["tokenizer"], rows["languages"] = _tokenizer(checkpoint, path)
     problems = differences(without_computed(expected_shapes(checkpoint), shapes), shapes)
     for kind in ("missing", "unexpected", "misshapen"):
@@ -53,7 +53,7 @@ def report(name_or_path: str | os.PathLike[str]) -> tuple[list[str], bool]:
 
 
 def _weights(checkpoint: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, int]]]:
-    """Shapes by name; number of arrays and of bytes by dtype (once dequantized)."""
+    """Returns shapes by name, and (arrays, bytes) by dtype after dequantization."""
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, tuple[int, int]] = {}
     for name, array in checkpoint.tensors:
@@ -69,9 +69,9 @@ def _tokenizer(checkpoint: Checkpoint, path: Path) -> tuple[str, str]:
     except CheckpointError as error:
         return f"unusable: {error}", "unknown"
     if found is None:
-        return "none here; give tokenizer=FOLDER, or a name such as 'tiny', where it is loaded", "unknown"
+        return "none; give tokenizer=FOLDER or a name such as 'tiny' when loading", "unknown"
     codes = " ".join(found.languages) if found.is_multilingual else "en"
     if checkpoint.tokenizer:
         return "from the checkpoint", codes
     beside = read_tokenizer(path if path.is_dir() else path.parent, checkpoint.config.vocab_size)
-    return ("from the files beside it" if beside else "that of the released models"), codes
+    return ("from the files beside it" if beside else "of the released models"), codes

@@ -1,4 +1,4 @@
-"""From a model to files: Hugging Face's folder, and every other format that is written."""
+"""Saves models in Hugging Face's and other formats."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from whisper_nnx.model.whisper import Whisper
 def save_pretrained(model: Whisper, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
     """Writes weights, configurations and tokenizer files in Hugging Face's format and the model's dtype.
 
-    Files of the same names are replaced once all have been written; other weights in the folder are removed.
+    Existing files are replaced after all new ones have been written; other weights in the folder are removed.
 
     Args:
       model: the model to save.
-      folder: where to; created if missing.
+      folder: output folder; created if missing.
       max_shard_size: bytes, or text such as "2GB"; larger weights are split into several files and an index.
 
     Raises:
-      CheckpointError: a model that no checkpoint can represent.
+      CheckpointError: the model cannot be represented in a checkpoint.
     """
     folder = FilePath(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -48,28 +48,28 @@ def save_pretrained(model: Whisper, folder: str | os.PathLike[str], max_shard_si
 
 
 def save_model(model: Whisper, path: str | os.PathLike[str], format: str = "hf", dtype: str | None = None) -> list[str]:
-    """Writes the model in one of the formats of `writers.WRITERS`, whole or not at all.
+    """Writes the model in one of the formats of `writers.WRITERS`; partial outputs are removed.
 
     Args:
       model: the model to save.
-      path: a folder (hf, mlx, ct2) or a file (openai, ggml) that does not exist yet.
+      path: a folder (hf, mlx, ct2) or a file (openai, ggml) that does not exist.
       format: hf, openai, mlx, ggml or ct2.
-      dtype: by name ("float16"), or what else the format has ("q8_0"); default: the model's.
+      dtype: by name ("float16"), or a type of the format ("q8_0"); by default the model's.
 
     Returns:
       What the format cannot store, one line each.
 
     Raises:
-      CheckpointError: a model that the format cannot represent.
+      CheckpointError: the format cannot represent the model.
     """
     return write_checkpoint(content_of(model), path, format, dtype)
 
 
 def content_of(model: Whisper) -> Content:
-    """The model as writers take it.
+    """Collects a model's arrays for writers.
 
-    Raises CheckpointError for int8 weights, and for a model whose parameters are not exactly those of its configuration
-    (replaced or removed layers, added modules): no format could hold it, and what loads would be another model.
+    Raises CheckpointError for int8 weights, and for a model whose parameters differ from its configuration (replaced or
+    removed layers, added modules), since no format can represent it.
     """
     if isinstance(model.decoder.embed_tokens, Int8Embedding):
         raise CheckpointError("the model's weights are int8, which no format here stores; load it with other weights")
@@ -79,7 +79,7 @@ def content_of(model: Whisper) -> Content:
 
 
 def _parameters(model: Whisper) -> dict[Path, nnx.Variable]:
-    """All variables by path, except those that no output depends on or that hold random keys."""
+    """Returns all variables by path, except intermediates and random keys."""
     state = nnx.state(model, nnx.Not(nnx.Any(nnx.Intermediate, nnx.RngState)))
     return dict(cast(Iterable[tuple[Path, nnx.Variable]], nnx.to_flat_state(state)))
 
@@ -99,27 +99,27 @@ def _check(model: Whisper, variables: dict[Path, nnx.Variable]) -> None:
     if any(isinstance(variable, nnx.LoRAParam) for variable in variables.values()):
         fixes.append("merge LoRA into the kernels first (whisper_nnx.training.lora.merge for those of this package)")
     elif "unexpected" in kinds:
-        fixes.append("remove what was added, or save it by itself")
+        fixes.append("remove the added modules, or save them separately")
     if "missing" in kinds or "misshapen" in kinds:
-        fixes.append("set model.config to the sizes that the model has, if layers were removed or resized")
+        fixes.append("if layers were removed or resized, set model.config to the model's sizes")
     if shared:
-        fixes.append("give each place a copy of its own (flax.nnx.clone of the layer)")
+        fixes.append("replace shared layers by copies (flax.nnx.clone)")
     if "not floating point" in kinds:
-        fixes.append("convert the numbers")
+        fixes.append("convert them to floating point")
     listed = "; ".join(f"{kind}: {listing(names, 8)}" for kind, names in kinds.items())
-    what = "the model's parameters are not those of its configuration, and no format can hold them"
+    what = "the model's parameters differ from its configuration, so no format can represent it"
     raise CheckpointError(f"{what}: {listed}; {'; '.join(fixes)}")
 
 
 def _shared(model: Whisper, variables: dict[Path, nnx.Variable], expected: Iterable[Path]) -> dict[Path, Path]:
-    """Expected paths whose variable `nnx.state` lists under another one -> that one."""
+    """Maps expected paths to the path under which `nnx.state` lists the same variable."""
     listed = {id(variable): path for path, variable in variables.items()}
     places = {path: listed.get(id(_at(model, path))) for path in expected if path not in variables}
     return {path: same for path, same in places.items() if same is not None}
 
 
 def _at(model: Whisper, path: Path) -> Any:
-    """What the model has there, or None."""
+    """Returns the object at a path of the model, or None."""
     place: Any = model
     try:
         for key in path:

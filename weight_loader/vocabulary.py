@@ -1,8 +1,8 @@
-"""Tokenizers of formats that list their tokens by id, but neither merges nor which tokens are special.
+"""Reconstructs tokenizers from formats that list tokens by id, without merges or special tokens.
 
-Where ids are in the order of the merges, as in all released vocabularies, nothing is lost by that: the merge that makes
-a token is what the earlier merges leave of its bytes, and so the released merges.txt is found again, line by line. A
-vocabulary in another order would cut text otherwise (prompts are concerned, not what is decoded).
+If ids are in merge order, as in all released vocabularies, this is lossless: applying the earlier merges to a token's
+bytes leaves exactly the two parts that it merges, which reproduces the released merges.txt line by line. Vocabularies
+in another order may tokenize text differently (this affects prompts, not decoding).
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.text.vocabulary import BYTE_OF
 
 _CHARACTER_OF = {byte: chr(character) for character, byte in BYTE_OF.items()}
-_MULTILINGUAL = 51865  # whisper.cpp takes smaller vocabularies to be English-only
-_WITHOUT_LANGUAGES = 51765  # ids of the English-only vocabulary that are no languages; a multilingual one has one more
-_MAX_TOKEN = 256  # bytes; in the released vocabularies 128
-_MAX_WORK = 40_000_000  # of finding the merges, which grows with the square of a token's length; there 2.3 million
+_MULTILINGUAL = 51865  # whisper.cpp considers smaller vocabularies English-only
+_WITHOUT_LANGUAGES = 51765  # ids other than languages in the English-only vocabulary; multilingual ones have one more
+_MAX_TOKEN = 256  # bytes; the released vocabularies have at most 128
+_MAX_WORK = 40_000_000  # sum of squared token lengths; 2.3 million in the released vocabularies
 _MAX_FILE = 32 * 2**20  # bytes; the released files have 0.8 million
 _TASKS = ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
 
 
 def implied_tokens(vocab_size: int) -> dict[str, int]:
-    """The tokens behind the text, by name, as whisper.cpp concludes them from the size of the vocabulary alone.
+    """Returns the special tokens by name, as whisper.cpp infers them from the vocabulary size.
 
     Raises ValueError for a size that no released vocabulary has.
     """
     multilingual = vocab_size >= _MULTILINGUAL
     n_languages = vocab_size - _WITHOUT_LANGUAGES - multilingual
     if n_languages not in (len(LANGUAGES) - 1, len(LANGUAGES)):
-        raise ValueError(f"vocab_size={vocab_size} is none of 51864 to 51866, by which whisper.cpp knows the tokens")
+        raise ValueError(f"vocab_size={vocab_size} must be 51864 to 51866, from which whisper.cpp infers the tokens")
     names = ["endoftext", "startoftranscript", *list(LANGUAGES)[:n_languages], *_TASKS]
     first = 50256 + multilingual
     times = range(vocab_size - first - len(names))
@@ -44,12 +44,12 @@ def implied_tokens(vocab_size: int) -> dict[str, int]:
 
 
 def tokenizer_of(text: Mapping[int, bytes], added: Mapping[str, int], vocab_size: int) -> Tokenizer:
-    """text: bytes of the ordinary tokens; added: ids of the others. Raises ValueError where they make no tokenizer."""
+    """Makes a tokenizer of ordinary tokens (id -> bytes) and added ones (name -> id). Raises ValueError if invalid."""
     lengths = [len(token) for token in text.values()]
     if max(lengths, default=0) > _MAX_TOKEN or sum(n * n for n in lengths) > _MAX_WORK:
-        raise ValueError(f"it has a token of {max(lengths)} bytes, or more long ones than any vocabulary of Whisper's")
+        raise ValueError(f"it has a token of {max(lengths)} bytes, or more long tokens than any Whisper vocabulary")
     if len(set(text.values())) != len(text):
-        raise ValueError("the vocabulary has one token twice")
+        raise ValueError("the vocabulary contains a token twice")
     letters = {i: "".join(map(_CHARACTER_OF.__getitem__, token)) for i, token in sorted(text.items())}
     merges = [["".join(map(_CHARACTER_OF.__getitem__, part)) for part in parts] for parts in _merges(text)]
     content = {
@@ -68,16 +68,16 @@ def tokenizer_of(text: Mapping[int, bytes], added: Mapping[str, int], vocab_size
 
 
 def tokenizer_from_tiktoken(path: Path, vocab_size: int) -> Tokenizer:
-    """A line of such a file, as openai-whisper's assets/multilingual.tiktoken, is a token (base64) and its rank.
+    """Reads a .tiktoken file, such as openai-whisper's assets/multilingual.tiktoken: lines of base64 tokens and ranks.
 
-    Raises CheckpointError where it is none, or does not fit `vocab_size`.
+    Raises CheckpointError if the file is invalid or does not fit `vocab_size`.
     """
     try:
         lines = read_regular(path, _MAX_FILE).splitlines()
         tokens = {int(rank): base64.b64decode(token) for token, rank in (line.split() for line in lines if line)}
         return tokenizer_of(tokens, implied_tokens(vocab_size), vocab_size)
     except ValueError as error:
-        raise CheckpointError(f"{path} is no .tiktoken file of this model ({error}); take openai-whisper's") from error
+        raise CheckpointError(f"{path} is not a .tiktoken file of this model ({error}); use OpenAI's") from error
 
 
 def _added_token(name: str, i: int) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _added_token(name: str, i: int) -> dict[str, Any]:
 
 
 def _merges(text: Mapping[int, bytes]) -> list[list[bytes]]:
-    """The two parts of each token that is made of two, in the order of the ids."""
+    """Returns the two parts of each merged token, in id order."""
     ranks = {token: i for i, token in text.items()}
     found = []
     for i, token in sorted(text.items()):

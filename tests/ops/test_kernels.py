@@ -321,5 +321,5 @@ def test_a_compiler_that_writes_no_library_is_told(cache, tmp_path, monkeypatch)
 def test_a_folder_that_others_may_write_to_is_not_used(cache):
     cache.mkdir(parents=True)
     cache.parent.chmod(0o777)
-    with pytest.warns(UserWarning, match="others may write to"):
+    with pytest.warns(UserWarning, match="other users can write to"):
         assert build.load() is None

@@ -127,13 +127,13 @@ def test_any_tensors_of_torchs_are_read_as_torch_reads_them(tmp_path, tensors):
         np.testing.assert_array_equal(read[name].astype(exact.dtype), exact)
 
 
-def test_a_whole_pickled_module_is_refused_by_its_class(tmp_path):
+def test_a_whole_pickled_module_is_rejected_by_its_class(tmp_path):
     torch.save(torch.nn.Linear(3, 2), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"the global 'torch.nn.modules.linear.Linear', which weights do not need"):
         open_checkpoint(tmp_path / "model.pt")
 
 
-def test_torchs_old_format_is_refused_with_the_way_out(digits, tmp_path):
+def test_torchs_old_format_is_rejected_with_the_way_out(digits, tmp_path):
     state = load_file(digits / "model.safetensors")
     torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     with pytest.raises(ValueError, match=r"in the format of torch before 1.6; .*torch.save\(torch.load\(FILE\), NEW\)"):

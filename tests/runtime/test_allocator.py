@@ -46,9 +46,9 @@ from whisper_nnx.runtime import allocator
 class Library:
     calls = []
     malloc_trim = calls.append
-allocator._ask_for_large_pages = lambda library: None
+allocator._request_huge_pages = lambda library: None
 allocator.close_gaps()
-allocator._give_back_behind_the_compiler(Library)
+allocator._release_after_compilation(Library)
 allocator.close_gaps()
 double = jax.jit(lambda x: 2 * x)
 double(1.0)

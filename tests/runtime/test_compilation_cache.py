@@ -90,7 +90,7 @@ def test_a_folder_that_others_may_read_becomes_private(tmp_path: Path) -> None:
 def test_a_folder_that_others_may_write_to_is_refused_and_left_alone(tmp_path: Path, bits: int) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(bits)
-    assert f"others may write to {tmp_path / 'cache'}" in refused(tmp_path / "cache")
+    assert f"other users can write to {tmp_path / 'cache'}" in refused(tmp_path / "cache")
     assert mode(tmp_path / "cache") == bits
     assert not list((tmp_path / "cache").iterdir())
 
@@ -98,7 +98,7 @@ def test_a_folder_that_others_may_write_to_is_refused_and_left_alone(tmp_path: P
 def test_a_parent_that_others_may_write_to_is_refused_unless_it_is_sticky(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    assert f"others may write to {tmp_path / 'open'}" in refused(tmp_path / "open" / "cache")
+    assert f"other users can write to {tmp_path / 'open'}" in refused(tmp_path / "open" / "cache")
     (tmp_path / "open").chmod(0o1777)
     assert enable_compilation_cache(tmp_path / "open" / "cache")
 
@@ -107,7 +107,7 @@ def test_a_link_is_judged_by_where_it_leads(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     (tmp_path / "link").symlink_to(tmp_path / "open")
-    assert f"others may write to {tmp_path / 'open'}" in refused(tmp_path / "link")
+    assert f"other users can write to {tmp_path / 'open'}" in refused(tmp_path / "link")
 
 
 def test_groups_may_write_only_if_they_are_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_groups_may_write_only_if_they_are_the_users_own(tmp_path: Path, monkeyp
     own: list[bool] = []
     monkeypatch.setattr("whisper_nnx.runtime.user_cache._is_own_group", lambda gid: own[-1])
     own.append(False)
-    assert f"others may write to {tmp_path / 'parent'}" in refused(tmp_path / "parent" / "cache")
+    assert f"other users can write to {tmp_path / 'parent'}" in refused(tmp_path / "parent" / "cache")
     own.append(True)
     assert enable_compilation_cache(tmp_path / "parent" / "cache")
 

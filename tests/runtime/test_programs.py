@@ -204,7 +204,7 @@ encode_windows(small_model(), small_mel(1))
 
 def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
     tmp_path.chmod(0o777)
-    with pytest.raises(PermissionError, match=f"others may write to {tmp_path}"):
+    with pytest.raises(PermissionError, match=f"other users can write to {tmp_path}"):
         keep_programs(tmp_path)
 
 

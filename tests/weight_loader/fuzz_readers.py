@@ -40,12 +40,12 @@ from weight_loader.writers import write_checkpoint
 from whisper_nnx.audio.features import mel_filters
 from whisper_nnx.model.config import WhisperConfig
 
-SECONDS, MEMORY = 20, 2 * 2**30  # that one input may take
+SECONDS, MEMORY = 20, 2 * 2**30  # limits per input
 Files = dict[str, bytes]  # of a checkpoint's folder, by name
 
 
 def content(d_model: int = 4, vocab_size: int = 40) -> Content:
-    """A model of a few thousand numbers, without a tokenizer."""
+    """A model of a few thousand parameters, without a tokenizer."""
     sizes = {"num_mel_bins": 2, "max_source_positions": 4, "max_target_positions": 4}
     config = WhisperConfig(d_model, 1, 2, 1, 2, vocab_size, **sizes)
     random = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def written(format: str) -> Files:
 
 
 def mlx_quantized() -> Files:
-    """A matrix of 4 bits in groups of 64 among the others, by name as MLX has them."""
+    """MLX files with one matrix quantized to 4 bits in groups of 64."""
     files, arrays = written("mlx"), io.BytesIO()
     with np.load(io.BytesIO(files["weights.npz"])) as held, zipfile.ZipFile(arrays, "w") as archive:
         quantized = {"weight": np.ones((40, 8), np.uint32), "scales": np.ones((40, 1), np.float16)}
@@ -76,7 +76,7 @@ def mlx_quantized() -> Files:
 
 
 def torch_bin() -> Files:
-    """pytorch_model.bin: the archive of the .pt file, with Hugging Face's names and no sizes around the tensors."""
+    """pytorch_model.bin: the archive of the .pt file, with Hugging Face's names and without sizes."""
     files, renamed = written("hf"), {}
     made = content()
     ours = zip(made.table("openai"), made.table("hf"), strict=True)
@@ -118,7 +118,7 @@ def ggml(kind: str) -> Files:
 
 
 def ctranslate2(kind: str) -> Files:
-    """model.bin: projections that share a matrix are joined; matrices of 8 bits have a scale for each row."""
+    """model.bin with fused projections; matrices of 8 bits have a scale per row."""
     joined: dict[str, list[np.ndarray]] = {}
     files = small_tokenizer_files()
     ids = {**json.loads(files["vocab.json"]), **json.loads(files["added_tokens.json"])}
@@ -164,7 +164,7 @@ _INTERESTING = [0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 
 
 
 def mutated(files: Files, random: np.random.Generator) -> Files:
-    """One of the files with one to four kinds of damage; of archives also a member, packed again as a sound archive."""
+    """Damages one of the files one to four times, or a member of an archive that is repacked as a valid archive."""
     name = str(random.choice(sorted(files)))
     if files[name][:2] == b"PK" and random.random() < 0.6:
         return {**files, name: _repacked(files[name], random)}
@@ -215,7 +215,7 @@ def _damaged(data: bytes, random: np.random.Generator) -> bytes:
 
 
 def _place(length: int, random: np.random.Generator) -> int:
-    """Anywhere, but mostly near the beginning or the end, where headers are."""
+    """Random offset, mostly near the start or end, where headers are."""
     where, near = random.random(), min(length, 400)
     if where < 0.5:
         return int(random.integers(near))
@@ -223,9 +223,9 @@ def _place(length: int, random: np.random.Generator) -> int:
 
 
 def opened(path: Path) -> str:
-    """What happened: "read", or the message that refused it. Raises whatever else comes out."""
+    """Returns "read" or the error message. Raises all other exceptions."""
     try:
-        checkpoint = read_checkpoint(path)  # without the last resort, which would hide what readers did not foresee
+        checkpoint = read_checkpoint(path)  # without the last resort, which would hide unexpected exceptions
         for name, array in checkpoint.tensors:
             assert isinstance(name, str) and array.ndim < 9  # noqa: PT018
     except (CheckpointError, OSError) as error:
@@ -242,7 +242,7 @@ class _Late(Exception):
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Little time and memory, which raise here and now."""
+    """Limits time and memory; raises when exceeded."""
 
     def late(*_: Any) -> None:
         raise _Late(f"more than {SECONDS} s")
@@ -263,7 +263,7 @@ def limited() -> Iterator[None]:
 
 
 def fuzz(inputs: int, seed: int, keep: Path, scratch: Path) -> tuple[dict[str, int], list[str]]:
-    """How many inputs of each seed were read all the same, and what came out that should not have."""
+    """Returns the number of inputs per seed that were read, and descriptions of unexpected exceptions."""
     random = np.random.default_rng(seed)
     seeds = {name: make() for name, make in SEEDS.items()}
     read, findings = dict.fromkeys(seeds, 0), []

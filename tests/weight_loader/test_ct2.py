@@ -1,4 +1,4 @@
-"""CTranslate2's files, written here as its specification says: every dtype is read, damage is refused."""
+"""CTranslate2's files, written after its specification: dtypes and damage."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def state() -> dict:
 
 
 def variables(state: dict) -> dict[str, np.ndarray]:
-    """Under CTranslate2's names, with projections fused, and a bias of zeros where the keys have none."""
+    """CTranslate2's names, fused projections, and a zero bias for keys."""
     stored = {p.stored["ct2"].name: state[p.path].transpose(p.stored["ct2"].stored_axes) for p in parameters(CONFIG)}
     fused: dict[str, dict[str, np.ndarray]] = {}
     for name, array in stored.items():
@@ -90,7 +90,7 @@ def test_floats_are_read_bit_for_bit(tmp_path, dtype):
     assert model.tokenizer.special == small_tokenizer().special
 
 
-def test_eight_and_sixteen_bits_lie_within_their_step(tmp_path):
+def test_8_and_16_bits_are_accurate_to_their_step(tmp_path):
     whole = state()
     for bits, dtype in ((8, np.int8), (16, np.int16)):
         held = variables(whole)
@@ -101,12 +101,12 @@ def test_eight_and_sixteen_bits_lie_within_their_step(tmp_path):
             held[name], held[f"{name}_scale"] = np.rint(scaled).astype(dtype).reshape(held[name].shape), scale
         model = load_model(folder(tmp_path, file(held, TIED), *TOKENIZER))
         for path, loaded in nnx.to_flat_state(nnx.state(model)):
-            largest = np.abs(whole[path]).max() if bits == 8 else 5  # of 16 bits, that of all fused matrices counts
+            largest = np.abs(whole[path]).max() if bits == 8 else 5  # with 16 bits, the maximum of all fused matrices
             step = largest / (127 if bits == 8 else 1024) if path[-1] in ("kernel", "embedding") else 0
             assert np.abs(np.asarray(loaded[...]) - whole[path]).max() <= 0.51 * step + 1e-6, path
 
 
-def test_whatever_is_the_same_may_be_an_alias(tmp_path):
+def test_equal_variables_may_be_aliases(tmp_path):
     whole = state()
     same = [("encoder", "layers", n, "self_attn_layer_norm", "scale") for n in (0, 1)]
     whole[same[1]] = whole[same[0]]
@@ -117,7 +117,7 @@ def test_whatever_is_the_same_may_be_an_alias(tmp_path):
     np.testing.assert_array_equal(model.encoder.layers[1].self_attn_layer_norm.scale[...], whole[same[0]])
 
 
-def test_an_output_layer_of_its_own_is_kept(tmp_path):
+def test_an_untied_output_layer_is_kept(tmp_path):
     held = variables(state())
     held["decoder/projection/weight"] = 2 * held["decoder/embeddings/weight"]
     model = load_model(folder(tmp_path, file(held, {}), *TOKENIZER))
@@ -125,7 +125,7 @@ def test_an_output_layer_of_its_own_is_kept(tmp_path):
     np.testing.assert_array_equal(model.decoder.proj_out.kernel[...].T, 2 * model.decoder.embed_tokens.embedding[...])
 
 
-def test_the_list_of_tokens_is_a_tokenizer_too(tmp_path):
+def test_the_list_of_tokens_makes_a_tokenizer(tmp_path):
     files = small_tokenizer_files()
     ids = {**json.loads(files["vocab.json"]), **json.loads(files["added_tokens.json"])}
     folder(tmp_path, file(variables(state()), TIED))
@@ -147,7 +147,7 @@ HOSTILE = {
     "another layout": struct.pack("<I", 9) + WHOLE[4:],
     "a billion variables": start(10**9),
     "a name beyond the end": start(1, struct.pack("<H", 65535) + b"abc"),
-    "a name that is no UTF-8": start(1, struct.pack("<H", 3) + b"\xff\xfe\0"),
+    "a name that is not UTF-8": start(1, struct.pack("<H", 3) + b"\xff\xfe\0"),
     "a shape beyond the end": start(1, text("a") + b"\xff"),
     "a variable of terabytes": start(1, text("a") + struct.pack("<B4IBI", 4, *[2**31] * 4, 0, 2**32 - 1)),
     "bytes beyond the end": start(1, text("a") + struct.pack("<BIBI", 1, 2**30, 1, 2**30)),
@@ -160,7 +160,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_a_hostile_file_is_refused_in_one_line(tmp_path, what):
+def test_a_hostile_file_is_rejected_in_one_line(tmp_path, what):
     path = folder(tmp_path, HOSTILE[what])
     tracemalloc.start()
     with pytest.raises(CheckpointError) as error:
@@ -174,8 +174,8 @@ def test_a_hostile_file_is_refused_in_one_line(tmp_path, what):
 CHANGES = {
     "with a bias of the keys": {"encoder/layer_0/self_attention/linear_0/bias": np.ones(48, np.float32)},
     "of 47 rows": {"encoder/layer_0/self_attention/linear_0/bias": np.ones(47, np.float32)},
-    "without a scale that fits": {"encoder/layer_0/ffn/linear_0/weight": np.ones((32, 16), np.int8)},
-    "not above 0": {
+    "without a matching scale": {"encoder/layer_0/ffn/linear_0/weight": np.ones((32, 16), np.int8)},
+    "not positive": {
         "encoder/layer_0/ffn/linear_0/weight": np.ones((32, 16), np.int8),
         "encoder/layer_0/ffn/linear_0/weight_scale": np.zeros(32, np.float32),
     },
@@ -185,13 +185,13 @@ CHANGES = {
 
 @pytest.mark.parametrize("message", CHANGES)
 @pytest.mark.filterwarnings("ignore:.*no tokenizer:")
-def test_what_no_whisper_has_is_refused(tmp_path, message):
+def test_files_that_are_not_whisper_are_rejected(tmp_path, message):
     path = folder(tmp_path, file({**variables(state()), **CHANGES[message]}, TIED))
     with pytest.raises(CheckpointError, match=re.escape(message)):
         load_model(path)
 
 
-def test_a_file_that_ends_early_is_refused(tmp_path):
+def test_truncated_files_are_rejected(tmp_path):
     for end in (20, 30, 60, len(WHOLE) // 2, len(WHOLE) - 3):
         with pytest.raises(CheckpointError, match="expected"):
             reader.read(folder(tmp_path, WHOLE[:end]))

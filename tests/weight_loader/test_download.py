@@ -1,4 +1,4 @@
-"""OpenAI's files by name, from a server on this machine: verified, gone on with, kept."""
+"""OpenAI's files by name, from a local server: verified, resumed, cached."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class _Server(BaseHTTPRequestHandler):
-    """/KIND/DIGEST/NAME; the kind says how it behaves."""
+    """Serves /KIND/DIGEST/NAME; the kind selects the behaviour."""
 
     content = CONTENT
 
@@ -61,7 +61,7 @@ def address(server, kind: str = "good", digest: str = DIGEST) -> str:
 
 
 @pytest.mark.parametrize("kind", ["good", "no_ranges"])
-def test_a_file_is_fetched_once_and_is_what_its_address_promises(server, tmp_path, kind):
+def test_a_file_is_downloaded_once_and_verified(server, tmp_path, kind):
     file = download(address(server, kind), tmp_path)
     assert file == tmp_path / "any.pt"
     assert file.read_bytes() == CONTENT
@@ -71,10 +71,10 @@ def test_a_file_is_fetched_once_and_is_what_its_address_promises(server, tmp_pat
 
 
 @pytest.mark.parametrize(("kind", "again"), [("breaks", 1), ("no_ranges", 0)])
-def test_a_download_that_broke_off_is_gone_on_with(server, tmp_path, kind, again):
+def test_an_interrupted_download_is_resumed(server, tmp_path, kind, again):
     if kind == "breaks":
         with pytest.raises(
-            CheckpointError, match=r"cannot be had \(.*\); check the network and the disk, then try again"
+            CheckpointError, match=r"cannot download .* \(.*\); check the network and the disk, then try again"
         ):
             download(address(server, kind), tmp_path)
     else:
@@ -83,29 +83,29 @@ def test_a_download_that_broke_off_is_gone_on_with(server, tmp_path, kind, again
     assert server.asked[-1][1] is not None
 
 
-def test_a_whole_file_whose_name_was_not_changed_yet_is_taken(server, tmp_path):
+def test_a_complete_partial_file_is_used(server, tmp_path):
     (tmp_path / f"any.pt.{DIGEST[:16]}.partial").write_bytes(CONTENT)
     assert download(address(server), tmp_path).read_bytes() == CONTENT
 
 
-def test_another_content_than_promised_is_refused_and_not_kept(server, tmp_path):
-    with pytest.raises(CheckpointError, match=r"has the SHA-256 \w{64} instead of that in its name; try again"):
+def test_a_wrong_digest_is_rejected_and_not_kept(server, tmp_path):
+    with pytest.raises(CheckpointError, match=r"has the SHA-256 \w{64} instead of the one in its URL; try again"):
         download(address(server, "other"), tmp_path)
     assert [entry.suffix for entry in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_damaged_file_in_the_cache_is_fetched_anew(server, tmp_path):
+def test_a_damaged_file_in_the_cache_is_downloaded_again(server, tmp_path):
     (tmp_path / "any.pt").write_bytes(b"half of")
     assert download(address(server), tmp_path).read_bytes() == CONTENT
 
 
-def test_what_cannot_be_had_is_one_line(server, tmp_path, monkeypatch):
-    with pytest.raises(CheckpointError, match=r"gone/.*any.pt cannot be had \(HTTP 404 Not Found\)"):
+def test_failed_downloads_are_reported_in_one_line(server, tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError, match=r"cannot download .*gone/.*any.pt \(HTTP 404 Not Found\)"):
         download(address(server, "gone"), tmp_path)
-    with pytest.raises(CheckpointError, match=r"cannot be had \(.*refused.*\); check the network"):
+    with pytest.raises(CheckpointError, match=r"cannot download .* \(.*refused.*\); check the network"):
         download(f"http://127.0.0.1:9/{DIGEST}/any.pt", tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="is not there and HF_HUB_OFFLINE is set; unset it once"):
+    with pytest.raises(CheckpointError, match="does not exist and HF_HUB_OFFLINE is set; unset it once"):
         download(address(server), tmp_path)
 
 
@@ -119,13 +119,13 @@ def test_what_cannot_be_had_is_one_line(server, tmp_path, monkeypatch):
         f"https://example.org/{DIGEST}/model.pt?x",
     ],
 )
-def test_an_address_without_a_promise_is_refused(name):
+def test_urls_without_a_digest_are_rejected(name):
     assert address_of(name) is None
     with pytest.raises((CheckpointError, FileNotFoundError), match=r"download it yourself|does not exist"):
         checkpoint_path(name)
 
 
-def test_there_is_an_address_for_every_released_size_but_the_first_large(monkeypatch):
+def test_every_released_size_except_the_first_large_has_a_url(monkeypatch):
     assert {name.removesuffix(".pt") for name in SHA256} == RELEASED.keys() - ALIASES.keys()
     assert all(address_of(name).startswith("https://openaipublic.azureedge.net/") for name in SHA256)
     monkeypatch.setenv(URL_VARIABLE, "http://mirror/")

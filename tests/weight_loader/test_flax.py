@@ -1,4 +1,4 @@
-"""Flax's msgpack files, made by flax's own serializer: what loads, and what is refused."""
+"""Flax's msgpack files, written by flax's own serializer."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def arrays(model: Whisper) -> dict:
 
 
 def flax_tree(model: Whisper | dict) -> dict:
-    """As FlaxWhisperForConditionalGeneration keeps its parameters: ours are named and laid out after them."""
+    """Parameters as in FlaxWhisperForConditionalGeneration."""
     tree = {
         ("model", *map(str, path), *(("embedding",) if path == POSITIONS else ())): array
         for path, array in (model if isinstance(model, dict) else arrays(model)).items()
@@ -46,7 +46,7 @@ def flax_tree(model: Whisper | dict) -> dict:
 
 
 def checkpoint(model: Whisper, folder: Path, data: bytes | None = None) -> Path:
-    """A folder of Hugging Face's with such a file in place of its weights."""
+    """A Hugging Face folder with such a file in place of its weights."""
     save_pretrained(model, folder)
     (folder / "model.safetensors").unlink()
     if data is not None:
@@ -84,15 +84,15 @@ def refused(folder: Path, data: bytes) -> str:
 
 
 def packed(array: np.ndarray, *changes: tuple[int, object]) -> msgpack.ExtType:
-    """An array as flax packs it, with some of its three parts exchanged."""
+    """An array as flax packs it, with some of its three parts replaced."""
     parts = [array.shape, array.dtype.name, array.tobytes()]
     for at, value in changes:
         parts[at] = value
     return msgpack.ExtType(1, msgpack.packb(parts))
 
 
-def test_names_and_layouts_are_those_of_transformers_flax_model(folder):
-    # Some of what FlaxWhisperForConditionalGeneration(...).save_pretrained() of transformers 4.46 wrote.
+def test_names_and_layouts_equal_transformers_flax_model(folder):
+    # Some names written by FlaxWhisperForConditionalGeneration(...).save_pretrained() of transformers 4.46.
     shapes = {name: array.shape for name, array in open_checkpoint(folder).tensors}
     assert shapes["model/encoder/conv1/kernel"] == (3, 8, 16)
     assert shapes["model/encoder/embed_positions/embedding"] == (50, 16)
@@ -103,7 +103,7 @@ def test_names_and_layouts_are_those_of_transformers_flax_model(folder):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.dtype.name)
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_flax_wrote_loads_bit_for_bit(tmp_path, dtype, tied):
+def test_files_written_by_flax_load_exactly(tmp_path, dtype, tied):
     model = small_model(param_dtype=dtype, tie_word_embeddings=tied, **SHAPE)
     folder = checkpoint(model, tmp_path / "model", to_bytes(flax_tree(model)))
     for path in (folder, folder / "flax_model.msgpack"):
@@ -113,7 +113,7 @@ def test_what_flax_wrote_loads_bit_for_bit(tmp_path, dtype, tied):
         assert loaded.tokenizer == model.tokenizer
 
 
-def test_the_true_shape_of_tiny_and_the_digits_load_to_the_state_of_the_hugging_face_folder(digits, tmp_path):
+def test_tiny_and_digits_load_to_the_state_of_the_hugging_face_folder(digits, tmp_path):
     config, random = RELEASED["tiny"], np.random.default_rng(0)
     shapes = {path: variable.shape for path, variable in nnx.to_flat_state(nnx.state(abstract_model(config)))}
     write_checkpoint(
@@ -152,18 +152,18 @@ def test_shards_and_a_model_without_its_output_layer_load(model, tmp_path):
     assert f"has no {file}, which flax_model.msgpack.index.json names" in refusal(folder)
     weight_map[next(iter(weight_map))] = f"../{file}"
     (folder / "flax_model.msgpack.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert "no msgpack file in its folder; do not trust it" in refusal(folder)
+    assert "not a msgpack file in its folder; it may be malicious" in refusal(folder)
 
 
-def test_arrays_that_flax_split_are_joined(monkeypatch, model, tmp_path):
-    monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 200)  # bytes; in truth 2**30
+def test_chunked_arrays_are_joined(monkeypatch, model, tmp_path):
+    monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 200)  # bytes; normally 2**30
     data = msgpack_serialize(flax_tree(model))
     assert data.count(b"__msgpack_chunked_array__") > 10
     assert_same(load_model(checkpoint(model, tmp_path / "model", data)), model)
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_layers_that_were_stacked_for_a_scan_are_taken_apart(monkeypatch, model, tmp_path, split):
+def test_layers_stacked_for_a_scan_are_split(monkeypatch, model, tmp_path, split):
     tree = flax_tree(model)
     for side in ("encoder", "decoder"):
         layers = [flatten_dict(tree["model"][side]["layers"][str(layer)]) for layer in range(2)]
@@ -186,7 +186,7 @@ def test_one_array_at_a_time_is_in_memory(model, tmp_path):
     tracemalloc.start()
     for i, (name, array) in enumerate(open_checkpoint(folder).tensors):
         assert (name, array[-1]) == (f"layer{i}", i)
-    assert tracemalloc.get_traced_memory()[1] < 3 * 2**22  # this one, the one before and what else there is
+    assert tracemalloc.get_traced_memory()[1] < 3 * 2**22  # the current and the previous array, and overhead
     tracemalloc.stop()
 
 
@@ -201,27 +201,27 @@ ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
         (packed(ARRAY, (0, (2**40, 2**30))), r"array of shape \(1099511627776, 1073741824\) and float32 in 24 bytes"),
         (packed(ARRAY, (0, (0, 2**60)), (2, b"")), r"has an array of shape \(0, 1152921504606846976\)"),
         (packed(ARRAY, (0, (1,) * 100)), "has an array of 100 axes"),
-        (packed(ARRAY, (0, (-2, -3))), "has a value of msgpack's type 0xfe"),
+        (packed(ARRAY, (0, (-2, -3))), "has a value of msgpack type 0xfe"),
         (packed(ARRAY, (2, bytes(20))), r"shape \(2, 3\) and float32 in 20 bytes"),
         (msgpack.ExtType(1, b""), "has 0 bytes|has a map|expected a list"),
         (msgpack.ExtType(2, msgpack.packb((1.0, 2.0))), r"has an extension of type 2 .*expected arrays \(1\)"),
         (msgpack.ExtType(3, packed(ARRAY).data), "has an extension of type 3"),
         (msgpack.Timestamp(1), "has an extension of type 255"),
-        (1.5, "msgpack's type 0xcb"),
-        (None, "msgpack's type 0xc0"),
+        (1.5, "msgpack type 0xcb"),
+        (None, "msgpack type 0xc0"),
         (7, "has the number 7 as model/x, expected an array"),
         ("text", "has a text in 2 maps"),
         ([1, 2], "has a list in 2 maps"),
-        ({"__msgpack_chunked_array__": True, "shape": {"0": 7}, "chunks": {"0": packed(ARRAY)}}, "chunks that make no"),
-        ({"__msgpack_chunked_array__": True, "shape": {"1": 6}, "chunks": {"0": packed(ARRAY)}}, "chunks that make no"),
-        ({"__msgpack_chunked_array__": True, "chunks": 3}, "model/x in chunks that make no array"),
+        ({"__msgpack_chunked_array__": True, "shape": {"0": 7}, "chunks": {"0": packed(ARRAY)}}, "inconsistent chunks"),
+        ({"__msgpack_chunked_array__": True, "shape": {"1": 6}, "chunks": {"0": packed(ARRAY)}}, "inconsistent chunks"),
+        ({"__msgpack_chunked_array__": True, "chunks": 3}, "model/x in inconsistent chunks"),
     ],
 )
-def test_what_no_array_is_is_refused(folder, leaf, message):
+def test_invalid_arrays_are_rejected(folder, leaf, message):
     assert re.search(message, refused(folder, msgpack.packb({"model": {"x": leaf}})))
 
 
-def test_lengths_depths_and_numbers_beyond_reason_are_refused_at_once(folder):
+def test_implausible_lengths_depths_and_numbers_are_rejected_at_once(folder):
     tracemalloc.start()
     assert "has a name of 4294967295 bytes" in refused(folder, b"\x82\xa1x\x80\xdb\xff\xff\xff\xffx")
     assert "expected 1 with a value of msgpack" in refused(folder, b"\x81\xa5model\xdf\xff\xff\xff\xff")
@@ -237,7 +237,7 @@ def test_lengths_depths_and_numbers_beyond_reason_are_refused_at_once(folder):
     tracemalloc.stop()
 
 
-def test_truncated_files_are_refused_wherever_they_end(folder):
+def test_truncated_files_are_rejected_wherever_they_end(folder):
     whole = (folder / "flax_model.msgpack").read_bytes()
     for size in (0, 1, 8, 100, len(whole) // 2, len(whole) - 1):
         assert "flax_model.msgpack" in refused(folder, whole[:size])

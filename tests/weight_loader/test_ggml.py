@@ -1,4 +1,4 @@
-"""whisper.cpp's files: what is written comes back, blocks are read as published, damage is refused."""
+"""whisper.cpp's files: round trips, block formats, damage."""
 
 import dataclasses
 import struct
@@ -25,7 +25,7 @@ QUANTIZED = [storage for storage in STORAGES if storage.is_quantized]
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """As large as the multilingual one: the bytes, 50,000 pairs of them, an empty token."""
+    """As large as the multilingual tokenizer: the bytes, 50,000 pairs of them, an empty token."""
     pairs = (bytes((first, second)) for first in range(196) for second in range(256))
     text = [
         *(bytes((byte,)) for byte in range(256)),
@@ -48,18 +48,18 @@ def assert_same(model, arrays):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_the_true_shape_of_tiny_comes_back_bit_for_bit(tokenizer, tmp_path, dtype):
+def test_the_shape_of_tiny_is_restored_exactly(tokenizer, tmp_path, dtype):
     tiny = content(tokenizer, RELEASED["tiny"], dtype)
     assert not writer.write(tiny, tmp_path / "tiny.bin", dtype)
     model = load_model(tmp_path / "tiny.bin", weights=dtype)
     assert_same(model, tiny.arrays)
-    # A ggml file names no alignment heads: those of the released size count.
+    # A ggml file has no alignment heads; those of the released size are used.
     assert model.config == dataclasses.replace(RELEASED["tiny"], alignment_heads=RELEASED_ALIGNMENT_HEADS["tiny"])
     assert model.tokenizer.special == tokenizer.special
     assert model.tokenizer.encode("abä") == tokenizer.encode("abä")
 
 
-def test_float16_rounds_matrices_alone(tokenizer, tmp_path):
+def test_float16_rounds_only_matrices(tokenizer, tmp_path):
     made = content(tokenizer)
     writer.write(made, tmp_path / "half.bin", "float16")
     whole = {p: a for p, a in made.arrays.items() if a.ndim < 2 or p[-2:] == ("embed_positions", "embedding")}
@@ -69,7 +69,7 @@ def test_float16_rounds_matrices_alone(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("storage", QUANTIZED, ids=lambda storage: storage.name)
-def test_quantized_numbers_lie_within_their_step(tokenizer, tmp_path, storage):
+def test_quantized_numbers_are_accurate_to_their_step(tokenizer, tmp_path, storage):
     made = content(tokenizer)
     writer.write(made, tmp_path / "quantized.bin", storage.name)
     assert reader.read(tmp_path / "quantized.bin").details["stored as"] == storage.name
@@ -87,7 +87,7 @@ def test_quantized_numbers_lie_within_their_step(tokenizer, tmp_path, storage):
 
 
 def decoded(raw: bytes, storage) -> list[float]:
-    """A block, number by number, as ggml publishes its layout."""
+    """Decodes a block by ggml's published layout."""
     (scale,) = struct.unpack_from("<e", raw)
     minimum = struct.unpack_from("<e", raw, 2)[0] if storage.has_minimum else None
     if storage.bits == 8:
@@ -112,7 +112,7 @@ def test_blocks_are_read_as_published(storage):
     )
 
 
-def test_what_whisper_cpp_would_misread_is_not_written(tokenizer, tmp_path):
+def test_models_that_whisper_cpp_would_misread_are_not_written(tokenizer, tmp_path):
     def refused(made: Content, dtype: str = "float32") -> str:
         with pytest.raises(CheckpointError) as error:
             writer.write(made, tmp_path / f"{len(list(tmp_path.iterdir()))}.bin", dtype)
@@ -133,14 +133,14 @@ def test_what_whisper_cpp_would_misread_is_not_written(tokenizer, tmp_path):
     assert "encoder.conv1.weight: numbers as large as 1" in refused(made, "float16")
 
 
-def test_hebrew_by_its_old_code_is_the_same_token(tmp_path):
+def test_the_old_code_of_hebrew_is_the_same_token(tmp_path):
     added = {name.replace("<|he|>", "<|iw|>"): i for name, i in implied_tokens(51865).items()}
     text = {i: i.to_bytes(2, "big") if i > 255 else bytes((i,)) for i in range(50257)}
     assert "<|iw|>" in added
     assert not writer.write(content(tokenizer_of(text, added, 51865)), tmp_path / "ggml.bin", "float32")
 
 
-def test_a_vocabulary_that_makes_no_tokenizer_is_said_to(tmp_path):
+def test_an_unusable_vocabulary_is_reported(tmp_path):
     path = tmp_path / "small.bin"
     path.write_bytes(small_file())
     checkpoint = reader.read(path)
@@ -171,8 +171,8 @@ def small_file() -> bytes:
     return header() + FILTERS + WORDS + b"".join(tensor(n.encode(), a.shape, a.tobytes()) for n, a in tensors)
 
 
-def assert_refused(path: Path, data: bytes) -> str:
-    """One line, and no more memory than a small file takes."""
+def assert_rejected(path: Path, data: bytes) -> str:
+    """Checks that reading fails in one line and with little memory."""
     path.write_bytes(data)
     tracemalloc.start()
     with pytest.raises(CheckpointError) as error:
@@ -204,26 +204,26 @@ STARTS = {
     "a thousand axes": struct.pack("<3i", 1000, 1, 0),
     "an unknown storage of a tensor": tensor(b"a", (4,), b"x" * 16, kind=5),
     "broken blocks": tensor(b"a", (4, 4), b"x" * 64, kind=8),
-    "a name that is no UTF-8": tensor(b"\xff\xfe", (1,), b"xxxx"),
+    "a name that is not UTF-8": tensor(b"\xff\xfe", (1,), b"xxxx"),
     "an endless name": tensor(b"a", (1,), b"xxxx", n_name=2**31 - 1),
     "a name of negative length": tensor(b"a", (1,), b"xxxx", n_name=-1),
 }
 
 
 @pytest.mark.parametrize("what", STARTS)
-def test_a_hostile_file_is_refused_in_one_line(tmp_path, what):
+def test_a_hostile_file_is_rejected_in_one_line(tmp_path, what):
     data = STARTS[what]
-    assert_refused(tmp_path / "x.bin", data if data.startswith(b"lmgg") else header() + FILTERS + WORDS + data)
+    assert_rejected(tmp_path / "x.bin", data if data.startswith(b"lmgg") else header() + FILTERS + WORDS + data)
 
 
-def test_a_file_that_ends_early_is_refused_wherever_it_ends(tmp_path):
+def test_truncated_files_are_rejected(tmp_path):
     whole = small_file()
     boundaries = len(header() + FILTERS + WORDS)
     for end in [*range(4, 60, 7), *range(boundaries + 1, boundaries + 120, 11), len(whole) - 1]:
-        assert "expected" in assert_refused(tmp_path / "x.bin", whole[:end])
+        assert "expected" in assert_rejected(tmp_path / "x.bin", whole[:end])
 
 
-def test_other_mel_filters_are_warned_of(tmp_path):
+def test_other_mel_filters_warn(tmp_path):
     (tmp_path / "x.bin").write_bytes(header() + struct.pack("<2i", 2, 201) + bytes(4 * 402) + WORDS)
-    with pytest.warns(UserWarning, match="mel filters are not Whisper's"):
+    with pytest.warns(UserWarning, match="mel filters differ from Whisper's"):
         reader.read(tmp_path / "x.bin")

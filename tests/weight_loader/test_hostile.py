@@ -1,4 +1,4 @@
-"""Files that were made to do harm: nothing of them runs, little memory is taken, and one line says what is wrong."""
+"""Malicious files: nothing is executed, little memory is used, and the error is one line."""
 
 import collections
 import io
@@ -25,7 +25,7 @@ MEGABYTE = 2**20
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no tokenizer:")
 _HARM = {"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class"}
-_events: list[str] | None = None  # what Python's audit hook has seen; None: nobody asks
+_events: list[str] | None = None  # events of Python's audit hook; None: disabled
 
 
 def _audit(event: str, arguments: tuple) -> None:
@@ -34,13 +34,13 @@ def _audit(event: str, arguments: tuple) -> None:
         _events.append(event)
 
 
-sys.addaudithook(_audit)  # for good: it cannot be removed
+sys.addaudithook(_audit)  # cannot be removed
 for _name in READERS:
-    reader(_name)  # imported now: Python evaluates text for each named tuple
+    reader(_name)  # imported now, since named tuples evaluate code
 
 
 class Calls:
-    """Pickled as a call of a function."""
+    """Pickles to a function call."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -59,7 +59,7 @@ def torch_file(path: Path, data: bytes, members: dict[str, bytes] | None = None,
 
 
 def refused(path: Path, memory: int = 64 * MEGABYTE) -> str:
-    """The line in which load_model refuses it, having run nothing and taken little memory."""
+    """Returns load_model's error line; checks that nothing was executed and little memory used."""
     global _events
     _events = []
     tracemalloc.start()
@@ -87,7 +87,7 @@ def text(value: str) -> bytes:
 
 
 def tensor(shape=(2, 2), strides=(2, 1), offset=0, length=4, key="0", kind="torch\nFloatStorage\n") -> bytes:
-    """The instructions for one, as torch.save writes them."""
+    """Pickle instructions of a tensor, as written by torch.save."""
 
     def several(numbers):
         return pickle.MARK + b"".join(map(whole, numbers)) + pickle.TUPLE
@@ -121,7 +121,7 @@ def state(*items: bytes) -> bytes:
         ({"dims": {}, "model_state_dict": {"a": Calls(os.system, "hostile")}}, r"(posix|nt)\.system"),
     ],
 )
-def test_a_pickle_that_calls_is_refused_by_the_name_of_what_it_calls(tmp_path, made, named, protocol):
+def test_a_pickle_with_calls_is_rejected_with_their_names(tmp_path, made, named, protocol):
     file = torch_file(tmp_path / "model.pt", pickle.dumps(made, protocol))
     message = rf"its pickle has the (global '({named})'|instruction \w+), which weights do not need"
     assert re.search(message, refused(file))
@@ -139,8 +139,8 @@ def test_a_pickle_that_calls_is_refused_by_the_name_of_what_it_calls(tmp_path, m
         (b"(K\x01K\x02ccollections\nOrderedDict\nR.", "a call of 2"),
         (b"}(](K\x01eK\x02u.", "a dictionary's key of type list"),
         (b"}()K\x02u.", "a dictionary's key of type tuple"),
-        (b"r\xff\xff\xff\x7f.", "nothing to keep"),
-        (b"j\xff\xff\xff\x7f.", "a value number 2147483647 that was never kept"),
+        (b"r\xff\xff\xff\x7f.", "nothing to memoize"),
+        (b"j\xff\xff\xff\x7f.", "a value number 2147483647 that was never memoized"),
         (b"Kr", "damaged"),
         (b"Kr.", "no checkpoint"),
         (b"", "damaged"),
@@ -156,16 +156,16 @@ def test_a_pickle_that_calls_is_refused_by_the_name_of_what_it_calls(tmp_path, m
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_a_pickle_of_odd_instructions_is_refused(tmp_path, data, message):
+def test_a_pickle_with_unusual_instructions_is_rejected(tmp_path, data, message):
     assert re.search(message, refused(torch_file(tmp_path / "model.pt", data)))
 
 
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (tensor(shape=(10**9, 10**9), strides=(0, 0)), "reaches beyond its storage"),
-        (tensor(shape=(2, 3)), "reaches beyond its storage"),
-        (tensor(offset=1), "reaches beyond its storage"),
+        (tensor(shape=(10**9, 10**9), strides=(0, 0)), "exceeds its storage"),
+        (tensor(shape=(2, 3)), "exceeds its storage"),
+        (tensor(offset=1), "exceeds its storage"),
         (tensor(offset=-1), "a tensor of shape"),
         (tensor(shape=(2, -2)), "a tensor of shape"),
         (tensor(strides=(-2, 1)), "a tensor of shape"),
@@ -176,11 +176,11 @@ def test_a_pickle_of_odd_instructions_is_refused(tmp_path, data, message):
         (tensor(key=""), "the storage"),
         (tensor(kind="os\nsystem\n"), "the global 'os.system'"),
         (tensor(kind="torch._utils\n_rebuild_parameter\n"), "the storage"),
-        (whole(7), "holds more than tensors"),
+        (whole(7), "contains more than tensors"),
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_a_tensor_beyond_its_numbers_is_refused(tmp_path, made, message):
+def test_a_tensor_that_exceeds_its_storage_is_rejected(tmp_path, made, message):
     file = torch_file(tmp_path / "model.pt", state(text("a"), made), {"data/0": bytes(16)})
     assert message in refused(file)
 
@@ -202,28 +202,28 @@ def members(file: Path) -> dict[str, bytes]:
     [
         (lambda held: held.pop("data/3"), "has no member"),
         (lambda held: held.update({"data/3": bytes(3)}), "has 3 bytes, expected"),
-        (lambda held: held.update(byteorder=b"big"), "in the order of b'big'"),
+        (lambda held: held.update(byteorder=b"big"), "byte order b'big'"),
         (lambda held: held.update({"data.pkl": held["data.pkl"][:-200]}), "its pickle is damaged"),
     ],
 )
-def test_an_archive_that_contradicts_its_pickle_is_refused(valid, tmp_path, change, message):
+def test_an_archive_that_contradicts_its_pickle_is_rejected(valid, tmp_path, change, message):
     held = members(valid)
     change(held)
     data = held.pop("data.pkl")
     assert message in refused(torch_file(tmp_path / "model.pt", data, held))
 
 
-def test_a_compressed_archive_is_refused_before_it_is_blown_up(valid, tmp_path):
+def test_a_compressed_archive_is_rejected_before_decompression(valid, tmp_path):
     held = members(valid)
     bomb = {"data/0": bytes(256 * MEGABYTE)}
     file = torch_file(tmp_path / "data.pt", held["data.pkl"], bomb, compress=True)
     pickle_bomb = torch_file(tmp_path / "pickle.pt", bytes(256 * MEGABYTE), compress=True)
     for path in (file, pickle_bomb):
         assert path.stat().st_size < MEGABYTE
-        assert "is compressed or encrypted, which torch.save's are not" in refused(path)
+        assert "is compressed or encrypted, unlike torch.save's files" in refused(path)
 
 
-def test_an_archive_that_claims_sizes_it_has_not_is_refused(valid, tmp_path):
+def test_an_archive_with_false_sizes_is_rejected(valid, tmp_path):
     data = bytearray(valid.read_bytes())
     for at in range(len(data) - 22, 0, -1):
         if data[at : at + 4] == b"PK\1\2":  # sizes of each member in the list: a terabyte less one
@@ -235,7 +235,7 @@ def test_an_archive_that_claims_sizes_it_has_not_is_refused(valid, tmp_path):
     assert refused(tmp_path / "model.pt")
 
 
-def test_every_beginning_of_a_file_is_refused_in_one_line(valid, tmp_path):
+def test_every_truncation_of_a_file_is_rejected_in_one_line(valid, tmp_path):
     data = valid.read_bytes()
     for size in [*range(60), *range(60, len(data), len(data) // 40), len(data) - 1]:
         (tmp_path / "model.pt").write_bytes(data[:size])
@@ -245,17 +245,17 @@ def test_every_beginning_of_a_file_is_refused_in_one_line(valid, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_vocab": 10**9}, "vocab_size=1000000000 is no Whisper's"),
-        ({"n_text_layer": 10**6}, "decoder_layers=1000000 is no Whisper's"),
+        ({"n_vocab": 10**9}, "vocab_size=1000000000 exceeds the supported maximum"),
+        ({"n_text_layer": 10**6}, "decoder_layers=1000000 exceeds the supported maximum"),
         ({"n_text_layer": 5}, "missing: decoder.blocks.2.attn_ln.weight"),
         ({"n_audio_ctx": 10**5}, "misshapen: encoder.positional_embedding"),
         ({"n_text_head": 0}, "decoder_attention_heads=0"),
         ({"n_text_state": 32}, "n_audio_state=16 and n_text_state=32 differ"),
-        ({"n_mels": True}, "no whole numbers"),
-        ({"n_mels": 8.0}, "no whole numbers"),
+        ({"n_mels": True}, "not whole numbers"),
+        ({"n_mels": 8.0}, "not whole numbers"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(valid, tmp_path, changes, message):
+def test_sizes_that_do_not_fit_are_rejected(valid, tmp_path, changes, message):
     held = members(valid)
     end = held["data.pkl"].index(b"model_state_dict")  # rewrite the sizes before it
     sizes = {**dimensions_of(small_model(encoder_ffn_dim=64, decoder_ffn_dim=64).config), **changes}
@@ -264,65 +264,65 @@ def test_sizes_that_do_not_fit_are_refused(valid, tmp_path, changes, message):
     assert message in refused(torch_file(tmp_path / "model.pt", data, held))
 
 
-def test_torchs_old_format_is_refused_with_what_to_do(tmp_path):
+def test_the_old_format_of_torch_is_rejected_with_the_fix(tmp_path):
     (tmp_path / "model.pt").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2))
     assert "is in the format of torch before 1.6; load and save it once more" in refused(tmp_path / "model.pt")
 
 
-def test_a_safetensors_header_of_a_gigabyte_is_refused_unread(tmp_path):
+def test_a_safetensors_header_of_a_gigabyte_is_rejected_without_reading_it(tmp_path):
     (tmp_path / "config.json").write_text('{"d_model": 16}')
     file = tmp_path / "model.safetensors"
     with file.open("wb") as stream:
         stream.write(struct.pack("<Q", 2**30) + b"{")
         stream.truncate(2**30 + 64)  # a hole: takes no room on the disk
-    assert "is no safetensors file (a header of 1073741824 bytes)" in refused(file)
+    assert "is not a safetensors file (a header of 1073741824 bytes)" in refused(file)
     save_model(small_model(), tmp_path / "hf")
     os.replace(file, tmp_path / "hf" / "model.safetensors")
-    assert "is no safetensors file (a header of 1073741824 bytes)" in refused(tmp_path / "hf")
+    assert "is not a safetensors file (a header of 1073741824 bytes)" in refused(tmp_path / "hf")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
 @pytest.mark.parametrize("shard", ["../model{}", "/etc/passwd{}", "a/b{}", "a\\b{}", "a\0b{}", "", "a.txt"])
-def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path, name, shard):
+def test_an_index_with_files_outside_its_folder_is_rejected(tmp_path, name, shard):
     save_model(small_model(), tmp_path / "hf")
     (tmp_path / "hf" / "model.safetensors").unlink()
     suffix = ".safetensors" if "safetensors" in name else ".bin"
     (tmp_path / "hf" / name).write_text(json.dumps({"weight_map": {"a": shard.format(suffix)}}))
     kind = suffix.removeprefix(".")
-    assert f"no {kind} file in its folder; do not trust it" in refused(tmp_path / "hf")
+    assert f"no {kind} file in its folder; it may be malicious" in refused(tmp_path / "hf")
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "vocab.json"])
 @pytest.mark.parametrize("content", ["[" * 200_000, '{"a":' * 200_000, "1" * 5000, "\0", '["a", 1]'])
-def test_json_that_is_too_deep_or_odd_is_refused(tmp_path, name, content):
+def test_too_deep_or_unusual_json_is_rejected(tmp_path, name, content):
     save_model(small_model(), tmp_path / "hf")
     (tmp_path / "hf" / name).write_text(content)
     refused(tmp_path / "hf")
 
 
 @pytest.mark.parametrize("heads", [[[0, 0, 0]], [[[]]], 7, [["a", "b"]]])
-def test_alignment_heads_that_are_no_pairs_are_passed_over(tmp_path, heads):
+def test_alignment_heads_that_are_not_pairs_are_ignored(tmp_path, heads):
     save_model(small_model(), tmp_path / "hf")
     (tmp_path / "hf" / "generation_config.json").write_text(json.dumps({"alignment_heads": heads}))
     with pytest.warns(UserWarning, match="alignment_heads are ignored"):
         assert load_model(tmp_path / "hf").config.alignment_heads is None
 
 
-def test_infinite_alignment_heads_are_refused(tmp_path):
+def test_infinite_alignment_heads_are_rejected(tmp_path):
     save_model(small_model(), tmp_path / "hf")
     (tmp_path / "hf" / "generation_config.json").write_text('{"alignment_heads": [[1e400, 0]]}')
     assert "cannot convert float infinity" in refused(tmp_path / "hf")
 
 
-def test_a_zip_archive_of_something_else_is_refused(tmp_path):
+def test_a_zip_archive_of_something_else_is_rejected(tmp_path):
     with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
         archive.writestr("word/document.xml", "<hostile/>")
-    assert "is a zip archive, and no checkpoint or a damaged one" in refused(tmp_path / "model.pt")
+    assert "is a zip archive without a checkpoint, or damaged" in refused(tmp_path / "model.pt")
 
 
 def test_a_pickle_without_an_archive_is_no_checkpoint(tmp_path):
     (tmp_path / "model.pt").write_bytes(pickle.dumps(Calls(os.system, "echo hostile")))
-    assert "is no checkpoint that can be read" in refused(tmp_path / "model.pt")
+    assert "is not a readable checkpoint" in refused(tmp_path / "model.pt")
 
 
 def test_the_instructions_of_these_tests_make_a_tensor_when_they_are_right(tmp_path):

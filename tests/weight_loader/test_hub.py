@@ -156,8 +156,8 @@ def test_a_token_opens_what_is_gated(hub, tmp_path):
 @pytest.mark.parametrize(
     ("repository", "revision", "message"),
     [
-        ("nobody/nothing", None, "neither a folder here nor a repository"),
-        ("meta/gated", None, "is gated; ask for access at"),
+        ("nobody/nothing", None, "neither a local folder nor a repository"),
+        ("meta/gated", None, "is gated; request access at"),
         ("acme/whisper", "v9", "has no revision 'v9'"),
         ("busy/hub", None, "500"),
         ("acme/broken", None, "403"),
@@ -172,7 +172,7 @@ def test_what_the_hub_refuses_is_one_line_that_names_the_fix(hub, tmp_path, repo
 
 def test_without_a_network_the_line_says_so(tmp_path):
     said = find("acme/whisper", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert said.startswith("error: acme/whisper is not in the cache and cannot be had from http://127.0.0.1:9 (")
+    assert said.startswith("error: acme/whisper is not in the cache and cannot be downloaded from http://127.0.0.1:9 (")
     assert "refused" in said
     assert said.endswith("; check the network, or give a folder")
     assert "\n" not in said

@@ -1,4 +1,4 @@
-"""Folders that are not what they seem: bounded reads, bounded time, and one line that names the file."""
+"""Malformed folders: bounded reads, bounded time, and one line that names the file."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def folder(saved, tmp_path) -> Path:
 
 
 def refused(folder: Path, capsys) -> str:
-    """The line in which `load_model`, and the command, refuse it."""
+    """Returns the error line of `load_model` and of the command."""
     with pytest.raises(CheckpointError) as raised:
         load_model(folder)
     message = str(raised.value)
@@ -60,13 +60,13 @@ def replaced(path: Path, kind: str) -> None:
         path.mkdir()
     else:
         with path.open("wb") as stream:
-            stream.truncate(3 * GIGABYTE)  # a hole: takes no room on the disk
+            stream.truncate(3 * GIGABYTE)  # sparse: takes no disk space
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder", "large"])
 @pytest.mark.parametrize("name", JSON)
-def test_what_is_no_regular_file_or_too_large_is_refused_unread(folder, capsys, name, kind):
+def test_files_that_are_not_regular_or_too_large_are_rejected_unread(folder, capsys, name, kind):
     replaced(folder / name, kind)
     expected = "is larger than" if kind == "large" else "is not a regular file"
     assert f"{folder / name} {expected}" in refused(folder, capsys)
@@ -74,7 +74,7 @@ def test_what_is_no_regular_file_or_too_large_is_refused_unread(folder, capsys, 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
 @pytest.mark.parametrize("kind", ["fifo", "device"])
-def test_a_pipe_or_device_is_no_checkpoint(tmp_path, capsys, kind):
+def test_a_pipe_or_device_is_not_a_checkpoint(tmp_path, capsys, kind):
     replaced(tmp_path / "model.pt", kind)
     assert "is a pipe or a device" in refused(tmp_path / "model.pt", capsys)
     with pytest.raises(CheckpointError, match="is not a regular file"):
@@ -92,7 +92,7 @@ def test_a_file_that_grows_while_it_is_read_stays_within_the_limit(tmp_path):
 
 
 def edited(files: dict[str, bytes], name: str, token: str, value: str) -> dict[str, bytes]:
-    """With another id, as JSON has it."""
+    """Replaces an id, given as JSON."""
     content = json.loads(files[name])
     assert token in content
     content[token] = "to be replaced"
@@ -103,12 +103,12 @@ def edited(files: dict[str, bytes], name: str, token: str, value: str) -> dict[s
 @pytest.mark.parametrize(
     ("name", "token"), [("added_tokens.json", "<|en|>"), ("added_tokens.json", "<|0.02|>"), ("vocab.json", "a")]
 )
-def test_an_id_that_is_no_whole_number_in_range_is_refused_by_name(name, token, value):
+def test_an_invalid_id_is_rejected_by_name(name, token, value):
     with pytest.raises(ValueError, match=r"the id of '.*' is .*, expected a whole number from 0 to"):
         Tokenizer.from_files(edited(small_tokenizer_files(), name, token, value))
 
 
-def test_ids_are_checked_wherever_a_checkpoint_has_them(folder, capsys):
+def test_ids_are_checked_in_all_files_of_a_checkpoint(folder, capsys):
     tokens = json.loads((folder / "added_tokens.json").read_text())
     listed = {str(i): {"content": name, "special": True} for name, i in tokens.items()}
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {**listed, "-7": listed["272"]}}))
@@ -126,7 +126,7 @@ def test_ids_are_checked_wherever_a_checkpoint_has_them(folder, capsys):
         ("<|nospeech|>", "a", "the text 'a'"),
     ],
 )
-def test_one_id_for_two_meanings_is_refused(token, same_as, other):
+def test_duplicate_ids_are_rejected(token, same_as, other):
     files = small_tokenizer_files()
     ids = json.loads(files["vocab.json"]) | json.loads(files["added_tokens.json"])
     with pytest.raises(ValueError, match="have the same id") as raised:
@@ -140,7 +140,7 @@ def safetensors_with(folder: Path, shape: list[int]) -> None:
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(4))
 
 
-def test_a_tensor_of_a_million_axes_is_refused(folder, capsys):
+def test_a_tensor_of_a_million_axes_is_rejected(folder, capsys):
     safetensors_with(folder, [1] * 1_000_000)
     assert "has 1000000 axes, expected at most 8" in refused(folder, capsys)
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
@@ -153,13 +153,13 @@ def test_a_tensor_of_a_million_axes_is_refused(folder, capsys):
 @pytest.mark.parametrize(
     "changes", ['{"d_model": 1e400}', '{"dropout": "much"}', '{"dropout": 1e400}', '{"vocab_size": -1}']
 )
-def test_sizes_that_no_model_has_name_the_file(folder, capsys, changes):
+def test_invalid_sizes_are_reported_with_the_file(folder, capsys, changes):
     config = json.loads((folder / "config.json").read_text()) | json.loads(changes)
     (folder / "config.json").write_text(json.dumps(config))
     assert str(folder / "config.json") in refused(folder, capsys)
 
 
-def test_whatever_a_reader_did_not_foresee_is_one_line_with_the_file_and_its_cause(folder, monkeypatch):
+def test_unexpected_exceptions_of_readers_become_one_line_with_file_and_cause(folder, monkeypatch):
     def surprised(path):
         raise OverflowError("cannot convert\nfloat infinity")
 
@@ -173,7 +173,7 @@ def test_whatever_a_reader_did_not_foresee_is_one_line_with_the_file_and_its_cau
         read_checkpoint(folder)
 
 
-def test_what_is_done_with_tensors_is_not_blamed_on_the_file(folder):
+def test_exceptions_of_users_of_tensors_are_not_converted(folder):
     def use() -> None:
         for _ in open_checkpoint(folder).tensors:
             raise KeyError("a fault of our own")
@@ -182,24 +182,24 @@ def test_what_is_done_with_tensors_is_not_blamed_on_the_file(folder):
         use()
 
 
-def test_a_vocabulary_of_long_tokens_is_refused_at_once():
+def test_a_vocabulary_of_long_tokens_is_rejected_at_once():
     many = {i: bytes([97 + i % 7]) * 200 + str(i).encode() for i in range(2_000)}
     for tokens in ({0: b"a" * 100_000}, many):
         start = time.process_time()
-        with pytest.raises(ValueError, match="or more long ones than any vocabulary of Whisper's"):
+        with pytest.raises(ValueError, match="or more long tokens than any Whisper vocabulary"):
             tokenizer_of(tokens, {}, 5_000)
         assert time.process_time() - start < 1
 
 
 def shared_file(path: Path, names: int, views: int) -> Path:
-    """`views` tensors, in turn on one storage and on another."""
+    """`views` tensors that alternate between storages."""
     items = []
     for i in range(views):
         items += [text(f"t{i}"), tensor(offset=4 * (i // names), key=str(i % names), length=4 * views)]
     return torch_file(path, state(*items), {f"data/{key}": bytes(16 * views) for key in range(names)})
 
 
-def test_storages_are_read_once_in_whatever_order_tensors_use_them(tmp_path, monkeypatch):
+def test_storages_are_read_once_in_any_order_of_tensors(tmp_path, monkeypatch):
     file = shared_file(tmp_path / "model.pt", names=2, views=400)
     reads, read = [], torch_pickle._numbers
     monkeypatch.setattr(torch_pickle, "_numbers", lambda *args: reads.append(args[1]) or read(*args))
@@ -208,14 +208,14 @@ def test_storages_are_read_once_in_whatever_order_tensors_use_them(tmp_path, mon
     assert reads == ["a/data/0", "a/data/1"]
 
 
-def test_tensors_that_share_their_numbers_many_times_are_refused(tmp_path):
+def test_tensors_that_share_their_numbers_many_times_are_rejected(tmp_path):
     items = [item for i in range(9) for item in (text(f"t{i}"), tensor())]
     file = torch_file(tmp_path / "model.pt", state(*items), {"data/0": bytes(16)})
     with pytest.raises(CheckpointError, match="9 tensors of 36 numbers share 4; it may be malicious"):
         dict(torch_pickle.arrays(file, torch_pickle.load(file)["model_state_dict"]))
 
 
-def test_members_that_overlap_are_refused(tmp_path):
+def test_members_that_overlap_are_rejected(tmp_path):
     file = torch_file(tmp_path / "model.pt", state(text("a"), tensor()), {"data/0": bytes(4096)})
     with zipfile.ZipFile(file, "a") as archive:
         first = archive.getinfo("a/data/0")
@@ -227,7 +227,7 @@ def test_members_that_overlap_are_refused(tmp_path):
         torch_pickle.load(file)
 
 
-def test_the_numbers_of_shared_storages_are_right(tmp_path):
+def test_tensors_of_shared_storages_are_correct(tmp_path):
     numbers = np.arange(8, dtype=np.float32)
     items = [text("a"), tensor(length=8), text("b"), tensor(key="1", length=8), text("c"), tensor(offset=4, length=8)]
     file = torch_file(tmp_path / "m.pt", state(*items), {"data/0": numbers.tobytes(), "data/1": (-numbers).tobytes()})

@@ -1,4 +1,4 @@
-"""MLX's folders: what is written and read again, quantized numbers, and files that lie about what is in them.
+"""MLX's folders: round trips, quantized weights, and files with false headers.
 
 What mlx itself makes of them is in tests/reference.
 """
@@ -35,7 +35,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def weights(model, tmp_path_factory) -> dict[str, np.ndarray]:
-    """What numpy reads of the archive that we write."""
+    """The arrays that numpy reads from the written archive."""
     folder = tmp_path_factory.mktemp("mlx") / "saved"
     assert save_model(model, folder, "mlx") == []
     return dict(np.load(folder / "weights.npz"))
@@ -70,7 +70,7 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_what_is_written_loads_bit_for_bit_with_tokenizer_and_alignment_heads(model, folder):
+def test_written_models_load_exactly_with_tokenizer_and_alignment_heads(model, folder):
     loaded = load_model(folder)
     assert_same(loaded, model)
     assert loaded.config == model.config
@@ -78,7 +78,7 @@ def test_what_is_written_loads_bit_for_bit_with_tokenizer_and_alignment_heads(mo
     assert_same(load_model(folder / "weights.npz"), model)
 
 
-def test_half_precision_is_what_rounding_to_it_gives(model, tmp_path):
+def test_half_precision_is_rounded(model, tmp_path):
     save_model(model, tmp_path / "half", "mlx", "float16")
     rounded = load_model(tmp_path / "half")
     for (path, ours), (_, theirs) in zip(*(nnx.to_flat_state(nnx.state(m)) for m in (rounded, model)), strict=True):
@@ -91,7 +91,7 @@ def test_half_precision_is_what_rounding_to_it_gives(model, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
 @pytest.mark.parametrize("file", ["weights.npz", "compressed", "weights.safetensors", "model.safetensors"])
-def test_every_file_and_dtype_holds_the_same_numbers(folder, weights, dtype, file):
+def test_every_file_and_dtype_gives_the_same_weights(folder, weights, dtype, file):
     stored = {n: a if n == "alignment_heads" else np.asfortranarray(a.astype(dtype)) for n, a in weights.items()}
     (folder / "weights.npz").unlink()
     if file.endswith(".safetensors"):
@@ -106,7 +106,7 @@ def test_every_file_and_dtype_holds_the_same_numbers(folder, weights, dtype, fil
     assert open_checkpoint(folder).config.alignment_heads == HEADS
 
 
-def test_the_newer_kind_of_file_counts(folder, weights):
+def test_the_newer_kind_of_file_takes_precedence(folder, weights):
     save_file({**weights, BIAS: weights[BIAS] + 1}, folder / "model.safetensors")
     np.testing.assert_array_equal(arrays(folder)[BIAS], weights[BIAS] + 1)
 
@@ -118,7 +118,7 @@ def test_files_of_other_programs_with_hugging_faces_configuration_load(model, fo
     assert_same(loaded, model)
 
 
-def test_alignment_heads_that_are_all_of_the_upper_half_mean_that_none_are_known(folder, weights):
+def test_alignment_heads_of_the_whole_upper_half_mean_unknown(folder, weights):
     for heads, expected in (
         ([[1, 0], [1, 1]], None),
         ([[1, 1], [1, 0]], ((1, 1), (1, 0))),
@@ -136,7 +136,7 @@ def test_alignment_heads_that_are_all_of_the_upper_half_mean_that_none_are_known
 
 
 @given(st.sampled_from([2, 3, 4, 5, 6, 8]), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20))
-def test_packed_numbers_are_the_bits_of_one_long_number_from_the_lowest_on(bits, words):
+def test_packed_numbers_are_contiguous_bits_from_the_lowest(bits, words):
     packed = np.array(words * bits, "<u4").reshape(1, -1)
     long = int.from_bytes(packed.tobytes(), "little")
     count = 32 * packed.size // bits
@@ -145,7 +145,7 @@ def test_packed_numbers_are_the_bits_of_one_long_number_from_the_lowest_on(bits,
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize(("bits", "group"), [(4, 64), (8, 32), (3, 128)])
-def test_a_quantized_number_is_scale_times_whole_number_plus_bias_of_its_group(monkeypatch, dtype, bits, group):
+def test_a_quantized_number_is_scale_times_integer_plus_bias(monkeypatch, dtype, bits, group):
     monkeypatch.setattr("weight_loader.readers.mlx._BLOCK", 1000)  # some rows at a time
     random = np.random.default_rng(bits)
     packed = random.integers(0, 2**32, (50, 4 * group * bits // 32), np.uint32)
@@ -182,15 +182,15 @@ def test_a_quantized_matrix_is_read_with_its_scales_and_biases(folder, weights):
     ("settings", "message"),
     [
         ({"group_size": 32, "bits": 8}, r"mlp1.weight is \(64, 4\) of uint32, .*, not 8 bits in groups of 32;"),
-        ({"group_size": 16, "bits": 7}, "'bits': 7} is not known"),
+        ({"group_size": 16, "bits": 7}, "'bits': 7} is not supported"),
         ({"group_size": 10**30, "bits": 8}, "not 8 bits in groups of 1000"),
-        ({"group_size": "16", "bits": 8}, "is not known"),
-        ({"group_size": 16, "bits": 8, "mode": "mxfp8"}, "mxfp8'} is not known"),
-        ("8 bits", "quantization='8 bits' is not known .* take the checkpoint that was quantized"),
-        (None, "quantization=None is not known"),
+        ({"group_size": "16", "bits": 8}, "is not supported"),
+        ({"group_size": 16, "bits": 8, "mode": "mxfp8"}, "mxfp8'} is not supported"),
+        ("8 bits", "quantization='8 bits' is not supported .* use the unquantized checkpoint"),
+        (None, "quantization=None is not supported"),
     ],
 )
-def test_a_quantization_that_does_not_fit_is_refused(folder, weights, settings, message):
+def test_inconsistent_quantization_is_rejected(folder, weights, settings, message):
     np.savez(folder / "weights.npz", **quantized(weights))
     edit_config(folder, quantization=settings)
     with pytest.raises(CheckpointError, match=message):
@@ -214,19 +214,19 @@ def npy(descr: str = "'<f4'", shape: str = "(2,)", data: bytes = bytes(8), versi
     [
         (npy("'|O'", data=b"cos\nsystem\n."), r"bias.npy is stored as '\|O', expected float32"),
         (npy("'>f4'"), "is stored as '>f4'"),
-        (npy("[('a', '<f4')]"), "no header of an array of numbers"),
-        (npy(shape="(__import__('os').abort(),)"), "no header of an array of numbers"),
-        (npy(shape="(" * 9999), "no header of an array of numbers"),
+        (npy("[('a', '<f4')]"), "not the header of a numeric array"),
+        (npy(shape="(__import__('os').abort(),)"), "not the header of a numeric array"),
+        (npy(shape="(" * 9999), "not the header of a numeric array"),
         (npy(shape="(1 2,)"), "is damaged"),
-        (npy(version=b"\2\0"), "no header of an array of numbers"),
+        (npy(version=b"\2\0"), "not the header of a numeric array"),
         (npy(shape="(1000000000000, 4)"), r"has 8 bytes for the shape \(1000000000000, 4\); download it again"),
         (npy(shape="(0, 99999999999999999999)", data=b""), "has 0 bytes for the shape"),
         (npy(data=bytes(7)), "has 7 bytes for the shape"),
-        (npy()[:60], "no header of an array of numbers"),
-        (b"", "no header of an array of numbers"),
+        (npy()[:60], "not the header of a numeric array"),
+        (b"", "not the header of a numeric array"),
     ],
 )
-def test_a_header_that_lies_or_wants_to_be_evaluated_is_refused(monkeypatch, folder, member, message):
+def test_false_or_executable_headers_are_rejected(monkeypatch, folder, member, message):
     monkeypatch.setattr("builtins.eval", None)
     with zipfile.ZipFile(folder / "weights.npz", "w") as archive:
         archive.writestr(f"{BIAS}.npy", member)
@@ -243,7 +243,7 @@ def test_a_zip_bomb_takes_no_memory(folder):
     tracemalloc.stop()
 
 
-def test_a_member_that_is_shorter_than_the_archive_says_or_damaged_is_refused(folder):
+def test_truncated_or_damaged_members_are_rejected(folder):
     file = folder / "weights.npz"
     for size, checksum, message in ((128 + 4 * 2000, None, "7992 bytes are missing"), (136, b"wrng", "Bad CRC-32")):
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -251,17 +251,17 @@ def test_a_member_that_is_shorter_than_the_archive_says_or_damaged_is_refused(fo
         data = bytearray(file.read_bytes())
         entry = data.rindex(b"PK\1\2")
         data[entry + 16 : entry + 20] = checksum or data[entry + 16 : entry + 20]
-        data[entry + 24 : entry + 28] = size.to_bytes(4, "little")  # the length when unpacked
+        data[entry + 24 : entry + 28] = size.to_bytes(4, "little")  # the uncompressed size
         file.write_bytes(data)
         assert message in refusal(folder)
 
 
-def test_a_name_that_would_break_the_line_is_refused(folder, weights):
+def test_names_with_line_breaks_are_rejected(folder, weights):
     np.savez(folder / "weights.npz", **weights, **{"two\nlines": weights[BIAS]})
-    assert r"has the member 'two\nlines.npy'; do not trust it" in refusal(folder)
+    assert r"has the member 'two\nlines.npy'; it may be malicious" in refusal(folder)
 
 
-def test_truncated_files_are_refused_wherever_they_end(folder):
+def test_truncated_files_are_rejected_wherever_they_end(folder):
     whole = (folder / "weights.npz").read_bytes()
     for size in (0, 1, 30, 1000, len(whole) // 2, len(whole) - 1):
         (folder / "weights.npz").write_bytes(whole[:size])

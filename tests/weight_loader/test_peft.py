@@ -1,4 +1,4 @@
-"""PEFT: LoRA is merged into its base model, in any format; for other kinds the error says how to merge them."""
+"""PEFT: LoRA is merged into its base model, in any format; other kinds are rejected with the fix."""
 
 import json
 import shutil
@@ -64,12 +64,12 @@ def addition(layer: str, scale: float, tensors=TENSORS) -> np.ndarray:
         ({"use_rslora": True}, 3, 3),
         ({"alpha_pattern": {"fc1": 20}}, 6 / 4, 20 / 4),
         ({"alpha_pattern": {"encoder.layers.0.self_attn.q_proj": 2}}, 2 / 4, 6 / 4),
-        ({"fan_in_fan_out": True}, 6 / 4, 6 / 4),  # of layers that store [in,out], which Whisper has none of
+        ({"fan_in_fan_out": True}, 6 / 4, 6 / 4),  # for layers that store [in,out], which Whisper does not have
     ],
 )
 @pytest.mark.parametrize("base", ["hf", "openai", "mlx"])
 @pytest.mark.filterwarnings("ignore:.*no tokenizer:")
-def test_a_weight_grows_by_the_scaled_product_and_nothing_else_changes(bases, tmp_path, base, changes, q, fc1):
+def test_only_adapted_weights_change_by_the_scaled_product(bases, tmp_path, base, changes, q, fc1):
     found, before = weights(adapter(tmp_path / "a", bases / base, **changes)), weights(bases / base)
     assert found.keys() == before.keys()
     for name, array in before.items():
@@ -79,7 +79,7 @@ def test_a_weight_grows_by_the_scaled_product_and_nothing_else_changes(bases, tm
         np.testing.assert_allclose(found[name], expected, atol=1e-5 if scale else 0, err_msg=name)
 
 
-def test_the_rank_is_that_of_the_factors(bases, tmp_path):
+def test_the_rank_is_read_from_the_factors(bases, tmp_path):
     tensors = {**factors(Q, 16, 16, rank=2), **factors(FC1, 16, 64)}
     found = weights(adapter(tmp_path / "a", bases / "hf", tensors, rank_pattern={"q_proj": 2}))
     for layer, scale in ((Q, 3), (FC1, 1.5)):
@@ -100,7 +100,7 @@ def test_whole_parameters_replace_those_of_the_base(bases, tmp_path):
     np.testing.assert_array_equal(found["encoder.conv1.kernel"], conv.transpose(2, 1, 0))
 
 
-def test_names_of_a_model_without_output_layer_and_with_the_adapters_name(bases, tmp_path):
+def test_names_without_output_layer_and_with_adapter_name(bases, tmp_path):
     def renamed(name: str) -> str:
         return name.replace("base_model.model.model.", "base_model.model.").replace(".weight", ".default.weight")
 
@@ -121,7 +121,7 @@ def test_tokenizer_and_configuration_come_from_the_base_unless_the_adapter_has_i
     assert load_model(folder).tokenizer.encode("hello") == [max(own.values()) + 1]
 
 
-def test_inspect_and_convert_take_an_adapter(bases, tmp_path, capsys):
+def test_inspect_and_convert_accept_an_adapter(bases, tmp_path, capsys):
     folder = adapter(tmp_path / "a", bases / "hf")
     assert main(["inspect", str(folder)]) == 0
     assert f"LoRA of 2 layers and 0 whole parameters, merged into {bases / 'hf'}" in capsys.readouterr().out
@@ -139,13 +139,13 @@ OUTPUT = {"base_model.model.proj_out.weight": np.ones((338, 16), "f4")}
 @pytest.mark.parametrize(
     ("tensors", "changes", "message"),
     [
-        (TENSORS, {"peft_type": "IA3"}, "an adapter of kind 'IA3' is not merged here, only LORA; merge it with peft"),
-        (TENSORS, {"peft_type": None}, "an adapter of kind None"),
-        (TENSORS, {"init_lora_weights": "pissa"}, "starts as 'pissa' changes its base too, and is not merged here; "),
-        (TENSORS, {"use_dora": True}, "LoRA with use_dora is not merged here; merge it with peft: "),
+        (TENSORS, {"peft_type": "IA3"}, "adapters of type 'IA3' are not supported, only LORA; merge it with peft"),
+        (TENSORS, {"peft_type": None}, "adapters of type None"),
+        (TENSORS, {"init_lora_weights": "pissa"}, "with 'pissa' also changes its base and is not supported"),
+        (TENSORS, {"use_dora": True}, "LoRA with use_dora is not supported; merge it with peft: "),
         (TENSORS, {"alpha_pattern": {"(a|b)+": 3}}, r"alpha_pattern '\(a\|b\)\+' is not a plain name; merge it"),
         (TENSORS, {"alpha_pattern": 7}, "is damaged or not a Whisper checkpoint"),
-        (TENSORS, {"lora_alpha": "many"}, "lora_alpha='many' of rank 4 is no scale"),
+        (TENSORS, {"lora_alpha": "many"}, "lora_alpha='many' with rank 4 is invalid"),
         (TENSORS, {"lora_alpha": float("inf")}, "lora_alpha=inf"),
         (TENSORS, {"base_model_name_or_path": None}, "names no base model; set its base_model_name_or_path"),
         (TENSORS, {"base_model_name_or_path": "/not/there"}, r"/not/there does not exist.*; or set base_model_name"),
@@ -158,7 +158,7 @@ OUTPUT = {"base_model.model.proj_out.weight": np.ones((338, 16), "f4")}
         (factors("encoder.layers.7.fc1", 16, 64), {}, r"layers.7.fc1.lora_A.weight"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_merged_is_one_line_that_says_what_to_do(bases, tmp_path, capsys, tensors, changes, message):
+def test_unsupported_adapters_are_rejected_in_one_line_with_the_fix(bases, tmp_path, capsys, tensors, changes, message):
     folder = adapter(tmp_path / "a", bases / "hf", tensors, **changes)
     with pytest.raises(CheckpointError, match=message) as raised:
         load_model(folder)
@@ -168,12 +168,12 @@ def test_what_cannot_be_merged_is_one_line_that_says_what_to_do(bases, tmp_path,
     assert not (tmp_path / "to").exists()
 
 
-def test_an_adapter_of_an_adapter_is_refused_even_of_itself(bases, tmp_path):
-    with pytest.raises(CheckpointError, match=r"its base model .* is an adapter as well; merge that first"):
+def test_an_adapter_of_an_adapter_is_rejected(bases, tmp_path):
+    with pytest.raises(CheckpointError, match=r"its base model .* is also an adapter; merge that first"):
         load_model(adapter(tmp_path / "a", tmp_path / "a"))
 
 
-def test_weights_of_a_whole_model_in_the_folder_count(bases, tmp_path):
+def test_weights_of_a_complete_model_take_precedence(bases, tmp_path):
     folder = adapter(tmp_path / "a", "/not/there")
     for file in (bases / "hf").iterdir():
         shutil.copy(file, folder)

@@ -1,4 +1,4 @@
-"""Formats without a tokenizer take that of the released models with as many tokens, from where this machine has it."""
+"""Formats without a tokenizer use that of the released models of the same size, from local sources if possible."""
 
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
@@ -19,7 +19,7 @@ COMMIT = "c0ffee" * 6 + "c0de"
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch) -> Path:
-    """An empty cache of the Hub's, no network, and no other package to take a vocabulary from."""
+    """An empty Hub cache, no network, and no other package with a vocabulary."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(weight_loader.released, "_PACKAGES", ())
@@ -28,13 +28,13 @@ def offline(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def small_is_released(monkeypatch) -> None:
-    """As if models with the vocabulary of the tests had been published, under these names."""
+    """Pretends that models with the tests' vocabulary were released under these names."""
     config = small_model().config
     monkeypatch.setattr(weight_loader.released, "RELEASED", {"tiny": config, "base": config})
 
 
 def cached(cache: Path, repository: str, files: dict[str, bytes]) -> Path:
-    """What huggingface_hub leaves in its cache."""
+    """Imitates huggingface_hub's cache."""
     folder = cache / f"models--{repository.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(COMMIT)
@@ -52,25 +52,25 @@ def openai_file(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["tiny", "base"])
-def test_it_comes_from_the_cache_of_whichever_released_model_is_there(offline, small_is_released, openai_file, name):
+def test_the_tokenizer_of_any_cached_released_model_is_used(offline, small_is_released, openai_file, name):
     cached(offline, f"openai/whisper-{name}", small_tokenizer_files())
     assert load_model(openai_file).tokenizer == small_model().tokenizer
     lines, _ = report(openai_file)
     assert any(line.startswith("tokenizer ") and line.endswith(" that of the released models") for line in lines)
 
 
-def test_convert_takes_it_too(offline, small_is_released, openai_file, tmp_path):
+def test_convert_uses_it_too(offline, small_is_released, openai_file, tmp_path):
     cached(offline, "openai/whisper-tiny", small_tokenizer_files())
     assert main(["convert", str(openai_file), str(tmp_path / "hf"), "--to", "hf"]) == 0
     assert load_model(tmp_path / "hf").tokenizer == small_model().tokenizer
 
 
-def test_a_cache_folder_of_ones_own_is_asked(offline, small_is_released, openai_file, tmp_path):
+def test_a_given_cache_folder_is_searched(offline, small_is_released, openai_file, tmp_path):
     cached(tmp_path / "own", "openai/whisper-tiny", small_tokenizer_files())
     assert load_model(openai_file, cache_dir=tmp_path / "own").tokenizer == small_model().tokenizer
 
 
-def test_files_beside_the_weights_and_the_one_that_was_asked_for_go_first(offline, small_is_released, openai_file):
+def test_files_next_to_the_weights_and_a_given_tokenizer_take_precedence(offline, small_is_released, openai_file):
     cached(offline, "openai/whisper-tiny", small_tokenizer_files())
     other = small_tokenizer_files(added=["hello"])
     for name, content in other.items():
@@ -78,7 +78,7 @@ def test_files_beside_the_weights_and_the_one_that_was_asked_for_go_first(offlin
     assert "hello" in load_model(openai_file).tokenizer.vocabulary.added
 
 
-def test_offline_the_warning_says_what_to_do(offline, small_is_released, openai_file):
+def test_offline_the_warning_gives_the_fix(offline, small_is_released, openai_file):
     with pytest.warns(UserWarning, match="no tokenizer: ") as caught:
         assert load_model(openai_file).tokenizer is None
     message = str(caught[0].message)
@@ -88,13 +88,13 @@ def test_offline_the_warning_says_what_to_do(offline, small_is_released, openai_
 
 
 @pytest.mark.filterwarnings("ignore:.*no tokenizer:")
-def test_a_vocabulary_that_was_never_released_is_not_guessed(offline, openai_file):
+def test_an_unreleased_vocabulary_size_is_not_guessed(offline, openai_file):
     assert released_tokenizer(small_model().config.vocab_size) is None
     assert load_model(openai_file).tokenizer is None
 
 
 @pytest.mark.filterwarnings("ignore:.*no tokenizer:")
-def test_hugging_faces_folders_should_have_one_of_their_own(offline, small_is_released, tmp_path):
+def test_hugging_face_folders_need_their_own_tokenizer(offline, small_is_released, tmp_path):
     cached(offline, "openai/whisper-tiny", small_tokenizer_files())
     save_pretrained(small_model(), tmp_path / "hf")
     for name in ("vocab.json", "merges.txt", "added_tokens.json"):
@@ -121,7 +121,7 @@ def test_an_installed_openai_whisper_has_the_vocabularies(offline, monkeypatch, 
     assert not with_language or found.language_token("de") == theirs.to_language_token("de")
 
 
-def test_a_package_of_that_name_without_vocabularies_is_passed_over(offline, monkeypatch, tmp_path):
+def test_a_package_of_that_name_without_vocabularies_is_ignored(offline, monkeypatch, tmp_path):
     monkeypatch.setattr(weight_loader.released, "_PACKAGES", ("whisper",))
     spec = ModuleSpec("whisper", None, origin=str(tmp_path / "whisper" / "__init__.py"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
@@ -131,7 +131,7 @@ def test_a_package_of_that_name_without_vocabularies_is_passed_over(offline, mon
 
 
 @pytest.mark.parametrize("format", ["hf", "openai", "mlx"])
-def test_the_configuration_of_every_format_is_that_of_the_model(offline, tmp_path, format):
+def test_the_configuration_of_every_format_equals_the_models(offline, tmp_path, format):
     model = small_model(encoder_ffn_dim=64, decoder_ffn_dim=64)
     save_model(model, tmp_path / "saved", format)
     assert get_whisper_config(tmp_path / "saved") == model.config
@@ -148,7 +148,7 @@ def test_a_ctranslate2_folder_without_a_tokenizer_file_takes_the_released_one(re
     for name in ("config.json", "model.bin"):
         (tmp_path / name).symlink_to(real_tiny_en / name)
     found, own = load_model(tmp_path).tokenizer, load_model(real_tiny_en).tokenizer
-    # Its file has Hebrew by its older code, iw, which is of no use to an English-only model.
+    # Its file has Hebrew under its older code, iw, which an English-only model does not use.
     assert replace(found.special, languages=()) == replace(own.special, languages=())
     assert [i for _, i in found.special.languages] == [i for _, i in own.special.languages]
     text = " The quick brown fox, 1984; naïve."

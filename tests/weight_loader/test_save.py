@@ -1,4 +1,4 @@
-"""What no format can hold is refused by name before anything is written, and never left out in silence."""
+"""Models that no format can represent are rejected by name before anything is written."""
 
 import dataclasses
 
@@ -86,8 +86,8 @@ def of_whole_numbers() -> Whisper:
     [
         (with_flax_lora, r"unexpected: encoder.layers.0.fc1.lora.lora_a, .*lora_b; merge LoRA into the kernels first"),
         (with_our_lora, r"missing: .*fc2.kernel.*; unexpected: .*fc2.a, .*fc2.b.*; merge LoRA .*training.lora.merge"),
-        (with_head, "unexpected: head.bias, head.kernel; remove what was added, or save it by itself"),
-        (with_array, "unexpected: encoder.gain; remove what was added"),
+        (with_head, "unexpected: head.bias, head.kernel; remove the added modules, or save them separately"),
+        (with_array, "unexpected: encoder.gain; remove the added modules"),
         (
             without_layer,
             r"missing: decoder.layers.1\..* and \d+ more; set model.config to the sizes",
@@ -100,13 +100,13 @@ def of_whole_numbers() -> Whisper:
         (
             with_shared_kernels,
             "shared: decoder.layers.1.fc1.kernel is decoder.layers.0.fc1.kernel, decoder.layers.1.fc2.kernel "
-            r"is decoder.layers.0.fc1.kernel; give each place a copy of its own \(flax.nnx.clone",
+            r"is decoder.layers.0.fc1.kernel; replace shared layers by copies \(flax.nnx.clone",
         ),
-        (with_shared_layers, r"shared: decoder.layers.1\..* and \d+ more; give each place"),
+        (with_shared_layers, r"shared: decoder.layers.1\..* and \d+ more; replace shared layers"),
         (of_whole_numbers, r"not floating point: encoder.layers.0.fc1.kernel \(int32\); convert"),
     ],
 )
-def test_a_model_that_is_not_its_configuration_is_refused_by_name(make, message, format, tmp_path):
+def test_a_model_that_differs_from_its_configuration_is_rejected_by_name(make, message, format, tmp_path):
     with pytest.raises(CheckpointError, match=message) as raised:
         save_pretrained(make(), tmp_path / "to") if format == "save_pretrained" else save_model(
             make(), tmp_path / "to", format
@@ -123,7 +123,7 @@ def test_a_model_whose_configuration_was_corrected_is_saved(tmp_path):
     np.testing.assert_array_equal(load_model(tmp_path)(mel, jnp.ones((1, 3), int)), shorter(mel, jnp.ones((1, 3), int)))
 
 
-def test_shared_layers_are_saved_once_each_has_a_copy(tmp_path):
+def test_shared_layers_are_saved_after_copying(tmp_path):
     changed = with_shared_layers()
     changed.decoder.layers[1] = nnx.clone(changed.decoder.layers[0])
     save_pretrained(changed, tmp_path)
@@ -141,7 +141,7 @@ def test_merged_lora_is_saved(tmp_path):
     np.testing.assert_allclose(load_model(tmp_path)(mel, ids), trained(mel, ids), atol=1e-4)
 
 
-def test_what_no_output_depends_on_is_left_out(tmp_path):
+def test_variables_that_do_not_affect_outputs_are_dropped(tmp_path):
     watched = model()
     watched.encoder.seen = nnx.Intermediate(jnp.ones(3))
     watched.noise = nnx.Rngs(0)

@@ -1,4 +1,4 @@
-"""Checkpoints to models and back: what loads, what is refused and with which words."""
+"""Loading and saving checkpoints, and error messages."""
 
 import json
 import shutil
@@ -91,7 +91,7 @@ def test_the_table_names_every_array_of_the_model_once(tied):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_saved_model_loads_bit_for_bit(tmp_path, dtype, tied):
+def test_a_saved_model_loads_exactly(tmp_path, dtype, tied):
     model = small_model(jnp.dtype(dtype), tie_word_embeddings=tied)
     save_pretrained(model, tmp_path / "new" / "folder")
     loaded = load_model(tmp_path / "new" / "folder", dtype=dtype)
@@ -99,11 +99,11 @@ def test_a_saved_model_loads_bit_for_bit(tmp_path, dtype, tied):
     assert loaded.config == model.config == get_whisper_config(tmp_path / "new" / "folder")
 
 
-def test_every_half_precision_number_is_converted_as_numpy_does():
+def test_every_half_precision_number_is_converted_like_numpy():
     for stored in (np.float16, ml_dtypes.bfloat16):
         every = np.arange(2**16, dtype=np.uint16).view(stored)
         every = every[np.isfinite(every.astype(np.float32))]
-        table = every[: len(every) // 256 * 256].reshape(-1, 256)  # subnormal numbers are among them
+        table = every[: len(every) // 256 * 256].reshape(-1, 256)  # including subnormal numbers
         for wanted in (np.float32, np.float16, ml_dtypes.bfloat16):
             with np.errstate(over="ignore"):
                 expected = np.ascontiguousarray(table.T).astype(np.float32).astype(wanted)
@@ -112,7 +112,7 @@ def test_every_half_precision_number_is_converted_as_numpy_does():
             np.testing.assert_array_equal(ours.view(np.uint8), expected.view(np.uint8))
 
 
-def test_dtype_is_that_of_computation_and_parameters_unless_weights_is_given(folder):
+def test_dtype_applies_to_computation_and_to_parameters_by_default(folder):
     half = load_model(folder, dtype="bfloat16")
     assert {str(array.dtype) for array in arrays(half).values()} == {"bfloat16"}
     assert half.encoder.conv1.dtype == half.decoder.dtype == jnp.bfloat16
@@ -122,13 +122,13 @@ def test_dtype_is_that_of_computation_and_parameters_unless_weights_is_given(fol
 
 
 @pytest.mark.parametrize("weights", ["fp16", "int4", jnp.float64])
-def test_other_weights_are_refused(folder, weights):
+def test_other_weights_are_rejected(folder, weights):
     with pytest.raises(ValueError, match=r"weights=.* is not supported; choose float32, bfloat16, float16, int8"):
         load_model(folder, weights=weights)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "int8", "float64", 7])
-def test_another_dtype_is_refused(folder, dtype):
+def test_another_dtype_is_rejected(folder, dtype):
     with pytest.raises(ValueError, match=f"dtype={dtype!r} is not supported; choose float32, bfloat16, float16"):
         load_model(folder, dtype=dtype)
 
@@ -145,7 +145,7 @@ def test_shards_equal_the_single_file_and_saving_again_removes_them(folder, tmp_
     assert [file.name for file in (tmp_path / "shards").glob("model*")] == ["model.safetensors"]
 
 
-def test_the_single_file_counts_where_there_is_an_index_too(folder):
+def test_the_single_file_takes_precedence_over_an_index(folder):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "missing.safetensors"}}')
     assert load_model(folder).config == SMALL
 
@@ -156,14 +156,14 @@ def test_names_may_lack_their_prefix(folder):
     assert_same(load_model(folder), model)
 
 
-def test_sinusoids_are_those_of_the_file_and_computed_where_it_has_none(folder):
+def test_sinusoids_are_read_or_computed(folder):
     rewrite(folder, lambda tensors: tensors["model.encoder.embed_positions.weight"].fill(0.5))
     assert (load_model(folder).encoder.embed_positions[...] == 0.5).all()
     rewrite(folder, lambda tensors: tensors.pop("model.encoder.embed_positions.weight") is None)
     np.testing.assert_array_equal(load_model(folder).encoder.embed_positions[...], sinusoids(10, 8))
 
 
-def test_an_output_layer_is_ignored_where_the_embedding_serves_as_one(folder):
+def test_a_tied_output_layer_is_ignored(folder):
     model = load_model(folder)
     rewrite(folder, lambda tensors: tensors.update({"proj_out.weight": tensors["model.decoder.embed_tokens.weight"]}))
     assert_same(load_model(folder), model)
@@ -205,7 +205,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_in_one_error(folder
     assert "\n" not in message
 
 
-def test_an_embedding_of_another_size_than_the_vocabulary_is_refused_with_both_numbers(folder):
+def test_an_embedding_with_another_vocabulary_size_is_rejected_with_both_numbers(folder):
     rewrite(
         folder, lambda tensors: tensors.update({"model.decoder.embed_tokens.weight": np.zeros((64, 8), np.float32)})
     )
@@ -213,7 +213,7 @@ def test_an_embedding_of_another_size_than_the_vocabulary_is_refused_with_both_n
         load_model(folder)
 
 
-def test_quantized_tensors_are_refused(folder):
+def test_quantized_tensors_are_rejected(folder):
     rewrite(folder, lambda tensors: tensors.update({"model.decoder.layers.0.fc1.weight": np.zeros((32, 8), np.int8)}))
     with pytest.raises(
         CheckpointError, match=r"layers.0.fc1.weight is stored as I8, expected one of F64, F32, F16, BF16"
@@ -230,11 +230,11 @@ def test_quantized_tensors_are_refused(folder):
         (lambda data: data[:5], "is truncated: 5 bytes of at least"),
         (lambda data: data + b"more", "is damaged"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer.*git lfs pull"),
-        (lambda data: b"<html>not found</html>", "is no safetensors file"),
-        (lambda data: data[:8] + b"x" * len(data[8:]), "is no safetensors file"),
+        (lambda data: b"<html>not found</html>", "is not a safetensors file"),
+        (lambda data: data[:8] + b"x" * len(data[8:]), "is not a safetensors file"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_is_wrong_with_it(folder, damage, message):
+def test_a_damaged_file_is_named_with_the_reason(folder, damage, message):
     file = folder / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(CheckpointError, match=f"^{file} {message}"):
@@ -244,15 +244,15 @@ def test_a_damaged_file_is_named_with_what_is_wrong_with_it(folder, damage, mess
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", None, "has no config.json; give the folder of a whole Hugging Face checkpoint"),
-        ("config.json", "{", "is no valid JSON .*; download it again"),
-        ("config.json", "\udcff", "is no valid JSON .*; download it again"),
-        ("config.json", "[1]", "holds a list, expected a JSON object"),
+        ("config.json", None, "has no config.json; give the folder of a complete Hugging Face checkpoint"),
+        ("config.json", "{", "is not valid JSON .*; download it again"),
+        ("config.json", "\udcff", "is not valid JSON .*; download it again"),
+        ("config.json", "[1]", "contains a list, expected an object"),
         ("config.json", '{"model_type": "bert"}', "config.json: model_type='bert' is not 'whisper'"),
         ("config.json", '{"d_model": 8}', "config.json: config.json lacks encoder_layers"),
         ("tokenizer.json", "{", "tokenizer.json"),
-        ("generation_config.json", "nonsense", "generation_config.json is no valid JSON"),
-        ("model.safetensors", None, r"holds no checkpoint that can be read \(config.json, generation_config.json"),
+        ("generation_config.json", "nonsense", "generation_config.json is not valid JSON"),
+        ("model.safetensors", None, r"contains no readable checkpoint \(config.json, generation_config.json"),
     ],
 )
 def test_a_missing_or_unreadable_file_is_named(folder, name, content, message):
@@ -268,45 +268,45 @@ def test_a_missing_or_unreadable_file_is_named(folder, name, content, message):
     ("weight_map", "message"),
     [
         ({"a": "model-00001-of-00002.safetensors"}, "has no model-00001-of-00002.safetensors, which .* names"),
-        ({"a": "../small/config.json"}, "names '../small/config.json', no safetensors file in its folder"),
-        ({"a": "/etc/passwd"}, "names '/etc/passwd', no safetensors file in its folder"),
-        ({"a": "sub/model-00001-of-00002.safetensors"}, "no safetensors file in its folder"),
-        ({"a": ".."}, "names '..', no safetensors file in its folder"),
+        ({"a": "../small/config.json"}, "names '../small/config.json', not a safetensors file in its folder"),
+        ({"a": "/etc/passwd"}, "names '/etc/passwd', not a safetensors file in its folder"),
+        ({"a": "sub/model-00001-of-00002.safetensors"}, "not a safetensors file in its folder"),
+        ({"a": ".."}, "names '..', not a safetensors file in its folder"),
         ({"a": [1]}, "has no weight_map"),
         ({}, "has no weight_map"),
         (None, "has no weight_map"),
     ],
 )
-def test_an_index_that_leads_nowhere_is_refused(folder, weight_map, message):
+def test_an_invalid_index_is_rejected(folder, weight_map, message):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(CheckpointError, match=message):
         load_model(folder)
 
 
-def test_an_existing_folder_wins_over_a_name(folder, monkeypatch):
+def test_an_existing_folder_takes_precedence_over_a_name(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     folder.rename("tiny")
     assert load_model("tiny").config == SMALL
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/nowhere/model", "~/nothing", "model.pt", "a/b/c", Path("nothing")])
-def test_a_path_to_nothing_is_a_missing_file(name):
-    with pytest.raises(FileNotFoundError, match="does not exist; give an existing folder, or a name such as 'tiny'"):
+def test_a_path_that_does_not_exist_is_a_missing_file(name):
+    with pytest.raises(FileNotFoundError, match="does not exist; give an existing folder or a name such as 'tiny'"):
         load_model(name)
 
 
 @pytest.mark.parametrize("name", ["huge", "", "large v3"])
-def test_an_unknown_name_is_refused_with_the_known_ones(name):
+def test_an_unknown_name_is_rejected_with_known_ones(name):
     with pytest.raises(CheckpointError, match=f"unknown model '{name}'; .* one of tiny, tiny.en, .*turbo"):
         load_model(name)
 
 
-def test_a_file_beside_its_configuration_loads_as_its_folder_does(folder):
+def test_a_file_next_to_its_configuration_loads_like_its_folder(folder):
     assert_same(load_model(folder / "model.safetensors"), load_model(folder))
 
 
-def test_downloaded_weights_are_as_stored_and_fill_a_model_in_its_own_dtype(tmp_path):
+def test_downloaded_weights_are_as_stored_and_load_into_a_model_in_its_dtype(tmp_path):
     stored = small_model(jnp.float16)
     save_pretrained(stored, tmp_path / "half")
     params, config = download_whisper_weights(tmp_path / "half")
@@ -320,7 +320,7 @@ def test_downloaded_weights_are_as_stored_and_fill_a_model_in_its_own_dtype(tmp_
         np.testing.assert_array_equal(array, arrays(stored)[path], err_msg=str(path))
 
 
-def test_a_state_and_layers_numbered_by_text_fill_a_model_too(folder):
+def test_a_state_and_layers_numbered_by_strings_load_into_a_model(folder):
     model, other = small_model(), load_model(folder)
     zeros = jax.tree.map(jnp.zeros_like, nnx.state(model))
     load_weights_into_nnx_model(model, zeros)
@@ -332,7 +332,7 @@ def test_a_state_and_layers_numbered_by_text_fill_a_model_too(folder):
     assert_same(model, other)
 
 
-def test_params_of_another_shape_change_nothing(folder):
+def test_params_of_another_shape_leave_the_model_unchanged(folder):
     model, other = (
         load_model(folder),
         abstract_model(replace(SMALL, decoder_layers=2, vocab_size=50, alignment_heads=())),
@@ -342,7 +342,7 @@ def test_params_of_another_shape_change_nothing(folder):
     assert_same(model, load_model(folder))
 
 
-def test_a_save_that_fails_leaves_the_folder_as_it_was(folder, monkeypatch):
+def test_a_failed_save_leaves_the_folder_unchanged(folder, monkeypatch):
     def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -354,7 +354,7 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(folder, monkeypatch):
     assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
 
 
-def test_saved_weights_are_as_readable_as_the_rest(folder):
+def test_saved_weights_have_the_permissions_of_other_files(folder):
     assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
 
 
@@ -378,7 +378,7 @@ def test_an_english_only_model_is_saved_without_languages_and_tasks():
     assert ids["begin_suppress_tokens"] == [220, 50256]
 
 
-def test_model_info_tells_the_published_number_of_parameters(capsys):
+def test_model_info_has_the_published_number_of_parameters(capsys):
     print_model_info(RELEASED["tiny"])
     told = capsys.readouterr().out
     assert "37,184,640" in told

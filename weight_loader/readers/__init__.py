@@ -1,11 +1,11 @@
-"""One module per family of files. Each has
+"""Readers, one module per format. Each has
 
-    detect(path) -> bool        whether its content (magic bytes, members of an archive, keys of a JSON) is of its kind
-    read(path) -> Checkpoint    raises CheckpointError or OSError, in one line, for what is damaged or not to be trusted
+    detect(path) -> bool        whether the content (magic bytes, archive members, JSON keys) is of its format
+    read(path) -> Checkpoint    raises CheckpointError or OSError, in one line, for damaged or malicious files
 
-for a folder or a single file, and yields tensors one at a time, under the names of `names.parameters` alone: what else
-a file holds (masks, a tied output layer once more) it leaves out. A format without a tokenizer gives None, and without
-alignment heads none: `open_checkpoint` looks for them elsewhere.
+for a folder or a single file. Tensors are yielded one at a time, and only those in `names.parameters`: masks or a copy
+of a tied output layer are skipped. Formats without tokenizer or alignment heads return None for them;
+`open_checkpoint` looks for them elsewhere.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from weight_loader.checkpoint import Checkpoint
 from weight_loader.folder import CheckpointError, read_alignment_heads, reading
 from whisper_nnx.model.config import RELEASED, RELEASED_ALIGNMENT_HEADS, WhisperConfig, released_alignment_heads
 
-# Asked in this order: a folder may hold the same weights twice, and Hugging Face's bring the most with them.
+# In order of preference: a folder may contain several formats, and Hugging Face's is the most complete.
 READERS = ("peft", "huggingface", "openai", "mlx", "ggml", "ctranslate2", "flax_msgpack")
 
 
 def reader(name: str) -> Any:
-    """The module of one of READERS."""
+    """Returns the module of one of READERS."""
     return importlib.import_module(f"{__name__}.{name}")
 
 
 def open_checkpoint(path: Path, **options: Any) -> Checkpoint:
-    """The checkpoint in a folder or file, by whichever reader knows its content.
+    """Opens a folder or file with the reader that detects its content.
 
     options: token and cache_dir of `load_model`, for the base model of an adapter.
-    Raises FileNotFoundError for a path to nothing, CheckpointError for what no reader knows or what is damaged.
+    Raises FileNotFoundError if the path does not exist, CheckpointError for unknown formats and damaged files.
     """
     with reading(path):
         checkpoint = read_checkpoint(path, **options)
@@ -44,7 +44,7 @@ def open_checkpoint(path: Path, **options: Any) -> Checkpoint:
 
 
 def read_checkpoint(path: Path, **options: Any) -> Checkpoint:
-    """As `open_checkpoint`, but without a last resort: an error that no reader foresaw comes out as it is."""
+    """Like `open_checkpoint`, but does not convert exceptions that readers did not anticipate."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder or a file with a checkpoint")
     if not path.is_dir() and not path.is_file():
@@ -54,11 +54,11 @@ def read_checkpoint(path: Path, **options: Any) -> Checkpoint:
             checkpoint: Checkpoint = module.read(path, **(options if name == "peft" else {}))
             checkpoint.config = _with_alignment_heads(checkpoint, path)
             return checkpoint
-    raise CheckpointError(f"{path} {_what_it_is(path)}")
+    raise CheckpointError(f"{path} {_describe(path)}")
 
 
 def _guarded(path: Path, tensors: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """The same tensors; nothing that is done with them is guarded."""
+    """Converts exceptions while reading tensors, but not those of the code that uses them."""
     while True:
         with reading(path):
             if (item := next(tensors, None)) is None:
@@ -68,10 +68,10 @@ def _guarded(path: Path, tensors: Iterator[tuple[str, np.ndarray]]) -> Iterator[
 
 
 def _with_alignment_heads(checkpoint: Checkpoint, path: Path) -> WhisperConfig:
-    """The configuration, with alignment heads where the format has no place for them.
+    """Adds alignment heads to the configuration if the format cannot store them.
 
-    Those of a generation_config.json beside the file; else those of the released size that the file is named after;
-    else of the one that has this shape.
+    They come from a generation_config.json next to the file, else from the released model that the file is named
+    after, else from the released model of this shape.
     """
     config = read_alignment_heads(path if path.is_dir() else path.parent, checkpoint.config)
     if config.alignment_heads is not None or checkpoint.format in ("hf", "flax"):
@@ -80,12 +80,12 @@ def _with_alignment_heads(checkpoint: Checkpoint, path: Path) -> WhisperConfig:
     return replace(config, alignment_heads=named or released_alignment_heads(config))
 
 
-def _what_it_is(path: Path) -> str:
-    known = "Hugging Face, OpenAI .pt, MLX, ggml .bin, CTranslate2, Flax msgpack checkpoints and PEFT folders are known"
+def _describe(path: Path) -> str:
+    known = "supported: Hugging Face, OpenAI .pt, MLX, ggml .bin, CTranslate2, Flax msgpack and PEFT folders"
     if path.is_dir():
-        held = sorted(entry.name for entry in path.iterdir())
-        some = ", ".join(held[:8]) + (", ..." if len(held) > 8 else "")
-        return f"holds no checkpoint that can be read ({some or 'it is empty'}); {known}"
+        names = sorted(entry.name for entry in path.iterdir())
+        some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        return f"contains no readable checkpoint ({some or 'it is empty'}); {known}"
     with path.open("rb") as stream:
         start = stream.read(8)
     if not start:
@@ -93,5 +93,5 @@ def _what_it_is(path: Path) -> str:
     if start == b"version ":
         return "is a Git LFS pointer, not the file itself; run `git lfs pull`"
     if start.startswith(b"PK"):
-        return f"is a zip archive, and no checkpoint or a damaged one; download it again ({known})"
-    return f"is no checkpoint that can be read (it begins with {start!r}); {known}"
+        return f"is a zip archive without a checkpoint, or damaged; download it again ({known})"
+    return f"is not a readable checkpoint (it starts with {start!r}); {known}"

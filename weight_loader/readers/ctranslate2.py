@@ -1,6 +1,6 @@
-"""CTranslate2's folders, as faster-whisper loads them: model.bin, config.json, and a tokenizer or vocabulary.json.
+"""Reads CTranslate2's folders, as used by faster-whisper: model.bin, config.json, tokenizer or vocabulary.json.
 
-Format: CTranslate2's `specs/model_spec.py` (how a file is written) and `converters/transformers.py` (what is fused).
+Format: CTranslate2's `specs/model_spec.py` (file layout) and `converters/transformers.py` (fused projections).
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from whisper_nnx.text.vocabulary import BYTE_OF
 
 _FILE = "model.bin"
 _SPEC = b"WhisperSpec\0"
-_VERSION = 6  # of the layout; Whispers have been written in no other
+_VERSION = 6  # of the layout; all Whisper files have this one
 _DTYPES = tuple(map(np.dtype, ("<f4", "i1", "<i2", "<i4", "<f2", ml_dtypes.bfloat16)))
 _MOST = 20_000  # variables; large-v3 has 1,000
 _MOST_AXES = 8
-_MOST_SHARED = 4  # times the numbers of the file, which aliases may ask for
-# Projections that share a matrix, and its parts from the top down.
+_MOST_SHARED = 4  # largest ratio of elements including aliases to elements in the file
+# Fused projections, and their parts in row order.
 _FUSED = {"/self_attention/linear_0/": "qkv", "/attention/linear_1/": "kv"}
 
 
 class _Variable(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
-    start: int  # where in the file
+    start: int  # offset in the file
 
 
 def detect(path: Path) -> bool:
@@ -61,7 +61,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def _index(file: Path) -> tuple[dict[str, _Variable], dict[str, str]]:
-    """Where each variable lies, and which names stand for others."""
+    """Reads the index: variables with their offsets, and aliases of variables."""
     variables, aliases = {}, {}
     with file.open("rb") as opened:
         stream = Stream(opened, str(file))
@@ -102,7 +102,7 @@ def _config(file: Path, variables: dict[str, _Variable], aliases: dict[str, str]
     def shape(name: str, axes: int) -> tuple[int, ...]:
         variable = variables.get(aliases.get(name, name))
         if variable is None or len(variable.shape) != axes:
-            raise CheckpointError(f"{file} has no {name} of {axes} axes, so it is no Whisper; convert it again")
+            raise CheckpointError(f"{file} has no {name} of {axes} axes, so it is not a Whisper; convert it again")
         return variable.shape
 
     with file.open("rb") as opened:
@@ -135,30 +135,30 @@ def _config(file: Path, variables: dict[str, _Variable], aliases: dict[str, str]
 
 
 def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
-    """From the tokenizer's files, where the folder has them, else from CTranslate2's own list of tokens."""
+    """Reads the tokenizer's files if the folder has them, else CTranslate2's list of tokens."""
     file = folder / "vocabulary.json"
     try:
         if (folder / "tokenizer.json").exists() or not file.exists():
             return Tokenizer.from_folder(folder, vocab_size)
         tokens: Any = json.loads(read_regular(file, MAX_FILE))
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-            raise ValueError("vocabulary.json is no list of texts")
+            raise ValueError("vocabulary.json is not a list of strings")
         special = {token: i for i, token in enumerate(tokens) if re.fullmatch(r"<\|.*\|>", token)}
         text = {i: t.translate(BYTE_OF).encode("latin-1") for i, t in enumerate(tokens) if t not in special}
         return tokenizer_of(text, special, vocab_size)
     except FileNotFoundError:
         return None
     except (ValueError, LookupError, RecursionError) as error:
-        raise CheckpointError(f"{folder}: its tokenizer cannot be used ({error}); take it from the original") from error
+        raise CheckpointError(f"{folder}: its tokenizer cannot be used ({error}); use the original one") from error
 
 
 def _tensors(
     file: Path, variables: dict[str, _Variable], aliases: dict[str, str], tied: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
     names = {name: name for name, v in variables.items() if v.shape and not name.endswith("_scale")} | aliases
-    asked, held = (sum(math.prod(variables[name].shape) for name in all_of) for all_of in (names.values(), variables))
-    if asked > _MOST_SHARED * held:
-        raise CheckpointError(f"{file} has aliases of {asked} numbers, but only {held}; it may be malicious")
+    aliased, stored = (sum(math.prod(variables[n].shape) for n in group) for group in (names.values(), variables))
+    if aliased > _MOST_SHARED * stored:
+        raise CheckpointError(f"{file} has aliases of {aliased} numbers, but only {stored}; it may be malicious")
     with file.open("rb") as opened:
         for name, target in names.items():
             if name.endswith("_scale") or (name == "decoder/projection/weight" and tied):
@@ -171,23 +171,23 @@ def _tensors(
                 yield name, array
                 continue
             if len(array) % len(parts):
-                raise CheckpointError(f"{file} has {name} of {len(array)} rows, expected {parts} of one height each")
+                raise CheckpointError(f"{file} has {name} of {len(array)} rows, expected equal parts for {parts}")
             for part, rows in zip(parts, np.split(array, len(parts)), strict=True):
-                if part == "k" and name.endswith("/bias"):  # which Whisper has not: written as zeros
+                if part == "k" and name.endswith("/bias"):  # Whisper has none; written as zeros
                     if rows.any():
-                        raise CheckpointError(f"{file} has {name} with a bias of the keys, so it is no Whisper's")
+                        raise CheckpointError(f"{file} has {name} with a bias of the keys, so it is not a Whisper")
                     continue
                 yield f"{name}:{part}", rows
 
 
 def _dequantized(q: np.ndarray, opened: Any, variables: dict[str, _Variable], name: str, file: Path) -> np.ndarray:
-    """Whole numbers over their scale: one for each row (8 bits), or one for all (16 bits)."""
+    """Divides integers by their scale: one per row (8 bits), or one for all (16 bits)."""
     scale = variables.get(f"{name}_scale")
     if scale is None or scale.shape not in ((), q.shape[:1]) or scale.dtype.kind != "f":
-        raise CheckpointError(f"{file} has {name} as whole numbers without a scale that fits; convert it again")
+        raise CheckpointError(f"{file} has {name} as integers without a matching scale; convert it again")
     scales = _values(opened, scale).astype(np.float32)
     if not (scales > 0).all():
-        raise CheckpointError(f"{file} has {name} with a scale that is not above 0; it is damaged, convert it again")
+        raise CheckpointError(f"{file} has {name} with a scale that is not positive; it is damaged, convert it again")
     return q.astype(np.float32) / scales.reshape(*scale.shape, *[1] * (q.ndim - len(scale.shape)))
 
 

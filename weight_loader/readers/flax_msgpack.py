@@ -1,9 +1,9 @@
-"""`flax_model.msgpack`, whole or in shards: what flax.serialization writes of nested dictionaries of arrays.
+"""Reads `flax_model.msgpack`, whole or in shards: nested dictionaries of arrays written by flax.serialization.
 
-Such a file is one msgpack map of maps. An array is a msgpack extension of type 1, and in it a list of three: shape,
-name of the dtype, numbers in C order; one of more than 1 GiB is a map of several such, with a mark of flax's. The maps
-are walked here without reading what lies in the arrays, so that each is read when its turn comes. Types of msgpack that
-a checkpoint has no use for are refused, other extensions among them.
+Such a file is a msgpack map of maps. An array is a msgpack extension of type 1 with a list of shape, dtype name and
+data in C order; arrays of more than 1 GiB are maps of several chunks with flax's marker. The maps are parsed without
+reading the arrays' data, so that each array is read when needed. Msgpack types that checkpoints do not need, such as
+other extensions, are rejected.
 
 https://github.com/msgpack/msgpack/blob/master/spec.md,
 https://flax.readthedocs.io/en/latest/api_reference/flax.serialization.html
@@ -26,15 +26,15 @@ from weight_loader.names import PROJ_OUT
 from weight_loader.readers.stream import Stream
 from whisper_nnx.model.config import WhisperConfig
 
-# In the order in which they count, as in transformers.
+# In order of precedence, as in transformers.
 _KINDS = ("flax_model.msgpack", "flax_model.msgpack.index.json")
 _DTYPES = {name: np.dtype(name) for name in ("float64", "float32", "float16", "bfloat16")}
-# Far above every Whisper (large-v3: 3,000 entries, 6 deep): walking through a hostile file stays short.
+# Far above any Whisper (large-v3: 3,000 entries, depth 6): bounds the time to parse a hostile file.
 _MAX_ENTRIES = 100_000
 _MAX_DEPTH = 32
 _MAX_TEXT = 1_000  # bytes
 
-# The first byte of a value: its kind and its length, or the number that it is,
+# First byte of a value -> its kind, and its length or its value as a number,
 _FIXED = {
     **{first: ("number", first) for first in range(0x80)},
     **{0x80 + length: ("map", length) for length in range(16)},
@@ -43,7 +43,7 @@ _FIXED = {
     **{0xC2 + truth: ("number", truth) for truth in range(2)},
     **{0xD4 + power: ("extension", 2**power) for power in range(5)},
 }
-# or its kind and how many bytes its length, or the number that it is, takes.
+# or its kind, and the size in bytes of its length or of the number.
 _MEASURED = {
     **{0xC4 + power: ("bytes", 2**power) for power in range(3)},
     **{0xC7 + power: ("extension", 2**power) for power in range(3)},
@@ -55,7 +55,7 @@ _MEASURED = {
 
 
 class _Array(NamedTuple):
-    """Where an array's numbers are: pieces of (offset, length) in bytes, one after the other."""
+    """Location of an array's data: pieces (offset, length) in bytes, in order."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class _Array(NamedTuple):
 
 
 def detect(path: Path) -> bool:
-    """A folder with such files, or a file that begins as a map whose first key is a word."""
+    """Detects a folder with such files, or a file that starts with a map whose first key is a word."""
     if path.is_dir():
         return any((path / name).is_file() for name in _KINDS)
     with path.open("rb") as file:
@@ -76,7 +76,7 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path) -> Checkpoint:
-    """Raises CheckpointError for files that are missing, damaged, not made of floating-point numbers or hostile."""
+    """Raises CheckpointError for files that are missing, damaged, malicious or not floating point."""
     folder = path if path.is_dir() else path.parent
     file = next(folder / name for name in _KINDS if (folder / name).is_file()) if path.is_dir() else path
     files = shards(file) if file.name.endswith(".index.json") else [file]
@@ -95,12 +95,12 @@ def _tensors(files: list[Path], config: WhisperConfig) -> Iterator[tuple[str, np
 
 
 def _layers(name: str, shape: tuple[int, ...], config: WhisperConfig) -> Iterator[tuple[str, int, tuple[int, ...]]]:
-    """An array by the name that `names` has for it, or those that it is a stack of: name, first number, shape."""
+    """Yields (name in `names`, first element, shape) of an array, or of each layer of a stacked array."""
     if name == PROJ_OUT.stored["flax"].name and config.tie_word_embeddings:
         return
-    if name.startswith(("encoder/", "decoder/")):  # the part without the output layer, saved by itself
+    if name.startswith(("encoder/", "decoder/")):  # a model saved without output layer
         name = f"model/{name}"
-    # As distil-whisper's training has them, which loops over its layers by a scan.
+    # As in distil-whisper's training, which scans over layers.
     if match := re.fullmatch(r"(model/(encoder|decoder)/layers)/Flax(?:Encoder|Decoder)ScanLayers/(.+)", name):
         layers, size = getattr(config, f"{match[2]}_layers"), math.prod(shape[1:])
         if shape[:1] == (layers,):
@@ -111,7 +111,7 @@ def _layers(name: str, shape: tuple[int, ...], config: WhisperConfig) -> Iterato
 
 
 def _numbers(file: BinaryIO, array: _Array, start: int, shape: tuple[int, ...]) -> np.ndarray:
-    """[*shape], from the number `start` on."""
+    """Reads an array [*shape] from element `start`."""
     size = array.dtype.itemsize
     buffer, at, skip = np.empty(math.prod(shape) * size, np.uint8), 0, start * size
     for offset, length in array.pieces:
@@ -125,7 +125,7 @@ def _numbers(file: BinaryIO, array: _Array, start: int, shape: tuple[int, ...]) 
 
 
 def _walk(stream: Stream) -> dict[str, Any]:
-    """The maps of a file, in them `_Array` and numbers. Raises CheckpointError for anything else."""
+    """Parses a file's maps of `_Array` and numbers. Raises CheckpointError for anything else."""
     entries = 0
 
     def tree(depth: int) -> Any:
@@ -136,7 +136,7 @@ def _walk(stream: Stream) -> dict[str, Any]:
         if kind == "extension":
             return _array(stream, number)
         if kind != "map" or depth == _MAX_DEPTH:
-            raise stream.error(f"has a {kind} in {depth} maps before {stream.tell()}, expected arrays in a few")
+            raise stream.error(f"has a {kind} in {depth} maps before {stream.tell()}, expected arrays")
         found: dict[str, Any] = {}
         for _ in range(number):
             entries += 1
@@ -147,7 +147,7 @@ def _walk(stream: Stream) -> dict[str, Any]:
 
     found = tree(0)
     if not isinstance(found, dict) or stream.left:
-        raise stream.error(f"has {stream.left} bytes after its {type(found).__name__}, expected a map and no more")
+        raise stream.error(f"has {stream.left} bytes after its {type(found).__name__}, expected a single map")
     return found
 
 
@@ -164,7 +164,7 @@ def _arrays(stream: Stream, tree: dict[str, Any], prefix: str = "") -> Iterator[
 
 
 def _joined(stream: Stream, tree: dict[str, Any], name: str) -> _Array:
-    """An array in several; flax writes lists as maps from "0", "1", ..."""
+    """Joins an array in chunks; flax writes lists as maps with keys "0", "1", ..."""
     try:
         shape = tuple(tree["shape"][str(axis)] for axis in range(len(tree["shape"])))
         chunks = [tree["chunks"][str(chunk)] for chunk in range(len(tree["chunks"]))]
@@ -174,16 +174,16 @@ def _joined(stream: Stream, tree: dict[str, Any], name: str) -> _Array:
             return array
     except (KeyError, TypeError, AttributeError, ValueError):
         pass
-    raise stream.error(f"has {name} in chunks that make no array")
+    raise stream.error(f"has {name} in inconsistent chunks")
 
 
 def _array(stream: Stream, n_bytes: int) -> _Array:
-    """The content of an extension of `n_bytes`."""
+    """Reads the header of an array in an extension of `n_bytes`."""
     (kind,) = stream.bytes(1, "the type of an extension")
     if kind != 1:
         raise stream.error(f"has an extension of type {kind} before {stream.tell()}, expected arrays (1)")
     end = stream.tell() + n_bytes
-    _length(stream, "list")  # of three: what is not there fails below
+    _length(stream, "list")  # of three; a shorter one fails below
     ndim = _length(stream, "list")
     if ndim > 8:
         raise stream.error(f"has an array of {ndim} axes before {stream.tell()}")
@@ -199,12 +199,12 @@ def _array(stream: Stream, n_bytes: int) -> _Array:
 
 
 def _next(stream: Stream) -> tuple[str, int]:
-    """The kind of the value that comes next, and its length in entries or bytes; of a number its value."""
+    """Reads the kind of the next value, and its length in entries or bytes, or its value if it is a number."""
     (first,) = stream.bytes(1, "a value of msgpack")
     if first in _FIXED:
         return _FIXED[first]
     if first not in _MEASURED:
-        raise stream.error(f"has a value of msgpack's type 0x{first:02x} before {stream.tell()}, expected arrays")
+        raise stream.error(f"has a value of msgpack type 0x{first:02x} before {stream.tell()}, expected arrays")
     kind, n_bytes = _MEASURED[first]
     return kind, int.from_bytes(stream.bytes(n_bytes, f"the length of a {kind}"), "big")
 
@@ -219,6 +219,6 @@ def _length(stream: Stream, expected: str) -> int:
 def _text(stream: Stream) -> str:
     if (length := _length(stream, "text")) > _MAX_TEXT:
         raise stream.error(f"has a name of {length} bytes before {stream.tell()}")
-    if not (text := stream.text(length, "a name")).isprintable():  # it may become part of a message
+    if not (text := stream.text(length, "a name")).isprintable():  # it may appear in a message
         raise stream.error(f"has the name {text!r}")
     return text

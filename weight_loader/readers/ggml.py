@@ -1,6 +1,6 @@
-"""whisper.cpp's ggml `.bin`: sizes, mel filters, vocabulary, then tensors, each behind a header of its own.
+"""Reads whisper.cpp's ggml `.bin`: sizes, mel filters, vocabulary, then tensors, each with a header.
 
-Format: whisper.cpp, `models/convert-pt-to-ggml.py` (what is written) and `whisper_model_load` (what is read).
+Format: whisper.cpp, `models/convert-pt-to-ggml.py` (writer) and `whisper_model_load` (reader).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.text.tokenizer import Tokenizer
 
 MAGIC = b"lmgg"  # 0x67676d6c
-QUANTIZER_VERSION = 1000  # times this: added to a file's id for its storage
+QUANTIZER_VERSION = 1000  # the version times this is added to a file's storage id
 SIZES = (
     *("vocab_size", "max_source_positions", "d_model", "encoder_attention_heads", "encoder_layers"),
     *("max_target_positions", "text_d_model", "decoder_attention_heads", "decoder_layers", "num_mel_bins"),
 )
-_LONGEST = 1000  # bytes of a token or a name; in the released vocabularies 128
+_LONGEST = 1000  # bytes of a token or name; at most 128 in the released vocabularies
 
 
 def detect(path: Path) -> bool:
@@ -40,7 +40,7 @@ def read(path: Path) -> Checkpoint:
         stream = Stream(file, str(path))
         stream.skip(len(MAGIC), "the format's name")
         config, stored_as = _config(stream)
-        checkpoint = Checkpoint("ggml", str(path), config, None, iter(()))  # refuses sizes that would fill the memory
+        checkpoint = Checkpoint("ggml", str(path), config, None, iter(()))  # rejects implausible sizes
         _check_mel_filters(stream, config)
         checkpoint.tokenizer, vocabulary = _tokenizer(stream, config)
         checkpoint.tensors = _tensors(path, stream.tell())
@@ -53,27 +53,27 @@ def _config(stream: Stream) -> tuple[WhisperConfig, str]:
     sizes = dict(zip(SIZES, numbers, strict=True))
     storage = {storage.file_id: storage.name for storage in STORAGES}
     if file_id % QUANTIZER_VERSION not in storage:
-        raise stream.error(f"is of type {file_id}, expected {', '.join(storage.values())} (whisper.cpp's ids)")
+        raise stream.error(f"has type {file_id}, expected {', '.join(storage.values())} (whisper.cpp's ids)")
     if sizes.pop("text_d_model") != sizes["d_model"]:
         raise stream.error("has encoder and decoder of different widths")
     try:
         return WhisperConfig(**sizes), storage[file_id % QUANTIZER_VERSION]
     except ValueError as error:
-        raise stream.error(f"has no sizes of a Whisper ({error})") from error
+        raise stream.error(f"has invalid sizes ({error})") from error
 
 
 def _check_mel_filters(stream: Stream, config: WhisperConfig) -> None:
-    """The file's filters are those that `features` makes; a model made for others would hear nonsense."""
+    """Checks that the file's mel filters equal those of `features`, since a model needs its own filters."""
     shape = stream.numbers("2i", "the shape of the mel filters")
     if shape != (config.num_mel_bins, N_FFT // 2 + 1):
         raise stream.error(f"has mel filters {shape}, expected {(config.num_mel_bins, N_FFT // 2 + 1)}")
     filters = stream.array(np.dtype("<f4"), shape[0] * shape[1], "mel filters").reshape(shape)
     if not np.allclose(filters, mel_filters(config.num_mel_bins), rtol=0, atol=1e-6):
-        warnings.warn(f"{stream.where}: its mel filters are not Whisper's, which are used instead", stacklevel=3)
+        warnings.warn(f"{stream.where}: its mel filters differ from Whisper's, which are used instead", stacklevel=3)
 
 
 def _tokenizer(stream: Stream, config: WhisperConfig) -> tuple[Tokenizer | None, str]:
-    """The tokenizer, or None where the tokens make none, and what to say of it."""
+    """Returns the tokenizer, or None if the tokens are unusable, and a description."""
     (n_tokens,) = stream.numbers("i", "the number of tokens")
     if not 0 <= n_tokens <= config.vocab_size:
         raise stream.error(f"lists {n_tokens} tokens for vocab_size={config.vocab_size}")
@@ -85,12 +85,12 @@ def _tokenizer(stream: Stream, config: WhisperConfig) -> tuple[Tokenizer | None,
         tokens.append(stream.bytes(length, f"token {i}"))
     try:
         added = implied_tokens(config.vocab_size)
-        end = min(added.values())  # some files go on with the special tokens, in words of their own
+        end = min(added.values())  # some files continue with special tokens under other names
         if n_tokens < end:
             raise ValueError(f"expected {end}")
         return tokenizer_of(dict(enumerate(tokens[:end])), added, config.vocab_size), f"{n_tokens} tokens"
     except ValueError as error:
-        return None, f"{n_tokens} tokens, of no use: {error}"
+        return None, f"{n_tokens} tokens, unusable: {error}"
 
 
 def _tensors(path: Path, start: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,8 +1,8 @@
-"""MLX's folders, as mlx-whisper's converter writes them: config.json with OpenAI's sizes, and the weights.
+"""Reads MLX's folders, as written by mlx-whisper's converter: config.json with OpenAI's sizes, and the weights.
 
-These are the numbers of openai-whisper, with the convolutions in another layout and without the encoder's positions.
-The matrices may be quantized: numbers of 2 to 8 bits, packed one after the other from the lowest bit of a uint32 on,
-and for each group of them in a row a scale and a bias. The alignment heads are an array among the weights.
+The weights are openai-whisper's, with convolutions in another layout and without the encoder's positions. Matrices may
+be quantized: integers of 2 to 8 bits, packed from the lowest bit of a uint32, with a scale and a bias per group of a
+row. The alignment heads are an array among the weights.
 
 https://github.com/ml-explore/mlx-examples/tree/main/whisper,
 https://ml-explore.github.io/mlx/build/html/python/_autosummary/mlx.core.quantize.html
@@ -26,13 +26,13 @@ from weight_loader.readers.openai import config_of
 from whisper_nnx.model.config import WhisperConfig
 
 ALIGNMENT_HEADS = "alignment_heads"  # [heads, 2]
-_FILES = ("model.safetensors", "weights.safetensors", "weights.npz")  # in the order in which they count, as in MLX
+_FILES = ("model.safetensors", "weights.safetensors", "weights.npz")  # in order of precedence, as in MLX
 _DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bfloat16", "U32": "u4", "I32": "i4", "I64": "i8"}
-_BLOCK = 2**20  # numbers that are unpacked at once
+_BLOCK = 2**20  # numbers unpacked at once
 
 
 def detect(path: Path) -> bool:
-    """A folder with OpenAI's sizes in config.json, or a file (or a folder with one) of weights by MLX's names."""
+    """Detects a folder with OpenAI's sizes in config.json, or a file (or folder with one) with MLX's weight names."""
     if path.is_dir():
         if not (file := _file(path)).is_file():
             return False
@@ -49,10 +49,10 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path) -> Checkpoint:
-    """Raises CheckpointError for files that are missing, damaged or hostile."""
+    """Raises CheckpointError for files that are missing, damaged or malicious."""
     file = _file(path) if path.is_dir() else path
     sizes = read_json(file.parent / "config.json")
-    # Other programs on MLX keep Hugging Face's config.json.
+    # Other MLX programs keep Hugging Face's config.json.
     config = config_of(sizes, str(file.parent / "config.json")) if "n_mels" in sizes else read_config(file.parent)
     details = {"files": file.name}
     if quantization := sizes.get("quantization"):
@@ -86,13 +86,13 @@ def _opened(file: Path) -> Iterator[dict[str, Stored]]:
 
 
 def _alignment_heads(stored: dict[str, Stored], config: WhisperConfig, file: Path) -> WhisperConfig:
-    """With those among the weights. Where none are known all heads of the upper half are there; here that is None."""
+    """Reads the heads among the weights. All heads of the upper half mean that none are known, which is None here."""
     if (heads := stored.get(ALIGNMENT_HEADS)) is None:
         return config
     most = config.decoder_layers * config.decoder_attention_heads
     if heads.dtype.kind not in "iu" or len(heads.shape) != 2 or heads.shape[0] > most or heads.shape[1] != 2:
         what = f"{ALIGNMENT_HEADS} of {heads.dtype} and shape {heads.shape}, expected pairs of numbers"
-        raise CheckpointError(f"{file}: {what}; take it from its original source")
+        raise CheckpointError(f"{file}: {what}; download it from its original source")
     pairs = heads.read().tolist()
     layers = range(config.decoder_layers // 2, config.decoder_layers)
     unknown = [[layer, head] for layer in layers for head in range(config.decoder_attention_heads)]
@@ -100,13 +100,13 @@ def _alignment_heads(stored: dict[str, Stored], config: WhisperConfig, file: Pat
 
 
 def _quantization(settings: Any, folder: Path) -> tuple[int, int]:
-    """Bits of a number and numbers in a group."""
+    """Returns bits per number and numbers per group."""
     if isinstance(settings, dict) and settings.get("mode", "affine") == "affine":
         bits, group = settings.get("bits"), settings.get("group_size")
         if bits in (2, 3, 4, 5, 6, 8) and type(group) is int and group > 0 and not group % 8:
             return bits, group
-    what = f"quantization={settings!r} is not known (bits 2 to 6 or 8, group_size, mode affine)"
-    raise CheckpointError(f"{folder / 'config.json'}: {what}; take the checkpoint that was quantized")
+    what = f"quantization={settings!r} is not supported (bits 2 to 6 or 8, group_size, mode affine)"
+    raise CheckpointError(f"{folder / 'config.json'}: {what}; use the unquantized checkpoint")
 
 
 def _tensors(file: Path, quantization: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -125,9 +125,9 @@ def _tensors(file: Path, quantization: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _dequantized(parts: list[Any], bits: int, group: int, where: str) -> np.ndarray:
-    """[rows, columns] from numbers [rows, columns * bits / 32], scales and biases [rows, columns / group].
+    """Dequantizes numbers [rows, columns * bits / 32], scales and biases [rows, columns / group] to [rows, columns].
 
-    Bit for bit mlx.core.dequantize on the CPU: product and sum are both rounded to the dtype of the scales.
+    Equals mlx.core.dequantize on the CPU bit for bit: product and sum are rounded to the dtype of the scales.
     """
     weight, scales, biases = parts
     fits = len(scales.shape) == 2 and weight.shape == (scales.shape[0], scales.shape[1] * group * bits // 32)
@@ -146,10 +146,10 @@ def _dequantized(parts: list[Any], bits: int, group: int, where: str) -> np.ndar
 
 
 def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
-    """The whole numbers of `bits` bits in uint32's, flat: eight of them fill `bits` bytes, whatever `bits` is."""
+    """Unpacks integers of `bits` bits from uint32, flat; eight of them fill `bits` bytes for any `bits`."""
     words = np.zeros((packed.nbytes // bits, 8), np.uint8)
     words[:, :bits] = np.ascontiguousarray(packed).view(np.uint8).reshape(-1, bits)
     numbers, word, mask = np.empty(words.shape, np.uint8), words.view("<u8")[:, 0], np.uint64(2**bits - 1)
-    for place in range(8):  # a loop over long columns: several times as fast as one operation on short rows
+    for place in range(8):  # a loop over long columns is several times as fast as one operation on short rows
         numbers[:, place] = word >> np.uint64(place * bits) & mask
     return numbers.reshape(-1)

@@ -1,8 +1,7 @@
-"""PEFT's folders: LoRA for a base model (adapter_config.json, adapter_model.safetensors or .bin), merged as it is read.
+"""Reads PEFT's LoRA folders (adapter_config.json, adapter_model.safetensors or .bin), merged into their base model.
 
-The names are those of Hugging Face's model behind "base_model.model."; a layer with an adapter has A [r,in] and
-B [out,r], and W becomes W + scale * B A. Whole parameters that were trained too (`modules_to_save`, biases)
-replace those of the base model.
+Names are Hugging Face's with the prefix "base_model.model."; a layer with an adapter has A [r,in] and B [out,r], and W
+becomes W + scale * B A. Fully trained parameters (`modules_to_save`, biases) replace those of the base model.
 
 https://huggingface.co/docs/peft/developer_guides/checkpoint
 """
@@ -27,7 +26,7 @@ from weight_loader.readers import huggingface, safetensors, torch_pickle
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight")
-# What changes more than W + scale * B A.
+# Options that change more than W + scale * B A.
 _OTHER_KINDS = (
     "use_dora",
     "use_qalora",
@@ -40,27 +39,27 @@ _OTHER_KINDS = (
     "arrow_config",
     "use_bdlora",
 )
-_HARMLESS_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # the others change the base's weights as well
+_HARMLESS_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # others also change the base model's weights
 _MERGE = "merge it with peft: PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(NEW)"
 
 
 @dataclass
 class _Adapter:
-    """By the names of Hugging Face's model: {"model.encoder.layers.0.fc1": {"A": ..., "B": ...}}, whole parameters."""
+    """LoRA factors by layer, {"model.encoder.layers.0.fc1": {"A": ..., "B": ...}}, and whole parameters."""
 
     factors: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     whole: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def detect(path: Path) -> bool:
-    """A folder with an adapter, and without weights of a whole model, which would count."""
+    """Detects a folder with an adapter but without the weights of a complete model, which take precedence."""
     return path.is_dir() and (path / CONFIG).exists() and huggingface.weights(path) is None
 
 
 def read(path: Path, **options: Any) -> Checkpoint:
     """options: token and cache_dir for the base model, as in `load_model`.
 
-    Raises CheckpointError for kinds of adapters that are not merged here, and for one that does not fit its base.
+    Raises CheckpointError for unsupported kinds of adapters, and for an adapter that does not fit its base model.
     """
     from weight_loader.readers import read_checkpoint
 
@@ -68,7 +67,7 @@ def read(path: Path, **options: Any) -> Checkpoint:
     _check_kind(config, path)
     base_path = _base(config, path, options)
     if detect(base_path):
-        raise CheckpointError(f"{path}: its base model {base_path} is an adapter as well; merge that first")
+        raise CheckpointError(f"{path}: its base model {base_path} is also an adapter; merge that first")
     base = read_checkpoint(base_path)
     adapter = _read_adapter(path, {p.stored["hf"].name for p in parameters(base.config) if "hf" in p.stored})
     scales = {layer: _scale(config, layer, parts["A"].shape[0], path) for layer, parts in adapter.factors.items()}
@@ -84,12 +83,12 @@ def read(path: Path, **options: Any) -> Checkpoint:
 
 def _check_kind(config: dict[str, Any], path: Path) -> None:
     if (kind := config.get("peft_type")) != "LORA":
-        raise CheckpointError(f"{path}: an adapter of kind {kind!r} is not merged here, only LORA; {_MERGE}")
+        raise CheckpointError(f"{path}: adapters of type {kind!r} are not supported, only LORA; {_MERGE}")
     if other := [name for name in _OTHER_KINDS if config.get(name)]:
-        raise CheckpointError(f"{path}: LoRA with {', '.join(other)} is not merged here; {_MERGE}")
+        raise CheckpointError(f"{path}: LoRA with {', '.join(other)} is not supported; {_MERGE}")
     if (start := config.get("init_lora_weights")) not in _HARMLESS_STARTS:
         raise CheckpointError(
-            f"{path}: LoRA that starts as {start!r} changes its base too, and is not merged here; {_MERGE}"
+            f"{path}: LoRA initialized with {start!r} also changes its base and is not supported; {_MERGE}"
         )
 
 
@@ -101,11 +100,11 @@ def _base(config: dict[str, Any], path: Path, options: dict[str, Any]) -> Path:
         return checkpoint_path(name, **{**options, "revision": revision})
     except (FileNotFoundError, CheckpointError) as error:
         fix = f"set base_model_name_or_path in {path / CONFIG} to where it is"
-        raise CheckpointError(f"the base model of {path} cannot be had: {error}; or {fix}") from error
+        raise CheckpointError(f"the base model of {path} is not available: {error}; or {fix}") from error
 
 
 def _read_adapter(path: Path, known: set[str]) -> _Adapter:
-    """known: the parameters of the base model, by the names of Hugging Face's."""
+    """Reads the adapter; known: Hugging Face's names of the base model's parameters."""
     adapter, odd = _Adapter(), []
     for key, array in _tensors(path):
         name = key.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
@@ -114,7 +113,7 @@ def _read_adapter(path: Path, known: set[str]) -> _Adapter:
         if f"model.{parameter}" in known:  # of WhisperModel, without an output layer
             parameter = f"model.{parameter}"
         if parameter not in known or (not match and parameter.endswith(".embed_tokens.weight")):
-            odd.append(key)  # an output layer that is no longer the embedding is one of these
+            odd.append(key)  # including an output layer that is no longer tied to the embedding
         elif match and array.ndim == 2:
             adapter.factors.setdefault(parameter.removesuffix(".weight"), {})[match[2]] = array
         elif match:
@@ -138,19 +137,19 @@ def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         return safetensors.tensors(file)
     state = torch_pickle.load(file)
     if not torch_pickle.is_state(state):
-        raise CheckpointError(f"{file} holds more than tensors by name; do not trust it")
+        raise CheckpointError(f"{file} contains more than tensors by name; it may be malicious")
     return torch_pickle.arrays(file, state)
 
 
 def _scale(config: dict[str, Any], layer: str, rank: int, path: Path) -> float:
     alpha, patterns = config.get("lora_alpha", 8), config.get("alpha_pattern") or {}
     for name in patterns:
-        if not re.fullmatch(r"[\w.]+", name):  # peft takes it as a regular expression
+        if not re.fullmatch(r"[\w.]+", name):  # a regular expression in peft
             raise CheckpointError(f"{path}: alpha_pattern {name!r:.80} is not a plain name; {_MERGE}")
     alpha = next((patterns[name] for name in patterns if layer == name or layer.endswith(f".{name}")), alpha)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or rank < 1:
         raise CheckpointError(
-            f"{path / CONFIG}: lora_alpha={alpha!r:.80} of rank {rank} is no scale; download it again"
+            f"{path / CONFIG}: lora_alpha={alpha!r:.80} with rank {rank} is invalid; download it again"
         )
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
@@ -158,7 +157,7 @@ def _scale(config: dict[str, Any], layer: str, rank: int, path: Path) -> float:
 def _merged(
     base: Checkpoint, adapter: _Adapter, scales: dict[str, float], path: Path
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The base's tensors, those that the adapter changes in float32."""
+    """Yields the base model's tensors; those changed by the adapter are float32."""
     rows = [p.stored for p in parameters(base.config) if "hf" in p.stored and base.format in p.stored]
     names: dict[str, tuple[str, Axes, Axes]] = {
         stored[base.format].name: (stored["hf"].name, stored[base.format].axes, stored["hf"].stored_axes)
@@ -171,7 +170,7 @@ def _merged(
             yield name, array
             continue
         left.remove(changed)
-        # In the order of Hugging Face's model, and back.
+        # To Hugging Face's axis order and back.
         order = tuple(axes[axis] for axis in hf_axes)
         array = array.transpose(order).astype(np.float32)
         array = _changed(array, adapter, scales, changed, path)

@@ -1,8 +1,8 @@
-"""Pickles of tensors, read without running anything.
+"""Reads pickles of tensors without executing them.
 
-A pickle is a program for a stack machine, which may call any importable function. The machine here is our own: it knows
-the instructions that dictionaries of tensors need, and the few names in `_CALLS` and `_STORAGES`, for which it makes
-plain data. It imports nothing and calls nothing else. Its memory stays within what a pickle of that length can fill.
+A pickle is a program for a stack machine, which may call any importable function. This restricted machine supports only
+the instructions that dictionaries of tensors need, and the names in `_CALLS` and `_STORAGES`, for which it makes plain
+data. It imports and calls nothing else. Its memory is bounded by the pickle's length.
 
 https://docs.python.org/3/library/pickletools.html
 """
@@ -39,7 +39,7 @@ class Storage(NamedTuple):
 
 @dataclass(frozen=True)
 class Tensor:
-    """A view of a storage: where its numbers are, not yet the numbers."""
+    """A view of a storage, without its data."""
 
     storage: Storage
     offset: int
@@ -49,16 +49,16 @@ class Tensor:
     def __post_init__(self) -> None:
         matching = len(self.shape) == len(self.strides) <= 8
         if not matching or not all(map(_whole, (*self.shape, *self.strides, self.offset))):
-            raise Refused(f"a tensor of shape {short(self.shape)} with strides {short(self.strides)}")
+            raise Rejected(f"a tensor of shape {short(self.shape)} with strides {short(self.strides)}")
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         size = math.prod(self.shape)
-        # One number seen many times over could ask for any amount of memory.
+        # A view that repeats one number could claim any amount of memory.
         if size and (last >= self.storage.length or size > self.storage.length):
-            raise Refused(f"a tensor of shape {short(self.shape)} that reaches beyond its storage")
+            raise Rejected(f"a tensor of shape {short(self.shape)} that exceeds its storage")
 
 
-class Refused(ValueError):
-    """What a pickle asks for and does not get."""
+class Rejected(ValueError):
+    """A pickle contains something unsupported."""
 
 
 def _whole(number: Any) -> bool:
@@ -70,12 +70,12 @@ _REPR.maxlevel, _REPR.maxstring, _REPR.maxlong = 2, 80, 40
 
 
 def short(value: Any) -> str:
-    """In a few words: values that hold one another may be endless when written out."""
+    """Shortens a value's repr, which may be infinite for values that contain each other."""
     return " ".join(_REPR.repr(value).split())
 
 
 class _Name(NamedTuple):
-    """What a pickle names in order to call it; here a text."""
+    """A global that a pickle names to call it."""
 
     name: str
 
@@ -84,7 +84,7 @@ _MARK = _Name("(a mark)")
 
 
 class _Machine:
-    """Its memory: a stack, on which MARK leaves marks, and a memo of numbered values."""
+    """The machine's memory: a stack with marks, and a memo of numbered values."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -95,14 +95,14 @@ class _Machine:
         while self.stack[at] is not _MARK:
             at -= 1
             if at < 0:
-                raise Refused("an instruction without its mark")
+                raise Rejected("an instruction without its mark")
         items = self.stack[at + 1 :]
         del self.stack[at:]
         return items
 
     def pop(self, number: int = 1) -> tuple[Any, ...]:
         if len(self.stack) < number:
-            raise Refused("an instruction without its values")
+            raise Rejected("an instruction without its values")
         items = tuple(self.stack[len(self.stack) - number :])
         del self.stack[len(self.stack) - number :]
         return items
@@ -118,7 +118,7 @@ def _tensor(
     metadata: Any = None,
 ) -> Tensor:
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
-        raise Refused(f"a tensor made of {short((storage, shape, strides))}")
+        raise Rejected(f"a tensor made of {short((storage, shape, strides))}")
     return Tensor(storage, offset, shape, strides)
 
 
@@ -127,11 +127,11 @@ def _parameter(data: Any, requires_grad: Any = False, hooks: Any = None) -> Any:
 
 
 def _dictionary() -> dict[Any, Any]:
-    """torch fills it afterwards. Made of what is given, it could be filled without end."""
+    """Ignores arguments; torch fills the dictionary later."""
     return {}
 
 
-# What may be called, and what is done instead.
+# Functions that may be called, and their replacements.
 _CALLS: dict[str, Callable[..., Any]] = {
     "collections OrderedDict": _dictionary,
     "torch._utils _rebuild_tensor": _tensor,
@@ -142,13 +142,13 @@ _CALLS: dict[str, Callable[..., Any]] = {
 
 def _global(name: str) -> _Name:
     if name not in _CALLS and name not in _STORAGES:
-        raise Refused(f"the global {short(name.replace(' ', '.'))}, which weights do not need")
+        raise Rejected(f"the global {short(name.replace(' ', '.'))}, which weights do not need")
     return _Name(name)
 
 
 def _reduce(called: Any, arguments: Any) -> Any:
     if not isinstance(called, _Name) or called.name not in _CALLS or not isinstance(arguments, tuple):
-        raise Refused(f"a call of {short(called)}")
+        raise Rejected(f"a call of {short(called)}")
     return _CALLS[called.name](*arguments)
 
 
@@ -157,33 +157,33 @@ def _persistent(identity: Any) -> Storage:
         case ("storage", _Name(kind), str(key), str(), int(length)) if kind in _STORAGES and _whole(length):
             if re.fullmatch(r"\w{1,40}", key, re.ASCII):
                 return Storage(key, _STORAGES[kind], length)
-    raise Refused(f"the storage {short(identity)}")
+    raise Rejected(f"the storage {short(identity)}")
 
 
 def _set(target: Any, items: list[Any]) -> None:
     if not isinstance(target, dict) or len(items) % 2:
-        raise Refused("items that are set in no dictionary")
+        raise Rejected("items set outside a dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, str | int):  # the hash of a deep tuple takes forever, or the process with it
-            raise Refused(f"a dictionary's key of type {type(key).__name__}")
+        if not isinstance(key, str | int):  # hashing a deep tuple may take forever or crash
+            raise Rejected(f"a dictionary's key of type {type(key).__name__}")
         target[key] = value
 
 
 def _extend(target: Any, items: list[Any]) -> None:
     if not isinstance(target, list):
-        raise Refused("items that are appended to no list")
+        raise Rejected("items appended outside a list")
     target.extend(items)
 
 
 def _memoize(machine: _Machine, at: int | None) -> None:
     if not machine.stack:
-        raise Refused("nothing to keep")
+        raise Rejected("nothing to memoize")
     machine.memo[len(machine.memo) if at is None else at] = machine.stack[-1]
 
 
 def _recall(machine: _Machine, at: int) -> None:
     if at not in machine.memo:
-        raise Refused(f"a value number {at} that was never kept")
+        raise Rejected(f"a value number {at} that was never memoized")
     machine.stack.append(machine.memo[at])
 
 
@@ -197,17 +197,17 @@ def _push(value: Callable[[Any], Any]) -> Callable[[_Machine, Any], None]:
 
 
 def _combine(number: int, function: Callable[..., Any]) -> Callable[[_Machine, Any], None]:
-    """Replaces the last values by what the function makes of them."""
+    """Replaces the last values by the function's result."""
     return lambda machine, _: machine.stack.append(function(*machine.pop(number)))
 
 
 def _change(function: Callable[[Any, list[Any]], None], number: int) -> Callable[[_Machine, Any], None]:
-    """Lets the function change the value below the last ones (number 0: those behind the mark)."""
+    """Applies the function to the value below the last ones (number 0: those after the mark)."""
 
     def change(machine: _Machine, _: Any) -> None:
         items = list(machine.pop(number)) if number else machine.pop_to_mark()
         if not machine.stack:
-            raise Refused("nothing to change")
+            raise Rejected("nothing to change")
         function(machine.stack[-1], items)
 
     return change
@@ -248,10 +248,10 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
 
 
 def unpickle(data: bytes) -> Any:
-    """Raises ValueError for what is cut off, or asks for anything that is not in the tables above."""
+    """Reads a pickle. Raises ValueError if it is truncated or uses anything that is not in the tables above."""
     machine = _Machine()
     for instruction, argument, _ in pickletools.genops(data):
         if instruction.name not in _INSTRUCTIONS:
-            raise Refused(f"the instruction {instruction.name}, which weights do not need")
+            raise Rejected(f"the instruction {instruction.name}, which weights do not need")
         _INSTRUCTIONS[instruction.name](machine, argument)
     return machine.pop()[0]

@@ -1,4 +1,4 @@
-"""A file of numbers, texts and arrays, read one after the other."""
+"""Sequential reads of numbers, text and arrays from a file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from weight_loader.folder import CheckpointError
 
 
 class Stream:
-    """Little-endian reads that never allocate more than the file holds, whatever its length fields say.
+    """Little-endian reads that never allocate more than the file's size, whatever its length fields claim.
 
-    Every method raises CheckpointError, in one line that begins with `where`, for what is not there.
+    Every method raises CheckpointError, in one line that starts with `where`, if the data is missing.
     """
 
     def __init__(self, file: BinaryIO, where: str):
@@ -23,14 +23,14 @@ class Stream:
 
     @property
     def left(self) -> int:
-        """How many bytes are still to be read."""
+        """Number of unread bytes."""
         return self._left
 
     def tell(self) -> int:
         return self._file.tell()
 
     def error(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.where} {what}; it is damaged or no Whisper's, get it anew")
+        return CheckpointError(f"{self.where} {what}; it is damaged or not a Whisper checkpoint, download it again")
 
     def skip(self, n_bytes: int, what: str) -> None:
         self._take(n_bytes, what)
@@ -41,7 +41,7 @@ class Stream:
         return self._file.read(n_bytes)
 
     def numbers(self, kinds: str, what: str) -> tuple[Any, ...]:
-        """kinds: the letters of `struct`."""
+        """Reads numbers; kinds: format characters of `struct`."""
         return struct.unpack("<" + kinds, self.bytes(struct.calcsize("<" + kinds), what))
 
     def text(self, n_bytes: int, what: str) -> str:
@@ -49,14 +49,14 @@ class Stream:
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            raise self.error(f"has {what} that is no UTF-8 before byte {self.tell()}") from error
+            raise self.error(f"has {what} that is not UTF-8 before byte {self.tell()}") from error
 
     def array(self, dtype: np.dtype, count: int, what: str) -> np.ndarray:
-        """[count]"""
+        """Reads an array [count]."""
         self._take(count * dtype.itemsize, what)
         return np.fromfile(self._file, dtype, count)
 
     def _take(self, n_bytes: int, what: str) -> None:
         if not 0 <= n_bytes <= self._left:
-            raise self.error(f"has {self._left} bytes from {self.tell()} on, expected {n_bytes} with {what}")
+            raise self.error(f"has {self._left} bytes from {self.tell()}, expected {n_bytes} with {what}")
         self._left -= n_bytes

@@ -1,9 +1,9 @@
-"""One module per format that is written. Each has
+"""Writers, one module per format. Each has
 
-DTYPES                        what it can store, by name: "float32", "float16", "bfloat16", "q8_0", ...
-FOLDER                        whether it writes a folder; else it writes one file
-write(content, path, dtype)   writes what does not exist yet; `dtype` is one of DTYPES; returns a list of what the
-                              format has no place for, as short texts ("the alignment heads: ..."), often empty
+DTYPES                        supported types by name: "float32", "float16", "bfloat16", "q8_0", ...
+FOLDER                        whether it writes a folder instead of a file
+write(content, path, dtype)   writes a path that does not exist; `dtype` is one of DTYPES; returns descriptions of what
+                              the format cannot store ("the alignment heads: ..."), often none
 """
 
 from __future__ import annotations
@@ -21,29 +21,38 @@ WRITERS = {"hf": "huggingface", "openai": "openai", "mlx": "mlx", "ggml": "ggml"
 
 
 def writer(format: str) -> Any:
-    """The module that writes a format. Raises CheckpointError for one that nothing writes."""
+    """Returns the module that writes a format. Raises CheckpointError for unknown formats."""
     if format not in WRITERS:
-        raise CheckpointError(f"format {format!r} cannot be written; choose one of {', '.join(WRITERS)}")
+        raise CheckpointError(f"format {format!r} is unknown; choose one of {', '.join(WRITERS)}")
     return importlib.import_module(f"{__name__}.{WRITERS[format]}")
 
 
 def check_target(path: str | os.PathLike[str], format: str, dtype: str | None) -> Any:
-    """The module that would write it. Raises CheckpointError for a format, dtype or path that cannot be."""
+    """Returns the format's module. Raises CheckpointError for an unsupported format or dtype, or an existing path."""
     module, path = writer(format), Path(path)
     if dtype is not None and dtype not in module.DTYPES:
-        raise CheckpointError(f"{format} cannot store {dtype}; choose one of {', '.join(module.DTYPES)} as dtype")
+        raise CheckpointError(f"{format} cannot store dtype {dtype}; choose one of {', '.join(module.DTYPES)}")
     if path.exists() and not (path.is_dir() and module.FOLDER and not any(path.iterdir())):
-        raise CheckpointError(f"{path} exists already; remove it, or choose another name")
+        raise CheckpointError(f"{path} already exists; remove it or choose another name")
     return module
 
 
 def write_checkpoint(
     content: Content, path: str | os.PathLike[str], format: str, dtype: str | None = None
 ) -> list[str]:
-    """Writes a model in a format, whole or not at all; returns what the format has no place for.
+    """Writes a model; partial outputs are removed.
 
-    path: a file or, for hf, mlx and ct2, a folder. It must not exist yet (an empty folder may). dtype: default that of
-    the arrays. Raises CheckpointError for a format, dtype or path that cannot be.
+    Args:
+      content: the model.
+      path: a file or, for hf, mlx and ct2, a folder; must not exist or be an empty folder.
+      format: one of WRITERS.
+      dtype: by default that of the arrays.
+
+    Returns:
+      What the format cannot store, one line each.
+
+    Raises:
+      CheckpointError: the format or dtype is not supported, or the path exists.
     """
     path, dtype = Path(path), dtype or content.dtype
     module = check_target(path, format, dtype)

@@ -1,4 +1,4 @@
-"""CTranslate2's folder, for faster-whisper: written by CTranslate2's own converter, from Hugging Face's folder."""
+"""Writes CTranslate2's folder, for faster-whisper, with CTranslate2's own converter."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from weight_loader.writers import huggingface
 
 DTYPES = ("float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16")
 FOLDER = True
-_COPIED = ["tokenizer.json", "preprocessor_config.json"]  # what faster-whisper reads besides
+_COPIED = ["tokenizer.json", "preprocessor_config.json"]  # also read by faster-whisper
 
 
 def write(content: Content, path: Path, dtype: str) -> list[str]:
-    """Raises CheckpointError where the converter is not installed, or fails."""
+    """Raises CheckpointError if the converter is not installed or fails."""
     if content.tokenizer is None:
-        raise CheckpointError("ct2 needs a tokenizer, and the model has none; give --tokenizer FOLDER")
+        raise CheckpointError("ct2 needs a tokenizer, but the model has none; give --tokenizer FOLDER")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as folder, _quiet():
         huggingface.write(_with_tokenizer_json(content), Path(folder) / "hf", None)
         try:
@@ -32,9 +32,9 @@ def write(content: Content, path: Path, dtype: str) -> list[str]:
             converter = TransformersConverter(f"{folder}/hf", copy_files=_COPIED)
             converter.convert(str(path), quantization=dtype)
         except ImportError as error:
-            why = f"ct2 is written by CTranslate2's own converter, which needs the package {error.name or error}"
+            why = f"ct2 is written by CTranslate2's converter, which needs the package {error.name or error}"
             raise CheckpointError(f"{why}; pip install ctranslate2 transformers torch") from error
-        except Exception as error:  # whatever CTranslate2, transformers or torch raise
+        except Exception as error:  # any exception of CTranslate2, transformers or torch
             line = " ".join(f"{type(error).__name__}: {error}".split())
             raise CheckpointError(
                 f"CTranslate2's converter failed ({line}); try another dtype, or update it"
@@ -43,7 +43,7 @@ def write(content: Content, path: Path, dtype: str) -> list[str]:
 
 
 def _with_tokenizer_json(content: Content) -> Content:
-    """faster-whisper reads no vocab.json; without a tokenizer.json it would ask the Hub for tiny's."""
+    """Adds a tokenizer.json, without which faster-whisper would download that of tiny from the Hub."""
     tokenizer = content.tokenizer
     if tokenizer is None or "tokenizer.json" in tokenizer.files:
         return content
@@ -54,7 +54,7 @@ def _with_tokenizer_json(content: Content) -> Content:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings and progress bars of others."""
+    """Suppresses warnings and progress bars of other packages."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),

@@ -1,4 +1,4 @@
-"""whisper.cpp's ggml `.bin`, as its converter and its quantizer write it."""
+"""Writes whisper.cpp's ggml `.bin` like its converter and quantizer."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _NAMES = {"f32": "float32", "f16": "float16"}
 _STORAGE = {_NAMES.get(storage.name, storage.name): storage for storage in STORAGES}
 DTYPES = tuple(_STORAGE)
 FOLDER = False
-_QUANTIZER = 2  # the version whose blocks these are
-_FLOAT32 = ("encoder.positional_embedding", "decoder.positional_embedding")  # whisper.cpp takes them in nothing else
-_RENAMED = {"iw": "he", "jv": "jw"}  # codes that some released vocabularies have: the token is the same
+_QUANTIZER = 2  # version of the block formats
+_FLOAT32 = ("encoder.positional_embedding", "decoder.positional_embedding")  # required by whisper.cpp
+_RENAMED = {"iw": "he", "jv": "jw"}  # codes in some released vocabularies; the tokens are the same
 _CONV_BIASES = ("encoder.conv1.bias", "encoder.conv2.bias")
 
 
@@ -30,7 +30,7 @@ def write(content: Content, path: Path, dtype: str) -> list[str]:
     config, storage = content.config, _STORAGE[dtype]
     if {config.encoder_ffn_dim, config.decoder_ffn_dim} != {4 * config.d_model}:
         what = f"encoder_ffn_dim={config.encoder_ffn_dim} and decoder_ffn_dim={config.decoder_ffn_dim}"
-        raise CheckpointError(f"ggml has no place for {what}, only for 4 * {config.d_model}; write it as hf")
+        raise CheckpointError(f"ggml cannot store {what}, only 4 * {config.d_model}; write it as hf")
     text = _text_tokens(config, content.tokenizer)
     with path.open("xb") as file:
         file_id = storage.file_id + (QUANTIZER_VERSION * _QUANTIZER if storage.is_quantized else 0)
@@ -48,21 +48,21 @@ def write(content: Content, path: Path, dtype: str) -> list[str]:
                 stored_as.encode(array).tofile(file)
             except ValueError as error:
                 raise CheckpointError(f"{name}: {error}; choose float32") from error
-    heads = "the alignment heads: whisper.cpp knows those of the released models, by name"
+    heads = "the alignment heads: whisper.cpp only has those of the released models, by name"
     return [heads] if config.alignment_heads is not None else []
 
 
 def _storage(name: str, array: np.ndarray, wanted: Storage) -> Storage:
-    """As whisper.cpp wants it: what multiplies as stored, convolutions in float16 at the least, the rest in float32."""
+    """Returns whisper.cpp's storage: matrices as requested, convolutions at least float16, the rest float32."""
     if array.ndim < 2 or name in _FLOAT32:
         return _STORAGE["float32"]
     return _STORAGE["float16"] if array.ndim > 2 and wanted.is_quantized else wanted
 
 
 def _text_tokens(config: WhisperConfig, tokenizer: Tokenizer | None) -> list[bytes]:
-    """The bytes of all tokens before the special ones, whose ids must be those that whisper.cpp concludes."""
+    """Returns the bytes of all text tokens; the special tokens' ids must be those that whisper.cpp infers."""
     if tokenizer is None:
-        raise CheckpointError("a ggml file holds the vocabulary, but the model has no tokenizer; load it with one")
+        raise CheckpointError("a ggml file contains the vocabulary, but the model has no tokenizer; load it with one")
     try:
         implied = implied_tokens(config.vocab_size)
     except ValueError as error:
@@ -81,7 +81,7 @@ def _text_tokens(config: WhisperConfig, tokenizer: Tokenizer | None) -> list[byt
     }
     if wrong := [f"{name}={i}" for name, i in expected.items() if implied.get(name) != i]:
         raise CheckpointError(
-            f"whisper.cpp concludes the special tokens from vocab_size={config.vocab_size}, and would be wrong about "
+            f"whisper.cpp infers the special tokens from vocab_size={config.vocab_size}, which would be wrong for "
             f"{', '.join(wrong[:5])}; write it as hf"
         )
     return tokenizer.token_bytes(range(special.eot))

@@ -1,4 +1,4 @@
-"""Hugging Face's folder: what transformers, and `load_model`, load."""
+"""Writes Hugging Face's folder, which transformers and `load_model` load."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FOLDER = True
 
 
 def write(content: Content, path: Path, dtype: str | None, max_shard_size: int | str = "5GB") -> list[str]:
-    """dtype None: each array in its own. max_shard_size: bytes, or a text such as "2GB"."""
+    """Writes the folder; dtype None keeps each array's dtype. max_shard_size: bytes, or text such as "2GB"."""
     path.mkdir(parents=True)
     _write_configs(content, path, dtype or content.dtype)
     _write_weights(content, path, dtype, max_shard_size)
-    return [] if content.tokenizer else ["the tokenizer: there is none; lay one beside the weights"]
+    return [] if content.tokenizer else ["the tokenizer: there is none; put one next to the weights"]
 
 
 def _write_configs(content: Content, folder: Path, dtype: str) -> None:
@@ -56,14 +56,14 @@ def _write_weights(content: Content, folder: Path, dtype: str | None, max_shard_
     for file, names in split.filename_to_tensors.items():
         arrays = {name: content.laid_out(*places[name], dtype) for name in names}
         save_file(arrays, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / file)  # save_file's are for their owner alone
+        shutil.copymode(folder / "config.json", folder / file)  # save_file's files are readable only by their owner
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         _write_json(folder / "model.safetensors.index.json", index)
 
 
 def _token_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
-    """Without a tokenizer None is written: where nothing is, transformers takes ids beyond a small vocabulary."""
+    """Returns token ids; None without a tokenizer, since transformers' defaults may exceed a small vocabulary."""
     if tokenizer is None:
         return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     eot, sot = tokenizer.special.eot, tokenizer.special.sot
@@ -71,7 +71,7 @@ def _token_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
 
 
 def _generation_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The tokens that transformers' generate() must know, as in the released models' generation_config.json."""
+    """Returns the tokens that transformers' generate() needs, as in the released models' generation_config.json."""
     special = tokenizer.special
     never = (special.sot, special.translate, special.transcribe, special.sot_lm, special.sot_prev, special.no_speech)
     ids: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""MLX's folders: config.json with OpenAI's sizes, weights.npz, and the tokenizer's files.
+"""Writes MLX's folders: config.json with OpenAI's sizes, weights.npz, and the tokenizer's files.
 
-Every mlx-whisper reads weights.npz; the first ones nothing else.
+All versions of mlx-whisper read weights.npz; the first ones read nothing else.
 """
 
 from __future__ import annotations
@@ -34,6 +34,6 @@ def write(content: Content, path: Path, dtype: str) -> list[str]:
             add(ALIGNMENT_HEADS, np.array(config.alignment_heads, np.int64))
     sizes = {**dimensions_of(config), "model_type": "whisper"}
     (path / "config.json").write_text(json.dumps(sizes, indent=4) + "\n", encoding="utf-8")
-    for name, data in (tokenizer.files if tokenizer else {}).items():  # mlx-whisper has its own, others have not
+    for name, data in (tokenizer.files if tokenizer else {}).items():  # mlx-whisper has its own, other programs do not
         (path / name).write_bytes(data)
     return []

@@ -1,6 +1,6 @@
-"""OpenAI's .pt file, as `whisper.load_model` reads it: what torch.save would write, without torch.
+"""Writes OpenAI's .pt file for `whisper.load_model`, in torch.save's format but without torch.
 
-A zip archive with the numbers of each tensor, and a pickle, whose few instructions are put together here by hand: the
+The file is a zip archive with the data of each tensor and a pickle, whose instructions are written by hand, since the
 pickle module writes a name only if it can import it.
 """
 
@@ -22,12 +22,12 @@ from weight_loader.readers.openai import dimensions_of
 DTYPES = ("float32", "float16", "bfloat16")
 FOLDER = False
 _STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage"}
-_ROOT = "archive"  # the folder in the archive; torch takes any name
-_ALIGNMENT = 64  # bytes, as torch.save's: such numbers can be mapped into memory
+_ROOT = "archive"  # the folder in the archive; torch accepts any name
+_ALIGNMENT = 64  # bytes, as in torch.save, so that data can be memory-mapped
 
 
 def write(content: Content, path: Path, dtype: str) -> list[str]:
-    """The tensors one after another, then the pickle that knows their shapes."""
+    """Writes the tensors, then the pickle with their shapes."""
     state, heads = io.BytesIO(), content.config.alignment_heads
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for key, (name, array) in enumerate(content.tensors("openai", dtype)):
@@ -35,7 +35,7 @@ def write(content: Content, path: Path, dtype: str) -> list[str]:
             _add(archive, f"data/{key}", array.reshape(-1).view(np.uint8).data)
         sizes = b"".join(_text(name) + _whole(size) for name, size in dimensions_of(content.config).items())
         parts = _text("dims") + _dictionary(sizes) + _text("model_state_dict") + _dictionary(state.getvalue())
-        if heads is not None:  # whisper.load_model passes over them; our reader does not
+        if heads is not None:  # ignored by whisper.load_model, read by our reader
             parts += _text("alignment_heads") + _tuple(*(_tuple(*map(_whole, head)) for head in heads))
         _add(archive, "data.pkl", pickle.PROTO + b"\x02" + _dictionary(parts) + pickle.STOP)
         _add(archive, "byteorder", b"little")
@@ -43,15 +43,15 @@ def write(content: Content, path: Path, dtype: str) -> list[str]:
     lost = []
     if heads is not None:
         lost.append(
-            f"the alignment heads, for openai-whisper; once loaded, model.set_alignment_heads({_dump(content)!r})"
+            f"the alignment heads, for openai-whisper; after loading, model.set_alignment_heads({_dump(content)!r})"
         )
     if content.tokenizer is not None:
-        lost.append("the tokenizer: openai-whisper uses its own, by the size of the vocabulary")
+        lost.append("the tokenizer: openai-whisper uses its own, by vocabulary size")
     return lost
 
 
 def _dump(content: Content) -> bytes:
-    """The alignment heads as openai-whisper's set_alignment_heads takes them."""
+    """Encodes the alignment heads for openai-whisper's set_alignment_heads."""
     config = content.config
     mask = np.zeros((config.decoder_layers, config.decoder_attention_heads), bool)
     mask[tuple(np.array(config.alignment_heads or [], int).reshape(-1, 2).T)] = True
@@ -59,12 +59,12 @@ def _dump(content: Content) -> bytes:
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
-    """torch's reader wants data.pkl and data/KEY in one folder; the numbers start at multiples of 64 bytes."""
+    """Adds a member; torch expects data.pkl and data/KEY in one folder, and data at multiples of 64 bytes."""
     info = zipfile.ZipInfo(f"{_ROOT}/{name}")
     info.external_attr = 0o600 << 16
-    start = archive.start_dir + 30 + len(info.filename) + 4  # behind the header, its name and the padding's own header
+    start = archive.start_dir + 30 + len(info.filename) + 4  # after the header, its name and the padding's header
     if len(data) >= 2**31:
-        start += 20  # zipfile adds a field with the long size
+        start += 20  # zipfile adds a zip64 size field
     padding = -start % _ALIGNMENT
     info.extra = struct.pack("<HH", 0x4246, padding) + b"\0" * padding
     info.file_size = len(data)

@@ -1,1 +1,1 @@
-"""What a process needs to run: programs, caches, memory, files, messages."""
+"""Process-level support: programs, caches, memory, files, console messages."""

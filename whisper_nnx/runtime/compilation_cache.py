@@ -1,6 +1,6 @@
-"""JAX's persistent compilation cache: what one run has compiled, the next one loads.
+"""Sets up JAX's persistent compilation cache in a private folder.
 
-An entry of the cache is machine code that JAX runs without a question, so only the user may be able to write one.
+JAX executes the machine code in the cache without checks, so the folder must not be writable by other users.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from pathlib import Path
 
 from whisper_nnx.runtime.user_cache import make_private_folder, user_cache_folder
 
-_MAX_SIZE_BYTES = 2**30  # the least recently used entries go first; those of an older jaxlib are never read again
+_MAX_SIZE_BYTES = 2**30  # evicts the least recently used entries, such as those of an older jaxlib
 
 
 def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Path | None:
-    """Keeps compiled programs in `folder`, by default `whisper_nnx/jax` in the user's cache folder; returns the folder.
+    """Caches compiled programs in `folder`, by default `whisper_nnx/jax` in the user's cache folder; returns it.
 
-    The folder is created, or made, private to the user. Where others can write to it, or exchange it for their own,
-    or where it cannot be used at all, a warning says so, JAX goes on without, and None is returned. Without `folder`, a
-    folder that JAX was given already (JAX_COMPILATION_CACHE_DIR) is left as it is. Call it before anything is compiled.
+    The folder is created if needed and made private to the user. If other users can write to it or replace it, or if it
+    cannot be used, this warns and returns None, and JAX runs without cache. Without `folder`, JAX's own setting
+    (JAX_COMPILATION_CACHE_DIR) takes precedence. Call it before anything is compiled.
     """
     import jax
 
     if folder is None and (chosen := jax.config.values["jax_compilation_cache_dir"]):
         return Path(chosen)
-    # XLA splits loops by the number of threads at hand when it compiles, but the name of an entry does not tell: a
-    # program compiled for one thread would keep to one thread for ever.
+    # XLA splits loops by the number of threads at compile time, which is not part of an entry's key: a program compiled
+    # for one thread would always use one thread.
     try:
         base = Path(folder or user_cache_folder() / "whisper_nnx" / "jax").expanduser().resolve()
         path = base / f"{_thread_count()}_threads"
         make_private_folder(base)
         make_private_folder(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder, or links lead round in a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder, or a cycle of links
         problem = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else error
-        warnings.warn(f"no compilation cache: {problem}; give another folder, or switch the cache off", stacklevel=2)
+        warnings.warn(f"no compilation cache: {problem}; give another folder or disable the cache", stacklevel=2)
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_compilation_cache_max_size", _MAX_SIZE_BYTES)
@@ -44,7 +44,7 @@ def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Pa
 
 
 def choose_compilation_cache(wanted: bool | str) -> Path | None:
-    """What a command's --compilation_cache asks for: none (False), the user's (True) or one in a folder."""
+    """Applies --compilation_cache: none (False), the user's (True) or a folder."""
     import jax
 
     if wanted is False:
@@ -54,7 +54,7 @@ def choose_compilation_cache(wanted: bool | str) -> Path | None:
 
 
 def _thread_count() -> int:
-    """The number of threads that XLA will use on the CPU."""
+    """Returns the number of threads that XLA will use on the CPU."""
     for name in ("PJRT_NPROC", "NPROC"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])

@@ -1,4 +1,4 @@
-"""What all commands share: warnings and errors as single lines, output that may fail, interruptions, exit status."""
+"""Shared by all commands: one-line warnings and errors, failing output, interruptions, exit status."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from typing import Any
 from whisper_nnx.runtime.packages import MissingPackageError
 
 NAME = "whisper-nnx"
-EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141  # 128 + the signal's number, as shells have it
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141  # 128 + signal number, as in shells
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends the work as Ctrl-C does."""
+    """SIGTERM was received; handled like Ctrl-C."""
 
 
 @contextmanager
 def termination_interrupts() -> Iterator[None]:
-    """Within it SIGTERM raises `Terminated`."""
+    """Within this context, SIGTERM raises `Terminated`."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows no handlers
+    if threading.current_thread() is not threading.main_thread():  # only there Python allows handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
@@ -44,7 +44,7 @@ def termination_interrupts() -> Iterator[None]:
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Within it the first SIGINT or SIGTERM waits: it takes effect at the end. A second one interrupts at once."""
+    """Delays the first SIGINT or SIGTERM until the end of this context; a second one interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -73,7 +73,7 @@ def exit_status(interrupt: KeyboardInterrupt) -> int:
 
 
 def say(line: str, name: str = NAME) -> None:
-    """A line on stderr, after the command's name and above the progress bar if there is one."""
+    """Prints a line on stderr with the command's name, above the progress bar if there is one."""
     line = f"{name}: {line}" if name else line
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
     if tqdm is not None and getattr(tqdm, "_instances", None):
@@ -85,9 +85,14 @@ def say(line: str, name: str = NAME) -> None:
 def report_error(
     error: Exception, subject: str, with_traceback: bool, spell: Callable[[str], str] = str, name: str = NAME
 ) -> None:
-    """One line for what users bring about, and one with the way to more for what looks like a defect of ours.
+    """Reports an error in one line; unexpected types of errors mention --traceback.
 
-    spell: what is done to the message, such as putting flags for keyword arguments.
+    Args:
+      error: the error.
+      subject: what it concerns, before the message.
+      with_traceback: whether to print the traceback too.
+      spell: rewrites the message, for example keyword arguments as flags.
+      name: of the command.
     """
     if with_traceback:
         traceback.print_exception(error)
@@ -108,7 +113,7 @@ def one_line(error: BaseException | Warning | str) -> str:
 
 @contextmanager
 def plain_warnings(spell: Callable[[str], str] = str, name: str = NAME) -> Iterator[None]:
-    """Shows warnings as one line each; spell: what is done to them."""
+    """Shows warnings as one line each; spell: rewrites them."""
 
     def show(message: Warning | str, *_: Any) -> None:
         say(f"warning: {spell(one_line(message))}", name)
@@ -119,9 +124,9 @@ def plain_warnings(spell: Callable[[str], str] = str, name: str = NAME) -> Itera
 
 
 class _Output:
-    """A text stream that goes on without its file after that has failed: what is written is then lost.
+    """A text stream that ignores writes after its file has failed.
 
-    Letters that its encoding lacks are written as "?".
+    Characters missing from its encoding are written as "?".
     """
 
     def __init__(self, stream: Any):
@@ -146,7 +151,7 @@ class _Output:
             return write()
         except OSError as error:
             self.error = failed = error
-        with suppress(OSError, ValueError, AttributeError):  # what it still holds would fail again when Python ends
+        with suppress(OSError, ValueError, AttributeError):  # buffered text would fail again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         if self is sys.stdout and not isinstance(failed, BrokenPipeError):
             say(f"standard output: {one_line(failed)}; text printed from here on is lost, files are not affected")
@@ -155,9 +160,9 @@ class _Output:
 
 @contextmanager
 def lasting_output() -> Iterator[_Status]:
-    """Within it a standard output or error that is full or closed stops nothing; `of` gives the exit status.
+    """Within this context, failing standard output or error does not stop the work; `of` gives the exit status.
 
-    A reader that has left (`| head`) is status 141, another failure of standard output is 1.
+    A closed pipe (`| head`) gives status 141, other failures of standard output give 1.
     """
     before = sys.stdout, sys.stderr
     status = _Status()
@@ -169,7 +174,7 @@ def lasting_output() -> Iterator[_Status]:
         yield status
         if sys.stdout is not None:
             sys.stdout.flush()
-    except SystemExit as error:  # of --help and --version, whose text is all that there is
+    except SystemExit as error:  # from --help and --version
         if sys.stdout is not None:
             sys.stdout.flush()
         raise SystemExit(status.of(int(error.code or 0))) from None
@@ -181,7 +186,7 @@ class _Status:
     output: _Output | None = None
 
     def of(self, status: int) -> int:
-        """The command's own status, or else that of its output."""
+        """Returns the command's status if not 0, else that of its output."""
         if status or self.output is None or self.output.error is None:
             return status
         return EXIT_BROKEN_PIPE if isinstance(self.output.error, BrokenPipeError) else 1

@@ -1,4 +1,4 @@
-"""The user's cache folder, and files in it that are executed: verified by digest, writable by the user alone."""
+"""The user's cache folder, for files that are executed and must therefore be writable only by the user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def user_cache_folder() -> Path:
-    """Where this system keeps a user's caches; $XDG_CACHE_HOME, if it is absolute, goes before ~/.cache."""
+    """Returns the system's folder for user caches; an absolute $XDG_CACHE_HOME takes precedence over ~/.cache."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":
@@ -21,10 +21,10 @@ def user_cache_folder() -> Path:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Makes `folder`, an absolute path without links, one that the user alone can enter.
+    """Creates `folder`, an absolute path without links, and makes it private to the user.
 
-    Raises PermissionError where others may have written to it, or can put another in its place; OSError where it
-    cannot be made or written to.
+    Raises PermissionError if other users may have written to it or can replace it; OSError if it cannot be created or
+    written to.
     """
     for part in reversed([folder, *folder.parents]):
         part.mkdir(mode=0o700, exist_ok=True)
@@ -33,30 +33,31 @@ def make_private_folder(folder: Path) -> None:
         return
     os.chmod(folder, 0o700)
     if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{folder} is on a file system that cannot be written to")
+        raise PermissionError(f"{folder} is on a read-only file system")
 
 
 def refuse_if_others_can_write(folder: Path, of_root: bool = False) -> None:
-    """The folder, an absolute path without links, must be the user's own; so must all above it, or the system's, up to
-    the user's home. of_root: the folder itself may be the system's too. Raises PermissionError.
+    """Raises PermissionError unless only the user can write to `folder`, an absolute path without links.
+
+    It must belong to the user (or to root with `of_root`), and its parents up to the home folder to the user or root.
     """
-    if sys.platform == "win32":  # profiles are private there, and modes say nothing
+    if sys.platform == "win32":  # profiles are private there, and modes are meaningless
         return
     home = Path.home().resolve()
     for part in (folder, *folder.parents):
         status = part.stat()
         if status.st_uid != os.getuid() and (status.st_uid != 0 or (part == folder and not of_root)):
             raise PermissionError(f"{part} belongs to another user")
-        # In a sticky folder, as /tmp is one, others may add files but not move or remove ours.
+        # In a sticky folder, such as /tmp, others may add files but not move or remove ours.
         sticky = status.st_mode & stat.S_ISVTX and part != folder
         if _others_may_write(status) and not sticky:
-            raise PermissionError(f"others may write to {part}")
+            raise PermissionError(f"other users can write to {part}")
         if part == home:
             return
 
 
 def read_own(file: Path) -> bytes | None:
-    """The content of a regular file that only the user, or root, can have written; None for any other, or none."""
+    """Reads a regular file that only the user or root can have written; None if it is another or missing."""
     flags = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
     try:
         descriptor = os.open(file, os.O_RDONLY | sum(flags))
@@ -69,7 +70,7 @@ def read_own(file: Path) -> bytes | None:
 
 
 def write_whole(file: Path, data: bytes) -> None:
-    """Whole or not at all, for the user alone whatever the umask: see `read_own`. Raises OSError."""
+    """Writes a file atomically, private to the user whatever the umask; see `read_own`. Raises OSError."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
@@ -81,14 +82,14 @@ def write_whole(file: Path, data: bytes) -> None:
 
 @contextmanager
 def locked(file: Path, longest_s: float) -> Iterator[None]:
-    """Keeps out other processes that lock the same path, for at most so long; none where files cannot be locked.
+    """Locks out other processes that lock the same path, waiting at most longest_s; no-op if files cannot be locked.
 
-    It ends with the process. What it guards must be right without it: it only spares doing the same work twice.
+    The lock ends with the process. It only avoids duplicate work: the guarded code must be correct without it.
     """
     import filelock
 
     lock = filelock.FileLock(file, timeout=longest_s)
-    with suppress(OSError, NotImplementedError):  # it took too long, or the folder cannot be written to
+    with suppress(OSError, NotImplementedError):  # timed out, or the folder is read-only
         lock.acquire()
     try:
         yield
@@ -105,7 +106,7 @@ def _others_may_write(status: os.stat_result) -> bool:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Many systems give each user a group of the same name, and let it write to all that the user creates."""
+    """Whether a group is the user's private one: many systems create one, writable by default, for each user."""
     import grp
     import pwd
 
