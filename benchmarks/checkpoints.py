@@ -1,4 +1,4 @@
-"""One checkpoint in the formats of all systems: a released one, or random weights of a released shape."""
+"""Writes one checkpoint, released or with random weights of a released shape, in the formats of all systems."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-TOKENS = 100  # of each window, where the weights are random
-FIXED = "tokens_per_window"  # a file that exists where they are
+TOKENS = 100  # per window, with random weights
+FIXED = "tokens_per_window"  # file that marks random weights
 FILES = {  # format and dtype as weight_loader names them -> file; released checkpoints are stored in float16
     ("hf", "float16"): "huggingface",
     ("openai", "float16"): "openai.pt",
@@ -24,7 +24,7 @@ def prepare(
     source: Path, folder: Path, random_shape: str | None = None, only: Collection[str] = FILES.values()
 ) -> Path:
     """Writes the checkpoint `source` (of any format), or random weights with its vocabulary, into `folder` in the
-    formats whose file names are in `only`; what exists already is kept."""
+    formats whose file names are in `only`; keeps existing files."""
     from weight_loader.load import read_content
     from weight_loader.writers import write_checkpoint
 
@@ -40,10 +40,10 @@ def prepare(
 
 
 def write_random(shape: str, source: Path, to: Path) -> None:
-    """Random weights of a released shape, with a folder's vocabulary, which never end and write no timestamp.
+    """Writes random weights of a released shape with a folder's vocabulary that never produce eot or timestamps.
 
-    The first number of the decoder's output is always 1, and the rows of those tokens begin with -1000. So every system
-    decodes as many tokens as it is allowed to.
+    The first element of the decoder's output is always 1, and the rows of these tokens start with -1000, so that every
+    system decodes its maximum number of tokens.
     """
     import jax.numpy as jnp
 

@@ -1,10 +1,10 @@
-"""Times whole processes on a recording: from their start to the first line of text, and to their end.
+"""Times whole processes on a recording: from start to the first line of text, and to the end.
 
     python benchmarks/cold_start.py CHECKPOINT RECORDING --result benchmarks/results/NAME.cold_start.json
 
-Ours and openai-whisper's are the commands, which print lines as they come and write all formats of subtitles; the
-others are scripts that print. All decode greedily, without fallback. Ours is run with an empty compilation cache first,
-then with that cache.
+Ours and openai-whisper's are the commands, which print lines immediately and write all subtitle formats; the others are
+scripts that print. All decode greedily, without fallback. Ours is run with an empty compilation cache first, then with
+that cache.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ for segment in model.transcribe(sys.argv[2], language="en", **options)[0]:
 WHISPER_CPP = """
 import sys
 from pywhispercpp.model import Model
-from whisper_nnx.audio.loading import load_audio  # pywhispercpp wants ffmpeg for what is no wav
+from whisper_nnx.audio.loading import load_audio  # pywhispercpp needs ffmpeg except for wav
 options = {"n_threads": int(sys.argv[3]), "temperature_inc": 0.0, "print_progress": False, "language": "en"}
 model = Model(sys.argv[1], redirect_whispercpp_logs_to=None, **options)
 model.transcribe(load_audio(sys.argv[2]), new_segment_callback=lambda s: print(f"[{s.t0} --> {s.t1}] {s.text}"))
@@ -55,7 +55,7 @@ print("-->", processor.decode(ids[0], skip_special_tokens=True))
 
 
 def commands(checkpoint: Path, recording: Path, scratch: Path) -> dict[str, list[object]]:
-    """Name -> the command."""
+    """Returns the command of each system."""
     common = ["--language", "en", "--temperature", "0", "--temperature_increment_on_fallback", "None"]
     common += ["--beam_size", "None", "--condition_on_previous_text", "False", "--output_dir", scratch / "out"]
     ours = [sys.executable, "-m", "whisper_nnx.transcribe", recording, "--model", checkpoint / "huggingface", *common]
@@ -88,7 +88,7 @@ def commands(checkpoint: Path, recording: Path, scratch: Path) -> dict[str, list
 
 
 def times(command: list[object], programs: Path) -> tuple[float, float]:
-    """Seconds to the first line with text, and to the end; `programs` goes first in its PATH."""
+    """Returns seconds to the first line with text and to the end; `programs` is first in PATH."""
     path = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
     environment = os.environ | path | {"PYTHONPATH": str(ROOT)}  # ours need not be installed
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -108,7 +108,7 @@ def times(command: list[object], programs: Path) -> tuple[float, float]:
 
 
 def with_ffmpeg(folder: Path) -> Path:
-    """A folder of programs: openai-whisper calls one named ffmpeg."""
+    """Makes a folder with a program named ffmpeg, which openai-whisper calls."""
     import imageio_ffmpeg
 
     folder.mkdir()

@@ -1,11 +1,11 @@
-"""Times whisper_nnx beside its peers: the same checkpoint, the same recordings, the same options, in one run.
+"""Times whisper_nnx and its peers in one run with the same checkpoint, recordings and options.
 
     python benchmarks/compare.py CHECKPOINT MANIFEST --result benchmarks/results/NAME.timings.json
 
-Every system has a process of its own and does each piece of work once as a warm-up, whose time is reported apart (of
-long recordings it does the first 90 s). Then they take turns; what takes long is done twice. All decode greedily at
-temperature 0 without fallback, in float32 where nothing else is named, with the language and with timestamps; no window
-gets text of the one before. Beside the seconds: the words that each wrote, their errors, and the most memory held.
+Every system has a separate process and runs each task once as a warm-up, whose time is reported separately (for long
+recordings, the first 90 s). Then the systems take turns; long tasks run twice. All decode greedily at temperature 0
+without fallback, in float32 unless named otherwise, with given language and timestamps, without previous text. Also
+reported: words written, their errors, and peak memory.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from benchmarks.scoring import score, write_result
 from benchmarks.systems import SAMPLE_RATE, Work, chosen, formats, is_able
 from benchmarks.worker import Worker, save
 
-LONG_S = 5.0  # what takes longer is done only twice after the warm-up
+LONG_S = 5.0  # longer tasks run only twice after the warm-up
 WARM_UP_S = 90  # of a long recording
 
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work, with its sound in a file."""
+    """A task, with its audio in a file."""
 
     audio: Path
     warm_up: Path
@@ -45,17 +45,17 @@ class Task:
 
 
 def tasks(manifest: Path, minutes: float, batch_size: int, folder: Path) -> dict[str, Task]:
-    """Name -> what is timed."""
+    """Returns the tasks by name."""
     recordings = speech.read(manifest, {"en"})
     window, whole = speech.one_window(recordings), speech.long(recordings, minutes)
     clips = speech.cut(whole.audio)
     start = whole.audio[: WARM_UP_S * SAMPLE_RATE]
-    sounds = {"window": [window.audio], "whole": [whole.audio], "clips": clips, "start": [start]}
-    files = {name: save(folder / f"{name}.npz", sound) for name, sound in sounds.items()}
+    signals = {"window": [window.audio], "whole": [whole.audio], "clips": clips, "start": [start]}
+    files = {name: save(folder / f"{name}.npz", signal) for name, signal in signals.items()}
 
-    def task(sound: str, warm_up: str, work: Work | None) -> Task:
-        of = window if sound == "window" else whole
-        return Task(files[sound], files[warm_up], of.duration_s, of.text, work)
+    def task(audio: str, warm_up: str, work: Work | None) -> Task:
+        recording = window if audio == "window" else whole
+        return Task(files[audio], files[warm_up], recording.duration_s, recording.text, work)
 
     batch = f"in batches of {batch_size}"
     return {
@@ -70,7 +70,7 @@ def tasks(manifest: Path, minutes: float, batch_size: int, folder: Path) -> dict
 
 
 def measure(task: Task, workers: list[Worker], repeats: int, fixed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """System -> medians, what it wrote and its errors: a warm-up, then in turn."""
+    """Yields each system's medians and errors: a warm-up, then runs in turn."""
     first = {worker.name: worker.run(task.warm_up, task.work, warm_up=task.warm_up != task.audio) for worker in workers}
     runs = [{worker.name: worker.run(task.audio, task.work) for worker in workers}]
     long = max(run["s"] for run in runs[0].values()) > LONG_S
@@ -98,18 +98,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="in any format")
     parser.add_argument(
-        "manifest", type=Path, help="JSON lines with audio, text and language, of which the English are taken"
+        "manifest", type=Path, help="JSON lines with audio, text and language, of which English rows are used"
     )
     parser.add_argument("--result", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--only", default="", metavar="PATTERN", help="the pieces of work with this regular expression")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="tasks that match this regular expression")
     parser.add_argument(
-        "--systems", default="", metavar="PATTERN", help="ours, and the peers with this regular expression"
+        "--systems", default="", metavar="PATTERN", help="ours, and peers that match this regular expression"
     )
-    parser.add_argument("--minutes", type=float, default=5, help="of the long recording")
+    parser.add_argument("--minutes", type=float, default=5, help="length of the long recording")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="half a minute, once: shows that everything runs")
-    parser.add_argument("--formats", type=Path, metavar="FOLDER", help="where the converted checkpoint is kept")
+    parser.add_argument("--quick", action="store_true", help="half a minute, once: checks that everything runs")
+    parser.add_argument("--formats", type=Path, metavar="FOLDER", help="where to keep the converted checkpoint")
     parser.add_argument("--random", metavar="SIZE", help="random weights of this released shape, 100 tokens a window")
     args = parser.parse_args()
     if args.quick:

@@ -2,10 +2,9 @@
 
     python benchmarks/load.py [--size small] [--dtype bfloat16] [--repeats 3]
 
-Random weights of a released shape are written in every format; the systems load them in turn, each time in a process of
-its own, with the files in the page cache. Reported: median seconds of the load itself, without the imports; and the
-most memory that the process held beyond what it held when all was imported, as a multiple of the weights' own size
-(transformers maps the file of its own format, and reads what is used when it is used).
+Random weights of a released shape are written in every format; the systems load them in turn, each time in a new
+process, with the files in the page cache. Reported: median seconds of loading, without imports; and peak memory beyond
+that after the imports, as a multiple of the weights' size (transformers memory-maps its format and reads lazily).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.memory import peak_memory_mb, reset_peak_memory
 
-FORMATS = {"hf": "hf", "openai": "model.pt", "mlx": "mlx"}  # what is written: its name in the folder
+FORMATS = {"hf": "hf", "openai": "model.pt", "mlx": "mlx"}  # format -> name in the folder
 
 
 def ours(folder: Path, dtype: str, name: str) -> Callable[[], object]:
@@ -33,7 +32,7 @@ def ours(folder: Path, dtype: str, name: str) -> Callable[[], object]:
 
     from weight_loader import load_model
 
-    jax.block_until_ready(jax.numpy.zeros(8, dtype))  # the backend is up, as torch's is
+    jax.block_until_ready(jax.numpy.zeros(8, dtype))  # initializes the backend, like torch's
     return lambda: load_model(folder / name, dtype=dtype)
 
 
@@ -60,7 +59,7 @@ SYSTEMS: dict[str, Callable[[Path, str], Callable[[], object]]] = {
 
 
 def prepare(folder: Path, size: str, dtype: str) -> float:
-    """Writes random weights in every format; returns their size in MiB."""
+    """Writes random weights in every format and returns their size in MiB."""
     import jax.numpy as jnp
     import numpy as np
     from flax import nnx
@@ -82,7 +81,7 @@ def prepare(folder: Path, size: str, dtype: str) -> float:
 
 
 def measure(system: str, folder: Path, dtype: str) -> str:
-    """In a process of its own: seconds, and MiB beyond what the imports take."""
+    """Returns seconds, and MiB beyond the imports, measured in this process."""
     warnings.simplefilter("ignore")
     load = SYSTEMS[system](folder, dtype)
     reset_peak_memory()
@@ -123,7 +122,7 @@ def main() -> None:
                 seconds, megabytes = map(float, answer.split())
                 runs[system].append((seconds, megabytes))
     print(f"{given.size}'s shape in {given.dtype}: {weights:.0f} MiB of weights; median of {given.repeats} runs\n")
-    print("| what loads what | seconds | peak memory / weights |\n|---|---|---|")
+    print("| system, format | seconds | peak memory / weights |\n|---|---|---|")
     for system, pairs in runs.items():
         seconds, megabytes = (statistics.median(values) for values in zip(*pairs, strict=True))
         print(f"| {system} | {seconds:.2f} | {megabytes / weights:.2f} |")

@@ -1,4 +1,4 @@
-"""The most memory that this process held."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def reset_peak_memory() -> None:
-    """Lets `peak_memory_mb` begin anew, where the system can do that (Linux)."""
+    """Resets `peak_memory_mb` if the system supports it (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process held in RAM since `reset_peak_memory`, or, where that has no effect, ever."""
+    """Returns the peak resident memory since `reset_peak_memory` or, where that has no effect, since the start."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

@@ -1,9 +1,9 @@
-"""Invented words: what is written where nobody speaks, in words an hour.
+"""Measures hallucinations: words per hour on audio without speech.
 
     python benchmarks/nonspeech.py CHECKPOINT --noise_only RECORDING --result benchmarks/results/NAME.nonspeech.json
 
-Silence, noise, hum, chords and a melody, clicks, and a recording of noise; each system with its own defaults (the
-language given), then with its voice activity filter too.
+Silence, noise, hum, chords with a melody, clicks, and a recording of noise; each system with its own defaults (but the
+given language), then also with its voice activity filter.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ WAYS = {"defaults": Work(defaults=True), "vad_filter": Work(defaults=True, vad=T
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="in any format")
-    parser.add_argument("--noise_only", type=Path, help="a recording in which nobody speaks")
+    parser.add_argument("--noise_only", type=Path, help="a recording without speech")
     parser.add_argument("--result", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--systems", default="", metavar="PATTERN")
-    parser.add_argument("--minutes", type=float, default=5, help="of each sound")
-    parser.add_argument("--quick", action="store_true", help="half a minute of each: shows that everything runs")
-    parser.add_argument("--formats", type=Path, metavar="FOLDER", help="where the converted checkpoint is kept")
+    parser.add_argument("--minutes", type=float, default=5, help="of each kind of audio")
+    parser.add_argument("--quick", action="store_true", help="half a minute of each: checks that everything runs")
+    parser.add_argument("--formats", type=Path, metavar="FOLDER", help="where to keep the converted checkpoint")
     args = parser.parse_args()
     minutes = 0.5 if args.quick else args.minutes
-    sounds = speech.speechless(60 * minutes, args.noise_only)
+    signals = speech.speechless(60 * minutes, args.noise_only)
     names = [name for name in NAMES if re.search(args.systems, name)]
     found: dict[str, Any] = {}
     versions = {}
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = prepare(args.checkpoint, args.formats or Path(scratch) / "formats", only=formats(names))
-        files = {name: save(Path(scratch) / f"{name}.npz", [sound]) for name, sound in sounds.items()}
+        files = {name: save(Path(scratch) / f"{name}.npz", [signal]) for name, signal in signals.items()}
         for name in names:
             with Worker(name, checkpoint) as worker:
                 versions[name] = worker.about["version"]
                 for way, work in ((way, work) for way, work in WAYS.items() if is_able(name, work)):
                     rows = {}
-                    for sound, file in files.items():
+                    for kind, file in files.items():
                         text = worker.run(file, work)["texts"][0]
-                        rows[sound] = {"words": len(re.findall(r"\w+", text)), "begins": text.strip()[:60]}
-                        print(name, way, sound, rows[sound], file=sys.stderr, flush=True)
+                        rows[kind] = {"words": len(re.findall(r"\w+", text)), "begins": text.strip()[:60]}
+                        print(name, way, kind, rows[kind], file=sys.stderr, flush=True)
                     found[f"{name}, {way}"] = rows
                     write_result(args.result, args.checkpoint.name, versions, minutes=minutes, nonspeech=found)
 

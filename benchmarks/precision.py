@@ -1,10 +1,10 @@
-"""Word error rates by the numbers that a model computes with and is stored in, ours and those of its peers.
+"""Compares word error rates of computation and weight dtypes, ours and those of peers.
 
     python benchmarks/precision.py CHECKPOINT MANIFEST --result benchmarks/results/NAME.precision.json
 
-Each recording of the manifest (JSON lines with audio, text and language), alone and with pink noise 5 dB below it, is
-transcribed in its language, greedily at temperature 0 and without previous text: so one other word has no further
-consequences. A phrase four times or more in a row is a loop: its repetitions are counted apart from the errors.
+Each recording of the manifest (JSON lines with audio, text and language), clean and with pink noise 5 dB below it, is
+transcribed in its language, greedily at temperature 0 and without previous text, so that single differences have no
+further consequences. Phrases repeated four or more times are loops, which are counted separately from errors.
 """
 
 from __future__ import annotations
@@ -31,11 +31,16 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="in any format")
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--result", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--languages", help="separated by commas; default all")
-    parser.add_argument("--systems", default="^(?!transformers, b)", metavar="PATTERN", help="those with it, and ours")
+    parser.add_argument("--languages", help="comma-separated; default: all")
+    parser.add_argument(
+        "--systems",
+        default="^(?!transformers, b)",
+        metavar="PATTERN",
+        help="systems that match this regular expression, and ours",
+    )
     parser.add_argument("--noise", type=float, nargs="*", default=[5.0], metavar="DB")
-    parser.add_argument("--quick", action="store_true", help="the shortest recording alone: shows that everything runs")
-    parser.add_argument("--formats", type=Path, metavar="FOLDER", help="where the converted checkpoint is kept")
+    parser.add_argument("--quick", action="store_true", help="only the shortest recording: checks that everything runs")
+    parser.add_argument("--formats", type=Path, metavar="FOLDER", help="where to keep the converted checkpoint")
     args = parser.parse_args()
 
     recordings = speech.read(args.manifest, set(args.languages.split(",")) if args.languages else None)
@@ -43,7 +48,7 @@ def main() -> None:
         recordings, args.noise = [min(recordings, key=lambda recording: recording.duration_s)], []
     recordings += [speech.noisy(recording, ratio) for ratio in args.noise for recording in recordings]
     names = [name for name in SYSTEMS if "batched" not in name and re.search(args.systems, name)]
-    names = list(dict.fromkeys(["whisper_nnx", *names]))  # with which the others are compared
+    names = list(dict.fromkeys(["whisper_nnx", *names]))  # the reference for the others
     found: dict[str, Any] = {}
     versions = {}
     with tempfile.TemporaryDirectory() as scratch:

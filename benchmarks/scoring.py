@@ -1,4 +1,4 @@
-"""What systems wrote, beside what was spoken: errors, with loops counted apart; and results as files."""
+"""Scores transcripts, counting loops separately from errors, and writes results to files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from whisper_nnx.evaluation.normalizers import split
 
-LOOP_TIMES = 4  # so often in a row a phrase is a loop
-LOOP_WORDS = 16  # the longest phrase that is looked for
+LOOP_TIMES = 4  # repetitions in a row that make a loop
+LOOP_WORDS = 16  # longest phrase of a loop
 
 
 def without_loops(words: Sequence[str]) -> tuple[list[str], int]:
-    """Words in which a phrase that comes four times or more in a row is left once; and how many were taken out."""
+    """Reduces phrases repeated four or more times in a row to one; returns the words and the number removed."""
     kept: list[str] = []
     i = 0
     while i < len(words):
@@ -36,8 +36,10 @@ def without_loops(words: Sequence[str]) -> tuple[list[str], int]:
 
 
 def score(texts: Sequence[str], spoken: Sequence[str], languages: Sequence[str]) -> dict[str, int]:
-    """Counts over all texts: words written and spoken, errors of what is left without loops, words in loops and
-    recordings with some. Letters are words where a language is written without spaces."""
+    """Counts words written and spoken, errors without loops, words in loops, and recordings with loops.
+
+    In languages written without spaces, characters count as words.
+    """
     import jiwer
 
     truths = [split(text, language) for text, language in zip(spoken, languages, strict=True)]
@@ -56,7 +58,7 @@ def score(texts: Sequence[str], spoken: Sequence[str], languages: Sequence[str])
 
 
 def write_result(path: Path, checkpoint: str, versions: dict[str, str], **found: Any) -> None:
-    """A small JSON file: what was found, when, where and with which versions."""
+    """Writes a JSON file with the results, date, machine and versions."""
     about = {
         "checkpoint": checkpoint,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -68,7 +70,7 @@ def write_result(path: Path, checkpoint: str, versions: dict[str, str], **found:
 
 
 def machine() -> str:
-    """The processor, by its model where Linux names it, and its cores."""
+    """Describes the processor, by model if Linux names it, and its number of cores."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(line.split("\t: ", 1) for line in info.split("\n\n")[0].splitlines() if "\t: " in line)
     fields |= {key.strip(): value for key, value in fields.items()}

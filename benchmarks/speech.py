@@ -1,4 +1,4 @@
-"""What is transcribed: real recordings with their texts, joined and cut; and sound in which nobody speaks."""
+"""Benchmark audio: real recordings with texts, joined and cut, and audio without speech."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Recording:
 
 
 def read(manifest: Path, languages: set[str] | None = None) -> list[Recording]:
-    """The rows of a manifest (JSON lines with audio, text and language) in these languages."""
+    """Reads the rows of a manifest (JSON lines with audio, text and language) in these languages."""
     from whisper_nnx.audio.loading import load_audio
 
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
@@ -42,7 +42,7 @@ def read(manifest: Path, languages: set[str] | None = None) -> list[Recording]:
 
 
 def one_window(recordings: list[Recording]) -> Recording:
-    """As many recordings, shortest first, as fit into a window of 30 s."""
+    """Joins as many recordings, shortest first, as fit into a window of 30 s."""
     chosen, left_s = [], float(WINDOW_S)
     for recording in sorted(recordings, key=lambda recording: recording.duration_s):
         if recording.duration_s <= left_s:
@@ -52,8 +52,8 @@ def one_window(recordings: list[Recording]) -> Recording:
 
 
 def long(recordings: list[Recording], minutes: float) -> Recording:
-    """A recording of about so many minutes; in each round the recordings come in another order, so that what repeats
-    lies elsewhere in its window."""
+    """Makes a recording of about this length; each round has another order, so that repeated recordings are at other
+    places in their windows."""
     order, chosen, left_s = random.Random(0), [], minutes * 60
     while left_s > 0:
         for recording in order.sample(recordings, len(recordings)):
@@ -69,7 +69,7 @@ def joined(recordings: list[Recording], name: str) -> Recording:
 
 
 def cut(audio: np.ndarray, longest_s: float = WINDOW_S, search_s: float = 10.0) -> list[np.ndarray]:
-    """Clips of at most `longest_s`, each cut at the quietest 0.2 s of its last `search_s`."""
+    """Cuts clips of at most `longest_s`, at the quietest 0.2 s of their last `search_s`."""
     clips, size, hop = [], int(longest_s * SAMPLE_RATE), SAMPLE_RATE // 10
     while len(audio) > size:
         start = size - int(search_s * SAMPLE_RATE)
@@ -81,7 +81,7 @@ def cut(audio: np.ndarray, longest_s: float = WINDOW_S, search_s: float = 10.0) 
 
 
 def noisy(recording: Recording, ratio_db: float) -> Recording:
-    """With pink noise at a signal-to-noise ratio."""
+    """Adds pink noise at a signal-to-noise ratio."""
     noise = pink(len(recording.audio), np.random.default_rng(len(recording.audio)))
     scale = np.sqrt((recording.audio**2).mean() / (noise**2).mean()) * 10 ** (-ratio_db / 20)
     return Recording(
@@ -93,7 +93,7 @@ def noisy(recording: Recording, ratio_db: float) -> Recording:
 
 
 def pink(samples: int, source: np.random.Generator) -> np.ndarray:
-    """Noise whose power falls with frequency, of standard deviation 1."""
+    """Returns noise of standard deviation 1 whose power falls with frequency."""
     spectrum = np.fft.rfft(source.standard_normal(samples))
     spectrum /= np.sqrt(np.maximum(1, np.arange(len(spectrum))))
     noise = np.fft.irfft(spectrum, samples)
@@ -101,14 +101,14 @@ def pink(samples: int, source: np.random.Generator) -> np.ndarray:
 
 
 def speechless(seconds: float, noise_only: Path | None = None) -> dict[str, np.ndarray]:
-    """Name -> sound in which nobody speaks; `noise_only`: a recording of some, repeated to that length."""
+    """Returns audio without speech by name; `noise_only`: a recording of noise, repeated to this length."""
     source, size = np.random.default_rng(0), int(seconds * SAMPLE_RATE)
     t = np.arange(size) / SAMPLE_RATE
     hum = sum(np.sin(2 * np.pi * 50 * k * t + k) / k for k in range(1, 8))
     clicks = np.zeros(size)
     clicks[source.integers(0, size, int(2 * seconds))] = source.uniform(-0.8, 0.8, int(2 * seconds))
     clicks = np.convolve(clicks, np.exp(-np.arange(80) / 16))[:size] + 1e-4 * source.standard_normal(size)
-    sounds = {
+    signals = {
         "silence": np.zeros(size),
         "white noise": 0.03 * source.standard_normal(size),
         "pink noise": 0.05 * pink(size, source),
@@ -121,13 +121,13 @@ def speechless(seconds: float, noise_only: Path | None = None) -> dict[str, np.n
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sounds["recorded noise"] = np.resize(load_audio(noise_only), size)
-    return {name: sound.astype(np.float32) for name, sound in sounds.items()}
+            signals["recorded noise"] = np.resize(load_audio(noise_only), size)
+    return {name: signal.astype(np.float32) for name, signal in signals.items()}
 
 
 def music(t: np.ndarray, source: np.random.Generator) -> np.ndarray:
-    """Chords of three tones a second, a melody of four above them: harmonics that decay."""
-    sound = np.zeros_like(t)
+    """Returns chords of three tones, one per second, and a melody of four tones per second, with decaying harmonics."""
+    signal = np.zeros_like(t)
     for notes_per_s, octave, voices, level in ((1, 0, 3, 0.06), (4, 12, 1, 0.08)):
         beats = int(t[-1] * notes_per_s) + 1
         steps = source.choice([0, 2, 4, 5, 7, 9, 11], (voices, beats))
@@ -136,5 +136,5 @@ def music(t: np.ndarray, source: np.random.Generator) -> np.ndarray:
         for voice in steps:
             pitch = 220 * 2 ** ((voice[beat] + octave) / 12)
             phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
-            sound += level * decay * sum(np.sin(k * phase) / k**2 for k in range(1, 6))
-    return sound
+            signal += level * decay * sum(np.sin(k * phase) / k**2 for k in range(1, 6))
+    return signal

@@ -1,8 +1,8 @@
-"""The systems that are measured, each behind the same call; `worker.py` runs each in a process of its own.
+"""The measured systems, with a common interface; `worker.py` runs each in a separate process.
 
 A system is made from a folder with one checkpoint in several formats (`checkpoints.prepare`). Its `transcribe` takes
-recordings (samples at 16 kHz) and a `Work`, and returns `Written` for each. `ABLE` names what it can do. `tokens`: how
-many every window gets, where the weights are random; None for a trained checkpoint.
+recordings (samples at 16 kHz) and a `Work`, and returns `Written` for each. `ABLE` lists its capabilities. `tokens`:
+tokens per window with random weights; None for a trained checkpoint.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ import numpy as np
 
 SAMPLE_RATE = 16_000
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-GREEDY = {"temperature": 0.0, "condition_on_previous_text": False}  # so that no window depends on another one's errors
-# Where BatchedInferencePipeline cuts: speech without pauses of 2 s would be one chain of windows for us.
+GREEDY = {
+    "temperature": 0.0,
+    "condition_on_previous_text": False,
+}  # so that windows are independent of each other's errors
+# Cuts where BatchedInferencePipeline does: speech without pauses of 2 s would be one chain of windows for us.
 SHORT_PAUSES = {"min_silence_duration_ms": 160, "max_speech_duration_s": 30}
 
 
@@ -33,18 +36,18 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done with some recordings: the same for every system."""
+    """Options of a task, equal for every system."""
 
     language: str = "en"
     beam_size: int = 1
-    words: bool = False  # word times too
+    words: bool = False  # also compute word times
     batch_size: int = 1
-    vad: bool = False  # cut by the system's own voice activity filter
-    defaults: bool = False  # the system's own options, its fallback to higher temperatures included
+    vad: bool = False  # use the system's voice activity filter
+    defaults: bool = False  # the system's own options, including temperature fallback
 
     @property
     def needs(self) -> set[str]:
-        wanted = {
+        needed = {
             "sequential": self.batch_size == 1,
             "batch": self.batch_size > 1,
             "beam": self.beam_size > 1,
@@ -52,7 +55,7 @@ class Work:
             "vad": self.vad,
             "defaults": self.defaults,
         }
-        return {name for name, is_wanted in wanted.items() if is_wanted}
+        return {name for name, is_needed in needed.items() if is_needed}
 
 
 class WhisperNNX:
@@ -87,7 +90,7 @@ class WhisperNNX:
         return options | {"language": work.language, "word_timestamps": work.words, "vad_filter": work.vad}
 
     def warm_up(self, work: Work) -> None:
-        """Compiles what is beyond the first windows of a recording."""
+        """Compiles programs that the first windows of a recording do not use."""
         self.nnx.warmup(self.model, batch_sizes=(work.batch_size,), **self._options(work))
 
     def transcribe(self, recordings: Sequence[np.ndarray], work: Work) -> list[Written]:
@@ -96,7 +99,7 @@ class WhisperNNX:
 
 
 class OpenAIWhisper:
-    """openai-whisper, in float32 (on a GPU in float16); it has no batches."""
+    """openai-whisper, in float32 (float16 on a GPU), without batches."""
 
     ABLE = frozenset({"encode", "sequential", "beam", "words", "defaults"})
 
@@ -126,7 +129,7 @@ class OpenAIWhisper:
 
 
 class Transformers:
-    """Hugging Face's, with torch's scaled dot-product attention: its own long-form decoding, alone or in batches."""
+    """Hugging Face transformers with SDPA and its own long-form decoding, one by one or in batches."""
 
     ABLE = frozenset({"encode", "sequential", "beam", "words", "batch"})
 
@@ -181,7 +184,7 @@ class Transformers:
 
 
 class FasterWhisper:
-    """faster-whisper, with all cores or a GPU; recordings one after the other."""
+    """faster-whisper, with all cores or a GPU, one recording at a time."""
 
     ABLE = frozenset({"encode", "sequential", "beam", "words", "vad", "defaults"})
 
@@ -194,7 +197,7 @@ class FasterWhisper:
         device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
         place = {"device": device, "compute_type": compute_type, "cpu_threads": CORES}
         self.model = faster_whisper.WhisperModel(str(checkpoint / "ctranslate2"), **place)
-        # Its length limit is halved with the prompt (4 ids, without previous text) counted in.
+        # Its length limit includes the prompt (4 ids) and is then halved.
         limit = {"max_new_tokens": 2 * tokens - 4} if tokens else {}
         self.fixed = {"no_speech_threshold": None, "without_timestamps": True, **limit} if tokens else {}
 
@@ -214,8 +217,8 @@ class FasterWhisper:
 
 
 class FasterWhisperBatched:
-    """Its BatchedInferencePipeline, which decodes pieces of one recording together: these recordings, joined, or what
-    its voice activity filter makes of one. By its defaults it writes no timestamps within a piece."""
+    """faster-whisper's BatchedInferencePipeline, which decodes pieces of one recording together: the given recordings,
+    joined, or those found by its voice activity filter. By default it writes no timestamps within a piece."""
 
     ABLE = frozenset({"batch", "vad"})
 
@@ -238,7 +241,7 @@ class FasterWhisperBatched:
 
 
 class WhisperCpp:
-    """whisper.cpp through pywhispercpp, as its wheel is compiled; recordings one after the other."""
+    """whisper.cpp through pywhispercpp's wheel, one recording at a time."""
 
     ABLE = frozenset({"sequential", "beam"})
 
@@ -292,7 +295,7 @@ SYSTEMS: dict[str, Callable[[Path, int | None], Any]] = {  # ours first
     "whisper.cpp, q8_0": partial(WhisperCpp, "q8_0"),
 }
 SYSTEMS |= (
-    ASKED_FOR := {  # only where they are asked for by name: on many CPUs some take minutes a window
+    ON_REQUEST := {  # only if selected by name: on many CPUs some take minutes per window
         "whisper_nnx, float16": partial(WhisperNNX, "float16", "float16"),
         "whisper_nnx, float32, int8 weights": partial(WhisperNNX, "float32", "int8"),
         "transformers, bfloat16": partial(Transformers, "bfloat16"),
@@ -300,7 +303,7 @@ SYSTEMS |= (
 )
 
 
-FORMATS = {  # the beginning of a system's name -> the file or folder that it is made from
+FORMATS = {  # start of a system's name -> the file or folder that it loads
     "whisper_nnx": "huggingface",
     "openai-whisper": "openai.pt",
     "transformers": "huggingface",
@@ -315,17 +318,17 @@ def formats(names: list[str]) -> set[str]:
 
 
 def chosen(pattern: str) -> list[str]:
-    """Ours, and the peers with this regular expression; those that are to be asked for only where it is not empty."""
+    """Selects ours and the peers that match a regular expression; those on request only if it is not empty."""
     return [
         name
         for name in SYSTEMS
-        if (name not in ASKED_FOR and name.startswith("whisper_nnx"))
-        or (re.search(pattern, name) and (pattern or name not in ASKED_FOR))
+        if (name not in ON_REQUEST and name.startswith("whisper_nnx"))
+        or (re.search(pattern, name) and (pattern or name not in ON_REQUEST))
     ]
 
 
 def is_able(name: str, work: Work | None) -> bool:
-    """Whether a system can do it; None: only encode."""
+    """Whether a system supports the work; None: encoding only."""
     factory = SYSTEMS[name]
     able = (factory.func if isinstance(factory, partial) else factory).ABLE
     return (work.needs if work else {"encode"}) <= able
@@ -338,7 +341,7 @@ def _torch_device() -> str:
 
 
 def _fixed(tokens: int | None) -> dict[str, Any]:
-    """Options with which every window of random weights gets so many tokens."""
+    """Options that give every window of random weights this many tokens."""
     return {"sample_len": tokens, "without_timestamps": True, "no_speech_threshold": None} if tokens else {}
 
 

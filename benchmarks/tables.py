@@ -1,10 +1,10 @@
-"""Writes the tables of the documents from the JSON files in benchmarks/results, between the marks in the text.
+"""Writes tables from the JSON files in benchmarks/results into the documents.
 
     python benchmarks/tables.py [--check]
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`, where NAME is that of its file: `base.timings` for
-benchmarks/results/base.timings.json, of which `base.summary` is the short form. --check changes nothing; the exit code
-is 1 where a document is not up to date.
+A table is between `<!-- table NAME -->` and `<!-- end -->`, where NAME is that of its file: `base.timings` for
+benchmarks/results/base.timings.json, of which `base.summary` is the short form. --check changes nothing and exits with
+1 if a document is not up to date.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def about(result: dict[str, Any]) -> str:
-    """When, where, with what."""
+    """Formats date, machine and versions."""
     families: dict[str, str] = {}
     for name, version in result["versions"].items():
         families.setdefault(name.split(",")[0], version)
@@ -52,7 +52,7 @@ def seconds(value: float) -> str:
 
 
 def timings(result: dict[str, Any]) -> str:
-    """A row for each system and piece of work: seconds, ours / its, words, errors, memory."""
+    """A row per system and task: seconds, ours / its, words, errors, memory."""
     text = []
     for piece, found in result["timings"].items():
         rows, ours = [], found["systems"].get(_OURS)
@@ -70,7 +70,7 @@ def timings(result: dict[str, Any]) -> str:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """A row for each system: the window in seconds, the long recording in times its own length, its errors."""
+    """A row per system: seconds for a window, speed relative to real time for the long recording, errors."""
     found = result["timings"]
     pieces = [name for name in found if name == "one window" or name.startswith(("sequential", "clips", "cut by VAD"))]
     header = [f"{name}{', s' if name == 'one window' else ', x real time'}" for name in pieces]
@@ -127,7 +127,7 @@ def precision(result: dict[str, Any]) -> str:
 
 
 def nonspeech(result: dict[str, Any]) -> str:
-    """Words an hour: a row for each sound."""
+    """Words per hour, with a row per kind of audio."""
     found, per_hour = result["nonspeech"], 60 / result["minutes"]
     sounds = list(next(iter(found.values())))
     rows = [[sound, *(f"{row[sound]['words'] * per_hour:.0f}" for row in found.values())] for sound in sounds]
@@ -144,20 +144,20 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def table(name: str, results: Path = RESULTS) -> str:
-    """The table of this name: "base.timings", or, of the same file, "base.summary"."""
+    """Returns the table of a name: "base.timings", or "base.summary" of the same file."""
     checkpoint, kind = name.rsplit(".", 1)
     path = results / f"{checkpoint}.{'timings' if kind == 'summary' else kind}.json"
     return KINDS[kind](json.loads(path.read_text())) if path.exists() else _NOT_RUN
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """A document with its tables anew."""
+    """Returns a document with updated tables."""
     return _MARK.sub(lambda mark: f"{mark[1]}{table(mark[2], results)}{mark[3]}", text)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="changes nothing")
+    parser.add_argument("--check", action="store_true", help="report outdated documents without changing them")
     args = parser.parse_args()
     outdated = []
     for name in DOCUMENTS:

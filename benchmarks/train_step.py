@@ -1,10 +1,10 @@
-"""Times a step of training beside transformers': the same weights, the same batch, in one run.
+"""Times a training step of ours and of transformers with the same weights and batch, in one run.
 
     python benchmarks/train_step.py [--size tiny] [--batch 8] [--labels 448] [--window 30] [--repeats 5]
 
-A step is forward, backward, clipping and AdamW, in float32, on random weights of a released shape. Ours starts at the
-samples; transformers is given the log-mel spectrogram. Every system lives in a process of its own and takes a first
-step, whose time (with compilation) is reported apart; then they take turns. Both must begin with the same loss.
+A step is forward, backward, clipping and AdamW, in float32, on random weights of a released shape. Ours starts from
+samples, transformers from the log-mel spectrogram. Every system has a separate process and does a first step, whose
+time (with compilation) is reported separately; then they take turns. Both must start with the same loss.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RATE, DECAY = 1e-4, 0.1
 
 
 def prepare(folder: Path, args: argparse.Namespace) -> None:
-    """Random weights and a batch of noise."""
+    """Writes random weights and a batch of noise."""
     import jax.numpy as jnp
     from flax import nnx
 
@@ -61,16 +61,16 @@ def ours(folder: Path) -> Step:
     from whisper_nnx.training.config import OptimizerConfig, TrainConfig
 
     optimizer = OptimizerConfig(learning_rate=RATE, warmup_steps=0, decay="constant", weight_decay=DECAY)
-    config, mesh, made = TrainConfig(optimizer=optimizer), step.make_mesh(), np.load(folder / "batch.npz")
+    config, mesh, stored = TrainConfig(optimizer=optimizer), step.make_mesh(), np.load(folder / "batch.npz")
     state, static = step.create_state(
         step.make_trainee(load_model(folder / "model"), config, nnx.Rngs(0)), config, mesh
     )
     take = step.make_step(static, config, mesh)
     batch = {
-        "waveform": made["waveform"],
-        "ids": made["ids"],
-        "labels": np.roll(made["ids"], -1, axis=1),
-        "weights": np.ones(made["ids"].shape, np.float32),
+        "waveform": stored["waveform"],
+        "ids": stored["ids"],
+        "labels": np.roll(stored["ids"], -1, axis=1),
+        "weights": np.ones(stored["ids"].shape, np.float32),
     }
 
     def once() -> float:
@@ -106,8 +106,8 @@ SYSTEMS = {"whisper_nnx": ours, "transformers": transformers}
 
 
 def serve(name: str, folder: Path) -> None:
-    """The process of one system: takes a step for each line, answers with seconds, loss and megabytes."""
-    keep_memory()  # as training does; both gain by it
+    """Runs one system in this process: a step per input line, answered with seconds, loss and megabytes."""
+    keep_memory()  # as in training; both benefit
     answers, sys.stdout = sys.stdout, sys.stderr
     warnings.simplefilter("ignore")
     step = SYSTEMS[name](folder)
@@ -119,7 +119,7 @@ def serve(name: str, folder: Path) -> None:
 
 
 class Worker:
-    """A system in its process, as seen from here."""
+    """Client of a system's process."""
 
     def __init__(self, name: str, folder: Path):
         command = [sys.executable, __file__, "--serve", name, "--folder", str(folder)]
@@ -140,7 +140,7 @@ class Worker:
 
 
 def compare(folder: Path, args: argparse.Namespace) -> list[str]:
-    """The rows of the table."""
+    """Returns the lines of the table."""
     workers = [Worker(name, folder) for name in SYSTEMS]
     first = [worker.step() for worker in workers]
     if not np.isclose(first[0]["loss"], first[1]["loss"], rtol=1e-4):

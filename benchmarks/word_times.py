@@ -1,11 +1,10 @@
-"""Word times against hand labels: how far starts and ends are off, for this project and its peers.
+"""Measures errors of word times against manual labels, for this project and its peers.
 
     python benchmarks/word_times.py FOLDER --ours CHECKPOINT [--openai tiny.en.pt] [--faster CT2_FOLDER]
 
-FOLDER holds recordings, and beside each NAME.wav its labels, NAME.wrd, as TIMIT has them: a line for each word, with
-its start, its end and the word. Times with a decimal point are seconds; whole numbers are samples of 16 kHz. Words are
-English. Of transcripts those words count that an alignment of the fewest errors finds equal to the labels'; `align` is
-told the labels' words, and all count.
+FOLDER contains recordings NAME.wav with labels NAME.wrd in TIMIT's format: one line per word with start, end and word.
+Times with a decimal point are seconds; whole numbers are samples at 16 kHz. Words are English. For transcripts, only
+words that match the labels' in a minimal edit alignment count; `align` gets the labels' words, and all count.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Timed(NamedTuple):
 
 
 def labels_of(file: Path) -> list[Timed]:
-    """The words of a label file. ValueError for a line that is not "start end word"."""
+    """Reads the words of a label file. ValueError for a line that is not "start end word"."""
     words = []
     for number, line in enumerate(file.read_text().splitlines(), 1):
         parts = line.split()
@@ -48,7 +47,7 @@ def letters(word: str) -> str:
 
 
 def errors(found: list[Timed], labels: list[Timed]) -> np.ndarray:
-    """Start and end errors [n,2] in s, of words that correspond; positive is late."""
+    """Returns start and end errors [n,2] in s of matching words; positive is late."""
     texts = [[letters(word.word) for word in own] for own in (labels, found)]
     blocks = difflib.SequenceMatcher(None, *texts, autojunk=False).get_matching_blocks()
     pairs = [(labels[a + i], found[b + i]) for a, b, n in blocks for i in range(n)]
@@ -56,7 +55,7 @@ def errors(found: list[Timed], labels: list[Timed]) -> np.ndarray:
 
 
 def systems(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[Path, str], list[Timed]]]]:
-    """(name, (audio, text) -> words); the text is for those alone that align."""
+    """Yields (name, function from audio and text to words); the text is used only by `align`."""
 
     def of(words: list[dict]) -> list[Timed]:
         return [Timed(w["word"], w["start"], w["end"]) for w in words if w["start"] is not None]
@@ -104,7 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     clips = [(file.with_suffix(".wav"), labels_of(file)) for file in sorted(args.folder.glob("*.wrd"))]
     if not clips:
-        sys.exit(f"{args.folder} holds no .wrd files; see --help")
+        sys.exit(f"{args.folder} contains no .wrd files; see --help")
     n_words = sum(len(labels) for _, labels in clips)
     print(f"{len(clips)} recordings, {n_words} words; start/end\n")
     print(

@@ -1,4 +1,4 @@
-"""A system in a process of its own, which is told what to do line by line."""
+"""Runs a system in a separate process that reads one request per line."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from benchmarks.systems import SYSTEMS, Work
 
 
 class Worker:
-    """The process of one system, as seen from here."""
+    """Client of a system's process."""
 
     def __init__(self, name: str, checkpoint: Path, keep_compiled: bool = True):
-        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # a GPU is shared by all of them
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # all systems share a GPU
         if not keep_compiled:
             environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         self.process = subprocess.Popen(
@@ -44,7 +44,7 @@ class Worker:
         return json.loads(line)
 
     def run(self, audio: Path, work: Work | None, warm_up: bool = False) -> dict[str, Any]:
-        """Seconds, megabytes, texts and tokens of the recordings in an npz file; work None: the encoder alone."""
+        """Returns seconds, megabytes, texts and tokens for the recordings in an npz file; work None: encoder only."""
         request = {"audio": str(audio), "work": work and asdict(work), "warm_up": warm_up}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -59,7 +59,7 @@ class Worker:
 
 
 def save(path: Path, recordings: list[np.ndarray]) -> Path:
-    """Recordings as a worker reads them, in their order."""
+    """Saves recordings for a worker, in order."""
     np.savez(path, **{f"{i:06}": audio for i, audio in enumerate(recordings)})
     return path
 

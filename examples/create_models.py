@@ -1,4 +1,4 @@
-"""Creates Whispers with random weights and tells how large they are.
+"""Creates Whisper models with random weights and prints their sizes.
 
 python examples/create_models.py                    # tiny, base and small
 python examples/create_models.py large-v3-turbo     # any released size
@@ -16,11 +16,11 @@ parser.add_argument("sizes", nargs="*", default=["tiny", "base", "small"], help=
 args = parser.parse_args()
 
 for size in args.sizes:
-    # create_whisper_tiny() is short for create_whisper("tiny"). Any field of the configuration can be changed on the
-    # way (create_whisper("tiny", decoder_layers=2)), and the seed too (rngs=nnx.Rngs(7)).
+    # create_whisper_tiny() is short for create_whisper("tiny"). Any field of the configuration can be changed
+    # (create_whisper("tiny", decoder_layers=2)), and the seed too (rngs=nnx.Rngs(7)).
     model = create_whisper(size)
 
-    params = jax.tree.leaves(nnx.state(model, nnx.Param))  # a module is a pytree of arrays, its state is another
+    params = jax.tree.leaves(nnx.state(model, nnx.Param))  # modules and their states are pytrees of arrays
     count, megabytes = sum(p.size for p in params), sum(p.nbytes for p in params) / 1e6
     config = model.config
     print(

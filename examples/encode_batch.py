@@ -1,4 +1,4 @@
-"""Encodes a batch of windows with jit, and one window at many volumes with vmap; compiling is timed apart from running.
+"""Encodes a batch of windows with jit, and one window at many gains with vmap; times compilation and running.
 
 python examples/encode_batch.py
 python examples/encode_batch.py --size base --batch 8
@@ -26,12 +26,12 @@ def timed(what: str, function: Callable[..., Any], *args: Any) -> Any:
 
 @jax.jit
 def encode(model: Whisper, mel: jax.Array) -> jax.Array:
-    """mel [B,M,T] -> [B,T/2,D]. The model is an argument: weights that a function closes over are compiled into it."""
+    """Encodes mel [B,M,T] to [B,T/2,D]. The model is an argument, since closed-over weights become constants."""
     return model.encode(mel)
 
 
 def encode_at(model: Whisper, waveform: jax.Array, gain: jax.Array) -> jax.Array:
-    """One window [N] at one volume, written as if there were no batch -> [T/2,D]."""
+    """Encodes one window [N] at one gain to [T/2,D], written without a batch."""
     return model.encode(log_mel_spectrogram(gain * waveform)[None])[0]
 
 

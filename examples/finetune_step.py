@@ -1,8 +1,8 @@
-"""Trains a small Whisper with optax on one batch: a jitted step whose state is donated. The loss goes down.
+"""Trains a small Whisper with optax on one batch, with a jitted step and a donated state.
 
     python examples/finetune_step.py
 
-For a trained model take `load_model(...)`, mels of recordings, and the ids of what is said in them.
+To fine-tune a trained model, use `load_model(...)`, mels of recordings and the token ids of their texts.
 """
 
 from functools import partial
@@ -28,21 +28,21 @@ config = WhisperConfig(
 )
 model = Whisper(config, rngs=nnx.Rngs(0))
 
-# The arrays to train, apart from the rest (the encoder's sinusoids) and from the structure, which is hashable.
+# Trained arrays, other arrays (the encoder's sinusoids) and the structure, which is hashable.
 structure, params, constants = nnx.split(model, nnx.Param, ...)
 optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 state = (params, optimizer.init(params))
 
 
 def loss_of(params: Any, constants: Any, mel: jax.Array, ids: jax.Array, key: jax.Array) -> jax.Array:
-    """mel [B,M,T], ids [B,S]: the mean cross-entropy of each id given the mel and the ids before it."""
+    """Mean cross-entropy of each of ids [B,S] given mel [B,M,T] and the previous ids."""
     model = nnx.merge(structure, params, constants)
-    rngs = nnx.Rngs(dropout=key)  # made here: it counts its uses, which JAX allows only within one transformation
+    rngs = nnx.Rngs(dropout=key)  # created here, since its counter must stay within one JAX transformation
     logits = model(mel, ids[:, :-1], deterministic=False, rngs=rngs)
     return optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:]).mean()
 
 
-@partial(jax.jit, donate_argnums=0)  # the new state takes the memory of the old one, which is gone after the call
+@partial(jax.jit, donate_argnums=0)  # the new state reuses the memory of the old one, which is deleted
 def train_step(state: Any, constants: Any, mel: jax.Array, ids: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
     params, moments = state
     loss, gradient = jax.value_and_grad(loss_of)(params, constants, mel, ids, key)

@@ -1,4 +1,4 @@
-"""Loads a checkpoint in float32, bfloat16 and float16; compares the bytes of the parameters and the logits.
+"""Loads a checkpoint in float32, bfloat16 and float16 and compares parameter memory and logits.
 
 python examples/half_precision.py path/to/checkpoint recording.wav
 python examples/half_precision.py tiny recording.wav
@@ -20,9 +20,9 @@ args = parser.parse_args()
 exact = load_model(args.checkpoint)
 # The first 30 s; silence fills the window, as in training.
 mel = log_mel_spectrogram(load_audio(args.audio), exact.config.num_mel_bins, padding=480_000)[:, :3000]
-said = decode(exact, mel)
-ids = jnp.array([[*exact.tokenizer.sot_sequence(said.language), *said.tokens]])
-print(said.text)
+decoded = decode(exact, mel)
+ids = jnp.array([[*exact.tokenizer.sot_sequence(decoded.language), *decoded.tokens]])
+print(decoded.text)
 
 logits_of = jax.jit(lambda model, mel, ids: model(mel, ids))  # always float32, as are LayerNorm and softmax
 expected = logits_of(exact, mel[None], ids)

@@ -1,4 +1,4 @@
-"""Transcribes a recording: its text, its segments, its words with their times; then once more as a stream.
+"""Transcribes a recording and prints text, segments and word times; then again as a stream.
 
 python examples/transcribe_file.py path/to/checkpoint recording.mp3
 python examples/transcribe_file.py turbo recording.mp3
@@ -22,9 +22,9 @@ for segment in result["segments"]:
     for word in segment["words"]:
         print(f"  {word['start']:7.2f} - {word['end']:5.2f} {word['word']:<12} probability {word['probability']:.2f}")
 
-print("\nAs a stream; a segment can be used while the rest of the recording is still to be decoded:")
+print("\nAs a stream, whose segments are available before the rest of the recording is decoded:")
 start = time.perf_counter()
 stream = iter_segments(model, args.audio, language=result["language"])
 for segment in stream:
     print(f"after {time.perf_counter() - start:5.2f} s:{segment['text']}")
-print(f"{stream.duration_s:.1f} s of sound; all of it:{stream.transcript['text']}")
+print(f"{stream.duration_s:.1f} s of audio; the whole text:{stream.transcript['text']}")

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import speech, tables
 from benchmarks.scoring import score, without_loops, write_result
-from benchmarks.systems import ASKED_FOR, FORMATS, SYSTEMS, Work, chosen, formats, is_able
+from benchmarks.systems import FORMATS, ON_REQUEST, SYSTEMS, Work, chosen, formats, is_able
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_every_sound_without_speech_is_as_long_as_asked_for_and_within_full_scal
 
 
 def test_systems_that_are_slow_somewhere_run_only_when_named():
-    assert set(chosen("")) == set(SYSTEMS) - set(ASKED_FOR)
+    assert set(chosen("")) == set(SYSTEMS) - set(ON_REQUEST)
     assert chosen("^transformers, bfloat16$")[-1] == "transformers, bfloat16"
     assert formats(list(SYSTEMS)) == set(FORMATS.values())
     assert is_able("faster-whisper, batched", Work(vad=True, batch_size=8))

@@ -86,7 +86,7 @@ def test_a_stream_says_what_the_transcript_says(run: Run, digits: Path, recordin
     printed = run("transcribe_file.py", digits, recording)
     text = " ".join(word["word"] for word in spoken).capitalize() + "."
     assert printed.startswith(f"en: {text}\n")
-    assert printed.endswith(f"all of it: {text}\n")
+    assert printed.endswith(f"the whole text: {text}\n")
     assert len(re.findall(r"probability", printed)) == len(spoken)
 
 

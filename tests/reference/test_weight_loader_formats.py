@@ -136,7 +136,9 @@ def test_a_whole_pickled_module_is_rejected_by_its_class(tmp_path):
 def test_torchs_old_format_is_rejected_with_the_way_out(digits, tmp_path):
     state = load_file(digits / "model.safetensors")
     torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match=r"in the format of torch before 1.6; .*torch.save\(torch.load\(FILE\), NEW\)"):
+    with pytest.raises(
+        ValueError, match=r"has the format of torch before 1.6; .*torch.save\(torch.load\(FILE\), NEW\)"
+    ):
         open_checkpoint(tmp_path / "pytorch_model.bin")
     torch.save(torch.load(tmp_path / "pytorch_model.bin"), tmp_path / "new.bin")
     shutil.copy(digits / "config.json", tmp_path)

@@ -141,7 +141,7 @@ def test_values_that_overflow_half_precision_are_rejected(model, tmp_path):
     [
         (
             ["{folder}", "{target}", "--to", "openai", "--dtype", "int8"],
-            "openai cannot store int8; choose one of float32",
+            "openai cannot store dtype int8; choose one of float32",
         ),
         (["{folder}", "{folder}", "--to", "hf"], "already exists; remove it or choose another name"),
         (["{folder}/nothing", "{target}", "--to", "hf"], "nothing does not exist"),

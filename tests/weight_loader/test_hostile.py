@@ -142,15 +142,15 @@ def test_a_pickle_with_calls_is_rejected_with_their_names(tmp_path, made, named,
         (b"r\xff\xff\xff\x7f.", "nothing to memoize"),
         (b"j\xff\xff\xff\x7f.", "a value number 2147483647 that was never memoized"),
         (b"Kr", "damaged"),
-        (b"Kr.", "no checkpoint"),
+        (b"Kr.", "without a checkpoint"),
         (b"", "damaged"),
         (b".", "without its values"),
         (b"u.", "damaged|mark"),
         (b"\x8d" + b"\xff" * 7 + b"\x7f.", "damaged"),
         (b"\x8b\xff\xff\xff\x7f.", "damaged"),
         (b"I" + b"9" * 100_000 + b"\n.", "damaged"),
-        (b"\x80\x02" + b"]" * 10_000 + b"a" * 9_999 + b".", "no dictionary|is no checkpoint|zip archive"),
-        (b")" + b"\x85" * 30_000 + b".", "no checkpoint"),
+        (b"\x80\x02" + b"]" * 10_000 + b"a" * 9_999 + b".", "not dictionaries|zip archive"),
+        (b")" + b"\x85" * 30_000 + b".", "without a checkpoint"),
         (b"(tq\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"Q.", "the storage"),
         (b"(tq\x00" + b"h\x00h\x00\x86q\x00" * 60 + b")R.", "a call of"),
     ],
@@ -250,7 +250,7 @@ def test_every_truncation_of_a_file_is_rejected_in_one_line(valid, tmp_path):
         ({"n_text_layer": 5}, "missing: decoder.blocks.2.attn_ln.weight"),
         ({"n_audio_ctx": 10**5}, "misshapen: encoder.positional_embedding"),
         ({"n_text_head": 0}, "decoder_attention_heads=0"),
-        ({"n_text_state": 32}, "n_audio_state=16 and n_text_state=32 differ"),
+        ({"n_text_state": 32}, "n_audio_state=16 and n_text_state=32 must be equal"),
         ({"n_mels": True}, "not whole numbers"),
         ({"n_mels": 8.0}, "not whole numbers"),
     ],
@@ -266,7 +266,7 @@ def test_sizes_that_do_not_fit_are_rejected(valid, tmp_path, changes, message):
 
 def test_the_old_format_of_torch_is_rejected_with_the_fix(tmp_path):
     (tmp_path / "model.pt").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2))
-    assert "is in the format of torch before 1.6; load and save it once more" in refused(tmp_path / "model.pt")
+    assert "has the format of torch before 1.6; load and save it again" in refused(tmp_path / "model.pt")
 
 
 def test_a_safetensors_header_of_a_gigabyte_is_rejected_without_reading_it(tmp_path):
@@ -289,7 +289,7 @@ def test_an_index_with_files_outside_its_folder_is_rejected(tmp_path, name, shar
     suffix = ".safetensors" if "safetensors" in name else ".bin"
     (tmp_path / "hf" / name).write_text(json.dumps({"weight_map": {"a": shard.format(suffix)}}))
     kind = suffix.removeprefix(".")
-    assert f"no {kind} file in its folder; it may be malicious" in refused(tmp_path / "hf")
+    assert f"not a {kind} file in its folder; it may be malicious" in refused(tmp_path / "hf")
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "vocab.json"])

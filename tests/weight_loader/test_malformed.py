@@ -84,10 +84,10 @@ def test_a_pipe_or_device_is_not_a_checkpoint(tmp_path, capsys, kind):
 def test_a_file_that_grows_while_it_is_read_stays_within_the_limit(tmp_path):
     (tmp_path / "file").write_bytes(b"12345")
     assert read_regular(tmp_path / "file", 5) == b"12345"
-    with pytest.raises(ValueError, match="is larger than 4 bytes"):
+    with pytest.raises(ValueError, match="is larger than the limit of 4 bytes"):
         read_regular(tmp_path / "file", 4)
     if Path("/proc/self/status").exists():  # says that it has 0 bytes
-        with pytest.raises(ValueError, match="is larger than 4 bytes"):
+        with pytest.raises(ValueError, match="is larger than the limit of 4 bytes"):
             read_regular(Path("/proc/self/status"), 4)
 
 

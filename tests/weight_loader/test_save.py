@@ -90,12 +90,12 @@ def of_whole_numbers() -> Whisper:
         (with_array, "unexpected: encoder.gain; remove the added modules"),
         (
             without_layer,
-            r"missing: decoder.layers.1\..* and \d+ more; set model.config to the sizes",
+            r"missing: decoder.layers.1\..* and \d+ more; if layers were removed or resized, set model.config",
         ),
         (without_bias, "missing: encoder.layers.0.fc1.bias; "),
         (
             of_another_width,
-            r"misshapen: .*fc1.kernel is \(16, 48\), expected \(16, 64\); set model.config",
+            r"misshapen: .*fc1.kernel is \(16, 48\), expected \(16, 64\); if layers were removed or resized, set",
         ),
         (
             with_shared_kernels,

@@ -267,7 +267,7 @@ def test_a_missing_or_unreadable_file_is_named(folder, name, content, message):
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [
-        ({"a": "model-00001-of-00002.safetensors"}, "has no model-00001-of-00002.safetensors, which .* names"),
+        ({"a": "model-00001-of-00002.safetensors"}, "lacks model-00001-of-00002.safetensors, which .* names"),
         ({"a": "../small/config.json"}, "names '../small/config.json', not a safetensors file in its folder"),
         ({"a": "/etc/passwd"}, "names '/etc/passwd', not a safetensors file in its folder"),
         ({"a": "sub/model-00001-of-00002.safetensors"}, "not a safetensors file in its folder"),

@@ -54,9 +54,9 @@ def opened(file: Path) -> Iterator[dict[str, Stored]]:
         members = archive.infolist()
         unpacked, packed = sum(member.file_size for member in members), file.stat().st_size
         if unpacked > _MAX_RATIO * packed:
-            raise CheckpointError(f"{file} would unpack to {unpacked} bytes from {packed}; do not trust it")
+            raise CheckpointError(f"{file} would unpack to {unpacked} bytes from {packed}; it may be malicious")
         if odd := [member.filename for member in members if not member.filename.isprintable()]:
-            raise CheckpointError(f"{file} has the member {_short(ascii(odd[0]))}; do not trust it")
+            raise CheckpointError(f"{file} has the member {_short(ascii(odd[0]))}; it may be malicious")
         yield {member.filename.removesuffix(".npy"): _stored(archive, member, file) for member in members}
 
 
