@@ -149,7 +149,7 @@ def test_shards_and_a_model_without_its_output_layer_load(model, tmp_path):
     (folder / "flax_model.msgpack.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert_same(load_model(folder), model)
     (folder / file).rename(folder.parent / file)
-    assert f"has no {file}, which flax_model.msgpack.index.json names" in refusal(folder)
+    assert f"lacks {file}, which flax_model.msgpack.index.json names" in refusal(folder)
     weight_map[next(iter(weight_map))] = f"../{file}"
     (folder / "flax_model.msgpack.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert "not a msgpack file in its folder; it may be malicious" in refusal(folder)
