@@ -50,7 +50,7 @@ def read(archive: Path) -> dict[str, Recordings]:
 def make_row(
     folder: Path, name: str, recordings: Recordings, random: np.random.Generator, names: str = "es"
 ) -> dict[str, object]:
-    """Writes the sound of a row -> its line of the manifest."""
+    """Writes the audio of a row and returns its manifest entry."""
     speaker = str(random.choice(sorted(recordings)))
     parts: list[np.ndarray] = []
     words: list[dict[str, Any]] = []

@@ -29,23 +29,23 @@ ACCENTS = {"en": ("en-us", "en", "en-gb-x-rp"), "de": ("de",), "es": ("es", "es-
 VARIANTS = ("", "+m1", "+m3", "+m4", "+m7", "+f1", "+f2", "+f3", "+f4", "+Andrea")
 FLITE_VOICES = ("kal", "kal16", "awb", "rms", "slt")
 ROWS = {"en": 16_000, "de": 12_000, "es": 10_000, "fr": 12_000, "digits": 10_000}  # of the training data
-VALIDATION_DIGITS = range(5, 8)  # recordings' numbers; the training data ends at 49, and 0 to 4 were kept from it
-LONG_S = (30, 60, 120, 300)  # test recordings, at least so long, of each source
+VALIDATION_DIGITS = range(5, 8)  # recording numbers; the training data are 8 to 49, and 0 to 4 are held out
+LONG_S = (30, 60, 120, 300)  # minimum lengths of test recordings, for each source
 
 
 def speak(language: str, rng: random.Random) -> tuple[str, str | None, str, Speech]:
-    """A sentence, its English translation (or None), its source, and how some voice says it."""
+    """Returns a sentence, its English translation or None, its source, and its synthesized speech."""
     what = sentence(language, rng)
     if language == "en" and rng.random() < 0.4:
         voice = rng.choice(FLITE_VOICES)
-        said = flite(what.text, voice, stretch=rng.uniform(0.85, 1.3), pitch=rng.uniform(85, 220))
-        return what.text, what.english, "flite", said
+        speech = flite(what.text, voice, stretch=rng.uniform(0.85, 1.3), pitch=rng.uniform(85, 220))
+        return what.text, what.english, "flite", speech
     voice = rng.choice(ACCENTS[language]) + rng.choice(VARIANTS)
     return what.text, what.english, "espeak-ng", espeak(what.text, voice, rng.randint(130, 210), rng.randint(30, 70))
 
 
 def read_digits(archive: Path) -> dict[tuple[int, str, int], np.ndarray]:
-    """(digit, speaker, number) -> waveform at 16 kHz."""
+    """Reads waveforms at 16 kHz by (digit, speaker, number)."""
     clips = {}
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -82,36 +82,36 @@ def write_flac(path: Path, waveform: np.ndarray) -> None:
         container.mux([*stream.encode(frame), *stream.encode(None)])
 
 
-def row(path: Path, text: str, language: str, source: str, said: Speech, **more: Any) -> dict[str, Any]:
-    words = [{"word": word, "start": start, "end": end} for word, start, end in said.words]
-    duration = round(len(said.waveform) / SAMPLE_RATE, 3)
+def row(path: Path, text: str, language: str, source: str, speech: Speech, **more: Any) -> dict[str, Any]:
+    words = [{"word": word, "start": start, "end": end} for word, start, end in speech.words]
+    duration = round(len(speech.waveform) / SAMPLE_RATE, 3)
     what = {"audio": f"audio/{path.name}", "text": text, "language": language, "source": source}
     return {**what, "duration": duration, "words": words, **more}
 
 
 def short_rows(folder: Path, name: str, language: str, clips: dict | None, seed: int, n: int) -> list[dict[str, Any]]:
-    """n rows and their translations."""
+    """Makes n rows and their translations."""
     rng, rows = random.Random(seed), []
     for i in range(n):
-        text, english, source, said = say_digits(clips, rng) if clips else speak(language, rng)
+        text, english, source, speech = say_digits(clips, rng) if clips else speak(language, rng)
         path = folder / "audio" / f"{name}_{seed}_{i:04d}.flac"
-        write_flac(path, said.waveform)
-        rows.append(row(path, text, language, source, said))
+        write_flac(path, speech.waveform)
+        rows.append(row(path, text, language, source, speech))
         if english:
-            rows.append({**row(path, english, language, source, said), "task": "translate"})
-            del rows[-1]["words"]  # they are not what was said
+            rows.append({**row(path, english, language, source, speech), "task": "translate"})
+            del rows[-1]["words"]  # they are in another language
     return rows
 
 
 def long_row(folder: Path, name: str, language: str, clips: dict | None, rng: random.Random, at_least_s: float) -> dict:
-    """One recording of many sentences with pauses between them."""
+    """Makes one recording of many sentences with pauses between them."""
     pieces, words, segments, at = [np.zeros(SAMPLE_RATE // 2, np.float32)], [], [], 0.5
     while at < at_least_s:
-        text, _, _, said = say_digits(clips, rng) if clips else speak(language, rng)
-        length, pause = len(said.waveform) / SAMPLE_RATE, rng.choice((0.3, 0.6, 1.0, 2.0))
+        text, _, _, speech = say_digits(clips, rng) if clips else speak(language, rng)
+        length, pause = len(speech.waveform) / SAMPLE_RATE, rng.choice((0.3, 0.6, 1.0, 2.0))
         segments.append({"start": round(at, 3), "end": round(at + length, 3), "text": text})
-        words += [(word, round(at + a, 3), round(at + b, 3)) for word, a, b in said.words]
-        pieces += [said.waveform, np.zeros(int(pause * SAMPLE_RATE), np.float32)]
+        words += [(word, round(at + a, 3), round(at + b, 3)) for word, a, b in speech.words]
+        pieces += [speech.waveform, np.zeros(int(pause * SAMPLE_RATE), np.float32)]
         at += (len(pieces[-2]) + len(pieces[-1])) / SAMPLE_RATE
     waveform = np.concatenate(pieces)
     waveform += np.random.default_rng(rng.randrange(1 << 30)).normal(0, 1e-3, len(waveform)).astype(np.float32)

@@ -14,11 +14,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from whisper_nnx import LANGUAGES
 
 TEXT_TOKENS = 1000
-RELEASED_LANGUAGES = 99  # large-v3's hundredth, Cantonese, came later
+RELEASED_LANGUAGES = 99  # large-v3 added a hundredth, Cantonese
 
 
 def special_names() -> list[str]:
-    """Whisper's special tokens, in the order of their ids, but for the timestamps."""
+    """Returns Whisper's special tokens in id order, without timestamps."""
     languages = [f"<|{code}|>" for code in list(LANGUAGES)[:RELEASED_LANGUAGES]]
     tasks = ["translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps"]
     return ["<|endoftext|>", "<|startoftranscript|>", *languages, *(f"<|{name}|>" for name in tasks)]

@@ -1,4 +1,4 @@
-"""Writes the trained demo model into the package, with what was measured of it and recordings to try it on.
+"""Writes the trained demo model into the package, with its measurements and example recordings.
 
 python examples/train_demo/publish.py --model runs/demo_finish/export --data data/demo
 """
@@ -94,7 +94,7 @@ moment too early: of such a beginning this model makes more errors.
 
 
 def save(folder: str) -> None:
-    """As float16: half the size, and no word changes. It says that its windows are best read by themselves."""
+    """Saves float16 weights, which change no word, and the setting not to condition on previous text."""
     model = load_model(folder)
     model.config = replace(model.config, condition_on_prev_tokens=False)
     with tempfile.TemporaryDirectory() as temporary:
@@ -107,7 +107,7 @@ def save(folder: str) -> None:
 
 
 def tables(found: Evaluation) -> str:
-    """As Markdown."""
+    """Formats a Markdown table."""
     from whisper_nnx.evaluation.tables import group_tables
 
     lines = []
@@ -151,8 +151,8 @@ def write_recordings() -> None:
     for language, sentences in RECORDINGS.items():
         pieces = [pause]
         for text, voice in sentences:
-            said = flite(text, voice) if voice in ("slt", "rms") else espeak(text, voice, rate=160)
-            pieces += [said.waveform, pause]
+            speech = flite(text, voice) if voice in ("slt", "rms") else espeak(text, voice, rate=160)
+            pieces += [speech.waveform, pause]
         write_flac(AUDIO / f"{language}.flac", np.concatenate(pieces))
         text = "\n".join(text for text, _ in sentences)
         (AUDIO / f"{language}.txt").write_text(text + "\n", encoding="utf-8")

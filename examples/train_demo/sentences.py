@@ -1,4 +1,4 @@
-"""What the demo model hears: numbers, dates, times, commands and sentences over a few hundred words, in four languages.
+"""Texts of the demo model: numbers, dates, times, commands and sentences of a few hundred words, in four languages.
 
 `sentence(language, rng)` draws one as a reader would write it, and its English translation where it is a number.
 """
@@ -158,7 +158,7 @@ def sentence(language: str, rng: random.Random) -> Sentence:
 
 
 def spoken_digits(digits: list[int], language: str = "en") -> str:
-    """How a row of digits is written: "Seven three one."."""
+    """Formats a row of digits: "Seven three one."."""
     return _capital(" ".join(_words(digit, language) for digit in digits) + ".")
 
 
@@ -197,6 +197,6 @@ def _fill(kind: str, language: str, rng: random.Random) -> str:
 
 
 def _capital(text: str) -> str:
-    """With its first letter, which a mark may stand before, as a capital."""
+    """Capitalizes the first letter, even after punctuation."""
     at = next(i for i, letter in enumerate(text) if letter.isalpha())
     return text[:at] + text[at].upper() + text[at + 1 :]

@@ -91,7 +91,7 @@ def espeak(text: str, voice: str, rate: int = 175, pitch: int = 50, pitch_range:
 
 
 def _words(text: str, starts: dict[int, float], clause_ends: list[float], end: float) -> list[tuple[str, float, float]]:
-    """Words with times; those that the engine spoke in one breath share its time by their letters."""
+    """Returns words with times; words that the engine spoke as one unit share its time by their letters."""
     found = [(match.start(), match.end()) for match in re.finditer(r"\S+", text)]
     groups: list[list[tuple[int, int]]] = []
     times: list[float] = []
@@ -194,7 +194,7 @@ def _match(text: str, spoken: list[tuple[str, float, float]]) -> list[tuple[str,
 
 
 def _finish(samples: np.ndarray, rate: int, words: list[tuple[str, float, float]]) -> Speech:
-    """At 16 kHz, without the silence around the speech, and with word times that stay inside."""
+    """Resamples to 16 kHz, trims silence and clips word times to the rest."""
     waveform = soxr.resample(samples, rate, SAMPLE_RATE).astype(np.float32)
     waveform *= 0.5 / max(1e-6, np.abs(waveform).max())
     loud = np.flatnonzero(np.abs(waveform) > 0.005)
@@ -203,7 +203,7 @@ def _finish(samples: np.ndarray, rate: int, words: list[tuple[str, float, float]
     inside = []
     for word, a, b in words:
         a, b = np.clip([a, b], start, end)
-        heard = loud[(loud >= a * SAMPLE_RATE) & (loud < b * SAMPLE_RATE)]  # a pause behind a word is not the word's
-        b = heard[-1] / SAMPLE_RATE if len(heard) else b
+        spoken = loud[(loud >= a * SAMPLE_RATE) & (loud < b * SAMPLE_RATE)]  # excludes a pause after the word
+        b = spoken[-1] / SAMPLE_RATE if len(spoken) else b
         inside.append((word, round(float(a - start), 3), round(float(b - start), 3)))
     return Speech(waveform[first:last], inside)
