@@ -36,7 +36,7 @@ def quick_compilation() -> Iterator[None]:
 
 
 def _without_emitters(get_compile_options: Any, *args: Any, **options: Any) -> Any:
-    """The older code generator of XLA's CPU compiler takes half the time where nothing is optimised."""
+    """The older code generator of XLA's CPU compiler takes half the time where nothing is optimized."""
     quick = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
     overrides = {**(options.pop("env_options_overrides", None) or {}), **quick}
     return get_compile_options(*args, env_options_overrides=overrides, **options)

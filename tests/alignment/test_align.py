@@ -12,7 +12,7 @@ from whisper_nnx.alignment.align import align
 from whisper_nnx.alignment.likelihood import score
 from whisper_nnx.alignment.pieces import quiet_cuts
 from whisper_nnx.output.writers import to_srt
-from whisper_nnx.text.words import normalised
+from whisper_nnx.text.words import normalized
 
 NEVER_SPOKEN = ["Please", "call", "me", "tomorrow", "morning."]
 
@@ -30,7 +30,7 @@ def truth(shared: Path, name: str) -> tuple[Path, list[dict], str]:
 
 def boundary_errors(words: list[dict], true_words: list[dict]) -> np.ndarray:
     """Of the starts and ends of words that correspond, in s."""
-    texts = [[normalised(word["word"]) for word in own] for own in (true_words, words)]
+    texts = [[normalized(word["word"]) for word in own] for own in (true_words, words)]
     blocks = difflib.SequenceMatcher(None, *texts, autojunk=False).get_matching_blocks()
     pairs = [(true_words[a + i], words[b + i]) for a, b, n in blocks for i in range(n)]
     return np.array([abs(a[key] - b[key]) for a, b in pairs if b["start"] is not None for key in ("start", "end")])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.small import small_tokenizer
 from whisper_nnx.alignment.text_matching import match, similarity, spelled_as, spoken_words
-from whisper_nnx.text.words import normalised, split_tail, words_of
+from whisper_nnx.text.words import normalized, split_tail, words_of
 
 words = st.lists(st.sampled_from(["one", "two", "three", "four"]), max_size=7)
 
@@ -37,7 +37,7 @@ def test_the_match_of_two_texts_is_a_cheapest_edit(a, b):
 
 
 def test_case_punctuation_and_small_misspellings_do_not_hide_a_word():
-    found = match([" Colour,", " of", " Éclairs"], [" the", " color", " of", " éclairs."])
+    found = match([" Color,", " of", " Éclairs"], [" the", " color", " of", " éclairs."])
     assert found.at.tolist() == [1, 2, 3]
     assert found.same.all()
 
@@ -70,7 +70,7 @@ def test_a_word_is_spelled_as_the_one_recognized_in_its_place():
     assert spelled_as(" seven", " Seven.") == " Seven."
     assert spelled_as(" nine", " Five,") == " Nine,"
     assert spelled_as(" Nine!", " five") == " nine"
-    assert normalised("Don’t!") == "dont"
+    assert normalized("Don’t!") == "dont"
     assert split_tail(' "Well",') == (' "Well', '",')
     assert split_tail(" ...") == (" ...", "")
 
@@ -101,7 +101,7 @@ def test_a_word_that_is_merely_unlikely_is_kept():
     assert np.isfinite(spoken_words(first, rest, end, np.arange(6) != 3)).all()
 
 
-def test_what_a_neighbour_may_say_is_left_out_at_no_cost():
+def test_what_a_neighbor_may_say_is_left_out_at_no_cost():
     """One word alone would not be worth a gap."""
     lacking = {0, 5}
     recognized = np.array([i not in lacking for i in range(6)])

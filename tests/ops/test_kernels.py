@@ -251,11 +251,11 @@ def test_a_library_that_others_can_have_written_is_compiled_again(cache, tmp_pat
     assert calls(tmp_path) == 3
 
 
-def test_eight_processes_that_start_at_once_compile_once(cache, tmp_path, monkeypatch):
+def test_processes_that_start_at_once_compile_once(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", counting(tmp_path, f"sleep 1; {_STAMPED}"))
     code = "from whisper_nnx.ops.cpu import build; assert build.load() is not None"
-    running = [subprocess.Popen([sys.executable, "-W", "error", "-c", code]) for _ in range(8)]
-    assert [process.wait(timeout=300) for process in running] == [0] * 8
+    running = [subprocess.Popen([sys.executable, "-W", "error", "-c", code]) for _ in range(3)]
+    assert [process.wait(timeout=300) for process in running] == [0] * 3
     assert calls(tmp_path) == 1
     assert [path.suffix for path in cache.iterdir()] == [".so"]
 

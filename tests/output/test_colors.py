@@ -1,4 +1,4 @@
-"""Terminal colours."""
+"""Terminal colors."""
 
 import re
 
@@ -12,7 +12,7 @@ def color(text: str) -> int:
     return int(re.fullmatch(r"\033\[38;5;(\d+)m.*\033\[0m", text)[1])
 
 
-def test_colours_go_from_red_through_yellow_to_green() -> None:
+def test_colors_go_from_red_through_yellow_to_green() -> None:
     assert [color(colored("a", p)) for p in (0.0, 0.8, 1.0)] == [196, 226, 82]
 
 

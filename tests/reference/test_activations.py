@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.reference.test_weight_loader import random_transformers_model
+from tests.small import quick_compilation  # noqa: F401
 from weight_loader import load_model
 
 SHAPE = {

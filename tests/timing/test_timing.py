@@ -122,7 +122,7 @@ def test_padding_does_not_change_the_alignment_matrix():
     np.testing.assert_allclose(with_padding[:5, :20], alone, atol=1e-5)
 
 
-def test_attention_too_weak_for_float32_is_standardised_all_the_same():
+def test_attention_too_weak_for_float32_is_standardized_all_the_same():
     """In silence all weights are below 1e-38: as they are, XLA would make them zeros."""
     scores = np.random.default_rng(2).normal(size=(1, 5, 20)).astype(np.float32)
     scores[:, :, 10:] -= 95.0

@@ -70,7 +70,7 @@ def test_verbose_prints_segments_with_times(model, short, capsys):
     assert "[00:00.000 --> 00:01.680]  Six zero nine." in printed
 
 
-def test_print_colors_shows_each_word_in_the_colour_of_its_probability(model, short, capsys):
+def test_print_colors_shows_each_word_in_the_color_of_its_probability(model, short, capsys):
     options = {"temperature": 0.0, "verbose": True, "language": "en", "print_colors": True}
     result = transcribe(model, short, word_timestamps=True, **options)
     words = [colored(w["word"], w["probability"]) for segment in result["segments"] for w in segment["words"]]

@@ -20,7 +20,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class _Server(BaseHTTPRequestHandler):
-    """Serves /KIND/DIGEST/NAME; the kind selects the behaviour."""
+    """Serves /KIND/DIGEST/NAME; the kind selects the behavior."""
 
     content = CONTENT
 

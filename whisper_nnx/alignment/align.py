@@ -115,7 +115,7 @@ class Reader:
     def owners(self) -> tuple[np.ndarray, np.ndarray]:
         """The piece of each word [N], -1 where it is not spoken; and the mean probability [N] of the word's tokens.
 
-        Words between two that are known to be in neighbouring pieces are tried in both.
+        Words between two that are known to be in neighboring pieces are tried in both.
         """
         n, numbers = len(self.words), range(len(self.pieces))
         owner, owners_logprob = np.full(n, -1), np.full(n, -np.inf)
@@ -131,7 +131,7 @@ class Reader:
                 before = int(np.sum(offered[p] < last[p - 1])) if p else 0
                 after = int(np.sum(offered[p] >= first[p + 1])) if p + 1 < len(numbers) else 0
                 logprobs[p, offered[p]] = spoken_words(*likelihood, recognized_in[offered[p]] == p, before, after)
-        # Words that two neighbours may both contain are divided where that explains most.
+        # Words that two neighbors may both contain are divided where that explains most.
         gains = np.where(np.isfinite(logprobs), np.maximum(logprobs + _SURELY_NOT, 0.01), 0.0)
         begin = 0
         for p in numbers:
@@ -285,7 +285,7 @@ def _transcript(
 
 
 def _runs(flags: np.ndarray) -> Iterator[tuple[bool, list[int]]]:
-    """Indices of neighbours with the same flag."""
+    """Indices of neighbors with the same flag."""
     for flag, run in groupby(range(len(flags)), lambda i: bool(flags[i])):
         yield flag, list(run)
 

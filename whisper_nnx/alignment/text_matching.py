@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from whisper_nnx.text.words import normalised, split_tail
+from whisper_nnx.text.words import normalized, split_tail
 
 SIMILAR = 0.6  # from here on two words are taken for spellings of one; 1 is equal
 _GAP = 10  # cost of a word that the other text lacks, and of two words that have nothing in common
@@ -23,7 +23,7 @@ def spelled_as(word: str, recognized: str) -> str:
 
     A model's attention follows the audio better where the text is as the model would write it.
     """
-    if normalised(word) == normalised(recognized):
+    if normalized(word) == normalized(recognized):
         return recognized
     letters, (core, tail) = split_tail(word)[0].strip(), split_tail(recognized)
     space = core[: len(core) - len(core.lstrip())]
@@ -43,8 +43,8 @@ def match(text: Sequence[str], recognized: Sequence[str]) -> Match:
 
     A table of N rows, each made at once; N M bytes are held.
     """
-    kinds_a, a = np.unique([normalised(word) for word in text], return_inverse=True)
-    kinds_b, b = np.unique([normalised(word) for word in recognized], return_inverse=True)
+    kinds_a, a = np.unique([normalized(word) for word in text], return_inverse=True)
+    kinds_b, b = np.unique([normalized(word) for word in recognized], return_inverse=True)
     alike = similarity(kinds_a.tolist(), kinds_b.tolist())
     costs = np.rint(_GAP * (1 - alike)).astype(np.int32)
 
@@ -91,7 +91,7 @@ def spoken_words(
 
     first [N+1,N]: log-probability of word j's first token after the first i words; rest [N]: of its other tokens; end
     [N+1]: that the window ends after the first i. recognized [N]: which words were. The first `before` words and the
-    last `after` may be a neighbouring window's: to leave these out costs nothing.
+    last `after` may be a neighboring window's: to leave these out costs nothing.
     """
     n = len(rest)
     skipped = np.concatenate([[0.0], np.cumsum(np.where(recognized, SKIPPED_RECOGNIZED_WORD, SKIPPED_WORD))])

@@ -26,7 +26,7 @@ class Alignment:
     """Where in a window N tokens were spoken.
 
     matrix [N+1,T]: how much each token, and after them the end of the text, looks at each position of 20 ms, as
-    standardised, filtered and averaged for the warping. begins_s [N+1]: where the cheapest path enters each row, in s
+    standardized, filtered and averaged for the warping. begins_s [N+1]: where the cheapest path enters each row, in s
     from the recording's begin. labels [N+1]: their text. probabilities [N]: of the tokens, among all text.
     """
 

@@ -83,7 +83,7 @@ def _log_mel_spectrogram(waveform: jax.Array, n_mels: int, padding: int) -> jax.
     blocks = jnp.concatenate([x[..., :-1, :], x[..., 1:, :_OVERLAP]], axis=-1).reshape(-1, block + _OVERLAP)
     log_mel = jax.lax.map(jax.checkpoint(partial(_log10_mel, n_mels=n_mels)), blocks)
     log_mel = log_mel.reshape(*lead, n_blocks, n_mels, -1).swapaxes(-3, -2).reshape(*lead, n_mels, -1)[..., :n_frames]
-    return _normalise(log_mel, log_mel.max(axis=(-2, -1), keepdims=True))
+    return _normalize(log_mel, log_mel.max(axis=(-2, -1), keepdims=True))
 
 
 def _log10_mel(samples: jax.Array, n_mels: int) -> jax.Array:
@@ -96,7 +96,7 @@ def _log10_mel(samples: jax.Array, n_mels: int) -> jax.Array:
     return jnp.log10(jnp.maximum(mel, _FLOOR))
 
 
-def _normalise(log_mel: jax.Array, maximum: jax.Array) -> jax.Array:
+def _normalize(log_mel: jax.Array, maximum: jax.Array) -> jax.Array:
     """Limits the range to 80 dB below the recording's maximum and scales speech to about -1 to 1."""
     return (jnp.maximum(log_mel, maximum - _RANGE) + 4) / 4
 
@@ -164,5 +164,5 @@ def _louder(maximum: jax.Array, samples: jax.Array, n_mels: int) -> tuple[jax.Ar
 
 @program(static_argnames=("n_window_frames",))
 def _window(log_mel: jax.Array, maximum: jax.Array, n_frames: jax.Array, n_window_frames: int) -> jax.Array:
-    mel = _normalise(log_mel[:, :n_window_frames], maximum)
+    mel = _normalize(log_mel[:, :n_window_frames], maximum)
     return jnp.where(jnp.arange(n_window_frames) < n_frames, mel, 0)

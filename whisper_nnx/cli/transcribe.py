@@ -249,7 +249,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if "json_full" in parse_formats(args.output_format) and not args.token_timestamps:
         parser.error("--output_format json_full requires --token_timestamps True")
     if args.print_colors and not args.verbose:
-        parser.error(f"--print_colors colours what --verbose True prints, but it is {args.verbose}")
+        parser.error(f"--print_colors colors what --verbose True prints, but it is {args.verbose}")
     if args.fp16 is not None and args.dtype not in (None, "float16" if args.fp16 else "float32"):
         parser.error(f"--fp16 {args.fp16} contradicts --dtype {args.dtype}; drop one of the two")
     if args.temperature_increment_on_fallback is not None and not args.temperature_increment_on_fallback > 0:

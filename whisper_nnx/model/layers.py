@@ -1,4 +1,4 @@
-"""What encoder and decoder are made of, as Flax NNX modules. Paper: Radford et al. 2022, section 2.2."""
+"""Building blocks of the encoder and decoder, as Flax NNX modules. Paper: Radford et al. 2022, section 2.2."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AttentionFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.
 
 
 class Linear(nnx.Linear):
-    """y = x W + b."""
+    """`nnx.Linear` that multiplies through `whisper_nnx.ops`."""
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """inputs [...,n_in] -> [...,n_out]."""
@@ -29,7 +29,7 @@ class Linear(nnx.Linear):
 
 
 class Embedding(nnx.Embed):
-    """A table of rows [V,D]. They are taken before they are cast, since V is large; ids are not checked."""
+    """A table [V,D]. Looks up rows before casting them, since V is large; ids are not validated."""
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Ids [...] -> [...,D]."""
@@ -44,7 +44,7 @@ class Embedding(nnx.Embed):
         return ops.unembedding(self.embedding[...], self._scale(), self.dtype, rows)
 
     def _scale(self) -> jax.Array | None:
-        """[V], of a table of 8 bits."""
+        """The scale [V] of an int8 table."""
         return None
 
 
@@ -77,7 +77,7 @@ class Layers:
 
 
 class MultiHeadAttention(Module):
-    """Queries come from one sequence, keys and values from another or the same. No bias on the keys.
+    """Multi-head self- or cross-attention. The key projection has no bias.
 
     `attention_fn(q [B,H,S,K], k, v [B,H,T,K], mask)` -> [B,H,S,K] computes it; None: `ops.attention`, and in the token
     loop `ops.cached_attention`.
@@ -99,19 +99,19 @@ class MultiHeadAttention(Module):
         return KeysValues(*(self._split(project(x)).astype(self.dtype) for project in (self.k_proj, self.v_proj)))
 
     def scores(self, x: jax.Array, k: jax.Array, heads: Sequence[int]) -> jax.Array:
-        """How x [B,S,D] would attend to k [B,H,T,K] in some of the heads: [B,len(heads),S,T], before the softmax."""
+        """Attention scores of x [B,S,D] to k [B,H,T,K] in some heads, before the softmax: [B,len(heads),S,T]."""
         chosen = jnp.array(heads, jnp.int32)
         return ops.attention_scores(self._split(self.q_proj(x))[:, chosen], k[:, chosen])
 
     def weights(self, x: jax.Array, k: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """How x [B,S,D] attends to k [B,H,T,K] where mask allows: [B,H,S,T], float32, after the softmax."""
+        """Attention weights of x [B,S,D] to k [B,H,T,K] where mask allows, after the softmax: [B,H,S,T], float32."""
         scores = ops.attention_scores(self._split(self.q_proj(x)), k)
         return jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, -jnp.inf), axis=-1)
 
     def __call__(
         self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None, lengths: jax.Array | None = None
     ) -> jax.Array:
-        """x [B,S,D] attends to kv [B,H,T,K] where mask allows -> [B,S,D]. lengths [B]: of a cache, what counts."""
+        """x [B,S,D] attends to kv [B,H,T,K] where mask allows -> [B,S,D]. lengths [B]: valid positions of a cache."""
         q = self._split(self.q_proj(x))
         if self.attention_fn is None and mask is not None and lengths is not None:
             attended = ops.cached_attention(q, kv.k, kv.v, mask, lengths)
@@ -121,7 +121,7 @@ class MultiHeadAttention(Module):
 
 
 class Layer(Module):
-    """What encoder and decoder layers share: self-attention and an MLP, each with its LayerNorm before it."""
+    """Base class of encoder and decoder layers: self-attention and an MLP, each after its LayerNorm (pre-norm)."""
 
     def __init__(self, width: int, heads: int, ffn: int, dropout: float, layers: Layers):
         self.self_attn = layers.attention(width, heads)
@@ -132,7 +132,7 @@ class Layer(Module):
         self.dropout = nnx.Dropout(dropout)
 
     def mlp(self, x: jax.Array) -> jax.Array:
-        """x [B,S,D] -> [B,S,D]. Its two matrices are the layer's own, as in Hugging Face's parameter names."""
+        """x [B,S,D] -> [B,S,D]. fc1 and fc2 belong to the layer, to match Hugging Face's parameter names."""
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 

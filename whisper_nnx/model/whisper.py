@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Constant(nnx.Variable):
-    """A stored array that is no parameter: the encoder's sinusoids."""
+    """Non-trainable buffer: the encoder's sinusoids."""
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
@@ -54,7 +54,7 @@ class AudioEncoder(Module):
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, input_features: jax.Array, **options: Any) -> jax.Array:
-        """`hidden_states` without what is returned on request: input_features [B,M,T] -> [B,ceil(T/2),D]."""
+        """The last hidden state alone: input_features [B,M,T] -> [B,ceil(T/2),D]."""
         return self.hidden_states(input_features, **options).last_hidden_state
 
     def hidden_states(
@@ -72,11 +72,11 @@ class AudioEncoder(Module):
 
         Args:
           input_features: log-mel.
-          first_position: [B], where in its window each row begins, if it is a part of one; default: at the start.
+          first_position: [B], offset of each row within its window, in positions; default: 0.
           output_attentions: return the attention weights of each layer.
           output_hidden_states: return what each layer returns.
-          deterministic: without dropout.
-          rngs: of the dropout.
+          deterministic: disables dropout.
+          rngs: random keys for dropout.
           remat: a layer's activations are computed again in the backward pass instead of kept.
 
         Raises:
@@ -142,7 +142,7 @@ class TextDecoder(Module):
         return ops.unembed(hidden, self.proj_out.kernel[...].T)
 
     def unembedding(self, rows: int) -> Callable[[jax.Array], jax.Array]:
-        """`logits` for all steps of a loop over hidden [rows,D]: what can be prepared is prepared once."""
+        """`logits` for a loop over hidden [rows,D]: converts the table once, before the loop."""
         if self.proj_out is None:
             return self.embed_tokens.unembedding(rows)
         return ops.unembedding(self.proj_out.kernel[...].T, None, self.dtype, rows)
@@ -175,8 +175,8 @@ class TextDecoder(Module):
           heads: (layer, head)s whose audio scores are returned.
           output_attentions: return the attention weights of each layer.
           output_hidden_states: return what each layer returns.
-          deterministic: without dropout.
-          rngs: of the dropout.
+          deterministic: disables dropout.
+          rngs: random keys for dropout.
           remat: a layer's activations are computed again in the backward pass instead of kept.
 
         Raises:
@@ -204,13 +204,13 @@ class TextDecoder(Module):
         )
 
     def step(self, ids: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        """The token step: ids [B,n] follow what is in the cache.
+        """One cached decoding step: ids [B,n] follow those in the cache.
 
         Returns (hidden [B,n,D] for `logits`, the cache n positions longer).
         """
         new_positions = cache.length[:, None] + jnp.arange(ids.shape[1])
         mask = jnp.arange(cache.self_attention[0].k.shape[2]) <= new_positions[:, None, :, None]
-        # A finished row may stand past the last position: whatever it then computes is not looked at.
+        # A finished row may be past the last position; its output is ignored.
         x = self._embed(ids, jnp.minimum(new_positions, self.embed_positions.num_embeddings - 1))
         written = []
         for i, (layer, cross) in enumerate(zip(self.layers, cache.cross_attention, strict=True)):
@@ -306,8 +306,8 @@ class Whisper(Module):
     ) -> Any:
         """input_features [B,M,T], decoder_input_ids [B,S] -> logits [B,S,V], float32.
 
-        `deterministic=False` applies `config.dropout` and then needs `rngs` (nnx.Rngs(dropout=...), made inside of a
-        function that is jitted or differentiated, since flax does not let its counter cross that border).
+        `deterministic=False` applies `config.dropout` and needs `rngs`: nnx.Rngs(dropout=...), created inside the
+        jitted or differentiated function, since Flax cannot mutate its counter across trace levels.
         output_attentions=True, output_hidden_states=True: a `WhisperOutput`.
         """
         encoded = self.encode(input_features, deterministic, rngs, **requested)
@@ -318,7 +318,7 @@ class Whisper(Module):
 
 
 def warn_of_precision(model: Whisper, fp16: bool | None) -> None:
-    """Where openai-whisper's `fp16` asks for another precision than the one that the model was loaded in."""
+    """Warns if openai-whisper's `fp16` differs from the precision that the model was loaded in."""
     dtype = jnp.dtype(model.decoder.dtype).name
     if fp16 is not None and fp16 != (dtype != "float32"):
         wanted = "float16" if fp16 else "float32"
@@ -347,7 +347,7 @@ def create_whisper(
         if name not in RELEASED:
             raise ValueError(f"unknown size {size!r}; choose one of {', '.join([*RELEASED, *ALIASES])}")
         size = RELEASED[name]
-    if "d_model" in changes:  # the perceptrons are four times as wide again
+    if "d_model" in changes:  # reset the MLP widths to 4 * d_model
         changes = {"encoder_ffn_dim": 0, "decoder_ffn_dim": 0, **changes}
     options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "attention_fn": attention_fn}
     return Whisper(replace(size, **changes), rngs=rngs, **options)

@@ -1,4 +1,4 @@
-"""One door to the processors: what the model, the token loop and word timing compute with.
+"""Operations of the model, the token loop and word timing, by the implementation for the processor at hand.
 
 `reference.py` is the plain form, to read and to compare with. `accelerator.py` is for GPUs and TPUs, `cpu/` for CPUs.
 One of them is chosen once, by JAX's default backend; $WHISPER_NNX_OPS or `using` override that.
@@ -42,14 +42,14 @@ _context = jax.make_user_context(None)  # part of the key of every jitted functi
 
 
 def current() -> Implementation:
-    """The implementation that is traced now."""
+    """The implementation that the current trace uses."""
     return _context.value or _default()
 
 
 def using(implementation: str | Implementation) -> AbstractContextManager[Any]:
-    """A context, for this thread, in which another implementation is traced: "reference", "cpu", "accelerator", or one.
+    """A context, for this thread, that uses another implementation: a name of `named`, or an `Implementation`.
 
-    Programs that were compiled outside of it are not used inside of it, nor the reverse.
+    Compiled functions are not shared between implementations.
     """
     return _context(named(implementation) if isinstance(implementation, str) else implementation)
 
@@ -72,7 +72,7 @@ def _default() -> Implementation:
 
 @key_by
 def _name() -> str | None:
-    """Of a kept program: None for an implementation that is not of this package."""
+    """Part of the key of a stored program; None for an implementation from outside this package."""
     implementation = current()
     return next((name for name in _MODULES if named(name) is implementation), None)
 
@@ -103,13 +103,13 @@ def unembedding(table: jax.Array, scale: jax.Array | None, dtype: Any, rows: int
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """q [B,H,S,K], k and v [B,H,T,K], mask broadcastable to [B,H,S,T] (True: attend) -> [B,H,S,K] of q's dtype.
 
-    The scores and their softmax are float32, whatever the inputs are; products are of operands of the keys' dtype.
+    Scores and softmax are float32; the operands of both matmuls have the keys' dtype.
     """
     return current().attention(q, k, v, mask)
 
 
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, lengths: jax.Array) -> jax.Array:
-    """As `attention`, to a cache of which the first `lengths` [B] positions count: the rest need not be read.
+    """As `attention`, to the first `lengths` [B] positions of a cache; on CPU the rest is not read.
 
     The mask decides what each query attends to; a single query (S = 1) attends to all of its row's length.
     """
@@ -117,13 +117,13 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, 
 
 
 def argmax(logits: jax.Array) -> jax.Array:
-    """logits [...,V] -> where the maximum is first [...]."""
+    """logits [...,V] -> index of the first maximum [...]."""
     return current().argmax(logits)
 
 
 def first_positions(cost: jax.Array, n: jax.Array, m: jax.Array) -> jax.Array:
-    """Dynamic time warping over cost [N,M], of which [n,m] counts -> [N]: where the cheapest path enters each row.
+    """Dynamic time warping over cost[:n,:m] of [N,M] -> [N]: the column where the cheapest path enters each row.
 
-    Where the other two steps tie, the path goes right, even if that costs more: so does the reference's.
+    Where the diagonal and the downward step tie, the path moves right even if that costs more, as in openai-whisper.
     """
     return current().first_positions(cost, n, m)

@@ -25,7 +25,7 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, scale: jax.A
 
 
 def scale_and_shift(product: jax.Array, bias: jax.Array | None, scale: jax.Array | None) -> jax.Array:
-    """What follows the product of a linear layer."""
+    """Applies the int8 scale and the bias."""
     if scale is not None:
         product = product * scale.astype(product.dtype)
     return product if bias is None else product + bias.astype(product.dtype)
@@ -42,7 +42,7 @@ def unembed(x: jax.Array, table: jax.Array, scale: jax.Array | None) -> jax.Arra
 
 
 def rescaled(table: jax.Array, scale: jax.Array | None, dtype: Dtype) -> jax.Array:
-    """A table [V,D] of any dtype, as the numbers of `dtype` that it stands for."""
+    """Dequantizes a table [V,D] to `dtype`."""
     return (table if scale is None else table * scale[:, None]).astype(dtype)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from whisper_nnx.alignment.window import Alignment
 
 
-PROBABILITY_COLORS = "RdYlBu"  # 0 is red, 1 is blue; safe for colour-blind readers
+PROBABILITY_COLORS = "RdYlBu"  # 0 is red, 1 is blue; safe for color-blind readers
 INK, FAINT = "#3a4a5a", "#9aa5b1"
 FONT_SIZE = 9
 COLUMNS = 2000  # of a waveform; more than the pixels of a screen
@@ -69,7 +69,7 @@ def _timed(item: Mapping[str, Any]) -> Timed:
 
 
 def plot_words(samples: Any, spans: Any, ax: Axes | None = None, *, span_s: tuple[float, float] | None = None) -> Axes:
-    """Plots a waveform and its words, each at its time and coloured by its probability.
+    """Plots a waveform and its words, each at its time and colored by its probability.
 
     Args:
       samples: [N], 16 kHz.
@@ -156,7 +156,7 @@ def plot_probabilities(spans: Any, ax: Axes | None = None) -> Axes:
 def plot_alignment(alignment: Alignment, ax: Axes | None = None) -> Axes:
     """Plots the alignment matrix, tokens [N+1] by time, and the path through it.
 
-    Each token's label is coloured by its probability.
+    Each token's label is colored by its probability.
     """
     n_rows, n_positions = alignment.matrix.shape
     ax = ax or _figure(12, max(2.0, 0.18 * n_rows + 0.7)).add_subplot()
@@ -193,7 +193,7 @@ def _frame(ax: Axes) -> None:
 
 
 def _colors(probabilities: Iterable[float]) -> np.ndarray:
-    """Maps probabilities [N] to RGBA colours [N,4]."""
+    """Maps probabilities [N] to RGBA colors [N,4]."""
     from matplotlib import colormaps
 
     return colormaps[PROBABILITY_COLORS](np.asarray(list(probabilities), float))
@@ -213,7 +213,7 @@ def _line_pixels(ax: Axes) -> float:
 def _draw(ax: Axes, items: list[Timed], bottom: float, top: float, shade: bool) -> None:
     """Draws a bar per item above the plot between bottom and top, and labels above in lanes without overlap.
 
-    shade: also colours the plot below; otherwise thin lines mark starts and ends.
+    shade: also colors the plot below; otherwise thin lines mark starts and ends.
     """
     left_s, right_s = ax.get_xlim()
     items = [item for item in items if item.start < right_s and item.end > left_s]

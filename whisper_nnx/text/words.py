@@ -30,7 +30,7 @@ def words_of(text: str, tokenizer: Tokenizer, language: str) -> list[TextWord]:
             pieces, _ = tokenizer.split_to_word_tokens(tokenizer.encode(line.strip()), language)
         own: list[str] = []
         for piece in pieces:
-            if own and not (normalised(piece) and normalised(own[-1])):
+            if own and not (normalized(piece) and normalized(own[-1])):
                 own[-1] += piece
             else:
                 own.append(piece)
@@ -38,7 +38,7 @@ def words_of(text: str, tokenizer: Tokenizer, language: str) -> list[TextWord]:
     return words
 
 
-def normalised(word: str) -> str:
+def normalized(word: str) -> str:
     """Returns a word's letters, marks and numbers, casefolded."""
     plain = unicodedata.normalize("NFKC", word).casefold()
     return "".join(c for c in plain if unicodedata.category(c)[0] in "LMN")
@@ -46,5 +46,5 @@ def normalised(word: str) -> str:
 
 def split_tail(word: str) -> tuple[str, str]:
     """Splits a word into (word, trailing punctuation)."""
-    core = next((i for i in range(len(word), 0, -1) if normalised(word[i - 1])), len(word))
+    core = next((i for i in range(len(word), 0, -1) if normalized(word[i - 1])), len(word))
     return word[:core], word[core:]

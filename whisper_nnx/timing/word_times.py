@@ -19,7 +19,7 @@ from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, SAMPLE_RATE
 from whisper_nnx.model.config import WhisperConfig, released_alignment_heads, released_short_piece_heads
 from whisper_nnx.text.tokenizer import Tokenizer
-from whisper_nnx.text.words import normalised, split_tail
+from whisper_nnx.text.words import normalized, split_tail
 from whisper_nnx.timing.alignment_heads import Heads as Pairs
 from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.token_times import AlignedText, padded_ids, row_begins
@@ -193,7 +193,7 @@ def _padded(x: np.ndarray, size: int) -> np.ndarray:
 
 def spelled_words(words: Sequence[WordTiming]) -> tuple[list[SpelledWord], list[int]]:
     """A window's words -> those to be timed, with the punctuation beside them; which of these each word is in."""
-    within = np.maximum(np.cumsum([bool(normalised(word.word)) for word in words]) - 1, 0).tolist()
+    within = np.maximum(np.cumsum([bool(normalized(word.word)) for word in words]) - 1, 0).tolist()
     together = [[words[i] for i in own] for _, own in groupby(range(len(words)), within.__getitem__)]
     spelled = [
         SpelledWord("".join(word.word for word in own), [token for word in own for token in word.tokens])
@@ -207,7 +207,7 @@ def retime(words: Sequence[WordTiming], times: np.ndarray) -> None:
     started = -1
     for word, i in zip(words, spelled_words(words)[1], strict=True):
         start, end = times[i].tolist()
-        if normalised(word.word):
+        if normalized(word.word):
             started = i
         else:
             start = end = end if i == started else start
