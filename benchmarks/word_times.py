@@ -78,6 +78,8 @@ def systems(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[Path, str
         from whisper_nnx import load_audio
 
         theirs = whisper.load_model(args.openai, device="cpu")
+        # A model that is loaded by name has the released heads, one from a file has not.
+        theirs.set_alignment_heads(whisper._ALIGNMENT_HEADS[Path(args.openai).stem])
         options = {"language": "en", "temperature": 0.0, "word_timestamps": True, "fp16": False}
         yield "openai-whisper", lambda audio, _: of_transcript(theirs.transcribe(load_audio(audio), **options))
     if args.faster:
@@ -98,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ours", help="a checkpoint of this project")
-    parser.add_argument("--openai", help="the same, as openai-whisper's .pt")
+    parser.add_argument("--openai", help="the same, as openai-whisper's .pt, by its released name")
     parser.add_argument("--faster", help="the same, as a CTranslate2 folder")
     args = parser.parse_args()
     clips = [(file.with_suffix(".wav"), labels_of(file)) for file in sorted(args.folder.glob("*.wrd"))]

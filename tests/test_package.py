@@ -72,3 +72,13 @@ def test_the_facades_hold_the_functions(name):
     module = importlib.import_module(f"whisper_nnx.{name}")
     assert getattr(module, name) is getattr(whisper_nnx, name)
     assert set(module.__all__) <= set(whisper_nnx.__all__)
+
+
+def test_files_and_functions_stay_short():
+    root = Path(whisper_nnx.__file__).parents[1]
+    for file in [*root.glob("whisper_nnx/**/*.py"), *root.glob("weight_loader/**/*.py")]:
+        text = file.read_text()
+        assert text.count("\n") <= 400, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{file}: {node.name}"

@@ -255,7 +255,7 @@ def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:
         (["--print_colors", "True", "--verbose", "False"], "--print_colors colors what --verbose True prints"),
         (["--offset_s", "-1"], "--offset_s -1.0 must be 0 s or more"),
         (["--duration_s", "5", "--clip_timestamps", "1,2"], "drop one or the other"),
-        (["--suppress_regex", "("], "is no regular expression"),
+        (["--suppress_regex", "("], "is not a valid regular expression"),
         (["--repetition_penalty", "0"], "--repetition_penalty 0.0 must be above 0"),
         (["--max_repeats", "1"], "--max_repeats 1 must"),
         (["--n_best", "9"], "--n_best 9 needs --beam_size"),

@@ -42,7 +42,7 @@ from whisper_nnx.decoding.options import DecodingOptions
         ({"repetition_penalty": float("inf")}, "repetition_penalty=inf"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1"),
         ({"no_repeat_ngram_size": None}, "no_repeat_ngram_size=None"),
-        ({"suppress_regex": "(a"}, r"suppress_regex='\(a'.*mend"),
+        ({"suppress_regex": "(a"}, r"suppress_regex='\(a'.*not a valid"),
         ({"suppress_regex": "\n["}, "suppress_regex="),
         ({"suppress_regex": 7}, "suppress_regex=7"),
         ({"max_repeats": 1}, "max_repeats=1 .*at least 2"),

@@ -72,6 +72,18 @@ def test_a_program_that_was_kept_in_one_implementation_is_not_run_in_another(tmp
     assert traced == ["reference", "accelerator"]  # one that is not of this package is not kept
 
 
+def test_a_program_that_was_kept_for_one_device_is_not_run_on_several(tmp_path, monkeypatch):
+    traced, made = [], Program.exported
+    monkeypatch.setattr(Program, "exported", lambda self, *args: traced.append(jax.device_count()) or made(self, *args))
+    model, mel = small_model(), small_mel(1)
+    for devices in (1, 2, 1, 2):
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        keep_programs(tmp_path)
+        encode_windows(model, mel)
+        keep_programs(None)
+    assert traced == [1, 2]
+
+
 @pytest.mark.parametrize("name", ["cpu", "accelerator"])
 def test_what_is_lowered_for_another_processor_has_no_custom_call_of_ours(name, monkeypatch):
     lowered = {}

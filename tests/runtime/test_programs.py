@@ -126,7 +126,7 @@ def test_damaged_files_and_other_versions_are_made_again(folder, traced, monkeyp
         file.write_bytes(b"no program")
     keep_programs(folder)
     np.testing.assert_array_equal(encode_windows(model, mel).features, expected)
-    monkeypatch.setattr("whisper_nnx.runtime.programs._version", lambda: "another")
+    monkeypatch.setattr("whisper_nnx.runtime.programs._sources", lambda: "another")
     keep_programs(folder)
     np.testing.assert_array_equal(encode_windows(model, mel).features, expected)
     assert len(traced) == 3

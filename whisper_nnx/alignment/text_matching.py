@@ -50,10 +50,8 @@ def match(text: Sequence[str], recognized: Sequence[str]) -> Match:
 
     n, m = len(text), len(recognized)
     along = _GAP * np.arange(m + 1, dtype=np.int32)
-    above, steps = (
-        along,
-        np.zeros((n, m + 1), np.int8),
-    )  # step 0: the two correspond; 1: text lacks it; 2: not recognized
+    # step 0: the two correspond; 1: text lacks it; 2: not recognized
+    above, steps = along, np.zeros((n, m + 1), np.int8)
     for i in range(n):
         both = np.concatenate([[2**30], above[:-1] + costs[a[i], b]])
         unmatched = above + _GAP

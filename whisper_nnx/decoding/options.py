@@ -198,7 +198,7 @@ class DecodingOptions:
             re.compile(self.suppress_regex or "")
         except (re.error, TypeError) as error:
             raise ValueError(
-                f"suppress_regex={self.suppress_regex!r} is no regular expression ({error}); mend it"
+                f"suppress_regex={self.suppress_regex!r} is not a valid regular expression: {error}"
             ) from None
 
     def _validate_strategy(self):

@@ -71,10 +71,12 @@ def _default() -> Implementation:
 
 
 @key_by
-def _name() -> str | None:
+def _key() -> str | None:
     """Part of the key of a stored program; None for an implementation from outside this package."""
     implementation = current()
-    return next((name for name in _MODULES if named(name) is implementation), None)
+    if implementation.name not in _MODULES or named(implementation.name) is not implementation:
+        return None
+    return f"{implementation.name} {implementation.key()}"
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, scale: jax.Array | None = None) -> jax.Array:

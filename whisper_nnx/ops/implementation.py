@@ -19,6 +19,7 @@ class Implementation:
     Args:
       cache_dtypes: of a model that computes in a dtype, the dtypes in which the token loop's cache stores the keys and
         values of the text, and those of the audio.
+      key: what else decides the programs that are traced with it, as text: which kernels the processor has.
       window_by_window: whether work is cut into windows, heads and pieces that stay in a core's cache.
     """
 
@@ -32,4 +33,5 @@ class Implementation:
     argmax: Callable[[Array], Array]
     first_positions: Callable[[Array, Array, Array], Array]
     cache_dtypes: Callable[[Dtype], tuple[Dtype, Dtype]]
+    key: Callable[[], str] = str
     window_by_window: bool = False

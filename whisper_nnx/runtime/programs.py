@@ -28,7 +28,6 @@ AnyType = TypeVar("AnyType", bound=type)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 # JAX promises nothing for those; other versions of it have files of their own.
 _custom_calls = ["LayoutConstraint"]
-_usable: list[Callable[[], bool]] = []  # whether the custom calls of ours can be made
 _keys: list[Callable[[], str | None]] = []
 # JAX's settings that change what is traced.
 _SETTINGS = (
@@ -51,6 +50,7 @@ _LONGEST_S = 120  # that a process waits for another one that traces the same pr
 
 _folder: Path | None = None
 _found: dict[tuple[Any, ...], Callable[..., Any] | None] = {}
+_MISSING: Any = object()
 _finding = threading.RLock()
 
 
@@ -85,10 +85,9 @@ def given_back(kind: AnyType) -> AnyType:
     return kind
 
 
-def register_custom_calls(names: Sequence[str], usable: Callable[[], bool]) -> None:
-    """Programs on CPUs may call these, by their targets, where `usable()`; programs made without them are others."""
+def register_custom_calls(names: Sequence[str]) -> None:
+    """Programs may call these, by their targets."""
     _custom_calls.extend(names)
-    _usable.append(usable)
 
 
 def key_by(part: Callable[[], str | None]) -> Callable[[], str | None]:
@@ -155,13 +154,13 @@ def _find(*call: Any) -> Callable[..., Any] | None:
 
     None for what cannot be kept.
     """
-    if call not in _found:
+    if (found := _found.get(call, _MISSING)) is _MISSING:
         with _finding:
-            if call not in _found:
+            if (found := _found.get(call, _MISSING)) is _MISSING:
                 _, tree, _, statics, _ = call
                 can_be_kept = _is_known(tree) and _shows_all(statics)
-                _found[call] = jax.jit(_kept_or_made(*call).call) if can_be_kept else None
-    return _found[call]
+                found = _found[call] = jax.jit(_kept_or_made(*call).call) if can_be_kept else None
+    return found
 
 
 def _is_known(tree: Any) -> bool:
@@ -203,7 +202,7 @@ def _kept_or_made(
     assert _folder is not None
     # The structure tells all that is static in modules; of functions and classes in it, their names.
     structure = _ADDRESS.sub("", str(tree))
-    parts = (jax.default_backend(), program.__name__, structure, shapes, statics, context, _version())
+    parts = (jax.default_backend(), program.__name__, structure, shapes, statics, context, _sources())
     name = hashlib.blake2b(repr(parts).encode(), digest_size=20).hexdigest()
     file = _folder / f"{program.__name__}-{name}.stablehlo"
     if (kept := _kept(file)) is not None:
@@ -246,12 +245,6 @@ def _is_plain(leaf: Any) -> bool:
         return False
     devices = leaf.devices() if isinstance(leaf, jax.Array) else ()
     return len(devices) <= 1 and all(device.platform == jax.default_backend() for device in devices)
-
-
-def _version() -> str:
-    """Of all that decides what a program is: JAX, Flax, the source of this package, and whether it has its kernels."""
-    found = jax.default_backend() == "cpu" and any(usable() for usable in _usable)
-    return f"{_sources()} {'kernels' if found else ''}"
 
 
 @cache

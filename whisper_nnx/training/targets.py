@@ -65,8 +65,7 @@ def spoken_tokens(
 
     Args:
       tokenizer: the model's.
-      language: its code.
-      task: "transcribe" or "translate".
+      language, task: its code; "transcribe" or "translate".
       span: the segment, in s.
       words: of the segment, in order, spelled as in its text; tokens outside words have no time.
     """
@@ -141,8 +140,7 @@ def encode_target(
 
     Args:
       form: the format.
-      language: its code.
-      task: "transcribe" or "translate".
+      language, task: its code; "transcribe" or "translate".
       segments: of the window.
       timestamps: whether the transcript has timestamps.
       first_position: position of the clip in the model's window, 20 ms each.
@@ -157,31 +155,23 @@ def encode_target(
       TooLong: the segments do not fit.
     """
     tokenizer, special = form.tokenizer, form.tokenizer.special
-    content = [] if no_speech else _content(form, segments, timestamps, first_position)
+    content = [(special.timestamp_begin, (0, 0))] if timestamps else []
+    if not no_speech:
+        content = _content(form, segments, timestamps, first_position)
     start = tokenizer.sot_sequence(language, task, timestamps)
-    if no_speech and timestamps:
-        content = [(special.timestamp_begin, (0, 0))]
     if len(start) + len(content) > form.length:
         raise TooLong(f"its text has {len(start) + len(content)} tokens, max_label_length is {form.length}; raise it")
     before = tokenizer.encode(" " + previous_text.strip()) if previous_text.strip() else []
     before += [token for window in previous for token, _ in _content(form, window, timestamps, 0)]
-    keep = min(form.max_prompt, form.length - len(start) - len(content) - 1)
-    prompt = [special.sot_prev, *before[-keep:]] if before and keep > 0 else []
+    prompt = _prompt(form, before, form.length - len(start) - len(content) - 1)
 
     ids = [*prompt, *start, *(token for token, _ in content)]
     labels = [*ids[1:], special.eot]
-    spans = [
-        *[(0, 0)] * (len(prompt) + len(start) - 1),
-        *(span for _, span in content),
-        _end_span(form, segments, no_speech),
-    ]
+    spans = [(0, 0)] * (len(prompt) + len(start) - 1) + [span for _, span in content]
+    spans.append(_end_span(form, segments, no_speech))
     weights = [0.0] * len(prompt) + [1.0] * (len(ids) - len(prompt))
     if no_speech:
-        sot = len(prompt)
-        labels[sot] = labels[sot] if special.no_speech is None else special.no_speech
-        weights[sot] = float(special.no_speech is not None)
-        if tokenizer.is_multilingual:
-            weights[sot + 1] = 0.0  # the language is arbitrary, so its next token is not trained
+        _label_no_speech(form, len(prompt), labels, weights)
     units = _units(form, task, segments)
     ctc, ctc_weight = _ctc(form, segments, units, no_speech)
     missing = form.length - len(ids)
@@ -194,6 +184,21 @@ def encode_target(
         ctc_weight=ctc_weight,
         frames=_frames(form, units, no_speech),
     )
+
+
+def _prompt(form: Format, before: list[int], room: int) -> list[int]:
+    """The latest tokens of the previous text, after their start token."""
+    keep = min(form.max_prompt, room)
+    return [form.tokenizer.special.sot_prev, *before[-keep:]] if before and keep > 0 else []
+
+
+def _label_no_speech(form: Format, sot: int, labels: list[int], weights: list[float]) -> None:
+    """The start of transcript, at `sot`, is followed by no_speech, where the vocabulary has it."""
+    no_speech = form.tokenizer.special.no_speech
+    labels[sot] = labels[sot] if no_speech is None else no_speech
+    weights[sot] = float(no_speech is not None)
+    if form.tokenizer.is_multilingual:
+        weights[sot + 1] = 0.0  # the language is arbitrary, so its next token is not trained
 
 
 def position(time_s: float) -> int:

@@ -48,7 +48,7 @@ def usable() -> bool:
     return _library() is not None
 
 
-register_custom_calls(TARGETS, usable)
+register_custom_calls(TARGETS)
 
 
 def multiplies_bfloat16() -> bool:

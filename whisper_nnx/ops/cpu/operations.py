@@ -33,6 +33,12 @@ def kernels_usable() -> bool:
     return jax.device_count() == 1 and kernels.usable()
 
 
+def key() -> str:
+    """Another number of devices, or a processor with other kernels, runs other programs."""
+    used = kernels_usable()
+    return f"{jax.device_count() == 1} {used} {used and kernels.multiplies_bfloat16()}"
+
+
 # Products.
 
 
@@ -183,5 +189,6 @@ def create() -> Implementation:
         argmax=argmax,
         first_positions=first_positions,
         cache_dtypes=cache_dtypes,
+        key=key,
         window_by_window=jax.device_count() == 1,
     )
