@@ -5,6 +5,7 @@ import pickle
 
 import jax
 import pytest
+import treescope
 from flax import nnx
 
 import whisper_nnx
@@ -48,6 +49,22 @@ def test_a_part_is_shown_as_the_whole_is():
     lines = str(small_model().encoder.layers[0].self_attn).splitlines()
     assert lines[0] == "MultiHeadAttention[2 heads](  # 1,072 parameters, 0.0 MB (float32)"
     assert sorted(line.split(":")[0].strip() for line in lines[1:-1]) == ["k_proj", "out_proj", "q_proj", "v_proj"]
+
+
+def test_display_prints_the_page(capsys):
+    model = small_model()
+    nnx.display(model)
+    assert capsys.readouterr().out == f"{model}\n"
+
+
+def test_treescope_shows_the_modules_their_sizes_and_arrays():
+    model = small_model()
+    text = treescope.render_to_text(model)
+    assert text.startswith("Whisper( # Param: ")
+    assert f"tokenizer={model.tokenizer}" in text  # not its vocabulary
+    shown = treescope.render_to_text(model.encoder.layers[0].self_attn)
+    assert "heads=2" in shown
+    assert shown.count("kernel=Param(value=<jax.Array float32(16, 16) ") == 4
 
 
 def test_layers_that_differ_are_shown_one_by_one():

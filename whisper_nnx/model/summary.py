@@ -15,7 +15,7 @@ _PARENTS = (nnx.Module, *_LISTS)
 
 
 class Module(nnx.Module):
-    """An `nnx.Module` whose text is `summarize`'s. `nnx.display` shows every array, as for any module."""
+    """An `nnx.Module` whose text is `summarize`'s. In IPython, `nnx.display` shows every array, by treescope."""
 
     def __repr__(self) -> str:
         return summarize(self)
