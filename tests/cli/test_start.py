@@ -60,6 +60,16 @@ def test_every_command_starts_through_one_function_and_ends_with_the_same_status
     assert capsys.readouterr().err == f"whisper-nnx: {line}\n"
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_refuses_unknown_operations_before_it_loads_a_model(
+    arguments: dict[str, list[str]], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("WHISPER_NNX_OPS", "gpu")
+    assert COMMANDS[name].main(arguments[name]) == 1  # "tiny" would have to be downloaded
+    line = "whisper-nnx: error: WHISPER_NNX_OPS='gpu' is unknown; choose one of reference, cpu, accelerator\n"
+    assert capsys.readouterr().err == line
+
+
 @pytest.mark.parametrize(
     ("name", "missing", "more", "extra"),
     [

@@ -6,7 +6,6 @@ One of them is chosen once, by JAX's default backend; $WHISPER_NNX_OPS or `using
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
@@ -18,6 +17,7 @@ import jax
 from whisper_nnx.ops.implementation import Implementation
 from whisper_nnx.ops.reference import attention_scores, precision_of
 from whisper_nnx.runtime.programs import key_by
+from whisper_nnx.runtime.startup import OPERATIONS, chosen_operations
 
 __all__ = [
     "Implementation",
@@ -36,8 +36,7 @@ __all__ = [
     "using",
 ]
 
-SWITCH = "WHISPER_NNX_OPS"
-_MODULES = {"reference": "reference", "cpu": "cpu.operations", "accelerator": "accelerator"}
+_MODULES = dict(zip(OPERATIONS, ("reference", "cpu.operations", "accelerator"), strict=True))
 _context = jax.make_user_context(None)  # part of the key of every jitted function
 
 
@@ -64,10 +63,7 @@ def named(name: str) -> Implementation:
 
 @cache
 def _default() -> Implementation:
-    chosen = os.environ.get(SWITCH)
-    if chosen and chosen not in _MODULES:
-        raise ValueError(f"{SWITCH}={chosen!r} is unknown; choose one of {', '.join(_MODULES)}")
-    return named(chosen or ("cpu" if jax.default_backend() == "cpu" else "accelerator"))
+    return named(chosen_operations() or ("cpu" if jax.default_backend() == "cpu" else "accelerator"))
 
 
 @key_by

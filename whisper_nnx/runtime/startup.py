@@ -11,6 +11,9 @@ from whisper_nnx.runtime.allocator import keep_memory
 if TYPE_CHECKING:
     import jax
 
+OPERATIONS_VARIABLE = "WHISPER_NNX_OPS"
+OPERATIONS = ("reference", "cpu", "accelerator")  # the implementations in `whisper_nnx.ops`
+
 # Set unless the user has set them.
 ENVIRONMENT = {
     # On some processors XLA reports an error for each program from the compilation cache, which then runs all the same
@@ -36,8 +39,9 @@ def start(
       device: platform and index; None: JAX's default.
 
     Raises:
-      ValueError: this machine has no such device.
+      ValueError: this machine has no such device, or $WHISPER_NNX_OPS names no implementation.
     """
+    chosen_operations()
     if threads:
         os.environ["PJRT_NPROC"] = str(threads)  # read once, when XLA starts
     for name, value in ENVIRONMENT.items():
@@ -51,6 +55,14 @@ def start(
     except (OSError, RuntimeError) as error:  # a folder of JAX's own setting, which nothing has checked; no home
         warnings.warn(f"programs are not kept: {error}; choose another --compilation_cache", stacklevel=2)
     return find_device(device)
+
+
+def chosen_operations() -> str | None:
+    """The implementation that $WHISPER_NNX_OPS names; None where it is not set. Raises ValueError for another name."""
+    name = os.environ.get(OPERATIONS_VARIABLE)
+    if name and name not in OPERATIONS:
+        raise ValueError(f"{OPERATIONS_VARIABLE}={name!r} is unknown; choose one of {', '.join(OPERATIONS)}")
+    return name or None
 
 
 def find_device(wanted: tuple[str, int] | None) -> jax.Device:
