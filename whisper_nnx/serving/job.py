@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 from whisper_nnx.output.results import Segment, Transcript
@@ -26,10 +27,12 @@ class Job:
       audio: whatever `load_audio` reads.
       options: of the recording.
       number: unlike that of any other job of this process.
+      warnings: what the user should know of the recording or the options.
     """
 
     def __init__(self, model: str, audio: Any, options: TranscribeOptions, number: int, cancel: Callable[[Job], None]):
         self.model, self.audio, self.options, self.number = model, audio, options, number
+        self.warnings: list[str] = []
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[list[Segment] | Exception | None] = asyncio.Queue()
         self._opened: Opened | None = None
@@ -63,6 +66,10 @@ class Job:
         return self.transcript
 
     @property
+    def has_opened(self) -> bool:
+        return self._opened is not None
+
+    @property
     def opened(self) -> Opened:
         assert self._opened is not None, "no window was decoded yet"
         return self._opened
@@ -89,4 +96,5 @@ class Job:
 
     def report(self, event: list[Segment] | Exception | None) -> None:
         """Segments of a window; None after the last; an exception if the job failed."""
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        with suppress(RuntimeError):  # the loop is closed: nothing waits for it
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)

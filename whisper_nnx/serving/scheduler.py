@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Mapping
+import math
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.output.results import Segment
 from whisper_nnx.serving.job import Job
-from whisper_nnx.transcription.batch import Batch
-from whisper_nnx.transcription.opening import open_recording
+from whisper_nnx.serving.models import ModelSlot
+from whisper_nnx.serving.spool import Spool
+from whisper_nnx.transcription.batch import is_out_of_memory
+from whisper_nnx.transcription.opening import RecordingAudio, open_audio, read_recording
 from whisper_nnx.transcription.options import TranscribeOptions
+from whisper_nnx.transcription.rows import Live
 
 
 class Busy(Exception):
@@ -22,55 +33,320 @@ class Busy(Exception):
         self.retry_after_s = retry_after_s
 
 
-class UnknownModel(KeyError):
+class UnknownModel(LookupError):
     """No model has this name."""
 
 
 class Unavailable(Exception):
-    """The server is starting or stopping."""
+    """The server is starting or stopping, or the model could not be loaded."""
+
+
+class Stats(NamedTuple):
+    """Requests that were taken, rows in use, models in memory; steps and hits of the encoder cache so far."""
+
+    requests: int
+    rows: int
+    models: tuple[str, ...]
+    steps: int
+    cache_hits: int
 
 
 class Scheduler:
-    """Placeholder: one request after the other. The interface is final, the inside is being written."""
+    """Takes requests from an event loop, reads their audio on other threads, and decodes them on its own thread.
 
-    def __init__(self, models: Mapping[str, Whisper]):
-        self._models = dict(models)
+    Requests share the rows of their model's batch and take turns, window by window; each result equals that of the
+    recording alone.
+
+    Args:
+      slots: the models; the first is the default one.
+      max_requests: taken at a time, those that wait included.
+      memory_bytes: of the parameters of all models; idle models are released for others. None: no limit.
+      samples_bytes: of the samples of waiting recordings; more are kept on disk.
+      readers: threads that read audio.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[ModelSlot],
+        *,
+        max_requests: int = 1000,
+        memory_bytes: int | None = None,
+        samples_bytes: int = 1 << 30,
+        readers: int = 2,
+    ):
+        self._slots = {slot.name: slot for slot in slots}
+        self._max_requests, self._memory_bytes = max_requests, memory_bytes
+        self._spool = Spool(samples_bytes)
         self._numbers = itertools.count()
-        self._thread = ThreadPoolExecutor(1)
-        self._cancelled: set[int] = set()
+        self._jobs: dict[int, Job] = {}
+        self._held: dict[int, int] = {}  # job -> bytes of memory that its samples take
+        self._inbox: deque[Callable[[], None]] = deque()  # what other threads want done on the scheduler's
+        self._wake = threading.Condition()
+        self._stopping, self._ended = False, False
+        self._steps, self._step_s = 0, 1.0
+        self._readers = ThreadPoolExecutor(readers, "read")
+        self._loader = ThreadPoolExecutor(1, "load")
+        self._current = threading.local()  # .job: whose warnings they are
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self._thread.start()
 
     @property
     def names(self) -> list[str]:
         """Of the models; the first is the default one."""
-        return list(self._models)
+        return list(self._slots)
 
-    def config(self, name: str) -> Any:
-        """`WhisperConfig` of a model. Raises UnknownModel."""
-        return self._models[name].config
+    def config(self, name: str) -> WhisperConfig | None:
+        """The configuration of a model, None while it is not loaded. Raises UnknownModel."""
+        return self._slot(name).config
+
+    def _slot(self, name: str) -> ModelSlot:
+        if name not in self._slots:
+            raise UnknownModel(f"there is no model {name!r}, but {', '.join(self._slots)}")
+        return self._slots[name]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the scheduler's thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def accepting(self) -> bool:
+        """Whether requests are taken: not while stopping."""
+        return self.alive and not self._stopping
+
+    @property
+    def stats(self) -> Stats:
+        slots = list(self._slots.values())
+        return Stats(
+            requests=len(self._jobs),
+            rows=sum(batch.rows_in_use for slot in slots if (batch := slot.batch)),
+            models=tuple(slot.name for slot in slots if slot.model is not None),
+            steps=self._steps,
+            cache_hits=sum(cache.hits for slot in slots if (cache := slot.encode)),
+        )
+
+    async def load(self, name: str) -> None:
+        """Loads a model, unless it is in memory. Raises what loading raised."""
+        slot = self._slot(name)
+        started = threading.Event()
+
+        def load() -> None:
+            self._load(slot)
+            started.set()
+
+        self._do(load)
+        while not started.is_set() or slot.loading:
+            await asyncio.sleep(0.02)
+        if slot.failure is not None:
+            raise slot.failure
 
     def submit(self, model: str, audio: Any, options: TranscribeOptions) -> Job:
         """Takes a request. To be called in the event loop. Raises Busy, UnknownModel, Unavailable."""
-        if model not in self._models:
-            raise UnknownModel(model)
-        job = Job(model, audio, options, next(self._numbers), lambda job: self._cancelled.add(job.number))
-        self._thread.submit(self._run, job)
+        slot = self._slot(model)
+        if not self.accepting:
+            raise Unavailable("the server is stopping")
+        if len(self._jobs) >= self._max_requests:
+            raise Busy(max(1, math.ceil(len(self._jobs) * self._step_s / max(slot.sizes))))
+        job = Job(model, audio, options, next(self._numbers), lambda job: self._do(lambda: self._end(job)))
+        self._jobs[job.number] = job
+        self._do(lambda: self._admit(job, slot))
         return job
 
-    def _run(self, job: Job) -> None:
-        try:
-            model = self._models[job.model]
-            opened = open_recording(model, job.audio, job.options, job.number)
-            job.report_opened(opened)
-            for live, window in Batch(model).run(iter(opened.lives)):
-                if job.number in self._cancelled:
-                    return
-                if isinstance(window, Exception):
-                    raise window
-                job.report(opened.add(live, window))
-            job.report(None)
-        except Exception as error:
-            job.report(error)
-
     async def close(self, grace_s: float = 30) -> None:
-        """Takes no new requests, finishes those taken within `grace_s`, and ends the thread."""
-        self._thread.shutdown()
+        """Takes no new requests, finishes those taken within `grace_s`, and ends the threads."""
+        self._stopping = True
+        end = time.monotonic() + grace_s
+        while self._jobs and self.alive and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+
+        def stop() -> None:
+            for job in list(self._jobs.values()):
+                self._end(job, Unavailable("the server has stopped"))
+            self._ended = True
+
+        self._do(stop)
+        await asyncio.to_thread(self._thread.join)
+        self._readers.shutdown(cancel_futures=True)
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        """Has something done on the scheduler's thread, before the next step."""
+        with self._wake:
+            self._inbox.append(work)
+            self._wake.notify()
+
+    # On the scheduler's thread.
+
+    def _run(self) -> None:
+        with _warnings_to(self._warn):
+            while not self._ended:
+                with self._wake:
+                    while not self._inbox and not any(slot.busy for slot in self._loaded()):
+                        self._wake.wait()
+                while self._inbox:
+                    self._inbox.popleft()()
+                for slot in self._loaded():
+                    if slot.busy and not self._ended:
+                        self._step(slot)
+
+    def _loaded(self) -> list[ModelSlot]:
+        return [slot for slot in self._slots.values() if slot.batch is not None]
+
+    def _step(self, slot: ModelSlot) -> None:
+        assert slot.batch is not None
+        slot.queue.start_round()
+        started, slot.used_at = time.monotonic(), time.monotonic()
+        try:
+            events = slot.batch.step()
+        except Exception as error:  # of the device, not of one recording
+            for failed in [job for job in self._jobs.values() if job.model == slot.name and job.has_opened]:
+                self._end(failed, error)
+            return
+        self._steps += 1
+        self._step_s += 0.1 * (time.monotonic() - started - self._step_s)
+        for live, result in events:
+            if (job := self._jobs.get(live.number)) is not None:
+                self._report(job, live, result)
+
+    def _report(self, job: Job, live: Live, result: list[Segment] | Exception | None) -> None:
+        try:
+            if isinstance(result, Exception):
+                raise result
+            if segments := job.opened.add(live, result):
+                job.report(segments)
+        except Exception as error:
+            self._end(job, error)
+        else:
+            if job.opened.done:
+                self._end(job)
+
+    def _admit(self, job: Job, slot: ModelSlot) -> None:
+        """Has a request's audio read, as soon as its model is there."""
+        if job.number not in self._jobs:
+            return
+        if slot.model is None:
+            self._load(slot)
+            slot.waiting.append(job)
+            return
+        config = slot.model.config
+        self._readers.submit(self._read, job, slot, config)
+
+    def _load(self, slot: ModelSlot) -> None:
+        if slot.model is not None or slot.loading:
+            return
+        slot.loading, slot.failure = True, None
+
+        def load() -> None:
+            try:
+                model = slot.load()
+            except Exception as error:
+                failure = error
+                self._do(lambda: self._loading_failed(slot, failure))
+            else:
+                self._do(lambda: self._insert(slot, model))
+
+        self._loader.submit(load)
+
+    def _loading_failed(self, slot: ModelSlot, error: Exception) -> None:
+        slot.loading, slot.failure = False, error
+        jobs, slot.waiting = slot.waiting, []
+        for job in jobs:
+            self._end(job, Unavailable(f"model {slot.name!r} cannot be loaded: {error}"))
+
+    def _insert(self, slot: ModelSlot, model: Any) -> None:
+        slot.insert(model)
+        slot.loading = False
+        jobs, slot.waiting = slot.waiting, []
+        for job in jobs:
+            self._admit(job, slot)
+        if self._memory_bytes is None:
+            return
+        idle = [s for s in self._loaded() if s is not slot and not any(j.model == s.name for j in self._jobs.values())]
+        for other in sorted(idle, key=lambda s: s.used_at):
+            if sum(s.memory_bytes for s in self._loaded()) > self._memory_bytes:
+                other.release()
+
+    def _add(self, job: Job, slot: ModelSlot, audio: RecordingAudio, held: int) -> None:
+        """A request whose audio was read takes its turn."""
+        if job.number not in self._jobs:
+            self._spool.release(held)
+            return
+        self._held[job.number] = held
+
+        def open() -> Sequence[Live]:
+            assert slot.model is not None
+            assert slot.encode is not None
+            with self._of(job):
+                opened = open_audio(slot.model, audio, job.options, job.number, slot.encode)
+            job.report_opened(opened)
+            if opened.done:
+                self._end(job)
+            return opened.lives
+
+        def open_or_fail() -> Sequence[Live]:
+            try:
+                return open()
+            except Exception as error:
+                if is_out_of_memory(error) and slot.batch is not None and slot.batch.may_halve:
+                    raise
+                self._end(job, error)
+                return []
+
+        slot.queue.add(job.number, open_or_fail)
+
+    def _end(self, job: Job, error: Exception | None = None) -> None:
+        """Ends a request: done, failed or cancelled."""
+        if self._jobs.pop(job.number, None) is None:
+            return
+        self._spool.release(self._held.pop(job.number, 0))
+        slot = self._slots[job.model]
+        slot.queue.discard(job.number)
+        if slot.batch is not None:
+            slot.batch.cancel(job.number)
+        job.report(error)
+
+    # On readers' threads.
+
+    def _read(self, job: Job, slot: ModelSlot, config: WhisperConfig) -> None:
+        if job.number not in self._jobs:  # cancelled
+            return
+        try:
+            with self._of(job):
+                audio = read_recording(config, job.audio, job.options)
+            audio.mel.waveform, held = self._spool.keep(audio.mel.waveform)
+        except Exception as error:
+            failure = error
+            self._do(lambda: self._end(job, failure))
+        else:
+            self._do(lambda: self._add(job, slot, audio, held))
+        finally:
+            job.audio = None
+
+    # Warnings, on any thread.
+
+    @contextmanager
+    def _of(self, job: Job) -> Iterator[None]:
+        """What is warned of on this thread is about this request."""
+        self._current.job = job
+        try:
+            yield
+        finally:
+            self._current.job = None
+
+    def _warn(self, message: str) -> None:
+        job = getattr(self._current, "job", None)
+        if job is not None:
+            job.warnings.append(message)
+
+
+@contextmanager
+def _warnings_to(receive: Callable[[str], None]) -> Iterator[None]:
+    """All warnings of this process go to `receive`, again and again."""
+
+    def show(message: Warning | str, *_: Any) -> None:
+        receive(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

@@ -21,6 +21,7 @@ from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.output.results import Segment
 from whisper_nnx.runtime.allocator import close_gaps
 from whisper_nnx.timing.words import WordTiming
+from whisper_nnx.transcription.queue import InOrder, Queue
 from whisper_nnx.transcription.recording import Draft, Window
 from whisper_nnx.transcription.row_times import UNTIMED, RowTimes
 from whisper_nnx.transcription.rows import Live, Row
@@ -54,24 +55,33 @@ class Batch:
     Args:
       model: a model with a tokenizer.
       size: how many windows are decoded together.
+      sizes: the numbers of rows that may be used: each step takes the least that suffices; default: `size` alone.
+      queue: decides which chain gets the next row; default: `InOrder`.
+      ahead: the most windows that are encoded while others are decoded.
       encode: replaces `encode_windows`.
       decode: replaces `decode_windows`.
     """
 
     def __init__(
-        self, model: Whisper, size: int = 1, *, encode: Encode = encode_windows, decode: Decode = decode_windows
+        self,
+        model: Whisper,
+        size: int = 1,
+        *,
+        sizes: Sequence[int] = (),
+        queue: Queue | None = None,
+        ahead: int = AHEAD,
+        encode: Encode = encode_windows,
+        decode: Decode = decode_windows,
     ):
         self._model, self._encode_windows, self._decode_windows = model, encode, decode
-        self._rows: list[Row | None] = [None] * size
+        self._sizes = sorted({*sizes, size})
+        self._rows: list[Row | None] = [None] * self._sizes[0]
         self._encoded: EncodedWindows | None = None
-        self._submitted: deque[Live] = deque()
-        self._source: Iterator[Live] | None = None  # of `run`, until it is exhausted
-        self._waiting: deque[Live] = deque()  # begun, and between two windows
+        self._queue = InOrder() if queue is None else queue
         self._prepared: deque[tuple[Row, EncodedWindows]] = deque()
         self._finished: deque[Live] = deque()
         self._failed: deque[tuple[Live, Exception]] = deque()
-        self._ahead = AHEAD
-        self._cancelled: set[int] = set()  # numbers of recordings whose other chains may still come from the source
+        self._ahead = ahead
         if size > 1:
             close_gaps()  # the keys and values of many windows are the largest arrays there are
 
@@ -80,13 +90,15 @@ class Batch:
 
         `recordings` are opened as rows become free. An iterator that raises for lack of device memory is asked again.
         """
-        self._source = recordings
+        if not isinstance(self._queue, InOrder):
+            raise ValueError("run needs a Batch with the default queue; submit recordings to others and call step")
+        self._queue.source = recordings
         while self.busy:
             yield from self.step()
 
     def submit(self, live: Live) -> None:
         """Adds a recording, or a piece of one; it begins when a row is free."""
-        self._submitted.append(live)
+        self._queue.put(live)
 
     def step(self) -> list[Event]:
         """Gives windows to free rows and decodes all rows once.
@@ -100,6 +112,7 @@ class Batch:
         """
         accepted: list[Event] = []
         try:
+            self._resize()
             self._fill()
             if any(self._rows):
                 accepted = self._decode_rows()
@@ -113,8 +126,11 @@ class Batch:
     @property
     def busy(self) -> bool:
         """Whether a step has something to do."""
-        in_progress = any(self._rows) or self._waiting or self._prepared
-        return bool(in_progress or self._submitted or self._finished or self._failed) or self._source is not None
+        return bool(any(self._rows) or self._prepared or self._finished or self._failed or len(self._queue))
+
+    @property
+    def rows_in_use(self) -> int:
+        return sum(row is not None for row in self._rows)
 
     @property
     def may_halve(self) -> bool:
@@ -124,11 +140,8 @@ class Batch:
     def cancel(self, recording: Live | int) -> None:
         """Ends all chains of a recording, which is given by one of them or by its number. No event follows."""
         number = recording.number if isinstance(recording, Live) else recording
-        if self._source is not None:
-            self._cancelled.add(number)
+        self._queue.discard(number)
         self._rows[:] = [None if row and row.live.number == number else row for row in self._rows]
-        self._waiting = deque(other for other in self._waiting if other.number != number)
-        self._submitted = deque(other for other in self._submitted if other.number != number)
         self._prepared = deque(ready for ready in self._prepared if ready[0].live.number != number)
 
     def _fail(self, live: Live, error: Exception) -> None:
@@ -138,36 +151,40 @@ class Batch:
         self.cancel(live)
         self._failed.append((live, error))
 
+    def _resize(self) -> None:
+        """Takes the least number of rows that suffices, and keeps the windows that are to be tried again."""
+        if len(self._sizes) == 1:
+            return
+        kept = [i for i, row in enumerate(self._rows) if row]
+        wanted = len(kept) + len(self._prepared) + len(self._queue)
+        size = next((size for size in self._sizes if size >= wanted), self._sizes[-1])
+        if size == len(self._rows):
+            return
+        if kept and self._encoded is not None:
+            rows = np.array([*kept, *[0] * (size - len(kept))], np.int32)
+            self._encoded = _take(self._encoded, rows)
+        else:
+            self._encoded = None
+        self._rows = [*(self._rows[i] for i in kept), *[None] * (size - len(kept))]
+
     def _fill(self) -> None:
         """Gives free rows windows, first of recordings that have begun, then of new ones."""
         for i, busy in enumerate(self._rows):
             if busy is not None:
                 continue
-            ready = None
-            while self._waiting and ready is None:
-                ready = self._ready(self._waiting.popleft())
+            ready = self._next(started=True)
             if ready is None:
-                ready = self._prepared.popleft() if self._prepared else self._begin()
+                ready = self._prepared.popleft() if self._prepared else self._next(started=False)
             if ready is None:
                 return
             self._rows[i], encoded = ready
             self._put(i, encoded)
 
-    def _begin(self) -> tuple[Row, EncodedWindows] | None:
-        """The first window of a recording that has not begun yet."""
-        while (live := self._new()) is not None:
+    def _next(self, *, started: bool) -> tuple[Row, EncodedWindows] | None:
+        """The next window of the queue's next chain that has one."""
+        while (live := self._queue.get(started=started)) is not None:
             if (ready := self._ready(live)) is not None:
                 return ready
-        return None
-
-    def _new(self) -> Live | None:
-        if self._submitted:
-            return self._submitted.popleft()
-        for live in self._source or ():
-            if live.number not in self._cancelled:
-                return live
-        self._source = None
-        self._cancelled.clear()
         return None
 
     def _ready(self, live: Live) -> tuple[Row, EncodedWindows] | None:
@@ -184,7 +201,7 @@ class Batch:
                 language = choose_language(probs, live.allowed_languages)
         except Exception as error:
             if is_out_of_memory(error) and self.may_halve:
-                self._waiting.appendleft(live)
+                self._queue.put_back([live])
             self._fail(live, error)
             return None
         nothing = encoded.features[:, :0]  # the encoder output takes memory and is not used here
@@ -197,7 +214,9 @@ class Batch:
 
     def _prepare(self) -> None:
         """Encodes the next windows while the device decodes, without waiting for it."""
-        while len(self._prepared) < min(self._ahead, len(self._rows)) and (ready := self._begin()) is not None:
+        for _ in range(min(self._ahead, len(self._rows)) - len(self._prepared)):
+            if (ready := self._next(started=False)) is None:
+                return
             self._prepared.append(ready)
 
     def _put(self, row: int, encoded: EncodedWindows) -> None:
@@ -214,11 +233,12 @@ class Batch:
             raise error
         size = len(self._rows)
         half = max(1, size // 2)
+        self._sizes = [*(smaller for smaller in self._sizes if smaller < half), half]
         if size == 1:  # prepared windows took the memory
             self._ahead = 0
         warnings.warn(f"out of memory with batch_size={size}: going on with {half}", stacklevel=2)
         begun = [row for row in [*self._rows, *(row for row, _ in self._prepared)] if row]
-        self._waiting.extendleft(row.live for row in reversed(begun))
+        self._queue.put_back([row.live for row in begun])
         self._rows, self._encoded = [None] * half, None
         self._prepared.clear()
 
@@ -306,7 +326,10 @@ class Batch:
             begins = begins_s if recording.options.token_timestamps else None
             segments = recording.accept(row.window, draft, words, begins)
         # A finished recording is reported at once, before the next one's first window.
-        (self._waiting if recording.next_window() else self._finished).append(row.live)
+        if recording.next_window():
+            self._queue.put_back([row.live])
+        else:
+            self._finished.append(row.live)
         return segments
 
 
@@ -314,6 +337,11 @@ class Batch:
 def _put(encoded: EncodedWindows, one: EncodedWindows, row: jax.Array) -> EncodedWindows:
     """Replaces one of the windows, in place."""
     return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=0), encoded, one)
+
+
+@jax.jit
+def _take(encoded: EncodedWindows, rows: jax.Array) -> EncodedWindows:
+    return jax.tree.map(lambda x: x[rows], encoded)
 
 
 def choose_language(probs: Mapping[str, float], allowed: Sequence[str] = ()) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, load_audio
 from whisper_nnx.audio.vad import VadOptions, pack_spans, speech_spans
+from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.whisper import Whisper, warn_of_precision
 from whisper_nnx.output.results import Segment, Transcript
 from whisper_nnx.timing.alignment_heads import alignment_heads
@@ -133,21 +135,51 @@ class Opened:
         return "the model decoded no words"
 
 
+@dataclass
+class RecordingAudio:
+    """A recording that was read.
+
+    Attributes:
+      mel: its log-mel spectrogram, and its samples.
+      pieces: first and last frame of each stretch that becomes a chain of windows of its own; None: the whole is one.
+      channels: samples of each channel [channels, N], to tell speakers apart.
+    """
+
+    mel: RecordingMel
+    pieces: list[Place] | None = None
+    channels: np.ndarray | None = None
+
+
 def open_recording(model: Whisper, source: Any, options: TranscribeOptions, number: int = 0) -> Opened:
     """Reads audio, finds its speech and its language, where these are wanted; `number`: among those of one call.
 
     Raises AudioError or OSError for what cannot be read, ValueError for options that the model cannot meet.
     """
+    return open_audio(model, read_recording(model.config, source, options), options, number)
+
+
+def read_recording(config: WhisperConfig, source: Any, options: TranscribeOptions) -> RecordingAudio:
+    """The part of `open_recording` that needs no model; any thread may do it. Raises AudioError or OSError."""
     samples, channels = _read(source, options)
-    config = model.config
+    mel = RecordingMel(samples, config.num_mel_bins, 2 * config.max_source_positions)
+    return RecordingAudio(mel, _pieces(samples, mel.content_frames, options), channels)
+
+
+def open_audio(
+    model: Whisper,
+    audio: RecordingAudio,
+    options: TranscribeOptions,
+    number: int = 0,
+    encode: Callable[[Whisper, jax.Array], EncodedWindows] = encode_windows,
+) -> Opened:
+    """The part of `open_recording` that needs the model, which detects the language; `encode`: as `encode_windows`."""
+    mel, pieces, config = audio.mel, audio.pieces, model.config
     frames = 2 * config.max_source_positions
-    mel = RecordingMel(samples, config.num_mel_bins, frames)
-    pieces = _pieces(samples, mel.content_frames, options)
     options = _fit_model(model, options)
     warn_of_precision(model, options.decoding.fp16)
     language, encoded, probs = options.decoding.language, dict[Place, EncodedWindows](), dict[str, float]()
     if language is None:
-        probs, encoded = _detect_language(model, mel, pieces if options.vad_filter else None, options)
+        probs, encoded = _detect_language(model, mel, pieces if options.vad_filter else None, options, encode)
         language = choose_language(probs, tuple(options.allowed_languages or ()))
 
     decoding = replace(options.decoding, language=language)
@@ -182,7 +214,7 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
     if lives:
         lives[0].encoded = encoded
     about: dict[str, Any] = {"number": number, "language": language, "language_probs": probs}
-    return Opened(lives, options, **about, duration_s=mel.content_frames / FRAMES_PER_SECOND, channels=channels)
+    return Opened(lives, options, **about, duration_s=mel.content_frames / FRAMES_PER_SECOND, channels=audio.channels)
 
 
 def _read(source: Any, options: TranscribeOptions) -> tuple[np.ndarray, np.ndarray | None]:
@@ -234,7 +266,11 @@ def _pieces(samples: np.ndarray, content_frames: int, options: TranscribeOptions
 
 
 def _detect_language(
-    model: Whisper, mel: RecordingMel, pieces: list[Place] | None, options: TranscribeOptions
+    model: Whisper,
+    mel: RecordingMel,
+    pieces: list[Place] | None,
+    options: TranscribeOptions,
+    encode: Callable[[Whisper, jax.Array], EncodedWindows],
 ) -> tuple[dict[str, float], dict[Place, EncodedWindows]]:
     """Each language's probability, and the first window encoded for it: the first 30 s of all or of the first piece.
 
@@ -249,7 +285,7 @@ def _detect_language(
     first: dict[Place, EncodedWindows] = {}
     allowed = tuple(options.allowed_languages or ())
     for place in places[:most]:
-        encoded = encode_windows(model, mel.window(*place)[None])
+        encoded = encode(model, mel.window(*place)[None])
         first = first or {place: encoded}
         [probs] = detect_languages(model, encoded)
         best = choose_language(probs, allowed)
