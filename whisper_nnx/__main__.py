@@ -2,6 +2,6 @@
 
 import sys
 
-from whisper_nnx.cli.transcribe import main
+from whisper_nnx.cli.main import main
 
 sys.exit(main())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.cli.options import KINDS, OPTIONS, TRANSCRIBE_FLAGS, add_option, as_flags
 from whisper_nnx.cli.parser import Help, Parser, parse_spelled
-from whisper_nnx.cli.transcribe import check, check_options, model_of, transcribe_options
+from whisper_nnx.cli.transcribe import check, check_options, load_named_model, transcribe_options
 from whisper_nnx.evaluation.normalizers import NORMALIZERS, require_normalizers
 from whisper_nnx.evaluation.page import to_html
 from whisper_nnx.evaluation.results import Evaluation
@@ -153,6 +153,6 @@ def _evaluate(args: argparse.Namespace, rows: list[Row], options: dict[str, Any]
     import jax
 
     with jax.default_device(device):
-        model = model_of(args, device)
+        model = load_named_model(args.model, args, device)
         own = {"normalizer": args.normalizer, "detect_language": args.detect_language, "about": about}
         return evaluate(model, rows, **own, **options)

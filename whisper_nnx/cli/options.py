@@ -235,7 +235,7 @@ VAD = "vad_"  # before the names of the voice detector's parameters
 RECORDING = (FallbackOptions, DecodingOptions, LongformOptions, TranscribeOptions)  # the keyword arguments of `of`
 
 
-def _flag(one: Option, prefix: str = "") -> Flag:
+def flag_of(one: Option, prefix: str = "") -> Flag:
     default, type_ = one.command_default, one.type
     if default is None and not type_.endswith("None"):
         type_ = f"{type_} | None"
@@ -258,10 +258,10 @@ def _grouped(flags: list[Flag]) -> dict[str, list[Flag]]:
     return groups
 
 
-VAD_FLAGS = [_flag(one, VAD) for one in options_of(VadOptions).values()]
-SUBTITLE_FLAGS = [_flag(one) for one in options_of(SubtitleOptions).values()]
-TRANSCRIBE_FLAGS = [_flag(one) for one in options_of(CallOptions, *RECORDING).values() if not one.python_only]
-_COMMAND_FLAGS = [_flag(one) for one in options_of(CommandOptions).values()]
+VAD_FLAGS = [flag_of(one, VAD) for one in options_of(VadOptions).values()]
+SUBTITLE_FLAGS = [flag_of(one) for one in options_of(SubtitleOptions).values()]
+TRANSCRIBE_FLAGS = [flag_of(one) for one in options_of(CallOptions, *RECORDING).values() if not one.python_only]
+_COMMAND_FLAGS = [flag_of(one) for one in options_of(CommandOptions).values()]
 # Group's title -> its options, in the order of --help.
 OPTIONS = _grouped([*_COMMAND_FLAGS, *TRANSCRIBE_FLAGS, *VAD_FLAGS, *SUBTITLE_FLAGS])
 

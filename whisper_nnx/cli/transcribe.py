@@ -97,7 +97,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     import jax
 
     with jax.default_device(device):
-        model = model_of(args, device)
+        model = load_named_model(args.model, args, device)
         run = _detect_languages if args.detect_language else _transcribe
         return run(model, inputs, args, options) or failed
 
@@ -125,12 +125,13 @@ def _inputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[
     return inputs, 1 if problems else 0
 
 
-def model_of(args: argparse.Namespace, device: jax.Device) -> Whisper:
+def load_named_model(name: str, args: argparse.Namespace, device: jax.Device) -> Whisper:
+    """Loads a model as the options of the command say."""
     from weight_loader import load_model
 
-    dtype = _choose_dtype(args.dtype, args.fp16, device.platform)
+    dtype = _choose_dtype(args.dtype, getattr(args, "fp16", None), device.platform)
     where = {"cache_dir": args.model_dir, "revision": args.revision, "token": args.token}
-    return load_model(args.model, dtype=dtype, weights=args.weights, tokenizer=args.tokenizer, **where)
+    return load_model(name, dtype=dtype, weights=args.weights, tokenizer=args.tokenizer, **where)
 
 
 def transcribe_options(args: argparse.Namespace) -> dict[str, Any]:

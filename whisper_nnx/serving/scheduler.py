@@ -9,12 +9,14 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.output.results import Segment
 from whisper_nnx.serving.job import Job
 from whisper_nnx.serving.models import ModelSlot
@@ -82,6 +84,7 @@ class Scheduler:
         self._held: dict[int, int] = {}  # job -> bytes of memory that its samples take
         self._inbox: deque[Callable[[], None]] = deque()  # what other threads want done on the scheduler's
         self._wake = threading.Condition()
+        self.ready = False  # set by whoever has loaded what is to be there from the start
         self._stopping, self._ended = False, False
         self._steps, self._step_s = 0, 1.0
         self._readers = ThreadPoolExecutor(readers, "read")
@@ -89,6 +92,16 @@ class Scheduler:
         self._current = threading.local()  # .job: whose warnings they are
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
+
+    @classmethod
+    def of(cls, models: Mapping[str, Whisper], sizes: Sequence[int] = (1, 2, 4), **options: Any) -> Scheduler:
+        """A scheduler, ready, for models that are in memory. `sizes`: numbers of rows of their batches."""
+        slots = [ModelSlot(name, partial(_itself, model), sizes, cache_bytes=1 << 28) for name, model in models.items()]
+        for slot, model in zip(slots, models.values(), strict=True):
+            slot.insert(model)
+        scheduler = cls(slots, **options)
+        scheduler.ready = True
+        return scheduler
 
     @property
     def names(self) -> list[str]:
@@ -111,8 +124,8 @@ class Scheduler:
 
     @property
     def accepting(self) -> bool:
-        """Whether requests are taken: not while stopping."""
-        return self.alive and not self._stopping
+        """Whether requests are taken: not while starting or stopping."""
+        return self.alive and self.ready and not self._stopping
 
     @property
     def stats(self) -> Stats:
@@ -144,7 +157,7 @@ class Scheduler:
         """Takes a request. To be called in the event loop. Raises Busy, UnknownModel, Unavailable."""
         slot = self._slot(model)
         if not self.accepting:
-            raise Unavailable("the server is stopping")
+            raise Unavailable("the server is stopping" if self._stopping else "the server is starting")
         if len(self._jobs) >= self._max_requests:
             raise Busy(max(1, math.ceil(len(self._jobs) * self._step_s / max(slot.sizes))))
         job = Job(model, audio, options, next(self._numbers), lambda job: self._do(lambda: self._end(job)))
@@ -337,6 +350,10 @@ class Scheduler:
         job = getattr(self._current, "job", None)
         if job is not None:
             job.warnings.append(message)
+
+
+def _itself(model: Whisper) -> Whisper:
+    return model
 
 
 @contextmanager

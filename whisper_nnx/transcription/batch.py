@@ -344,6 +344,14 @@ def _take(encoded: EncodedWindows, rows: jax.Array) -> EncodedWindows:
     return jax.tree.map(lambda x: x[rows], encoded)
 
 
+def compile_sizes(encoded: EncodedWindows, sizes: Sequence[int]) -> None:
+    """Compiles what changes from one number of rows to another; encoded: any window."""
+    for old in sizes:
+        rows = jax.tree.map(lambda x, old=old: jnp.zeros((old, *x.shape[1:]), x.dtype), encoded)
+        for new in sizes:
+            _take(rows, np.zeros(new, np.int32))
+
+
 def choose_language(probs: Mapping[str, float], allowed: Sequence[str] = ()) -> str:
     """The most probable of the allowed languages, or of all."""
     return most_probable({code: probs[code] for code in allowed or probs})

@@ -14,6 +14,7 @@ from whisper_nnx.runtime.options import options_of
 from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.token_times import BUCKETS, align_tokens, bucket, text_ids
 from whisper_nnx.timing.word_times import Layout, word_heads, word_times
+from whisper_nnx.transcription.batch import compile_sizes
 from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.stream import transcribe
@@ -65,6 +66,9 @@ def warmup(
     }
     samples = model.config.max_source_positions * SAMPLE_RATE // POSITIONS_PER_SECOND  # of one window
     noise = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    if len(batch_sizes) > 1:
+        silence = jnp.zeros((1, model.config.num_mel_bins, 2 * model.config.max_source_positions))
+        compile_sizes(encode_windows(model, silence), batch_sizes)
     for size in batch_sizes:
         for attempt in tries.values():
             strategy: dict[str, Any] = {"temperature": attempt.temperature, "n_best": attempt.n_best}
