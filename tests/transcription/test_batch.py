@@ -15,6 +15,7 @@ from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.transcription.batch import Batch
 from whisper_nnx.transcription.fallback import FallbackOptions
 from whisper_nnx.transcription.longform import LongformOptions
+from whisper_nnx.transcription.queue import RoundRobin
 from whisper_nnx.transcription.recording import Recording
 from whisper_nnx.transcription.rows import Live
 from whisper_nnx.transcription.windows import DecodingResult, EncodedWindows
@@ -78,8 +79,8 @@ class Decoder:
             meanwhile()
         return results
 
-    def make_batch(self, size: int) -> Batch:
-        self.batch = Batch(self.model, size, encode=self.encode, decode=self.decode)
+    def make_batch(self, size: int, **options) -> Batch:
+        self.batch = Batch(self.model, size, encode=self.encode, decode=self.decode, **options)
         return self.batch
 
     def run(self, size: int) -> list[int]:
@@ -302,6 +303,67 @@ def test_what_is_submitted_during_run_is_stepped_too(model):
             batch.submit(decoder.lives[1])
             batch.submit(decoder.lives[2])
     assert sorted(done) == [0, 1, 2]
+
+
+def test_each_step_takes_as_few_rows_as_suffice_and_keeps_the_windows_that_are_tried_again(model):
+    passes = [3, 1, 2, 1, 3, 1]
+    alone = Decoder(model, passes, 2)
+    alone.run(size=1)
+    driven = Decoder(model, passes, 2)
+    batch = driven.make_batch(4, sizes=(1, 2, 4), queue=RoundRobin(), ahead=0)
+    for arrivals in (driven.lives[:1], driven.lives[1:2], driven.lives[2:]):
+        for live in arrivals:
+            batch.submit(live)
+        batch.step()
+    step_all(batch)
+    assert driven.segments() == alone.segments()
+    used = [len([row for row in call if row]) for call in driven.calls]
+    assert [len(call) for call in driven.calls] == [next(size for size in (1, 2, 4) if size >= n) for n in used]
+    assert {len(call) for call in driven.calls} == {1, 2, 4}  # the decoder above checks what is in each row
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_recording_of_many_pieces_delays_no_other(model, size):
+    decoder = Decoder(model, [1] * 8, 1)
+    *pieces, late, later = decoder.lives
+    for piece in pieces:
+        piece.number = 0
+    queue = RoundRobin()
+    batch = decoder.make_batch(size, queue=queue, ahead=0)
+    opened = []
+    queue.add(0, lambda: opened.append(0) or pieces)
+    orders = []
+    for arrival in (None, late, None, later, None, None):
+        if arrival is not None:
+            queue.add(arrival.number, lambda arrival=arrival: opened.append(arrival.number) or [arrival])
+        queue.start_round()
+        batch.step()
+        orders.append([row[0] for row in decoder.calls[-1] if row])
+    assert opened == [0, late.number, later.number]
+    assert orders[1][0] == late.number
+    assert orders[3][0] == later.number
+    assert all(order == [0] * size for order in (orders[0], orders[2]))
+
+
+def test_recordings_take_turns_where_there_are_more_than_rows(model):
+    decoder = Decoder(model, [1] * 3, 3)
+    queue = RoundRobin()
+    batch = decoder.make_batch(1, queue=queue, ahead=0)
+    for live in decoder.lives:
+        batch.submit(live)
+    while batch.busy:
+        queue.start_round()
+        batch.step()
+    assert [call[0][0] for call in decoder.calls] == [0, 1, 2] * 3
+
+
+def test_a_discarded_recording_is_not_opened(model):
+    queue = RoundRobin()
+    queue.add(5, lambda: pytest.fail("it was opened"))
+    assert len(queue) == 1
+    queue.discard(5)
+    assert not len(queue)
+    assert queue.get(started=False) is None
 
 
 @pytest.fixture(scope="module")
