@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from whisper_nnx.model.cache import KVCache as KVCache
     from whisper_nnx.model.config import RELEASED as RELEASED
     from whisper_nnx.model.config import WhisperConfig as WhisperConfig
+    from whisper_nnx.model.create import create_whisper as create_whisper
+    from whisper_nnx.model.create import create_whisper_base as create_whisper_base
+    from whisper_nnx.model.create import create_whisper_large as create_whisper_large
+    from whisper_nnx.model.create import create_whisper_medium as create_whisper_medium
+    from whisper_nnx.model.create import create_whisper_small as create_whisper_small
+    from whisper_nnx.model.create import create_whisper_tiny as create_whisper_tiny
+    from whisper_nnx.model.create import create_whisper_turbo as create_whisper_turbo
     from whisper_nnx.model.whisper import Whisper as Whisper
-    from whisper_nnx.model.whisper import create_whisper as create_whisper
-    from whisper_nnx.model.whisper import create_whisper_base as create_whisper_base
-    from whisper_nnx.model.whisper import create_whisper_large as create_whisper_large
-    from whisper_nnx.model.whisper import create_whisper_medium as create_whisper_medium
-    from whisper_nnx.model.whisper import create_whisper_small as create_whisper_small
-    from whisper_nnx.model.whisper import create_whisper_tiny as create_whisper_tiny
-    from whisper_nnx.model.whisper import create_whisper_turbo as create_whisper_turbo
     from whisper_nnx.output.results import Segment as Segment
     from whisper_nnx.output.results import Transcript as Transcript
     from whisper_nnx.output.writers import get_writer as get_writer
@@ -67,8 +67,8 @@ _EXPORTS = {
     "whisper_nnx.audio.loading": ["load_audio", "pad_or_trim"],
     "whisper_nnx.audio.features": ["log_mel_spectrogram"],
     "whisper_nnx.model.cache": ["KVCache"],
-    "whisper_nnx.model.whisper": [
-        "Whisper",
+    "whisper_nnx.model.whisper": ["Whisper"],
+    "whisper_nnx.model.create": [
         "create_whisper",
         "create_whisper_base",
         "create_whisper_large",

@@ -17,7 +17,8 @@ from tests.small import small_model as _small_model
 from whisper_nnx import ops
 from whisper_nnx.model.cache import KVCache
 from whisper_nnx.model.config import ALIASES, RELEASED
-from whisper_nnx.model.whisper import Constant, Whisper, create_whisper
+from whisper_nnx.model.create import create_whisper
+from whisper_nnx.model.whisper import Constant, Whisper
 
 S, SIZE = 12, 48
 small_model = partial(_small_model, spread=0.8)  # calm: rounding does not grow from layer to layer

@@ -41,7 +41,15 @@ def by_mel_in_vmap_under_dropout(remat, model, mel):
     return jax.vmap(jax.value_and_grad(heard))(jnp.stack([mel, 2 * mel]))
 
 
-@pytest.mark.parametrize("way", [by_both, by_mel_in_vmap_under_dropout])
+def by_model_under_dropout(remat, model, mel):
+    def score(model):
+        logits = model(mel, IDS, deterministic=False, rngs=nnx.Rngs(dropout=3), remat=remat)
+        return jnp.square(logits).mean()
+
+    return jax.value_and_grad(score)(model)
+
+
+@pytest.mark.parametrize("way", [by_both, by_mel_in_vmap_under_dropout, by_model_under_dropout])
 def test_remat_changes_neither_values_nor_gradients(way):
     model, mel = small_model(dropout=0.3), small_mel(2)
     both = jax.jit(lambda model, mel: (way(True, model, mel), way(False, model, mel)))

@@ -10,8 +10,8 @@ from flax import nnx
 
 import whisper_nnx
 from tests.small import quick_compilation, small_model, small_tokenizer  # noqa: F401
+from whisper_nnx.model.create import create_whisper
 from whisper_nnx.model.quantized import quantize_model
-from whisper_nnx.model.whisper import create_whisper
 from whisper_nnx.training.config import LoraConfig
 from whisper_nnx.training.lora import add_lora
 

@@ -1,10 +1,31 @@
-"""What the network returns beside logits, on request."""
+"""What the network returns, and the options that decide it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import jax
+
+
+class Options(TypedDict, total=False):
+    """Options of `Whisper.encode`, `decode` and `__call__`; `AudioEncoder.hidden_states` documents them."""
+
+    output_attentions: bool
+    output_hidden_states: bool
+    remat: bool
+
+
+class PlainOptions(TypedDict, total=False):
+    """`Options` that request no activations."""
+
+    output_attentions: Literal[False]
+    output_hidden_states: Literal[False]
+    remat: bool
+
+
+def requests_activations(options: Options) -> bool:
+    """Whether the result is more than logits or encoder output."""
+    return options.get("output_attentions", False) or options.get("output_hidden_states", False)
 
 
 class EncoderOutput(NamedTuple):

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,16 @@ from flax import nnx
 
 from whisper_nnx import ops
 from whisper_nnx.model.cache import KeysValues, KVCache
-from whisper_nnx.model.config import ALIASES, RELEASED, WhisperConfig
+from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.layers import AttentionFn, DecoderLayer, Dtype, EncoderLayer, Layers, run_layer
-from whisper_nnx.model.outputs import DecoderStates, EncoderOutput, WhisperOutput
+from whisper_nnx.model.outputs import (
+    DecoderStates,
+    EncoderOutput,
+    Options,
+    PlainOptions,
+    WhisperOutput,
+    requests_activations,
+)
 from whisper_nnx.model.summary import Module, summarize
 from whisper_nnx.runtime.forking import refuse_after_fork
 
@@ -247,73 +253,125 @@ class Whisper(Module):
         dtype = jnp.dtype(self.decoder.dtype).name
         return summarize(self, f"computes in {dtype}", str(self.tokenizer or "no tokenizer"))
 
+    @overload
     def encode(
         self,
         input_features: jax.Array,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
         *,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        **options: Any,
-    ) -> Any:
+        first_position: jax.Array | None = None,
+        **options: Unpack[PlainOptions],
+    ) -> jax.Array: ...
+    @overload
+    def encode(
+        self,
+        input_features: jax.Array,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        *,
+        first_position: jax.Array | None = None,
+        **options: Unpack[Options],
+    ) -> EncoderOutput: ...
+    def encode(
+        self,
+        input_features: jax.Array,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        *,
+        first_position: jax.Array | None = None,
+        **options: Unpack[Options],
+    ) -> jax.Array | EncoderOutput:
         """Log-mel input_features [B,M,T] -> encoder_output [B,ceil(T/2),D].
 
-        With output_attentions or output_hidden_states: an `EncoderOutput`. `AudioEncoder.hidden_states` has two more
-        options.
+        With output_attentions or output_hidden_states: an `EncoderOutput`. See `AudioEncoder.hidden_states`.
         """
         refuse_after_fork()
-        options |= {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        output = self.encoder.hidden_states(input_features, deterministic=deterministic, rngs=rngs, **options)
-        return output if output_attentions or output_hidden_states else output.last_hidden_state
+        output = self.encoder.hidden_states(
+            input_features, first_position=first_position, deterministic=deterministic, rngs=rngs, **options
+        )
+        return output if requests_activations(options) else output.last_hidden_state
 
+    @overload
     def decode(
         self,
         decoder_input_ids: jax.Array,
         encoder_output: jax.Array,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-        *,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> Any:
+        **options: Unpack[PlainOptions],
+    ) -> jax.Array: ...
+    @overload
+    def decode(
+        self,
+        decoder_input_ids: jax.Array,
+        encoder_output: jax.Array,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        **options: Unpack[Options],
+    ) -> WhisperOutput: ...
+    def decode(
+        self,
+        decoder_input_ids: jax.Array,
+        encoder_output: jax.Array,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        **options: Unpack[Options],
+    ) -> jax.Array | WhisperOutput:
         """decoder_input_ids [B,S], encoder_output [B,T,D] -> logits [B,S,V], float32.
 
-        With output_attentions or output_hidden_states: a `WhisperOutput`.
+        With output_attentions or output_hidden_states: a `WhisperOutput`. See `TextDecoder.hidden_states`.
         """
         refuse_after_fork()
         cross = self.decoder.cross_attention(encoder_output.astype(self.decoder.dtype))
-        states = self.decoder.hidden_states(
-            decoder_input_ids,
-            cross,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            deterministic=deterministic,
-            rngs=rngs,
-        )
+        states = self.decoder.hidden_states(decoder_input_ids, cross, deterministic=deterministic, rngs=rngs, **options)
         logits = self.decoder.logits(states.last)
-        if not (output_attentions or output_hidden_states):
+        if not requests_activations(options):
             return logits
         return WhisperOutput(logits, states.hidden_states, states.attentions, states.cross_attentions, encoder_output)
 
+    @overload
     def __call__(
         self,
         input_features: jax.Array,
         decoder_input_ids: jax.Array,
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
-        **requested: bool,
-    ) -> Any:
+        **options: Unpack[PlainOptions],
+    ) -> jax.Array: ...
+    @overload
+    def __call__(
+        self,
+        input_features: jax.Array,
+        decoder_input_ids: jax.Array,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        **options: Unpack[Options],
+    ) -> WhisperOutput: ...
+    def __call__(
+        self,
+        input_features: jax.Array,
+        decoder_input_ids: jax.Array,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+        **options: Unpack[Options],
+    ) -> jax.Array | WhisperOutput:
         """input_features [B,M,T], decoder_input_ids [B,S] -> logits [B,S,V], float32.
 
-        `deterministic=False` applies `config.dropout` and needs `rngs`: nnx.Rngs(dropout=...), created inside the
-        jitted or differentiated function, since Flax cannot mutate its counter across trace levels.
-        output_attentions=True, output_hidden_states=True: a `WhisperOutput`.
+        Args:
+          input_features: log-mel.
+          decoder_input_ids: the text, from the start sequence on.
+          deterministic: False applies `config.dropout` and needs `rngs`.
+          rngs: nnx.Rngs(dropout=...), created inside the jitted or differentiated function, since Flax cannot mutate
+            its counter across trace levels.
+          options: output_attentions=True or output_hidden_states=True: return a `WhisperOutput` with each layer's
+            attention weights or output. remat=True: compute a layer's activations again in the backward pass instead
+            of keeping them.
         """
-        encoded = self.encode(input_features, deterministic, rngs, **requested)
-        if not any(requested.values()):
-            return self.decode(decoder_input_ids, encoded, deterministic, rngs)
-        output = self.decode(decoder_input_ids, encoded.last_hidden_state, deterministic, rngs, **requested)
+        encoded = self.encode(input_features, deterministic, rngs, **options)
+        if not isinstance(encoded, EncoderOutput):
+            return self.decode(decoder_input_ids, encoded, deterministic, rngs, **options)
+        output = self.decode(decoder_input_ids, encoded.last_hidden_state, deterministic, rngs, **options)
         return output._replace(encoder_hidden_states=encoded.hidden_states, encoder_attentions=encoded.attentions)
 
 
@@ -327,62 +385,3 @@ def warn_of_precision(model: Whisper, fp16: bool | None) -> None:
             f"load_model(..., dtype=jnp.{wanted}) changes that",
             stacklevel=3,
         )
-
-
-def create_whisper(
-    size: str | WhisperConfig,
-    *,
-    rngs: nnx.Rngs | None = None,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-    attention_fn: AttentionFn | None = None,
-    **changes: Any,
-) -> Whisper:
-    """A model with random weights; `size` is a released name ("tiny", "large-v3") or a config, `changes` alter it.
-
-    Raises ValueError for an unknown name or an impossible shape.
-    """
-    if isinstance(size, str):
-        name = ALIASES.get(size, size)
-        if name not in RELEASED:
-            raise ValueError(f"unknown size {size!r}; choose one of {', '.join([*RELEASED, *ALIASES])}")
-        size = RELEASED[name]
-    if "d_model" in changes:  # reset the MLP widths to 4 * d_model
-        changes = {"encoder_ffn_dim": 0, "decoder_ffn_dim": 0, **changes}
-    options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "attention_fn": attention_fn}
-    return Whisper(replace(size, **changes), rngs=rngs, **options)
-
-
-def _creator(name: str, size: str) -> Callable[..., Whisper]:
-    """`create_whisper` for one size, as a function of its own."""
-
-    def create(
-        *, rngs: nnx.Rngs | None = None, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32, **changes: Any
-    ) -> Whisper:
-        return create_whisper(size, rngs=rngs, dtype=dtype, param_dtype=param_dtype, **changes)
-
-    shape = RELEASED[size]
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"""A {size} model with random weights; `load_model({size!r})` loads the trained ones.
-
-    It has {shape.encoder_layers} encoder and {shape.decoder_layers} decoder layers of width {shape.d_model}
-    for {shape.num_mel_bins} mels and {shape.vocab_size} tokens, and no tokenizer.
-
-    Args:
-      rngs: source of the random weights; None: nnx.Rngs(0).
-      dtype: of the computation.
-      param_dtype: of the weights.
-      changes: other values for fields of `WhisperConfig`, such as encoder_layers=2 or dropout=0.1.
-
-    Raises:
-      ValueError: a shape that cannot be built.
-    """
-    return create
-
-
-create_whisper_tiny = _creator("create_whisper_tiny", "tiny")
-create_whisper_base = _creator("create_whisper_base", "base")
-create_whisper_small = _creator("create_whisper_small", "small")
-create_whisper_medium = _creator("create_whisper_medium", "medium")
-create_whisper_large = _creator("create_whisper_large", "large-v3")
-create_whisper_turbo = _creator("create_whisper_turbo", "large-v3-turbo")
