@@ -185,7 +185,7 @@ async def beside_a_long_one(address: str, short: np.ndarray, lengthy: np.ndarray
 def offline(checkpoint: Path, clips: list[np.ndarray]) -> dict[str, Any]:
     """The same recordings as one list, in batches as large as the server's."""
     system = WhisperNNX("float32", "float32", checkpoint, None)
-    work = Work("en", batch_size=BATCH)
+    work = Work("en", batch_size=BATCH, defaults=True)
     chosen = [clips[random.Random(i).randrange(len(clips))] for i in range(64)]
     system.transcribe(chosen[:BATCH], work)
     started = time.monotonic()
