@@ -5,51 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from whisper_nnx.audio.options import VadOptions
-from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.output.subtitles import SubtitleOptions
 from whisper_nnx.output.writers import WRITERS, parse_formats
 from whisper_nnx.runtime.options import Option, option, options_of
-from whisper_nnx.transcription.fallback import FallbackOptions
-from whisper_nnx.transcription.longform import LongformOptions
-from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
-
-T = TypeVar("T")
-
-
-def _optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
-    def parse_unless_none(text: str) -> T | None:
-        return None if text.lower() == "none" else parse(text)
-
-    parse_unless_none.__name__ = parse.__name__  # argparse shows it: invalid int value
-    return parse_unless_none
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return text.lower() == "true"
+from whisper_nnx.transcription.option_values import KINDS as VALUES
+from whisper_nnx.transcription.option_values import how, kind_of
+from whisper_nnx.transcription.options import RECORDING, CallOptions
 
 
 def _cache(text: str) -> bool | str:
     return {"true": True, "false": False, "none": False}.get(text.lower(), text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
-    return int(text)
-
-
-def _at_least_one(text: str) -> int:
-    if _count(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
-    return int(text)
 
 
 def _formats(text: str) -> str:
@@ -61,19 +31,6 @@ def _formats(text: str) -> str:
     return text
 
 
-def _language(text: str) -> str | None:
-    from whisper_nnx.text.languages import language_or_none, to_language_code
-
-    try:
-        return None if language_or_none(text) is None else to_language_code(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _languages(text: str) -> list[str] | None:
-    return [code for name in text.split(",") if (code := _language(name.strip()))] or None
-
-
 def _device(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"(cpu|gpu|cuda|tpu)(?::(\d+))?", text.lower())
     if not match:
@@ -83,44 +40,17 @@ def _device(text: str) -> tuple[str, int]:
     return match[1], int(match[2] or 0)
 
 
-def _kind(parse: Callable[[str], Any], metavar: str | None, **more: Any) -> dict[str, Any]:
-    return {"type": parse, "metavar": metavar, **more}
-
-
 FLOATS = ["float32", "bfloat16", "float16"]
-# How a value is read and shown: arguments of argparse's `add_argument`.
+# How a value is read and shown, beside the kinds that are not the command's alone.
 KINDS = {
-    "flag": _kind(_boolean, "{True,False}"),
-    "flag or none": _kind(_optional(_boolean), "{True,False,None}"),
-    "number": _kind(float, "X"),
-    "number or none": _kind(_optional(float), "X"),
-    "count": _kind(_count, "N"),
-    "count or none": _kind(_optional(_count), "N"),
-    "some": _kind(_at_least_one, "N"),
-    "whole or none": _kind(_optional(int), "N"),
-    "text": _kind(str, "TEXT"),
-    "folder": _kind(str, "FOLDER"),
-    "name": _kind(str, "NAME"),
-    "task": _kind(str, None, choices=["transcribe", "translate"]),
-    "language": _kind(_optional(_language), "NAME"),
-    "languages": _kind(_languages, "NAMES"),
-    "ids": _kind(_optional(str), "IDS"),
-    "heads": _kind(_optional(str), "HEADS"),
-    "formats": _kind(_formats, "FORMATS"),
-    "device": _kind(_device, "NAME"),
-    "dtype": _kind(str, None, choices=FLOATS),
-    "weights": _kind(str, None, choices=[*FLOATS, "int8"]),
-    "cache": _kind(_cache, "WHERE"),
-}
-_KIND_OF_TYPE = {
-    "bool": "flag",
-    "bool | None": "flag or none",
-    "float": "number",
-    "float | None": "number or none",
-    "int": "count",
-    "int | None": "count or none",
-    "str": "text",
-    "str | None": "text",
+    **VALUES,
+    "folder": how(str, "FOLDER"),
+    "name": how(str, "NAME"),
+    "formats": how(_formats, "FORMATS"),
+    "device": how(_device, "NAME"),
+    "dtype": how(str, None, choices=FLOATS),
+    "weights": how(str, None, choices=[*FLOATS, "int8"]),
+    "cache": how(_cache, "WHERE"),
 }
 
 _files = partial(option, scope="output", group="input and output", evaluate=False)
@@ -232,17 +162,13 @@ _GROUPS = {
     "performance": "",
 }
 VAD = "vad_"  # before the names of the voice detector's parameters
-RECORDING = (FallbackOptions, DecodingOptions, LongformOptions, TranscribeOptions)  # the keyword arguments of `of`
 
 
 def flag_of(one: Option, prefix: str = "") -> Flag:
-    default, type_ = one.command_default, one.type
-    if default is None and not type_.endswith("None"):
-        type_ = f"{type_} | None"
-    help_ = one.help
+    default, help_ = one.command_default, one.help
     if default is None and one.default is not None and "default:" not in help_:
         help_ += f" (default: {one.default:g})"
-    return Flag(f"--{prefix}{one.name}", KINDS[one.kind or _KIND_OF_TYPE[type_]], default, help_, one)
+    return Flag(f"--{prefix}{one.name}", KINDS[kind_of(one, default)], default, help_, one)
 
 
 def _grouped(flags: list[Flag]) -> dict[str, list[Flag]]:

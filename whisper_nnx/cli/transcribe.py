@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import warnings
@@ -37,6 +36,7 @@ from whisper_nnx.runtime.console import (
     say,
 )
 from whisper_nnx.runtime.startup import start
+from whisper_nnx.transcription.fallback import temperature_ladder
 from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 
 if TYPE_CHECKING:
@@ -228,14 +228,6 @@ def _choose_dtype(dtype: str | None, fp16: bool | None, platform: str) -> str:
     if dtype is None and fp16 is not None:
         return "float16" if fp16 else "float32"
     return dtype or DEFAULT_DTYPE.get(platform, "float32")
-
-
-def temperature_ladder(first: float, increment: float | None) -> tuple[float, ...]:
-    """The ladder of temperatures up to 1, in the reference's very numbers."""
-    import numpy as np
-
-    steps = [] if increment is None or not math.isfinite(first) else np.arange(first, 1.0 + 1e-6, increment).tolist()
-    return tuple(steps) or (first,)
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

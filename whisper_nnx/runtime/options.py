@@ -17,8 +17,8 @@ _KEY = "option"
 SAME: Any = object()  # as the field's own default
 
 # What an option is about: a call of `transcribe`; how a recording is read, which parts of it are transcribed and how
-# its language is found; how its windows are decoded; or how a finished transcript is written.
-Scope = Literal["call", "recording", "window", "output"]
+# its language is found; how its windows are decoded; how a finished transcript is written; or the server.
+Scope = Literal["call", "recording", "window", "output", "server"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Option:
       more: further explanation, for the documents.
       name: where it differs from the field's.
       accepts: the type of the keyword argument, where it differs from the field's.
-      kind: how the command reads a value, where the type alone does not decide; a key of `KINDS` in cli/options.py.
+      kind: how the command reads a value, where the type alone does not decide; a key of `KINDS` in
+        transcription/option_values.py or cli/options.py.
       on_command: the command's default, where it differs; None: the command passes nothing on unless it is set.
       after: the option that precedes it in --help; "" for the first place.
       python_only: why the command has no such option.

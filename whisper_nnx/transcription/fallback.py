@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -114,3 +115,11 @@ class FallbackOptions:
         if self.no_speech_threshold is None or not result.no_speech_prob > self.no_speech_threshold:
             return False
         return self.logprob_threshold is None or not result.avg_logprob > self.logprob_threshold
+
+
+def temperature_ladder(first: float, increment: float | None) -> tuple[float, ...]:
+    """The ladder of temperatures up to 1, in the reference's very numbers."""
+    import numpy as np
+
+    steps = [] if increment is None or not math.isfinite(first) else np.arange(first, 1.0 + 1e-6, increment).tolist()
+    return tuple(steps) or (first,)

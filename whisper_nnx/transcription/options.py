@@ -154,13 +154,21 @@ class TranscribeOptions:
         """
         if not isinstance(options, cls | None):
             raise TypeError(f"options={options!r} must be TranscribeOptions; give others as keyword arguments")
-        made = cls._changed(options or cls(), {**changes})
-        if made.longform.word_timestamps and made.decoding.task == "translate":
-            warnings.warn("word times of a translation may not be reliable", stacklevel=4)
+        made = cls.changed(options or cls(), {**changes})
+        for doubt in made.doubts:
+            warnings.warn(doubt, stacklevel=4)
         return made
 
+    @property
+    def doubts(self) -> list[str]:
+        """What the user should know of a combination of options that is possible."""
+        if self.longform.word_timestamps and self.decoding.task == "translate":
+            return ["word times of a translation may not be reliable"]
+        return []
+
     @classmethod
-    def _changed(cls, options: TranscribeOptions, changes: dict[str, Any]) -> TranscribeOptions:
+    def changed(cls, options: TranscribeOptions, changes: dict[str, Any]) -> TranscribeOptions:
+        """Like `of`, without warnings."""
         if "prompt" in changes:  # a field of DecodingOptions
             raise ValueError(f"prompt={changes['prompt']!r} is for single windows; use initial_prompt")
         if "temperature" in changes:
@@ -227,6 +235,9 @@ class TranscribeOptions:
             raise ValueError(
                 f"language_detection_segments={segments} detects the language; drop language={self.decoding.language!r}"
             )
+
+
+RECORDING = (FallbackOptions, DecodingOptions, LongformOptions, TranscribeOptions)  # the keyword arguments of `of`
 
 
 def _hint(name: str, known: list[str]) -> str:

@@ -1,0 +1,94 @@
+"""One line of JSON on standard error for each request, without any text that was spoken; and the requests' metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from whisper_nnx.serving.errors import ClientLeft, as_api_error
+from whisper_nnx.serving.metrics import Metrics
+
+lines = logging.getLogger("whisper_nnx.serving.requests")
+LEFT = 499  # the status that stands for a client that left, as in nginx's log
+_QUIET = ("/health", "/metrics", "/page", "/docs", "/openapi.json")
+
+
+def write_log() -> None:
+    """Has the lines written to standard error, unless the log is configured already."""
+    log = logging.getLogger("whisper_nnx.serving")
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def note(request: HTTPConnection, **about: Any) -> None:
+    """Adds to the line of this request."""
+    request.scope.setdefault("log", {}).update(about)
+
+
+class RequestLog:
+    """Logs and counts requests, names each in `x-request-id`, and answers for what failed unexpectedly."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics):
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.monotonic(), 0
+        about = scope.setdefault("log", {})
+        name = secrets.token_hex(8)
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = f"req_{name}"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        except ClientLeft:
+            about["left"] = True
+        except Exception as error:
+            about["error"] = type(error).__name__
+            if status:
+                as_api_error(error)  # logs it
+            else:
+                await as_api_error(error if not isinstance(error, ValueError) else RuntimeError(error)).response()(
+                    scope, receive, send_named
+                )
+        finally:
+            status = LEFT if about.pop("left", False) else status
+            self._done(scope, f"req_{name}", status, time.monotonic() - started)
+
+    def _done(self, scope: Scope, name: str, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.latency_s.labels(route).observe(seconds)
+        if scope["path"].startswith(_QUIET):
+            return
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "request": name,
+            "client": (scope.get("client") or [None])[0],
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "seconds": round(seconds, 3),
+            **scope["log"],
+        }
+        lines.info(json.dumps(line))
