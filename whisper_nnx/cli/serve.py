@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _network = partial(option, scope="call", group="network")
 _models = partial(option, scope="call", group="models")
 _limits = partial(option, scope="call", group="limits")
+MAX_VOICE_BYTES = 64 << 20  # of a request by the Wyoming protocol: half an hour
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class ServeOptions:
         default="127.0.0.1", metadata=_network("address to listen on; 0.0.0.0: all, for other machines too")
     )
     port: int = field(default=8000, metadata=_network("port to listen on"))
+    wyoming_port: int | None = field(
+        default=None,
+        metadata=_network("port for Home Assistant's Wyoming protocol (default: none)", kind="count or none"),
+    )
     ssl_certfile: str | None = field(default=None, metadata=_network("certificate for https, a PEM file"))
     ssl_keyfile: str | None = field(default=None, metadata=_network("its private key, a PEM file"))
     lazy: bool = field(default=False, metadata=_models("load each model when it is first asked for"))
@@ -183,6 +188,11 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace) -> int:
 
     server = Server(config)
     serving = asyncio.create_task(server.serve([listening]))
+    wyoming = None
+    if args.wyoming_port is not None:
+        from whisper_nnx.serving.wyoming import serve_wyoming
+
+        wyoming = await serve_wyoming(scheduler, _listen(args.host, args.wyoming_port), MAX_VOICE_BYTES)
     loading = asyncio.create_task(_load(scheduler, [] if args.lazy else slots))
     try:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
@@ -193,6 +203,8 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace) -> int:
             await serving
     finally:
         loading.cancel()
+        if wyoming is not None:
+            wyoming.close()
         server.should_exit = True
         await serving
         await scheduler.close(0)

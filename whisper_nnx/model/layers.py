@@ -48,7 +48,7 @@ class Embedding(nnx.Embed):
         return None
 
 
-class Layers:
+class LayerFactory:
     """Builds the layers of one model with shared dtypes, precision, initializers and attention function."""
 
     def __init__(self, rngs: nnx.Rngs, dtype: Dtype, param_dtype: Dtype, attention_fn: AttentionFn | None = None):
@@ -83,12 +83,12 @@ class MultiHeadAttention(Module):
     loop `ops.cached_attention`.
     """
 
-    def __init__(self, width: int, heads: int, layers: Layers, attention_fn: AttentionFn | None = None):
-        self.heads, self.dtype, self.attention_fn = heads, layers.dtype, attention_fn
-        self.q_proj = layers.linear(width, width)
-        self.k_proj = layers.linear(width, width, use_bias=False)
-        self.v_proj = layers.linear(width, width)
-        self.out_proj = layers.linear(width, width)
+    def __init__(self, width: int, heads: int, make: LayerFactory, attention_fn: AttentionFn | None = None):
+        self.heads, self.dtype, self.attention_fn = heads, make.dtype, attention_fn
+        self.q_proj = make.linear(width, width)
+        self.k_proj = make.linear(width, width, use_bias=False)
+        self.v_proj = make.linear(width, width)
+        self.out_proj = make.linear(width, width)
 
     def _split(self, x: jax.Array) -> jax.Array:
         """[B,S,D] -> [B,H,S,K]."""
@@ -123,12 +123,12 @@ class MultiHeadAttention(Module):
 class Layer(Module):
     """Base class of encoder and decoder layers: self-attention and an MLP, each after its LayerNorm (pre-norm)."""
 
-    def __init__(self, width: int, heads: int, ffn: int, dropout: float, layers: Layers):
-        self.self_attn = layers.attention(width, heads)
-        self.self_attn_layer_norm = layers.norm(width)
-        self.fc1 = layers.linear(width, ffn)
-        self.fc2 = layers.linear(ffn, width)
-        self.final_layer_norm = layers.norm(width)
+    def __init__(self, width: int, heads: int, ffn: int, dropout: float, make: LayerFactory):
+        self.self_attn = make.attention(width, heads)
+        self.self_attn_layer_norm = make.norm(width)
+        self.fc1 = make.linear(width, ffn)
+        self.fc2 = make.linear(ffn, width)
+        self.final_layer_norm = make.norm(width)
         self.dropout = nnx.Dropout(dropout)
 
     def mlp(self, x: jax.Array) -> jax.Array:
@@ -164,10 +164,10 @@ class LayerAttention(NamedTuple):
 class DecoderLayer(Layer):
     """Masked self-attention, attention to the audio, and an MLP, each added to its input."""
 
-    def __init__(self, width: int, heads: int, ffn: int, dropout: float, layers: Layers):
-        super().__init__(width, heads, ffn, dropout, layers)
-        self.encoder_attn = layers.attention(width, heads)
-        self.encoder_attn_layer_norm = layers.norm(width)
+    def __init__(self, width: int, heads: int, ffn: int, dropout: float, make: LayerFactory):
+        super().__init__(width, heads, ffn, dropout, make)
+        self.encoder_attn = make.attention(width, heads)
+        self.encoder_attn_layer_norm = make.norm(width)
 
     def __call__(
         self,

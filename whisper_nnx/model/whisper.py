@@ -18,7 +18,7 @@ from flax import nnx
 from whisper_nnx import ops
 from whisper_nnx.model.cache import KeysValues, KVCache
 from whisper_nnx.model.config import WhisperConfig
-from whisper_nnx.model.layers import AttentionFn, DecoderLayer, Dtype, EncoderLayer, Layers, run_layer
+from whisper_nnx.model.layers import AttentionFn, DecoderLayer, Dtype, EncoderLayer, LayerFactory, run_layer
 from whisper_nnx.model.outputs import (
     DecoderStates,
     EncoderOutput,
@@ -48,15 +48,15 @@ def sinusoids(length: int, width: int) -> np.ndarray:
 class AudioEncoder(Module):
     """Two convolutions, of which the second halves the time, and a stack of self-attention layers."""
 
-    def __init__(self, config: WhisperConfig, layers: Layers):
+    def __init__(self, config: WhisperConfig, make: LayerFactory):
         width = config.d_model
         self.max_positions = config.max_source_positions
-        self.conv1 = layers.conv(config.num_mel_bins, width, stride=1)
-        self.conv2 = layers.conv(width, width, stride=2)
-        self.embed_positions = Constant(jnp.asarray(sinusoids(self.max_positions, width), layers.param_dtype))
+        self.conv1 = make.conv(config.num_mel_bins, width, stride=1)
+        self.conv2 = make.conv(width, width, stride=2)
+        self.embed_positions = Constant(jnp.asarray(sinusoids(self.max_positions, width), make.param_dtype))
         shape = (width, config.encoder_attention_heads, config.encoder_ffn_dim, config.dropout)
-        self.layers = nnx.List(EncoderLayer(*shape, layers) for _ in range(config.encoder_layers))
-        self.layer_norm = layers.norm(width)
+        self.layers = nnx.List(EncoderLayer(*shape, make) for _ in range(config.encoder_layers))
+        self.layer_norm = make.norm(width)
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, input_features: jax.Array, **options: Any) -> jax.Array:
@@ -122,15 +122,15 @@ class AudioEncoder(Module):
 class TextDecoder(Module):
     """Token and position embeddings, masked self-attention, attention to the audio, logits over the vocabulary."""
 
-    def __init__(self, config: WhisperConfig, layers: Layers):
+    def __init__(self, config: WhisperConfig, make: LayerFactory):
         width = config.d_model
-        self.dtype = layers.dtype
-        self.embed_tokens = layers.embedding(config.vocab_size, width)
-        self.embed_positions = layers.embedding(config.max_target_positions, width)
+        self.dtype = make.dtype
+        self.embed_tokens = make.embedding(config.vocab_size, width)
+        self.embed_positions = make.embedding(config.max_target_positions, width)
         shape = (width, config.decoder_attention_heads, config.decoder_ffn_dim, config.dropout)
-        self.layers = nnx.List(DecoderLayer(*shape, layers) for _ in range(config.decoder_layers))
-        self.layer_norm = layers.norm(width)
-        self.proj_out = None if config.tie_word_embeddings else layers.linear(width, config.vocab_size, use_bias=False)
+        self.layers = nnx.List(DecoderLayer(*shape, make) for _ in range(config.decoder_layers))
+        self.layer_norm = make.norm(width)
+        self.proj_out = None if config.tie_word_embeddings else make.linear(width, config.vocab_size, use_bias=False)
         self.dropout = nnx.Dropout(config.dropout)
 
     def cross_attention(self, encoder_output: jax.Array) -> tuple[KeysValues, ...]:
@@ -244,10 +244,10 @@ class Whisper(Module):
         attention_fn: AttentionFn | None = None,
     ):
         refuse_after_fork()
-        layers = Layers(rngs or nnx.Rngs(0), dtype, param_dtype, attention_fn)
+        make = LayerFactory(rngs or nnx.Rngs(0), dtype, param_dtype, attention_fn)
         self.config, self.tokenizer = config, tokenizer
-        self.encoder = AudioEncoder(config, layers)
-        self.decoder = TextDecoder(config, layers)
+        self.encoder = AudioEncoder(config, make)
+        self.decoder = TextDecoder(config, make)
 
     def __repr__(self) -> str:
         dtype = jnp.dtype(self.decoder.dtype).name

@@ -20,29 +20,32 @@ def precision_of(dtype: Dtype) -> jax.lax.Precision | None:
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, scale: jax.Array | None) -> jax.Array:
+    """x [...,n_in], kernel [n_in,n_out], bias and scale [n_out] -> [...,n_out] of x's dtype."""
     product = jnp.matmul(x, kernel.astype(x.dtype), precision=precision_of(x.dtype))
     return scale_and_shift(product, bias, scale)
 
 
 def scale_and_shift(product: jax.Array, bias: jax.Array | None, scale: jax.Array | None) -> jax.Array:
-    """Applies the int8 scale and the bias."""
+    """product [...,n_out] times scale [n_out] plus bias [n_out]: what an int8 kernel and a bias add to a matmul."""
     if scale is not None:
         product = product * scale.astype(product.dtype)
     return product if bias is None else product + bias.astype(product.dtype)
 
 
 def embed(ids: jax.Array, table: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """ids [...], table [V,D], scale [V] -> [...,D]."""
     rows = table[ids]
     return rows if scale is None else rows * scale[ids][..., None]
 
 
 def unembed(x: jax.Array, table: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """x [...,D], table [V,D], scale [V] -> [...,V], float32."""
     table = rescaled(table, scale, x.dtype)
     return jnp.matmul(x, table.T, precision=precision_of(x.dtype), preferred_element_type=jnp.float32)
 
 
 def rescaled(table: jax.Array, scale: jax.Array | None, dtype: Dtype) -> jax.Array:
-    """Dequantizes a table [V,D] to `dtype`."""
+    """table [V,D] times scale [V] -> [V,D] of `dtype`: dequantizes an int8 table."""
     return (table if scale is None else table * scale[:, None]).astype(dtype)
 
 
@@ -53,6 +56,7 @@ def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """q [B,H,S,K], k and v [B,H,T,K], mask broadcastable to [B,H,S,T] -> [B,H,S,K] of q's dtype."""
     scores = attention_scores(q, k)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
@@ -61,10 +65,12 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
 
 
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, lengths: jax.Array) -> jax.Array:
-    return attention(q, k, v, mask)  # the mask rules out what is not in the cache yet
+    """As `attention`: the mask already excludes positions from `lengths` [B] on, which are not written yet."""
+    return attention(q, k, v, mask)
 
 
 def unembedding(table: jax.Array, scale: jax.Array | None, dtype: Dtype, rows: int) -> Callable[[jax.Array], jax.Array]:
+    """table [V,D], scale [V] -> a function from x [rows,D] of `dtype` to logits [rows,V]."""
     return lambda x: unembed(x, table, scale)
 
 
