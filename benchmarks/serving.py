@@ -229,15 +229,9 @@ def compare(
     print(found, flush=True)
 
     def ours(port: int) -> list[str]:
-        model = f"bench={args.checkpoint}"
-        return [
-            sys.executable,
-            "-m",
-            "whisper_nnx.serve",
-            *options,
-            "--encoder_cache_mb",  # clips repeat here, which the recordings of users do not
-            "0",
-        ]
+        options = ["--model", f"bench={formats / 'huggingface'}", "--port", str(port), "--batch_size", str(BATCH)]
+        options += ["--encoder_cache_mb", "0"]  # clips repeat here, which the recordings of users do not
+        return [sys.executable, "-m", "whisper_nnx.serve", *options]
 
     seconds = 60 * args.minutes
     with running(ours, "/health/ready") as (address, pid):

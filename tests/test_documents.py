@@ -68,7 +68,7 @@ def test_samples_use_only_options_that_exist(document):
 @pytest.fixture(scope="module")
 def flags() -> set[str]:
     """All that the commands take."""
-    commands = [["whisper_nnx"], ["whisper_nnx.train"], ["whisper_nnx.evaluate"]]
+    commands = [["whisper_nnx"], ["whisper_nnx.train"], ["whisper_nnx.evaluate"], ["whisper_nnx.serve"]]
     commands += [["weight_loader", "inspect"], ["weight_loader", "convert"]]
     helps = [
         subprocess.run([sys.executable, "-m", *command, "--help"], capture_output=True, text=True, check=True).stdout
@@ -79,7 +79,7 @@ def flags() -> set[str]:
 
 @pytest.mark.parametrize("document", [name for name in TEXTS if name.startswith(("README", "docs/"))])
 def test_flags_in_documents_exist(document, flags):
-    text = re.sub(r"^.*(?:pip install|mkdocs|pytest|jupyter|xla_).*$", "", TEXTS[document], flags=re.MULTILINE)
+    text = re.sub(r"^.*(?:pip install|mkdocs|pytest|jupyter|xla_|docker|--build-arg|--profile).*$", "", TEXTS[document], flags=re.MULTILINE)
     found = re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text)
     assert {flag.replace("beam-size", "beam_size") for flag in found} <= flags
 
