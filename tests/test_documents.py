@@ -79,7 +79,12 @@ def flags() -> set[str]:
 
 @pytest.mark.parametrize("document", [name for name in TEXTS if name.startswith(("README", "docs/"))])
 def test_flags_in_documents_exist(document, flags):
-    text = re.sub(r"^.*(?:pip install|mkdocs|pytest|jupyter|xla_|docker|--build-arg|--profile).*$", "", TEXTS[document], flags=re.MULTILINE)
+    text = re.sub(
+        r"^.*(?:pip install|mkdocs|pytest|jupyter|xla_|docker|--build-arg|--profile).*$",
+        "",
+        TEXTS[document],
+        flags=re.MULTILINE,
+    )
     found = re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text)
     assert {flag.replace("beam-size", "beam_size") for flag in found} <= flags
 

@@ -212,7 +212,8 @@ class Scheduler:
         try:
             events = slot.batch.step()
         except Exception as error:  # of the device, not of one recording
-            for failed in [job for job in self._jobs.values() if job.model == slot.name and job.has_opened]:
+            jobs = [job for job in list(self._jobs.values()) if job.model == slot.name]
+            for failed in [job for job in jobs if job.has_opened] or jobs:
                 self._end(failed, error)
             return
         self._steps += 1
@@ -274,7 +275,8 @@ class Scheduler:
             self._admit(job, slot)
         if self._memory_bytes is None:
             return
-        idle = [s for s in self._loaded() if s is not slot and not any(j.model == s.name for j in self._jobs.values())]
+        in_use = {slot.name, *(job.model for job in list(self._jobs.values()))}
+        idle = [other for other in self._loaded() if other.name not in in_use]
         for other in sorted(idle, key=lambda s: s.used_at):
             if sum(s.memory_bytes for s in self._loaded()) > self._memory_bytes:
                 other.release()
