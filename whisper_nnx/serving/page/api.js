@@ -59,16 +59,15 @@ export function eventReader(onEvent) {
   };
 }
 
-// Uploads a recording and reports the transcript's events as they come. XMLHttpRequest, because fetch does not say how
-// much has been uploaded.
-export function transcribe(file, name, fields, { onUpload, onEvent, signal }) {
+// Uploads a recording and reports the transcript's events as they come; returns the server's warning, or null.
+// XMLHttpRequest, because fetch does not report how much has been uploaded.
+export function transcribe(file, name, fields, { onUpload, onEvent, signal, words = true }) {
   return new Promise((resolve, reject) => {
     const task = fields.get("task") === "translate" ? "translations" : "transcriptions";
     const body = new FormData();
     for (const [field, value] of fields) if (field !== "task") body.append(field, value);
     body.append("stream", "true");
-    body.append("timestamp_granularities[]", "word");
-    body.append("timestamp_granularities[]", "segment");
+    for (const unit of words ? ["word", "segment"] : ["segment"]) body.append("timestamp_granularities[]", unit);
     body.append("file", file, name);
 
     const request = new XMLHttpRequest();
@@ -99,7 +98,7 @@ export function transcribe(file, name, fields, { onUpload, onEvent, signal }) {
       readOn();
       if (failure) reject(failure);
       else if (!finished) reject(new ApiError("The connection ended before the transcript was complete."));
-      else resolve();
+      else resolve(request.getResponseHeader("X-Warning"));
     };
     signal.addEventListener("abort", () => request.abort());
     request.open("POST", `v1/audio/${task}`);

@@ -2,6 +2,7 @@
 
 import { apiKey, listModels } from "./api.js";
 import { List, describe } from "./list.js";
+import { Live } from "./live.js";
 import { Options } from "./options.js";
 import { Player } from "./player.js";
 import { Queue } from "./queue.js";
@@ -13,7 +14,8 @@ import { Words } from "./words.js";
 const $ = (id) => document.getElementById(id);
 const RECONNECT_MS = 5000;
 
-let selected = null;
+let selected = null; // item of the queue
+let live = null; // text of the recording in progress
 const options = new Options($("options"), $("options-set"));
 const queue = new Queue(onChange);
 const list = new List($("queue"), {
@@ -61,7 +63,7 @@ async function record() {
   button.disabled = true; // while the browser asks, or the last part is written
   try {
     if (recorder.active) await finishRecording(true);
-    else await recorder.start();
+    else await startRecording();
   } catch (error) {
     problem(error.message);
   }
@@ -69,7 +71,18 @@ async function record() {
   showRecording();
 }
 
+async function startRecording() {
+  const fields = options.fields();
+  await recorder.start();
+  $("live").textContent = "Text appears here while you speak.";
+  live = new Live(() => recorder.soFar(), fields, (text) => {
+    $("live").textContent = text.trim();
+    $("live").scrollTop = $("live").scrollHeight;
+  });
+}
+
 async function finishRecording(keep) {
+  live?.stop();
   const recorded = await recorder.stop(keep);
   showRecording();
   if (recorded) add([recorded]);
@@ -155,12 +168,14 @@ function showSoon() {
 
 // Shows the selected recording as it is now.
 function show() {
-  const { transcript, state, partial, error } = selected;
+  const { transcript, state, partial, error, warning } = selected;
   const running = ["waiting", "uploading", "transcribing", "retrying"].includes(state);
   $("title").textContent = selected.name;
   $("about").textContent = about(selected);
   $("failure").hidden = state !== "failed";
   $("failure").textContent = error ?? "";
+  $("warning").hidden = !warning;
+  $("warning").textContent = warning ?? "";
   words.show(transcript);
   $("transcript").setAttribute("aria-busy", String(running));
   $("partial").textContent = partial;

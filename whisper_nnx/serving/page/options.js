@@ -2,6 +2,7 @@
 
 const STORED = "options";
 const MAIN = ["model", "language", "task"]; // always visible
+const ALIAS = "whisper-1"; // of the first model
 
 export class Options {
   constructor(form, badge) {
@@ -29,7 +30,8 @@ export class Options {
   setModels(models) {
     const { model } = this.form.elements;
     const chosen = model.value || this.stored.model;
-    this.models = models;
+    const named = models.filter(({ id }) => id !== ALIAS);
+    this.models = models = named.length ? named : models;
     model.replaceChildren(...models.map(({ id }) => new Option(id, id)));
     if (models.some(({ id }) => id === chosen)) model.value = chosen;
     this.#changed();

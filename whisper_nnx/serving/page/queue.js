@@ -23,7 +23,7 @@ export class Queue {
   // Transcribes an item from the start, with the same or other options.
   restart(item, fields = item.fields) {
     item.abort?.abort();
-    Object.assign(item, { fields, state: "waiting", progress: 0, error: null, status: 0, partial: "", abort: null });
+    Object.assign(item, { fields, state: "waiting", progress: 0, error: null, warning: null, status: 0, partial: "", abort: null });
     item.transcript = new Transcript(fields.get("task") ?? "transcribe");
     this.onChange(item);
     this.#start();
@@ -59,7 +59,7 @@ export class Queue {
     const abort = new AbortController();
     item.abort = abort;
     try {
-      await this.#request(item, abort.signal);
+      item.warning = await this.#request(item, abort.signal);
       item.transcript.done = true;
       Object.assign(item, { state: "done", progress: 1, partial: "" });
     } catch (error) {
@@ -108,7 +108,7 @@ export class Queue {
       item.partial = "";
       if (item.duration) item.progress = Math.min(1, event.end / item.duration);
     } else if (event.type === "transcript.text.done") {
-      transcript.language = event.language ?? item.fields.get("language") ?? null;
+      transcript.language = event.languages?.[0]?.code ?? event.language ?? null; // as spoken
       transcript.duration = event.duration ?? item.duration;
       item.duration ??= transcript.duration;
       if (!transcript.segments.length && event.text.trim()) {

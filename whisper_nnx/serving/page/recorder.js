@@ -37,9 +37,16 @@ export class Recorder {
     this.recorder = new MediaRecorder(stream, { mimeType });
     this.parts = [];
     this.recorder.ondataavailable = ({ data }) => data.size && this.parts.push(data);
-    this.recorder.start(1000);
+    this.recorder.start(1000); // a part each second
+    this.type = this.recorder.mimeType.split(";")[0];
+    this.began = new Date();
     this.started = performance.now();
     this.#meter(stream);
+  }
+
+  // What has been recorded up to now.
+  soFar() {
+    return { ...this.#file(), seconds: (performance.now() - this.started) / 1000 };
   }
 
   // Ends the recording; returns {file, name}, or null if it is to be discarded or is empty.
@@ -54,10 +61,13 @@ export class Recorder {
     for (const track of recorder.stream.getTracks()) track.stop();
     clearInterval(this.timer);
     await this.context.close();
-    const type = recorder.mimeType.split(";")[0];
-    const time = new Date().toTimeString().slice(0, 8).replaceAll(":", "-");
-    const name = `Recording ${time}.${type.split("/")[1] === "mp4" ? "m4a" : type.split("/")[1]}`;
-    return keep && parts.length ? { file: new Blob(parts, { type }), name } : null;
+    return keep && parts.length ? this.#file() : null;
+  }
+
+  #file() {
+    const [, format] = this.type.split("/");
+    const time = this.began.toTimeString().slice(0, 8).replaceAll(":", "-");
+    return { file: new Blob(this.parts, { type: this.type }), name: `Recording ${time}.${format === "mp4" ? "m4a" : format}` };
   }
 
   #meter(stream) {

@@ -1,7 +1,7 @@
 // A transcript with timed words that can be edited, and the files that can be made of it. No DOM.
 
 export const UNSURE_BELOW = 0.5; // probability of a word
-const SHORTEST_S = 0.04; // of a subtitle
+const SHORTEST_S = 0.04; // of a subtitle whose words have no length
 
 export class Transcript {
   constructor(task = "transcribe") {
@@ -15,7 +15,8 @@ export class Transcript {
   }
 
   // Adds a segment of the server; without words, its text is one word.
-  add({ type, words, ...segment }) {
+  add({ type, words, speaker, ...segment }) {
+    if (speaker) segment.speaker = speaker; // empty where it is not known
     const timed = words?.length ? words : [{ word: segment.text, start: segment.start, end: segment.end }];
     const first = this.words.length;
     for (const word of timed) this.words.push({ ...word, segment: this.segments.length });
@@ -87,9 +88,8 @@ function cues(transcript) {
   for (const segment of transcript.segments) {
     const words = shownWords(transcript, segment);
     if (!words.length) continue;
-    const start = words[0].start;
-    const end = Math.max(words.at(-1).end, start + SHORTEST_S);
-    found.push([start, end, transcript.textOf(segment).trim().replace(/[\r\n]+/g, "\n"), segment.speaker]);
+    const [{ start }, { end }] = [words[0], words.at(-1)];
+    found.push([start, end > start ? end : start + SHORTEST_S, transcript.textOf(segment).trim().replace(/[\r\n]+/g, "\n"), segment.speaker]);
   }
   return found;
 }
