@@ -1,4 +1,4 @@
-"""The page in a real browser, against a started server with tiny.en. Not part of the usual run: see CONTRIBUTING.md.
+"""The page in a real browser, against a server with tiny.en in this process. Run on request: see CONTRIBUTING.md.
 
 CHROMIUM names the browser, by default /usr/bin/chromium.
 """

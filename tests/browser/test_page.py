@@ -250,8 +250,8 @@ def test_options_are_sent_and_remembered(open_page, real_speech):
         ("hotwords", "Gutenberg"),
         ("max_initial_timestamp", "0.5"),
         ("model", "tiny.en"),
+        ("response_format", "verbose_json"),
         ("stream", "true"),
-        ("timestamp_granularities[]", "segment"),
         ("timestamp_granularities[]", "word"),
     ]
     page.reload()

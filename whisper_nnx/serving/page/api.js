@@ -67,7 +67,8 @@ export function transcribe(file, name, fields, { onUpload, onEvent, signal, word
     const body = new FormData();
     for (const [field, value] of fields) if (field !== "task") body.append(field, value);
     body.append("stream", "true");
-    for (const unit of words ? ["word", "segment"] : ["segment"]) body.append("timestamp_granularities[]", unit);
+    body.append("response_format", "verbose_json");
+    if (words) body.append("timestamp_granularities[]", "word");
     body.append("file", file, name);
 
     const request = new XMLHttpRequest();
