@@ -63,7 +63,9 @@ def test_missing_files_are_reported_before_a_model_is_loaded(
 def test_formats_without_commas_are_explained(run: Run, calls: list, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         run("a.wav", "-f", "srt", "vtt")
-    assert "vtt is no file but a format; several go with commas: --output_format srt,vtt" in capsys.readouterr().err
+    assert (
+        "vtt is a format, not a file; separate several with commas: --output_format srt,vtt" in capsys.readouterr().err
+    )
     assert not calls
 
 
@@ -111,9 +113,9 @@ def test_locales_are_languages(run: Run, calls: list, given: str, code: str) -> 
 def test_an_empty_result_says_why_on_a_silent_command(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    transcribes(monkeypatch, lambda file, options: RESULT, empty={0: "nobody speaks"})
+    transcribes(monkeypatch, lambda file, options: RESULT, empty={0: "no speech"})
     assert run("a.wav", "--verbose", "None") == 0
-    assert capsys.readouterr().err == "whisper-nnx: warning: a.wav: no text: nobody speaks\n"
+    assert capsys.readouterr().err == "whisper-nnx: warning: a.wav: no text: no speech\n"
 
 
 @pytest.mark.parametrize(("interrupt", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])

@@ -49,7 +49,7 @@ def test_a_keyword_of_another_package_is_answered() -> None:
         TranscribeOptions.of(log_prob_threshold=-1.0)
     with pytest.raises(TypeError, match=r"'compute_type': it is given when the model is loaded: load_model\(.*int8"):
         TranscribeOptions.of(compute_type="int8")
-    with pytest.raises(TypeError, match="no option 'beem_size'; do you mean beam_size"):
+    with pytest.raises(TypeError, match="no option 'beem_size'; did you mean beam_size"):
         TranscribeOptions.of(beem_size=5)
 
 
@@ -83,4 +83,4 @@ def test_a_flags_wrong_value_is_no_file(capsys: pytest.CaptureFixture) -> None:
 def test_a_misspelled_option_is_answered_with_the_likely_one(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["a.wav", "--beem_size=5"])
-    assert "unrecognized arguments: --beem_size=5; do you mean --beam_size?" in capsys.readouterr().err
+    assert "unrecognized arguments: --beem_size=5; did you mean --beam_size?" in capsys.readouterr().err

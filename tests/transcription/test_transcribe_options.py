@@ -108,7 +108,7 @@ def test_changes_win_over_options_that_were_made_before():
     assert TranscribeOptions.of(made, vad_filter=False).vad_parameters is None
     with pytest.raises(ValueError, match="drop language='de'"):
         TranscribeOptions.of(made, multilingual=True)
-    with pytest.raises(TypeError, match="no option 'beem_size'; do you mean beam_size"):
+    with pytest.raises(TypeError, match="no option 'beem_size'; did you mean beam_size"):
         TranscribeOptions.of(made, beem_size=5)
     with pytest.raises(TypeError, match=r"options=DecodingOptions\(.*must be TranscribeOptions"):
         TranscribeOptions.of(DecodingOptions())
@@ -122,7 +122,7 @@ def test_options_are_made_without_jax():
 
 
 def test_an_unknown_option_names_the_nearest():
-    with pytest.raises(TypeError, match="no option 'hot_words'; do you mean hotwords"):
+    with pytest.raises(TypeError, match="no option 'hot_words'; did you mean hotwords"):
         TranscribeOptions.of(hot_words="one")
     with pytest.raises(TypeError, match="no option 'longform'"):
         TranscribeOptions.of(longform=1)

@@ -35,13 +35,13 @@ def _device(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"(cpu|gpu|cuda|tpu)(?::(\d+))?", text.lower())
     if not match:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no device; give cpu, gpu, cuda or tpu, with an index as in gpu:1"
+            f"{text!r} is not a device; give cpu, gpu, cuda or tpu, optionally with an index, such as gpu:1"
         )
     return match[1], int(match[2] or 0)
 
 
 FLOATS = ["float32", "bfloat16", "float16"]
-# How a value is read and shown, beside the kinds that are not the command's alone.
+# Kind of value -> arguments of argparse's `add_argument`: the shared ones, and the command's own.
 KINDS = {
     **VALUES,
     "folder": how(str, "FOLDER"),
@@ -60,11 +60,9 @@ _machine = partial(option, scope="call", group="performance")
 
 @dataclass(frozen=True)
 class CommandOptions:
-    """Options that the command has beside those of `transcribe` and of the subtitles; only described, never made."""
+    """Options of the command beyond those of `transcribe` and of subtitles; never instantiated."""
 
-    recursive: bool = field(
-        default=False, metadata=_files("search the folders in a folder, too; outputs keep their place in it")
-    )
+    recursive: bool = field(default=False, metadata=_files("search subfolders too; outputs keep the folder structure"))
     output_dir: str = field(default=".", metadata=_files("where to write; created if missing", kind="folder"))
     output_name: str | None = field(
         default=None, metadata=_files("name of the outputs without extension (default: the recording's)")
@@ -76,10 +74,10 @@ class CommandOptions:
             kind="formats",
         ),
     )
-    skip_existing: bool = field(default=False, metadata=_files("leave out recordings whose outputs all exist"))
+    skip_existing: bool = field(default=False, metadata=_files("skip recordings whose outputs all exist"))
     keep_partial: bool = field(
         default=False,
-        metadata=_files("on Ctrl-C write what was transcribed so far, as NAME.partial.srt and so on"),
+        metadata=_files("on Ctrl-C, write what was transcribed so far to NAME.partial.srt and so on"),
     )
     model: str = field(
         default="turbo",
@@ -87,20 +85,18 @@ class CommandOptions:
     )
     model_dir: str | None = field(
         default=None,
-        metadata=_model("where downloads are kept (default: Hugging Face's cache)", kind="folder"),
+        metadata=_model("where downloads are stored (default: Hugging Face's cache)", kind="folder"),
     )
     tokenizer: str | None = field(
-        default=None, metadata=_model("folder, repository or .tiktoken file, if the model comes without")
+        default=None, metadata=_model("folder, repository or .tiktoken file, for a model without a tokenizer")
     )
     revision: str | None = field(default=None, metadata=_model("branch, tag or commit of the repository"))
     token: str | None = field(
-        default=None, metadata=_model("for private repositories; better kept in the environment, as HF_TOKEN")
+        default=None, metadata=_model("for private repositories; better set as HF_TOKEN in the environment")
     )
     detect_language: bool = field(
         default=False,
-        metadata=_model(
-            "print the language of each recording, and do no more", group="task", after="language", evaluate=False
-        ),
+        metadata=_model("only print the language of each recording", group="task", after="language", evaluate=False),
     )
     temperature_increment_on_fallback: float | None = field(
         default=0.2,
@@ -120,22 +116,20 @@ class CommandOptions:
     )
     weights: str | None = field(
         default=None,
-        metadata=_machine("of the parameters in memory (default: as --dtype); int8 takes least", kind="weights"),
+        metadata=_machine("of the parameters in memory (default: as --dtype); int8 takes the least", kind="weights"),
     )
     fp16: bool | None = field(
         default=None,
-        metadata=_machine(
-            "True is --dtype float16 (on CPUs float32 all the same), False is --dtype float32", kind="flag"
-        ),
+        metadata=_machine("True is --dtype float16 (on CPUs still float32), False is --dtype float32", kind="flag"),
     )
     threads: int | None = field(default=0, metadata=_machine("of the CPU; 0: one per core"))
     compilation_cache: bool | str = field(
-        default=True, metadata=_machine("keep compiled programs: True, False, or in this folder", kind="cache")
+        default=True, metadata=_machine("store compiled programs: True, False, or a folder", kind="cache")
     )
 
 
 class Flag(NamedTuple):
-    """An option of the command: `--name`, how its value is read, its default and help, and what it is."""
+    """An option of the command: `--name`, arguments for argparse, default, help, and the option behind it."""
 
     name: str
     kind: dict[str, Any]
@@ -148,7 +142,7 @@ class Flag(NamedTuple):
         return self.name.removeprefix("--")
 
 
-# Group of --help -> what its title adds; in this order.
+# Group of --help -> what its title adds, in order.
 _GROUPS = {
     "input and output": "",
     "model": "",
@@ -161,7 +155,7 @@ _GROUPS = {
     "subtitles": " (vtt, srt, lrc and ass; these need --word_timestamps True)",
     "performance": "",
 }
-VAD = "vad_"  # before the names of the voice detector's parameters
+VAD = "vad_"  # prefix of the voice detector's parameters
 
 
 def flag_of(one: Option, prefix: str = "") -> Flag:
@@ -172,7 +166,7 @@ def flag_of(one: Option, prefix: str = "") -> Flag:
 
 
 def _grouped(flags: list[Flag]) -> dict[str, list[Flag]]:
-    """Group's title -> its options, in their order but for those that follow a certain one."""
+    """Group title -> its options in order, except those that state which one they follow."""
     groups: dict[str, list[Flag]] = {f"{group}{note}": [] for group, note in _GROUPS.items()}
     for flag in flags:
         groups[f"{flag.option.group}{_GROUPS[flag.option.group]}"].append(flag)
@@ -188,21 +182,21 @@ VAD_FLAGS = [flag_of(one, VAD) for one in options_of(VadOptions).values()]
 SUBTITLE_FLAGS = [flag_of(one) for one in options_of(SubtitleOptions).values()]
 TRANSCRIBE_FLAGS = [flag_of(one) for one in options_of(CallOptions, *RECORDING).values() if not one.python_only]
 _COMMAND_FLAGS = [flag_of(one) for one in options_of(CommandOptions).values()]
-# Group's title -> its options, in the order of --help.
+# Group title -> its options, in the order of --help.
 OPTIONS = _grouped([*_COMMAND_FLAGS, *TRANSCRIBE_FLAGS, *VAD_FLAGS, *SUBTITLE_FLAGS])
 
-# Keyword arguments of the functions behind the command -> its flags.
+# Keyword arguments of the Python functions -> flags.
 _FLAGS = {flag.dest: flag.name for flags in OPTIONS.values() for flag in flags}
 _FLAGS |= {flag.option.name: flag.name for flag in VAD_FLAGS}
 _FLAGS |= {"stream": "--audio_track", "temperatures": "--temperature", "cache_dir": "--model_dir"}
-# Before "=", or alone where it is no English word. Not in flags and paths.
+# A name before "=", or alone if it is not an English word. Not in flags and paths.
 _KEYWORD = re.compile(
     rf"(?<![\w./\\-])(?:({'|'.join(_FLAGS)})=|({'|'.join(n for n in _FLAGS if '_' in n)}|diarize)(?![\w=/\\-]|\.\w))"
 )
 
 
 def as_flags(message: str) -> str:
-    """A message about keyword arguments, in the words of the command: "set max_len=5" -> "set --max_len 5"."""
+    """Rewrites keyword arguments in a message as flags: "set max_len=5" -> "set --max_len 5"."""
     return _KEYWORD.sub(lambda match: f"{_FLAGS[match[1]]} " if match[1] else _FLAGS[match[2]], message)
 
 

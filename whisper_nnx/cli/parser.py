@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             name = unknown[0].partition("=")[0]
             near = difflib.get_close_matches(name, self._option_string_actions, 1)
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{f'; do you mean {near[0]}?' if near else ''}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{f'; did you mean {near[0]}?' if near else ''}")
         return found
 
     def error(self, message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The command `whisper-nnx`: the options of openai-whisper's command under the same names, and some of our own.
+"""The command `whisper-nnx`: the options of openai-whisper's command under the same names, and further ones.
 
 `python -m whisper_nnx.transcribe` is the same command. JAX is imported only when there is work to do.
 """
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from whisper_nnx.model.whisper import Whisper
     from whisper_nnx.output.results import Transcript
 
-PARTIAL = ".partial"  # at the end of the names of outputs of what was interrupted
+PARTIAL = ".partial"  # suffix of the names of interrupted outputs
 DEFAULT_DTYPE = {"cpu": "float32", "gpu": "float16", "tpu": "bfloat16"}
 SHORT = {"--output_dir": ["-o"], "--output_format": ["-f"]}
 
@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command -> its exit status: 0; 1 if a file, or all, failed. Wrong usage raises SystemExit(2)."""
+    """Runs the command -> exit status: 0, or 1 if anything failed. Wrong usage raises SystemExit(2)."""
     return run_command(argv, build_parser(), parse_spelled, _run, as_flags)
 
 
@@ -103,12 +103,12 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _inputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[list[Input], int]:
-    """What is to be transcribed, and the exit status: 1 where something named is not there, which is reported."""
+    """The inputs, and the exit status: 1 if a named one does not exist, which is reported."""
     inputs, problems = find_inputs(args.audio, args.recursive)
     formats = [name for name in args.audio if name.lower() in (*WRITERS, "all") and not os.path.exists(name)]
     if formats:
         several = ",".join(dict.fromkeys([*args.output_format.split(","), *formats]))
-        parser.error(f"{formats[0]} is no file but a format; several go with commas: --output_format {several}")
+        parser.error(f"{formats[0]} is a format, not a file; separate several with commas: --output_format {several}")
     try:
         inputs = named(inputs, args.output_name)
         if not args.detect_language:
@@ -126,7 +126,7 @@ def _inputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[
 
 
 def load_named_model(name: str, args: argparse.Namespace, device: jax.Device) -> Whisper:
-    """Loads a model as the options of the command say."""
+    """Loads a model with the options of the command."""
     from weight_loader import load_model
 
     dtype = _choose_dtype(args.dtype, getattr(args, "fp16", None), device.platform)
@@ -149,18 +149,18 @@ def _changed(args: argparse.Namespace, flags: list[Flag]) -> dict[str, Any]:
 
 
 def _transcribe(model: Whisper, inputs: Sequence[Input], args: argparse.Namespace, options: dict[str, Any]) -> int:
-    """Every file, even after one that fails -> exit status. What is written of each is written when it is done."""
+    """Transcribes all files, writing each when it is done, even if others fail -> exit status."""
     from whisper_nnx.transcription.stream import iter_transcripts
 
     results = iter_transcripts(model, [one.path for one in inputs], **options)
     status, done = 0, set()
     try:
         for number, result in results:
-            with interrupts_wait():  # until all of its files are written
+            with interrupts_wait():  # until all files of this recording are written
                 try:
                     if isinstance(result, Exception):
                         raise result
-                    if not args.verbose and number in results.empty:  # else the report says so
+                    if not args.verbose and number in results.empty:  # else the report has printed it
                         warnings.warn(f"{_name(inputs[number])}: no text: {results.empty[number]}", stacklevel=2)
                     _write(result, inputs[number].stem, args)
                 except Exception as error:
@@ -179,7 +179,7 @@ def _write(result: Any, stem: str, args: argparse.Namespace) -> list[Path]:
 
 
 def _keep_partial(unfinished: dict[int, Transcript], inputs: Sequence[Input], args: argparse.Namespace) -> None:
-    """After an interruption: writes what there is of recordings under way, or says how to have it written."""
+    """After an interruption: writes the partial transcripts, or names the option that would."""
     if not unfinished:
         say("interrupted")
     for number, result in unfinished.items():
@@ -231,7 +231,7 @@ def _choose_dtype(dtype: str | None, fp16: bool | None, platform: str) -> str:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Options that exclude or need each other, and files whose outputs would overwrite each other's."""
+    """Refuses options that exclude or need each other."""
     for flag in VAD_FLAGS:
         if getattr(args, flag.dest) is not None and not args.vad_filter:
             parser.error(f"{flag.name} requires --vad_filter True")
@@ -256,14 +256,14 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, options: dict[str, Any]) -> None:
-    """Refuses what `transcribe` and the writers would refuse, before a large model is loaded."""
+    """Refuses what `transcribe` and the writers would refuse, before the model is loaded."""
     try:
         if "alignment_heads" in options:
             from whisper_nnx.timing.alignment_heads import parse_heads
 
             options["alignment_heads"] = parse_heads(options["alignment_heads"])
         SubtitleOptions(**_changed(args, SUBTITLE_FLAGS))
-        with warnings.catch_warnings(action="ignore"):  # they come again
+        with warnings.catch_warnings(action="ignore"):  # they are issued again later
             TranscribeOptions.of(**CallOptions.split(options)[1])
     except ValueError as error:
         parser.error(as_flags(one_line(error)))

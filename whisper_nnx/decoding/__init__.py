@@ -1,1 +1,1 @@
-"""From encoded audio to token ids: options, logit filters, strategies, and the jitted loop. No text in here."""
+"""From encoded audio to token ids: options, rules on the logits, strategies, and the jitted loop. No text."""

@@ -1,4 +1,4 @@
-"""Which language is spoken: the token that follows `<|startoftranscript|>`. Paper, section 2.3."""
+"""Language detection: the token that follows `<|startoftranscript|>`. Paper, section 2.3."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from whisper_nnx.text.special_tokens import SpecialTokens
 
 @program(static_argnames=("special",))
 def language_probs(decoder: TextDecoder, cross: tuple[KeysValues, ...], special: SpecialTokens) -> jax.Array:
-    """Windows given by their cross-attention -> [B, number of languages], in the order of `special.languages`."""
+    """cross-attention of B windows -> probabilities [B, languages], in the order of `special.languages`."""
     cache = KVCache.init(cross, 1)
     ids = jnp.full((cache.length.shape[0], 1), special.sot, jnp.int32)
     hidden, _ = decoder.step(ids, cache)

@@ -1,7 +1,7 @@
 """The jitted part of decoding: prefill, then one token a step for all rows until every row is done.
 
-All that may differ from call to call (prompt lengths, temperatures, languages, limits) is traced; static are only the
-strategy, the kinds of the rules and the vocabulary's special ids. So one compilation serves all.
+Whatever may differ between calls (prompt lengths, temperatures, languages, limits) is traced. Only the strategy, the
+kinds of the rules and the vocabulary's special ids are static, so one compiled program serves all calls.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from whisper_nnx.decoding.rules import Rule
 from whisper_nnx.decoding.strategies import Candidates, State, Strategy
 from whisper_nnx.model.cache import KeysValues, KVCache
 from whisper_nnx.model.whisper import TextDecoder
-from whisper_nnx.runtime.programs import given_back, program
+from whisper_nnx.runtime.programs import exportable, program
 from whisper_nnx.text.special_tokens import SpecialTokens
 
-PREFILL_CHUNK = 32  # ids fed at once; a prompt of any length takes several passes of one shape
+PREFILL_CHUNK = 32  # ids fed at once; longer prompts take several passes of the same shape
 
 
 @jax.tree_util.register_dataclass
@@ -29,11 +29,11 @@ class DecodingBatch:
 
     Attributes:
       initial_ids: [B,P], prompt, start sequence and prefix, padded on the right to whole chunks.
-      initial_length: [B], without the padding.
+      initial_length: [B], number of initial ids without the padding.
       sot_index: [B], position of `<|startoftranscript|>` among them.
-      limit: [B], the most tokens to sample, the end included.
-      temperature: [B], of the sampling.
-      seed: [B] uint32, of the sampling.
+      limit: [B], the most tokens to sample, including the end of text.
+      temperature: [B], sampling temperature.
+      seed: [B] uint32, sampling seed.
       rules: applied to the logits in this order; log-probabilities are those after all of them. The compiled program
         contains these rules only.
     """
@@ -47,7 +47,7 @@ class DecodingBatch:
     rules: tuple[Rule, ...] = ()
 
 
-@given_back
+@exportable
 class Generated(NamedTuple):
     """Candidates of each window, and no_speech_prob [B]: that token's probability after `<|startoftranscript|>`."""
 
@@ -56,14 +56,14 @@ class Generated(NamedTuple):
 
 
 def padded_positions(max_positions: int) -> int:
-    """The size of the buffers for a model with that many text positions: whole prefill chunks."""
+    """Buffer size for a model with that many text positions: rounded up to whole prefill chunks."""
     return -(-max_positions // PREFILL_CHUNK) * PREFILL_CHUNK
 
 
 def prefill(
     decoder: TextDecoder, cross: tuple[KeysValues, ...], batch: DecodingBatch
 ) -> tuple[KVCache, jax.Array, jax.Array]:
-    """Feeds the initial ids -> (the cache after them, hidden [B,D] at the start of transcript and at the last id)."""
+    """Feeds the initial ids -> (cache, hidden [B,D] at `<|startoftranscript|>`, hidden [B,D] at the last id)."""
     rows = batch.initial_ids.shape[0]
     cache = KVCache.init(cross, batch.initial_ids.shape[1])
     nothing = jnp.zeros((rows, decoder.embed_tokens.features), decoder.dtype)
@@ -81,7 +81,7 @@ def prefill(
     longest = batch.initial_length.max()
     carry = (jnp.int32(0), cache, jnp.stack([nothing, nothing], axis=1))
     _, cache, found = jax.lax.while_loop(lambda carry: carry[0] < longest, feed, carry)
-    # Padding of the shorter rows is in the cache beyond `length`: it is overwritten before it is read.
+    # The padding of shorter rows is in the cache beyond `length` and is overwritten before it is read.
     cache = cache.advance(list(cache.self_attention), batch.initial_length - cache.length)
     return cache, found[:, 0], found[:, 1]
 
@@ -102,7 +102,7 @@ def generate(
     strategy: Strategy,
     special: SpecialTokens,
 ) -> Generated:
-    """Decodes B windows, whose cross-attention is given, by one strategy."""
+    """Decodes B windows, given their cross-attention, with one strategy."""
     cache, at_sot, at_last = prefill(decoder, cross, batch)
     group, size = strategy.group, batch.initial_ids.shape[1]
 

@@ -1,4 +1,4 @@
-"""`DecodingOptions`: how one 30 s window is decoded; what openai-whisper has of it means the same."""
+"""`DecodingOptions`: how one 30 s window is decoded. openai-whisper's options have their meaning there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from whisper_nnx.text.languages import language_or_none
 
 TASKS = ("transcribe", "translate", "lang_id")
 _OR_NONE = ("sample_len", "max_new_tokens", "best_of", "beam_size", "max_repeats")
-_WHOLE = {**dict.fromkeys(_OR_NONE, 1), "max_repeats": 2, "n_best": 1, "no_repeat_ngram_size": 0}  # and the least
+_WHOLE = {**dict.fromkeys(_OR_NONE, 1), "max_repeats": 2, "n_best": 1, "no_repeat_ngram_size": 0}  # -> minimum
 
 
 _option = partial(option, scope="window", group="decoding")
@@ -25,10 +25,10 @@ _of_windows = partial(_option, python_only="meant for single windows and experim
 @explained
 @dataclass(frozen=True)
 class DecodingOptions:
-    """The options of one window; validated, hashable. Defaults and meaning of openai-whisper's options are the same.
+    """The options of one window; validated, hashable. openai-whisper's options have the same defaults and meaning.
 
     Raises:
-      ValueError: options that cannot be met, with the value and the remedy.
+      ValueError: invalid or contradictory options, with the value and the remedy.
     """
 
     task: str = field(
@@ -185,15 +185,15 @@ class DecodingOptions:
         if self.fp16 not in (None, True, False):
             raise ValueError(f"fp16={self.fp16!r} must be True, False or None")
         if self.length_penalty is not None and not 0 <= self.length_penalty <= 1:
-            raise ValueError(f"length_penalty={self.length_penalty} must lie between 0 and 1, or be None")
+            raise ValueError(f"length_penalty={self.length_penalty} must be between 0 and 1, or None")
         if self.max_initial_timestamp is not None and not self.max_initial_timestamp >= 0:
             raise ValueError(f"max_initial_timestamp={self.max_initial_timestamp} must be 0 s or more, or None")
         if self.sample_len is not None and self.max_new_tokens is not None:
             raise ValueError(
-                f"sample_len={self.sample_len} and max_new_tokens={self.max_new_tokens} limit the same; drop one"
+                f"sample_len={self.sample_len} and max_new_tokens={self.max_new_tokens} limit the same thing; drop one"
             )
         if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
-            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0, and finite; 1 is none")
+            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0 and finite; 1 disables it")
         try:
             re.compile(self.suppress_regex or "")
         except (re.error, TypeError) as error:
@@ -203,7 +203,7 @@ class DecodingOptions:
 
     def _validate_strategy(self):
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature={self.temperature} must be 0 or more, and finite")
+            raise ValueError(f"temperature={self.temperature} must be 0 or more and finite")
         if self.beam_size is not None and self.best_of is not None:
             raise ValueError(f"beam_size={self.beam_size} and best_of={self.best_of} exclude each other; drop one")
         if self.beam_size is not None and self.temperature > 0:
@@ -215,7 +215,7 @@ class DecodingOptions:
         if self.patience is not None and self.beam_size is None:
             raise ValueError(f"patience={self.patience} belongs to beam search; give beam_size too")
         if self.patience is not None and not (self.patience > 0 and math.isfinite(self.patience)):
-            raise ValueError(f"patience={self.patience} must be above 0, and finite")
+            raise ValueError(f"patience={self.patience} must be above 0 and finite")
         if self.beam_size is not None and self.max_candidates < 1:
             raise ValueError(f"patience={self.patience} with beam_size={self.beam_size} keeps no candidate; raise it")
         if self.n_best > (self.beam_size or self.best_of or 1):
@@ -226,18 +226,18 @@ class DecodingOptions:
 
     @property
     def max_candidates(self) -> int:
-        """How many ended sequences finish a beam search."""
+        """How many finished sequences end a beam search."""
         return round((self.beam_size or 1) * (1.0 if self.patience is None else self.patience))
 
 
 def whole_number(name: str, value: Any, least: int, or_none: bool = False) -> int | None:
-    """value as an int, None only if it may be; ValueError for what is no whole number of at least `least`."""
+    """Returns value as an int, or None if allowed. Raises ValueError unless it is a whole number >= least."""
     if value is None and or_none:
         return None
     try:
         if not isinstance(value, bool | str) and value == int(value) >= least:
             return int(value)
-    except (TypeError, ValueError, OverflowError):  # of int(), for what is no number, or not a finite one
+    except (TypeError, ValueError, OverflowError):  # from int(), if it is not a finite number
         pass
     raise ValueError(f"{name}={value!r} must be a whole number of at least {least}{', or None' if or_none else ''}")
 
@@ -248,6 +248,4 @@ def _parse_ids(ids: str | tuple[int, ...] | None) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in ids.split(",") if part.strip())
     except ValueError:
-        raise ValueError(
-            f"suppress_tokens={ids!r} must be ids with commas between them, as in '-1' or '220,50257'"
-        ) from None
+        raise ValueError(f"suppress_tokens={ids!r} must be comma-separated ids, such as '-1' or '220,50257'") from None

@@ -1,7 +1,7 @@
 """Rules on the logits of the next token: pytrees that the loop carries and applies in order, to all rows at once.
 
-A rule is a frozen dataclass that derives from `Rule`, registered with `jax.tree_util.register_dataclass`. The metadata
-of each field names what it belongs to.
+A rule is a frozen dataclass derived from `Rule` and registered with `jax.tree_util.register_dataclass`. The metadata of
+each field states what the field belongs to.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy as np
 from whisper_nnx.text.special_tokens import SpecialTokens
 
 NO_LIMIT = 1 << 20  # more timestamps than any vocabulary has, and more tokens than any context
-LONGEST_LOOP = 16  # how many tokens may be what repeats itself
+LONGEST_LOOP = 16  # the most tokens of a repeated phrase
 
 # What a field of a rule belongs to.
-PER_ROW = {"belongs_to": "row"}  # [R,...]: a sequence. It follows the sequence when beams are reordered.
-PER_WINDOW = {"belongs_to": "window"}  # [R,...]: a window, and so all of its beams or samples alike.
-SHARED = {"belongs_to": "batch"}  # any shape, such as a mask [V]: all rows.
-STATIC = {"belongs_to": "program", "static": True}  # hashable; another value compiles another program.
+PER_ROW = {"belongs_to": "row"}  # [R,...], per sequence; reordered with the beams
+PER_WINDOW = {"belongs_to": "window"}  # [R,...], equal for all beams or samples of a window
+SHARED = {"belongs_to": "batch"}  # any shape, such as a mask [V]; for all rows
+STATIC = {"belongs_to": "program", "static": True}  # hashable; another value compiles another program
 
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """Changes the logits of R rows, depending on the tokens before. A new one is added to `DecodingBatch.rules`.
+    """Changes the logits of R rows, depending on earlier tokens. `DecodingBatch.rules` lists the rules in use.
 
     Rows do not affect each other, and fields keep their shapes and dtypes.
     """
@@ -39,49 +39,49 @@ class Rule(ABC):
         """logits [R,V] of the next tokens -> [R,V]."""
 
     def append(self, token: jax.Array) -> Self:
-        """The rule after the next tokens [R]. Tokens after the end of a row have no meaning."""
+        """Returns the rule after the next tokens [R]. Tokens after the end of a row are arbitrary."""
         return self
 
     def stops(self) -> jax.Array | None:
-        """Which rows [R] stop without an end of text, as failed attempts; None for a rule that stops none."""
+        """Rows [R] to stop without an end of text, as failed attempts; None if the rule never stops rows."""
         return None
 
     def repeat(self, group: int) -> Self:
-        """From B windows to B * group rows."""
+        """Returns the rule for B * group rows instead of B windows."""
         return self._changed(lambda x: jnp.repeat(x, group, axis=0), "row", "window")
 
     def take(self, rows: jax.Array) -> Self:
-        """The rule where row i continues the sequence of row rows[i], which is of the same window."""
+        """Returns the rule in which row i continues the sequence of row rows[i], of the same window."""
         return self._changed(lambda x: x[rows], "row")
 
     def _changed(self, change: Callable[[jax.Array], jax.Array], *owners: str) -> Self:
         for f in fields(self):
             if "belongs_to" not in f.metadata:
                 where = f"{type(self).__name__}.{f.name}"
-                raise TypeError(f"{where} has no metadata for what it belongs to; use field(metadata=PER_ROW), say")
+                raise TypeError(f"{where} does not state what it belongs to; use field(metadata=PER_ROW), for example")
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["belongs_to"] in owners}
         return replace(self, **jax.tree.map(change, own))
 
 
 def is_timestamp(token: jax.Array, special: SpecialTokens) -> jax.Array:
-    """Which ids are timestamps. Ids above the last one are text that a fine-tuned checkpoint added."""
+    """Whether ids are timestamps. Ids above the last one are text added by a fine-tuned checkpoint."""
     return (token >= special.timestamp_begin) & (token <= special.timestamp_end)
 
 
 def is_text(token: jax.Array, special: SpecialTokens) -> jax.Array:
-    """Which ids are text: neither timestamps nor other special tokens."""
+    """Whether ids are text: neither timestamps nor other special tokens."""
     return (token < special.eot) | (token > special.timestamp_end)
 
 
 def suppress(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """logits [R,V] without the tokens of mask [V] or [R,V]."""
+    """Sets logits [R,V] to -inf where mask [V] or [R,V] is True."""
     return jnp.where(mask, -jnp.inf, logits)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SuppressRule(Rule):
-    """Never samples the tokens of `always` [V], nor those of `at_start` [V] before another token."""
+    """Excludes the tokens of mask `always` [V], and those of `at_start` [V] as the first token."""
 
     always: Any = field(metadata=SHARED)
     at_start: Any = field(metadata=SHARED)
@@ -89,7 +89,7 @@ class SuppressRule(Rule):
 
     @classmethod
     def from_masks(cls, always: np.ndarray, at_start: np.ndarray) -> SuppressRule:
-        """Before the first token."""
+        """The rule before the first token."""
         return cls(always, at_start, np.zeros((), bool))
 
     def apply(self, logits: jax.Array) -> jax.Array:
@@ -105,15 +105,15 @@ class TimestampRule(Rule):
     """Keeps timestamps in order, as openai-whisper's ApplyTimestampRules.
 
     Timestamps come in pairs (end of a segment, start of the next) except before the end of text, never decrease, and
-    leave no segment empty; the first token is one. Where all timestamps together are more probable than any single
-    other token, it must be a timestamp.
+    leave no segment empty; the first token is a timestamp. If all timestamps together are more probable than any
+    other single token, the next token must be a timestamp.
 
     Attributes:
-      enabled: [R], of which windows.
+      enabled: [R], whether the rule applies.
       max_initial: [R], the latest first timestamp, in steps of 20 ms; NO_LIMIT for any.
-      started: [R], there are tokens (sampled, or a prefix).
-      last_was, penultimate_was: [R], these were timestamps. A sequence of fewer than two tokens counts as if one
-        preceded it.
+      started: [R], whether there are tokens (sampled, or a prefix).
+      last_was, penultimate_was: [R], whether these tokens were timestamps. A sequence of fewer than two tokens is
+        treated as if a timestamp preceded it.
       last: [R], the id of the latest timestamp.
     """
 
@@ -134,7 +134,7 @@ class TimestampRule(Rule):
         enabled: Sequence[bool],
         max_initial: Sequence[int],
     ) -> TimestampRule:
-        """R rows that begin with these ids, possibly none; on the host."""
+        """Creates the rule on the host for R rows that start with these ids (possibly none)."""
         was = [[special.timestamp_begin <= i <= special.timestamp_end for i in ids] for ids in prefixes]
         latest = [[i for i, w in zip(ids, ws, strict=True) if w] for ids, ws in zip(prefixes, was, strict=True)]
         return cls(
@@ -161,10 +161,10 @@ class TimestampRule(Rule):
         token, special = jnp.arange(logits.shape[-1]), self.special
         timestamp, text = is_timestamp(token, special), is_text(token, special)
         if special.sot_lm is not None:
-            text |= token == special.sot_lm  # where it may be sampled, it marks speaker turns
+            text |= token == special.sot_lm  # where it is not suppressed, it marks speaker turns
         column = jax.tree.map(lambda x: x[:, None], self)
 
-        opened = column.last_was & ~column.penultimate_was  # after an end: its start may follow, text may not
+        opened = column.last_was & ~column.penultimate_was  # after an end timestamp: a start may follow, text may not
         lowest = column.last + jnp.where(opened, 0, 1)
         forbidden = token == special.no_timestamps
         forbidden |= opened & text
@@ -185,15 +185,15 @@ class TimestampRule(Rule):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RepetitionRule(Rule):
-    """Penalizes text tokens that were sampled, rules out those that would repeat an n-gram, and stops rows that loop.
+    """Penalizes sampled text tokens, excludes those that would repeat an n-gram, and stops rows that loop.
 
     Attributes:
       penalty, ngram, repeats: [R], repetition_penalty, no_repeat_ngram_size and max_repeats (NO_LIMIT for none).
-      tokens: [R,N], the prefix and what was sampled, of which the first `length` [R] count.
+      tokens: [R,N], the prefix and sampled tokens, of which the first `length` [R] are valid.
       matched: [R,N], how many tokens before each of them equal the latest ones: it would continue an n-gram that
         occurred before.
-      recent: [R,P], the latest text tokens that were sampled, last first, without timestamps.
-      runs: [R,P], how many of them without a break equal the one that was p+1 tokens earlier.
+      recent: [R,P], the latest sampled text tokens, without timestamps, newest first.
+      runs: [R,P], how many consecutive ones, from the newest back, equal the one p+1 tokens earlier.
     """
 
     penalty: Any = field(metadata=PER_WINDOW)
@@ -217,7 +217,7 @@ class RepetitionRule(Rule):
         ngram: Sequence[int],
         repeats: Sequence[int | None],
     ) -> RepetitionRule:
-        """R rows that begin with these ids, possibly none, with room for `size` tokens; on the host."""
+        """Creates the rule on the host for R rows that start with these ids (possibly none); room for `size` tokens."""
         rows = len(prefixes)
         tokens, matched = np.zeros((2, rows, size), np.int32)
         for row, ids in enumerate(prefixes):
@@ -263,7 +263,7 @@ class RepetitionRule(Rule):
         )
 
     def stops(self) -> jax.Array:
-        """Which rows [R] end in some tokens that occur `repeats` times in a row."""
+        """Rows [R] that end in a phrase that occurs `repeats` times in a row."""
         return (self.runs >= (self.repeats[:, None] - 1) * jnp.arange(1, LONGEST_LOOP + 1)).any(axis=1)
 
 

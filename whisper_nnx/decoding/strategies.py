@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from whisper_nnx import ops
-from whisper_nnx.runtime.programs import given_back
+from whisper_nnx.runtime.programs import exportable
 
 
 class State(Protocol):
@@ -17,14 +17,14 @@ class State(Protocol):
 
     @property
     def done(self) -> jax.Array:
-        """Which rows [R] have ended."""
+        """Whether rows [R] have ended."""
 
     def stop(self, rows: jax.Array) -> State:
-        """The rows [R] that a rule stops have ended."""
+        """Ends the rows [R] that a rule stops."""
 
 
 class Strategy(Protocol):
-    """Static, and so hashable. `group`: rows of each window."""
+    """How the next token is chosen; hashable, since it is static. `group`: rows per window."""
 
     @property
     def group(self) -> int: ...
@@ -36,17 +36,17 @@ class Strategy(Protocol):
         """logits [R,V] -> the next tokens [R], the rows [R] that they continue (None: their own), the new state."""
 
     def result(self, state: Any) -> Candidates:
-        """What was found."""
+        """The candidates found."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sequences:
-    """R sequences, growing by one token a step.
+    """R sequences, to which each step appends a token.
 
-    tokens [R,N], logprobs [R,N]: what was chosen, and its log-probability after the filters. length [R]: tokens before
-    the end of text. total [R]: sum of the log-probabilities, that of the end included. limit [R]: how many may be
-    sampled. done [R]: it has ended, or reached its limit. stopped [R]: a rule stopped it.
+    tokens [R,N], logprobs [R,N]: chosen tokens and their log-probabilities after the rules. length [R]: tokens before
+    the end of text. total [R]: sum of the log-probabilities, including the end's. limit [R]: the most tokens to sample.
+    done [R]: ended, or at its limit. stopped [R]: stopped by a rule.
     """
 
     tokens: jax.Array
@@ -59,17 +59,17 @@ class Sequences:
 
     @classmethod
     def init(cls, limit: jax.Array, size: int, eot: int) -> Sequences:
-        """Nothing sampled yet; limit [R], room for `size` tokens."""
+        """Empty sequences; limit [R], room for `size` tokens."""
         rows = limit.shape[0]
         zeros = jnp.zeros((rows, size), jnp.float32)
         tokens = jnp.full((rows, size), eot, jnp.int32)
         return cls(tokens, zeros, jnp.zeros(rows, jnp.int32), zeros[:, 0], limit, limit <= 0, jnp.zeros(rows, bool))
 
     def append(self, step: jax.Array, token: jax.Array, logprob: jax.Array, eot: int) -> Sequences:
-        """token [R] and its logprob [R] come next in the rows that are not done."""
-        going = ~self.done
-        token, logprob = jnp.where(going, token, eot), jnp.where(going, logprob, 0.0)
-        length = self.length + (going & (token != eot))
+        """Appends token [R] and its logprob [R] in rows that are not done."""
+        active = ~self.done
+        token, logprob = jnp.where(active, token, eot), jnp.where(active, logprob, 0.0)
+        length = self.length + (active & (token != eot))
         return replace(
             self,
             tokens=jax.lax.dynamic_update_slice(self.tokens, token[:, None], (0, step)),
@@ -80,18 +80,18 @@ class Sequences:
         )
 
     def stop(self, rows: jax.Array) -> Sequences:
-        """The rows [R] that a rule stops are done."""
+        """Ends the rows [R] that a rule stops."""
         return replace(self, stopped=self.stopped | rows, done=self.done | rows)
 
 
-@given_back
+@exportable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Candidates:
     """Sequences to choose from, K for each window.
 
-    tokens [B,K,N], logprobs [B,K,N], length [B,K], total [B,K], stopped [B,K]: as in Sequences; valid [B,K]: which of
-    them count.
+    tokens [B,K,N], logprobs [B,K,N], length [B,K], total [B,K], stopped [B,K]: as in Sequences. valid [B,K]: whether it
+    is a candidate.
     """
 
     tokens: jax.Array
@@ -103,13 +103,13 @@ class Candidates:
 
     @classmethod
     def from_sequences(cls, sequences: Sequences, group: int) -> Candidates:
-        """All rows, as `group` for each window."""
+        """All rows as candidates, `group` per window."""
         s = sequences
         rows = (s.tokens, s.logprobs, s.length, s.total, s.stopped, s.total > -jnp.inf)
         return cls(*(x.reshape(-1, group, *x.shape[1:]) for x in rows))
 
     def take(self, index: jax.Array) -> Candidates:
-        """The candidates that index [B,K'] names, window by window."""
+        """Selects candidates by index [B,K'] within each window."""
         pick = jax.vmap(lambda x, i: x[i])
         return jax.tree.map(lambda x: pick(x, index), self)
 
@@ -117,7 +117,7 @@ class Candidates:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Samples:
-    """Sequences that do not depend on each other; temperature [R], keys [R]: of their sampling."""
+    """Independent sequences; temperature [R], random keys [R]."""
 
     sequences: Sequences
     temperature: jax.Array
@@ -133,7 +133,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Sampling:
-    """`group` independent samples of each window; at temperature 0 the most probable token."""
+    """`group` independent samples per window; at temperature 0 the most probable token."""
 
     group: int = 1
 
@@ -145,7 +145,7 @@ class Sampling:
     def step(
         self, state: Samples, logits: jax.Array, step: jax.Array, eot: int
     ) -> tuple[jax.Array, jax.Array | None, Samples]:
-        """A row that may choose nothing ends."""
+        """Samples a token; a row whose logits are all -inf ends."""
         best, temperature = ops.argmax(logits), state.temperature
 
         def draw() -> jax.Array:
@@ -167,7 +167,7 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BeamState:
-    """The unfinished sequences (B*G rows), and those that have ended: C slots a window, count [B] of them filled."""
+    """Unfinished sequences (B*G rows), and ended ones: C slots per window, of which count [B] are filled."""
 
     beams: Sequences
     ended: Candidates
@@ -178,7 +178,7 @@ class BeamState:
         return self.beams.done
 
     def stop(self, rows: jax.Array) -> BeamState:
-        """A window is done when its best beam is stopped, or was before it became the best."""
+        """Ends a window when its best beam is stopped, or was stopped before it became the best."""
         stopped = self.beams.stopped | rows
         windows = self.count.shape[0]
         best = jnp.repeat(stopped.reshape(windows, -1)[:, 0], stopped.shape[0] // windows)  # `Beam.step` puts it first
@@ -193,7 +193,7 @@ class Beam:
     max_candidates: int
 
     def init(self, limit: jax.Array, size: int, temperature: jax.Array, seed: jax.Array, eot: int) -> BeamState:
-        """All beams of a window are equal at first, so that only one of them may count."""
+        """All beams of a window start equal, so all but the first have probability 0."""
         windows, sequences = limit.shape[0], Sequences.init(jnp.repeat(limit, self.group), size, eot)
         first = jnp.arange(windows * self.group) % self.group == 0
         slots = windows * self.max_candidates
@@ -207,10 +207,10 @@ class Beam:
     def step(
         self, state: BeamState, logits: jax.Array, step: jax.Array, eot: int
     ) -> tuple[jax.Array, jax.Array | None, BeamState]:
-        """Of the G*(G+1) best continuations of a window, in order, those that end are put aside.
+        """Ranks the G*(G+1) best continuations of a window; those that end become candidates.
 
-        The first G others continue; an end that comes after them is dropped. As openai-whisper's BeamSearchDecoder, but
-        a window that is done stands still. A beam that may choose nothing ends.
+        The first G others continue; an end that ranks below them is dropped. As openai-whisper's BeamSearchDecoder,
+        but a finished window does not change. A beam whose logits are all -inf ends.
         """
         group = self.group
         # Without the barrier XLA merges the slices below into the top k and sorts the whole vocabulary instead.
@@ -226,16 +226,16 @@ class Beam:
         source = order // (group + 1)
 
         ends = token == eot
-        goes_on = jnp.argsort(ends, axis=1, stable=True)[:, :group]
-        going_before = jnp.cumsum(~ends, axis=1) - ~ends
+        kept = jnp.argsort(ends, axis=1, stable=True)[:, :group]
+        ranked_above = jnp.cumsum(~ends, axis=1) - ~ends
         done = state.beams.done.reshape(-1, group)[:, :1]
-        newly_ended = ends & (going_before < group) & (score > -jnp.inf) & ~done
-        ended, count = _put_aside(state, source, score, newly_ended)
+        newly_ended = ends & (ranked_above < group) & (score > -jnp.inf) & ~done
+        ended, count = _add_ended(state, source, score, newly_ended)
 
-        row = (jnp.arange(source.shape[0])[:, None] * group + jnp.take_along_axis(source, goes_on, axis=1)).reshape(-1)
+        row = (jnp.arange(source.shape[0])[:, None] * group + jnp.take_along_axis(source, kept, axis=1)).reshape(-1)
         row = jnp.where(state.beams.done, jnp.arange(row.shape[0]), row)
-        next_token = jnp.take_along_axis(token, goes_on, axis=1).reshape(-1)
-        total = jnp.take_along_axis(score, goes_on, axis=1).reshape(-1)
+        next_token = jnp.take_along_axis(token, kept, axis=1).reshape(-1)
+        total = jnp.take_along_axis(score, kept, axis=1).reshape(-1)
         beams = jax.tree.map(lambda x: x[row], state.beams)
         beams = replace(
             beams.append(step, next_token, total - beams.total, eot), total=jnp.where(beams.done, beams.total, total)
@@ -244,7 +244,7 @@ class Beam:
         return next_token, row, BeamState(replace(beams, done=beams.done | full), ended, count)
 
     def result(self, state: BeamState) -> Candidates:
-        """The ended sequences and, where these are fewer than `group`, as many of the best unfinished ones."""
+        """The ended sequences; if there are fewer than `group`, the best unfinished ones fill up."""
         unfinished = Candidates.from_sequences(state.beams, self.group)
         _, order = jax.lax.top_k(unfinished.total, self.group)
         unfinished = unfinished.take(order)
@@ -254,10 +254,10 @@ class Beam:
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ended, unfinished)
 
 
-def _put_aside(
+def _add_ended(
     state: BeamState, source: jax.Array, score: jax.Array, newly_ended: jax.Array
 ) -> tuple[Candidates, jax.Array]:
-    """The continuations [B,J] marked newly_ended fill the free slots of `state.ended`, best first."""
+    """Fills the free slots of `state.ended` with the continuations [B,J] marked newly_ended, best first."""
     slots = state.ended.total.shape[1]
     slot = state.count[:, None] + jnp.cumsum(newly_ended, axis=1) - 1
     fills = newly_ended[:, None, :] & (slot[:, None, :] == jnp.arange(slots)[:, None])  # [B,C,J]
@@ -266,7 +266,7 @@ def _put_aside(
     group = state.beams.total.shape[0] // source.shape[0]
     new = Candidates.from_sequences(state.beams, group).take(jnp.take_along_axis(source, which, axis=1))
     total = jnp.take_along_axis(score, which, axis=1)
-    # The end's own log-probability is known from the sum alone; it is in `total`, not in `logprobs`.
+    # The end's own log-probability is part of `total` only, not of `logprobs`.
     new = replace(new, total=total, valid=jnp.ones_like(new.valid))
 
     def choose(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -34,8 +34,8 @@ th:first-child, td:first-child, .about td { text-align: left; } th { color: var(
 .substitute s, .delete s { text-decoration-thickness: 1px; }
 """
 LEGEND = (
-    ("substitute", "said", "written", "substituted"),
-    ("delete", "said", "", "deleted"),
+    ("substitute", "reference", "written", "substituted"),
+    ("delete", "reference", "", "deleted"),
     ("insert", "", "written", "inserted"),
 )
 

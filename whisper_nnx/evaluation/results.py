@@ -140,7 +140,7 @@ class Evaluation:
         return dict(sorted(groups.items()))
 
     def ranked(self) -> list[RowResult]:
-        """The worst first: words where nobody speaks, then by error rate, then by how many errors there are."""
+        """Worst first: invented text in recordings without speech, then by error rate, then by number of errors."""
 
         def badness(row: RowResult) -> tuple[bool, float, int]:
             words = row.scores.rates.words

@@ -76,7 +76,7 @@ def remarks(evaluation: Evaluation) -> list[str]:
     if unspaced := sorted({str(row.written_language) for row in evaluation.done} & UNSPACED):
         lines.append(f"Written without spaces, so that each character counts as a word: {', '.join(unspaced)}.")
     if total.silent:
-        lines.append(f"Recordings in which nobody speaks: {total.silent}; of these, given text: {total.invented}.")
+        lines.append(f"Recordings without speech: {total.silent}; of these, with invented text: {total.invented}.")
     if evaluation.failed:
         lines.append(f"Recordings that could not be transcribed, and count nowhere: {len(evaluation.failed)}.")
     return lines

@@ -1,4 +1,4 @@
-"""The shape of a Whisper: `WhisperConfig`, and the table of the released sizes."""
+"""`WhisperConfig`: the shape of a model; the table of released sizes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class WhisperConfig:
-    """Everything that decides the shapes of a model; field names are those of Hugging Face's `config.json`.
+    """Decides all shapes of a model; field names are those of Hugging Face's `config.json`.
 
-    `alignment_heads` are the (layer, head) pairs whose cross-attention follows the audio in time, None where unknown.
-    `condition_on_prev_tokens`: whether the model was trained to be told the text before a window; None: not said.
-    Raises ValueError for a shape that cannot be built.
+    `alignment_heads`: (layer, head) pairs whose cross-attention follows the audio in time; None if unknown.
+    `condition_on_prev_tokens`: whether the model was trained with the text before a window; None if unknown.
+    Raises ValueError for an impossible shape.
     """
 
     d_model: int
@@ -52,7 +52,7 @@ class WhisperConfig:
             if self.d_model % heads:
                 raise ValueError(f"d_model={self.d_model} is not divisible by {side}_attention_heads={heads}")
         if self.d_model % 2 or self.d_model < 4:
-            raise ValueError(f"d_model={self.d_model} must be even and at least 4: half of it are sines, half cosines")
+            raise ValueError(f"d_model={self.d_model} must be even and at least 4: half are sines, half cosines")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         for layer, head in self.alignment_heads or ():
@@ -64,10 +64,10 @@ class WhisperConfig:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], generation_config: dict[str, Any] | None = None) -> WhisperConfig:
-        """From the contents of `config.json`, and of `generation_config.json` for what decides no shape.
+        """Reads the contents of `config.json`, and of `generation_config.json` for fields that decide no shape.
 
-        Heads that the decoder does not have are ignored with a warning: distilled models often keep their teacher's
-        file. Raises ValueError where `config.json` is not a Whisper's or lacks a size.
+        Alignment heads that the decoder lacks are ignored with a warning: distilled models often keep their teacher's
+        file. Raises ValueError if `config.json` does not describe a Whisper or lacks a size.
         """
         if config.get("model_type", "whisper") != "whisper":
             raise ValueError(f"model_type={config['model_type']!r} is not 'whisper'; give a Whisper checkpoint")
@@ -91,7 +91,7 @@ class WhisperConfig:
             return made
 
     def to_hf(self) -> dict[str, Any]:
-        """The model's part of a Hugging Face `config.json` (the tokens' ids belong to the tokenizer)."""
+        """The model's part of a Hugging Face `config.json` (token ids belong to the tokenizer)."""
         own = {name: getattr(self, name) for name in _names_of_shape()}
         return {
             "model_type": "whisper",
@@ -118,7 +118,7 @@ def _size(d_model: int, layers: int, heads: int, **other: Any) -> WhisperConfig:
 _ENGLISH_ONLY = {"vocab_size": 51864}
 _V3 = {"vocab_size": 51866, "num_mel_bins": 128}
 
-# The one source of sizes. Paper, table 1; large-v3 brought 128 mels and Cantonese, turbo a decoder of four layers.
+# Paper, table 1; large-v3 introduced 128 mels and Cantonese, turbo a decoder of four layers.
 # Distilled models (distil-whisper) differ in the number of decoder layers and are read from their own config.json.
 RELEASED: dict[str, WhisperConfig] = {
     "tiny": _size(384, 4, 6),
@@ -136,7 +136,7 @@ RELEASED: dict[str, WhisperConfig] = {
 }
 ALIASES = {"large": "large-v3", "turbo": "large-v3-turbo"}
 
-# Decoder (layer, head) pairs that follow the sound in time, as openai-whisper 20250625 names them for its checkpoints.
+# Decoder (layer, head) pairs that follow the audio in time, as listed in openai-whisper 20250625.
 # fmt: off
 RELEASED_ALIGNMENT_HEADS: dict[str, tuple[tuple[int, int], ...]] = {
     "tiny": ((2, 2), (3, 0), (3, 2), (3, 3), (3, 4), (3, 5)),
@@ -164,9 +164,9 @@ RELEASED_ALIGNMENT_HEADS: dict[str, tuple[tuple[int, int], ...]] = {
 }
 # fmt: on
 
-# Those that follow texts in pieces of at most three letters (see timing/word_times.py): of tiny.en as
-# find_alignment_heads ranks them on recordings of real speech, since its named heads lag behind such pieces by
-# 0.1 s; base's named heads follow them better than any ranked ones.
+# Heads that follow text in pieces of at most three letters (see timing/word_times.py). tiny.en: the ranking of
+# find_alignment_heads on real speech, since the heads above lag by 0.1 s on such pieces. base: the heads above, which
+# follow them better than any ranked ones.
 RELEASED_SHORT_PIECE_HEADS: dict[str, tuple[tuple[int, int], ...]] = {
     "tiny.en": ((0, 2), (1, 5), (2, 1), (2, 4), (2, 5), (3, 3), (3, 4), (3, 5)),
     "base": RELEASED_ALIGNMENT_HEADS["base"],
@@ -174,16 +174,16 @@ RELEASED_SHORT_PIECE_HEADS: dict[str, tuple[tuple[int, int], ...]] = {
 
 
 def released_alignment_heads(config: WhisperConfig) -> tuple[tuple[int, int], ...] | None:
-    """The alignment heads of the released size that has this shape, or None.
+    """Returns the alignment heads of the released size with this shape, or None.
 
-    large-v1 and large-v2 have the same shape: it is taken for large-v2, by far the more used.
+    large-v1 and large-v2 have the same shape, which is taken for large-v2.
     """
     name = _released_name(config)
     return RELEASED_ALIGNMENT_HEADS[name] if name else None
 
 
 def released_short_piece_heads(config: WhisperConfig) -> tuple[tuple[int, int], ...] | None:
-    """The heads that follow short pieces, of the released size that has this shape; None where none were measured."""
+    """Returns the heads that follow short pieces, for the released size with this shape; None if not measured."""
     return RELEASED_SHORT_PIECE_HEADS.get(_released_name(config) or "")
 
 

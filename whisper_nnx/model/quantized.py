@@ -1,4 +1,4 @@
-"""Weights of 8 bits: the matrices as whole numbers from -127 to 127, with a scale for each of their outputs."""
+"""8-bit weights: matrices of integers from -127 to 127, with a scale per output channel."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Scale(nnx.Param):
-    """What the whole numbers of one output are multiplied by."""
+    """The factor of each output channel's integers."""
 
 
 def quantize(matrix: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """Whole numbers of `matrix` [M,N] and the scales [M or N], float32, by which they come back; one per sum over axis.
+    """Quantizes `matrix` [M,N] -> int8 [M,N] and float32 scales [M or N], one per channel; `axis` is summed over.
 
-    The largest of a channel becomes 127, so nothing is off by more than half a scale.
+    The largest magnitude of a channel becomes 127, so the error is at most half a scale.
     """
     matrix = matrix.astype(jnp.float32)
     scale = jnp.maximum(jnp.abs(matrix).max(axis=axis), jnp.finfo(jnp.float32).tiny) / 127
@@ -31,7 +31,7 @@ def quantize(matrix: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
 
 
 class Int8Linear(Module):
-    """`layers.Linear` whose kernel is int8. The scales are applied to the product, so whole numbers are multiplied."""
+    """`layers.Linear` whose kernel is int8. The scales are applied to the product, so the operand stays int8."""
 
     def __init__(self, linear: nnx.Linear):
         kernel, scale = quantize(linear.kernel[...], axis=0)
@@ -56,10 +56,10 @@ class Int8Embedding(Embedding):
 
 
 def quantize_model(model: Whisper) -> None:
-    """Replaces the linear layers and the tokens' embedding of the model, one after the other, by those of 8 bits.
+    """Replaces the model's linear layers and token embedding, one by one, by their int8 versions.
 
-    Convolutions, norms, biases and the embeddings of positions stay: they are small. So does an output matrix that is
-    not the tokens' embedding; no released Whisper has one.
+    Convolutions, norms, biases and position embeddings stay: they are small. So does an output matrix that is not tied
+    to the token embedding; no released Whisper has one.
     """
     for _, module in list(nnx.iter_modules(model)):
         for name, layer in list(vars(module).items()):

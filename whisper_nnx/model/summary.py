@@ -25,16 +25,16 @@ class Module(nnx.Module):
 
 
 def summarize(module: nnx.Module, *notes: str) -> str:
-    """Lines: each module with the arrays that it holds; consecutive equal ones are "4 x ...".
+    """One line per module with its arrays; consecutive equal ones are "4 x ...".
 
-    The first line has the number of parameters, the types and the size of all arrays, and the notes.
+    The first line has the number of parameters, the size and dtypes of all arrays, and the notes.
     """
     name, *rest = _lines(module)
     return "\n".join([f"{name}  # {', '.join([_size(module), *notes])}", *rest])
 
 
 def _lines(value: Any) -> Iterator[str]:
-    """A module or an array, its parts indented."""
+    """Lines of a module or an array, with children indented."""
     if isinstance(value, nnx.Variable):
         yield _array(value)
         return
@@ -55,7 +55,7 @@ def _lines(value: Any) -> Iterator[str]:
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
-    """Arrays, and modules that hold some."""
+    """Arrays, and modules that have some."""
     for key, child in vars(value).items() if isinstance(value, nnx.Module) else ():
         if isinstance(child, nnx.Variable) or (isinstance(child, _PARENTS) and any(True for _ in _variables(child))):
             yield key, child
@@ -73,13 +73,13 @@ def _variables(value: Any) -> Iterator[nnx.Variable]:
 
 
 def _settings(value: Any) -> str:
-    """What the shapes do not show."""
+    """Settings that the shapes do not show."""
     heads = getattr(value, "heads", None)
     return f"[{heads} heads]" if isinstance(heads, int) else ""
 
 
 def _array(variable: nnx.Variable) -> str:
-    """As JAX abbreviates it: float32[384,1536]; what a transformation has put in its place, by its type."""
+    """JAX's abbreviation, float32[384,1536]; the type of whatever a transformation has put in an array's place."""
     value = variable.get_value()
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         return type(value).__name__

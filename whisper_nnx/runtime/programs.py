@@ -1,7 +1,7 @@
-"""Programs that outlive the process: traced and lowered once, kept as StableHLO (`jax.export`), and called from there.
+"""Stored programs: traced and lowered once, saved as StableHLO (`jax.export`), and loaded by later processes.
 
-JAX's compilation cache keeps machine code, but to find it a program has to be traced and lowered each time. What is
-kept here is found by what it is called with.
+JAX's compilation cache stores machine code, but a program has to be traced and lowered to be found in it. The programs
+stored here are found by their arguments' shapes and static values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from whisper_nnx.runtime.user_cache import locked, read_own, refuse_if_others_ca
 
 AnyType = TypeVar("AnyType", bound=type)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-# JAX promises nothing for those; other versions of it have files of their own.
+# JAX gives no guarantee for these across versions; other versions of it have other files.
 _custom_calls = ["LayoutConstraint"]
 _keys: list[Callable[[], str | None]] = []
 # JAX's settings that change what is traced.
@@ -55,13 +55,13 @@ _finding = threading.RLock()
 
 
 def keep_programs(folder: str | os.PathLike[str] | None) -> None:
-    """From now on the programs of transcription are kept in `folder`, and taken from there; None: no longer.
+    """Stores the programs of transcription in `folder` and loads them from there; None stops that.
 
-    Where the compilation cache is on too, and a process before this one has run the same model shape, options and batch
-    sizes (by `warmup`, say), nothing is traced and nothing compiled. The folder is created if there is none. Its files
-    are executed: those that others can have written, or whose digest does not fit, are made again. Files of another
-    version of JAX or of this package are not looked at. Raises OSError where there can be no such folder, and
-    PermissionError (which is one) where other users can write to it or exchange it.
+    If the compilation cache is on too, and an earlier process has run the same model shape, options and batch sizes
+    (with `warmup`, for example), nothing is traced or compiled. The folder is created if it is missing. Its files are
+    executed: those that other users could have written, or whose digest does not match, are replaced. Files of other
+    versions of JAX or of this package are ignored. Raises OSError if the folder cannot be created, and PermissionError
+    (a subclass) if other users can write to it or replace it.
     """
     global _folder
     path = None if folder is None else Path(folder).expanduser().resolve()
@@ -73,8 +73,8 @@ def keep_programs(folder: str | os.PathLike[str] | None) -> None:
         _found.clear()
 
 
-def given_back(kind: AnyType) -> AnyType:
-    """Marks a named tuple, or a dataclass of arrays that JAX knows, that programs give back."""
+def exportable(kind: AnyType) -> AnyType:
+    """Lets stored programs return a named tuple, or a dataclass of arrays that is registered with JAX."""
     name = f"{kind.__module__}.{kind.__name__}"
     if issubclass(kind, tuple):
         jax.export.register_namedtuple_serialization(kind, serialized_name=name)
@@ -86,21 +86,21 @@ def given_back(kind: AnyType) -> AnyType:
 
 
 def register_custom_calls(names: Sequence[str]) -> None:
-    """Programs may call these, by their targets."""
+    """Allows these custom-call targets in stored programs."""
     _custom_calls.extend(names)
 
 
 def key_by(part: Callable[[], str | None]) -> Callable[[], str | None]:
-    """A decorator of what else decides a program, as text; None: programs that are traced now are not to be kept."""
+    """Decorates a function that returns what else decides a program, as text; None: do not store what is traced now."""
     _keys.append(part)
     return part
 
 
 class Program:
-    """`jax.jit` of a function, for `keep_programs`.
+    """`jax.jit` of a function, stored by `keep_programs`.
 
-    It is just that where its arguments are traced or sharded, and where they hold functions or modules that are not
-    from this package: those are known by their names alone, which is not enough to find a program by.
+    Plain `jax.jit` where the arguments are traced or sharded, or have functions or modules from outside this package:
+    these could be identified by name only, which does not identify a program.
     """
 
     __name__: str
@@ -142,7 +142,7 @@ def program(static_argnames: Sequence[str] = ()) -> Callable[[Callable[..., Any]
 
 
 def _context() -> tuple[Any, ...] | None:
-    """What decides a program beside its arguments; None where it is not to be kept."""
+    """What decides a program beside its arguments; None if it must not be stored."""
     keys = tuple(part() for part in _keys)
     if None in keys or getattr(jax.config, _NO_JIT):
         return None
@@ -150,9 +150,9 @@ def _context() -> tuple[Any, ...] | None:
 
 
 def _find(*call: Any) -> Callable[..., Any] | None:
-    """What runs the program of such a call (`_kept_or_made`'s arguments); threads that need the same one share it.
+    """Returns a function that runs the program of a call (`_kept_or_made`'s arguments), shared between threads.
 
-    None for what cannot be kept.
+    None for a program that cannot be stored.
     """
     if (found := _found.get(call, _MISSING)) is _MISSING:
         with _finding:
@@ -164,13 +164,13 @@ def _find(*call: Any) -> Callable[..., Any] | None:
 
 
 def _is_known(tree: Any) -> bool:
-    """Whether the text of a structure tells all that is in it."""
+    """Whether the text of a structure identifies everything in it."""
     kind, static = tree.node_data() or (None, None)
     return _shows_all((kind, static)) and all(map(_is_known, tree.children()))
 
 
 def _shows_all(value: Any) -> bool:
-    """Whether its text tells it from all others. That of a function or a class is its name: it must be a known one."""
+    """Whether its text identifies it. The text of a function or class is its name, which must be a known one."""
     if isinstance(value, (tuple, list, set, frozenset)):
         return all(map(_shows_all, value))
     if isinstance(value, Mapping):
@@ -183,7 +183,7 @@ def _shows_all(value: Any) -> bool:
 
 
 def _is_ours(value: Any) -> bool:
-    """Whether it is what its name names, in this package or those under it."""
+    """Whether its qualified name leads to it, in this package or one that it depends on."""
     module, name = getattr(value, "__module__", None) or "", getattr(value, "__qualname__", "")
     found: Any = sys.modules.get(module)
     for part in name.split("."):
@@ -198,9 +198,9 @@ def _kept_or_made(
     statics: tuple[tuple[str, Any], ...],
     context: tuple[Any, ...],
 ) -> jax.export.Exported:
-    """The kept program; if there is none yet, or it is damaged, it is made and written, whole or not at all."""
+    """Loads the stored program; if it is missing or damaged, makes it and writes it atomically."""
     assert _folder is not None
-    # The structure tells all that is static in modules; of functions and classes in it, their names.
+    # The structure has all static values of modules, and functions and classes by name.
     structure = _ADDRESS.sub("", str(tree))
     parts = (jax.default_backend(), program.__name__, structure, shapes, statics, context, _sources())
     name = hashlib.blake2b(repr(parts).encode(), digest_size=20).hexdigest()
@@ -208,26 +208,26 @@ def _kept_or_made(
     if (kept := _kept(file)) is not None:
         return kept
     with locked(file.with_name(f".{file.name}.lock"), _LONGEST_S):
-        if (kept := _kept(file)) is None:  # another process did not make it while this one waited
+        if (kept := _kept(file)) is None:  # no other process made it while this one waited
             kept = program.exported(tree, shapes, dict(statics))
             _keep(file, bytes(kept.serialize()))
     return kept
 
 
 def _kept(file: Path) -> jax.export.Exported | None:
-    """None where there is no such file, or where it is not what was written under this name."""
+    """Returns None if the file is missing or is not what was written under this name."""
     content = read_own(file) or b""
     data = content[_DIGEST_BYTES:]
     if content[:_DIGEST_BYTES] != _digest(file, data):
         return None
     try:
         return jax.export.deserialize(bytearray(data))
-    except Exception:  # whatever JAX raises for what it cannot read
+    except Exception:  # JAX documents no exception type for unreadable data
         return None
 
 
 def _keep(file: Path, data: bytes) -> None:
-    """Writes it, unless the disk is full or the folder read-only: then this process goes on without."""
+    """Writes it; a full disk or read-only folder is ignored."""
     with suppress(OSError):
         write_whole(file, _digest(file, data) + data)
         for old in sorted(file.parent.glob("*.stablehlo"), key=lambda path: path.stat().st_mtime)[:-_MOST_FILES]:
@@ -235,12 +235,12 @@ def _keep(file: Path, data: bytes) -> None:
 
 
 def _digest(file: Path, data: bytes) -> bytes:
-    """Of a program and its name: a file under the name of another program is not that program."""
+    """Digest of a program and its file name, so that a renamed file is not accepted."""
     return hashlib.blake2b(file.name.encode() + b"\0" + data, digest_size=_DIGEST_BYTES).digest()
 
 
 def _is_plain(leaf: Any) -> bool:
-    """Whether it lies, whole, where the default backend computes."""
+    """Whether it is on one device of the default backend, or on the host."""
     if isinstance(leaf, jax.core.Tracer):
         return False
     devices = leaf.devices() if isinstance(leaf, jax.Array) else ()

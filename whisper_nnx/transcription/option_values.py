@@ -1,4 +1,4 @@
-"""How the value of an option is read from text: on the command line, and in the fields of a request."""
+"""Parsers of option values given as text, on the command line or in the fields of a request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _texts(text: str) -> tuple[str, ...]:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
 
 
@@ -58,7 +58,7 @@ def how(parse: Callable[[str], Any], metavar: str | None, **more: Any) -> dict[s
     return {"type": parse, "metavar": metavar, **more}
 
 
-# How a value is read and shown: arguments of argparse's `add_argument`. Parsers raise ValueError, or ArgumentTypeError
+# Kind of value -> arguments of argparse's `add_argument`. Parsers raise ValueError, or ArgumentTypeError
 # with a message that starts with the value.
 KINDS = {
     "flag": how(_boolean, "{True,False}"),

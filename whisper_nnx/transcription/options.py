@@ -243,4 +243,4 @@ RECORDING = (FallbackOptions, DecodingOptions, LongformOptions, TranscribeOption
 def _hint(name: str, known: list[str]) -> str:
     if name in OTHER_KEYWORDS:
         return f": it {OTHER_KEYWORDS[name]}"
-    return "".join(f"; do you mean {near}?" for near in difflib.get_close_matches(name, known, 1))
+    return "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(name, known, 1))

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from whisper_nnx.text.tokenizer import Tokenizer
     from whisper_nnx.transcription.windows import DecodingResult
 
-SHORTEST_REST = 10  # frames: what is left of a clip or recording holds no word if it is shorter, and is not decoded
+SHORTEST_REST = 10  # frames; a shorter rest of a clip or recording contains no word and is not decoded
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a recording to decode: n_frames of 10 ms from start_frame on, and the ids of the previous text."""
+    """A part of a recording to decode: n_frames of 10 ms from start_frame on, and the ids of the previous text."""
 
     start_frame: int
     n_frames: int
@@ -32,7 +32,7 @@ class Window:
 
 @dataclass
 class Draft:
-    """Segments of a window that are not yet added. seek: where to go on after them.
+    """Segments of a window that are not yet added. seek: the frame at which the next window starts.
 
     texts, logprobs: the text ids of each segment, and the log-probability of each of its tokens.
     """
@@ -60,7 +60,7 @@ class Recording:
 
     Attributes:
       tokenizer: of the model.
-      language: code; of the transcript.
+      language: code of the transcript's language.
       content_frames: length in frames of 10 ms.
       options: how windows follow each other.
       window_frames: frames of a window.
@@ -100,7 +100,7 @@ class Recording:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Frames of its clips that are done, and all."""
+        """Frames of its clips that are done, and of all its clips."""
         whole = self._ends[-1]
         if self._clip == len(self._clips):
             return whole, whole
@@ -108,7 +108,7 @@ class Recording:
         return self._ends[self._clip] - end + min(max(self.seek, start), end), whole
 
     def next_window(self) -> Window | None:
-        """What to decode next; None when all is done. The same until `accept` or `skip` is called."""
+        """The next window to decode; None at the end. The same until `accept` or `skip` is called."""
         while self._clip < len(self._clips):
             start, end = self._clips[self._clip]
             self.seek = max(self.seek, start)
@@ -121,9 +121,9 @@ class Recording:
         return None
 
     def _prompt(self) -> tuple[int, ...]:
-        """Hotwords, the carried initial prompt, history, in this order; where room is short the last yields first.
+        """Hotwords, the carried initial prompt and history, in this order; where room is short, the last is cut first.
 
-        Hotwords lose their end, the others what is furthest back. An initial prompt that is not carried is history.
+        Hotwords lose their end, the others their beginning. An initial prompt that is not carried is part of history.
         """
         room = self.context // 2 - 1 if self.prompt_room is None else self.prompt_room
         hotwords = self._hotwords[:room]
@@ -145,7 +145,7 @@ class Recording:
         self.seek += window.n_frames
 
     def draft(self, window: Window, result: DecodingResult) -> Draft:
-        """The segments that a window's tokens make, which `accept` then adds."""
+        """Makes segments of a window's tokens, which `accept` then adds."""
         offset_s = window.start_frame / FRAMES_PER_SECOND
         special, step_s = self.tokenizer.special, self._step_frames / FRAMES_PER_SECOND
         pieces, advance = split_at_timestamps(result.tokens, special, step_s, window.n_frames / FRAMES_PER_SECOND)
@@ -170,9 +170,10 @@ class Recording:
         for segment in segments:
             if self.options.multilingual:
                 segment["language"] = result.language
-            if special.sot_lm in segment["tokens"]:  # sampled with tinydiarize alone
+            if special.sot_lm in segment["tokens"]:  # sampled with tinydiarize only
                 segment["speaker_turn"] = True
-        # Timestamps that no rule orders (without_timestamps) may lead nowhere: the same window would come for ever.
+        # Without TimestampRule (without_timestamps), sampled timestamps may not advance: the same window would repeat
+        # forever.
         seek = window.start_frame + (advance * self._step_frames if advance else window.n_frames)
         alternatives: WindowAlternatives | None = None
         if result.alternatives:
@@ -192,8 +193,8 @@ class Recording:
     ) -> list[Segment]:
         """Adds a window's segments and returns them.
 
-        words: where they were timed; begins_s: where tokens were, of each text token in the window and of what follows
-        the last. Their times lie within the window's audio, and before the next window (see `place_segments`).
+        words: if words were timed. begins_s: if tokens were timed, the start of each text token in the window and the
+        end of the last. All times are within the window's audio and before the next window (see `place_segments`).
         """
         segments, self.seek = draft.segments, draft.seek
         if draft.alternatives is not None:
@@ -226,19 +227,19 @@ class Recording:
         self.segments += segments
         self._history += [token for segment in segments for token in segment["tokens"]]
         if self.options.condition_on_previous_text is False or draft.temperature > 0.5:
-            # What was found at a high temperature misleads more than it helps.
+            # Text sampled at a high temperature misleads more than it helps.
             self._forgotten = len(self._history)
         return segments
 
     def _correct_seek(self, window: Window, draft: Draft) -> list[Segment] | None:
-        """Sets `seek` by the words -> the segments to keep; None if the window is to be begun later, without any."""
+        """Sets `seek` by the words -> the segments to keep; None if the window is discarded and a later one decoded."""
         segments, threshold_s = draft.segments, self.options.hallucination_silence_threshold
         start, offset_s = window.start_frame, window.start_frame / FRAMES_PER_SECOND
         end_s = last_end_s(segments)
         if not draft.single_ending and end_s is not None and end_s > offset_s:
             self.seek = round(end_s * FRAMES_PER_SECOND)
             rest_s = (start + self.window_frames) / FRAMES_PER_SECOND - end_s
-            # Where the last word ends at the very begin, the same window would come again and again.
+            # If the last word ends at the window's start, the same window would repeat forever.
             if self.seek == start or (threshold_s is not None and rest_s <= threshold_s):
                 self.seek = start + window.n_frames
         if threshold_s is None:
@@ -265,7 +266,7 @@ class Recording:
             first += len(text)
 
     def transcript(self) -> Transcript:
-        """All that was accepted so far."""
+        """The transcript of all windows accepted so far."""
         tokens = self._history[len(self._initial) :]
         text = self.tokenizer.decode(token for token in tokens if token != self.tokenizer.special.sot_lm)
         transcript: Transcript = {"text": text, "segments": self.segments, "language": self.language}

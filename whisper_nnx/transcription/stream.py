@@ -1,4 +1,4 @@
-"""`transcribe`: recordings of any length to text, one, a list, or segment by segment."""
+"""`transcribe`, `iter_segments`, `iter_transcripts`: recordings of any length to text."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ def transcribe(
     Args:
       model: a model with a tokenizer.
       audio: a path, bytes, a file object, "-" (standard input), samples (with `sampling_rate`, by default 16,000 Hz),
-        or anything else `load_audio` takes; or a mapping {"audio": one of these, option: value, ...} with its own
-        options.
-      options: made before, by `TranscribeOptions.of`.
-      changes: single options; they replace those of `options`.
+        or anything else that `load_audio` takes; or a mapping {"audio": one of these, option: value, ...} with options
+        of its own.
+      options: from `TranscribeOptions.of`.
+      changes: single options, which replace those of `options`.
 
     Returns:
-      The transcript. For a list, the transcripts in the same order, each the one that the recording would get alone;
-      where a recording fails, its exception takes the transcript's place.
+      The transcript. For a list, the transcripts in the same order, each equal to that of the recording alone; a
+      recording that fails has its exception in the transcript's place.
 
     Raises:
-      ValueError: options that cannot be met, or (as AudioError) unreadable audio.
+      ValueError: invalid or contradictory options, or (as AudioError) unreadable audio.
       TypeError: an unknown option.
       OSError: a file that cannot be opened.
     """
@@ -81,7 +81,7 @@ def iter_transcripts(
     """Like `transcribe` of a list, but yields (position in the list, transcript or exception) as recordings finish."""
     tokenizer_of(model)
     call, changed = CallOptions.split(changes)
-    shared = TranscribeOptions.of(options, **changed)  # what is wrong for all is raised at once
+    shared = TranscribeOptions.of(options, **changed)  # an error in the shared options is raised at once
     sources = [_source_or_error(one, options, changed, shared) for one in audio]
     batch_size = call.batch_size
     if len(sources) == 1 and not isinstance(sources[0], Exception):
@@ -102,9 +102,9 @@ def iter_segments(
 
 
 class SegmentStream(Iterator[Segment]):
-    """Segments of a recording, in order, decoded as they are asked for; `language` is known at once.
+    """Segments of a recording, in order, decoded as they are requested; `language` is known at once.
 
-    After the last one `transcript` is the whole; before, what there is so far.
+    `transcript` has the segments so far, and is complete after the last one.
     """
 
     def __init__(self, model: Whisper, source: Any, options: TranscribeOptions, batch_size: int, report: Report):
@@ -133,10 +133,10 @@ class SegmentStream(Iterator[Segment]):
 
 
 class Transcripts(Iterator[tuple[int, "Transcript | Exception"]]):
-    """(place in the list, transcript or why there is none) of each recording, as they are done."""
+    """Yields (position in the list, transcript or exception) of each recording when it is done."""
 
     def __init__(self, model: Whisper, sources: Sequence[Source | Exception], batch_size: int, report: Report):
-        self.empty: dict[int, str] = {}  # of those without text so far, why
+        self.empty: dict[int, str] = {}  # position -> why a finished recording has no text
         batch = Batch(model, batch_size)
         self._recordings = _Recordings(model, sources, batch)
         if len(sources) == 1 and not isinstance(sources[0], Exception):
@@ -147,9 +147,9 @@ class Transcripts(Iterator[tuple[int, "Transcript | Exception"]]):
         return next(self._results)
 
     def unfinished(self) -> dict[int, Transcript]:
-        """What there is so far of the recordings that are under way, by their places; also after an interruption.
+        """Partial transcripts of the recordings in progress, by position in the list; also after an interruption.
 
-        The transcript that came last, whole, is among them until the next one is asked for.
+        The last complete transcript is included until the next one is requested.
         """
         parts = {number: opened.transcript() for number, opened in self._recordings.opened.items()}
         return {number: part for number, part in sorted(parts.items()) if part["segments"]}
@@ -189,14 +189,14 @@ def _source(
     changes: Mapping[str, Any],
     shared: TranscribeOptions | None = None,
 ) -> Source:
-    """A recording and its options, of which a mapping may have some of its own; `shared` is made of the others."""
+    """A recording and its options, which a mapping may change; `shared`: the options without those changes."""
     if not isinstance(audio, Mapping):
         return audio, shared or TranscribeOptions.of(options, **changes)
     own = dict(audio)
-    sound = {key: own.pop(key) for key in AUDIO_KEYS if key in own}
-    if not sound:
+    source = {key: own.pop(key) for key in AUDIO_KEYS if key in own}
+    if not source:
         raise ValueError(f"a recording given with {', '.join(map(repr, own)) or 'nothing'} lacks 'audio'; add it")
-    return sound, TranscribeOptions.of(options, **{**changes, **own})
+    return source, TranscribeOptions.of(options, **{**changes, **own})
 
 
 def _source_or_error(
@@ -204,7 +204,7 @@ def _source_or_error(
 ) -> Source | Exception:
     try:
         return _source(audio, options, changes, shared)
-    except Exception as error:  # of its own options: the others are transcribed
+    except Exception as error:  # an error in its own options: the others are transcribed
         return error
 
 
@@ -214,7 +214,7 @@ def _announce_detection(model: Whisper, options: TranscribeOptions, report: Repo
 
 
 def _useful(batch_size: int, options: TranscribeOptions) -> int:
-    """1 for a recording of which nothing can be decoded together, with a warning."""
+    """Returns batch_size, or 1 with a warning for a recording whose windows cannot be decoded together."""
     if batch_size == 1 or options.vad_filter or options.longform.independent_clips:
         return batch_size
     warnings.warn(
@@ -226,10 +226,10 @@ def _useful(batch_size: int, options: TranscribeOptions) -> int:
 
 
 class _Recordings(Iterator[Live]):
-    """Opens recordings one after the other, as their chains of windows are asked for.
+    """Opens recordings one by one, as their chains of windows are requested.
 
-    `failed` are the exceptions of those that could not be transcribed, `opened` the others. Where opening one raises
-    for want of the device's memory, the next call tries it again.
+    `opened`: recordings in progress; `failed`: exceptions of those that could not be transcribed. If opening one runs
+    out of the device's memory, the next call tries it again.
     """
 
     def __init__(self, model: Whisper, sources: Sequence[Source | Exception], batch: Batch):
@@ -262,7 +262,7 @@ class _Recordings(Iterator[Live]):
         self.failed[number] = error
 
     def ended(self) -> Iterator[tuple[int, Opened | Exception]]:
-        """Those that are done, each once. Each stays in `opened` until the next one is asked for."""
+        """Yields each finished recording once. It stays in `opened` until the next one is requested."""
         for number in [number for number, opened in self.opened.items() if opened.done]:
             yield number, self.opened[number]
             del self.opened[number]

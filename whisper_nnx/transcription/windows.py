@@ -22,7 +22,7 @@ from whisper_nnx.model.cache import KeysValues, to_cache
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.whisper import AudioEncoder, TextDecoder, Whisper, warn_of_precision
 from whisper_nnx.runtime.forking import refuse_after_fork
-from whisper_nnx.runtime.programs import given_back, program
+from whisper_nnx.runtime.programs import exportable, program
 from whisper_nnx.text.languages import to_language_code
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.transcription.suppression import check_choice, require_timestamps, rules_of
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from whisper_nnx.transcription.changes import DecodingChanges
 
 
-@given_back
+@exportable
 class EncodedWindows(NamedTuple):
-    """B windows after the encoder: features [B,T,D], and each decoder layer's cross-attention keys and values.
+    """Encoder output [B,T,D] of B windows, and each decoder layer's cross-attention keys and values.
 
-    Everything that decodes or aligns a window works on this, so that it is encoded once.
+    Decoding and alignment both use this, so that a window is encoded once.
     """
 
     features: jax.Array
@@ -53,12 +53,12 @@ class Alternative:
 
 @dataclass(frozen=True)
 class DecodingResult:
-    """Transcript of a window. avg_logprob is the mean over the tokens and the end of text, as in openai-whisper.
+    """Transcript of a window.
 
-    language_probs: by code, None unless the language was detected. token_logprobs: one for each of `tokens`, after the
-    filters. compression_ratio: of the text, by zlib; high where it repeats itself. audio_features [T,D].
-    looped: a rule stopped it, since it repeated itself max_repeats times. alternatives: with n_best above 1, so many
-    candidates in order; the first is the transcript.
+    audio_features [T,D]. language_probs: by code, None unless the language was detected. avg_logprob: mean over tokens
+    and the end of text, as in openai-whisper. token_logprobs: one per token, after the rules. compression_ratio: of the
+    text, by zlib; high if it repeats itself. looped: stopped because a phrase occurred max_repeats times in a row.
+    alternatives: the n_best candidates if n_best is above 1, best first; the first is the transcript.
     """
 
     audio_features: jax.Array
@@ -85,20 +85,20 @@ def decode(
 ) -> DecodingResult | list[DecodingResult]:
     """Decodes windows.
 
-    Samples depend on `seed`, on the row's number and on its audio, not on the other rows.
+    Samples depend on `seed`, the row's number and its audio, not on the other rows.
 
     Args:
       model: a model with a tokenizer.
       mel: log-mel [M,T] or [B,M,T], or encoder output [T,D] or [B,T,D].
       options: how to decode; default: greedy, with timestamps, in the detected language.
-      seed: of the sampling at temperatures above 0.
-      changes: fields of `DecodingOptions`, instead of those in `options`.
+      seed: for sampling at temperatures above 0.
+      changes: fields of `DecodingOptions`, which replace those of `options`.
 
     Returns:
       One result for [M,T] or [T,D], a list of B results otherwise.
 
     Raises:
-      ValueError: options or shapes that do not fit the model.
+      ValueError: options or shapes that the model does not support.
     """
     refuse_after_fork()
     options = replace(options or DecodingOptions(), **cast(dict[str, Any], changes))
@@ -139,7 +139,7 @@ def detect_language(model: Whisper, mel: Any) -> tuple[Any, Any]:
 
 
 def tokenizer_of(model: Whisper) -> Tokenizer:
-    """The model's tokenizer; TypeError for what is no Whisper, ValueError without one, RuntimeError after a fork."""
+    """The tokenizer. Raises TypeError unless model is a Whisper, ValueError without one, RuntimeError after a fork."""
     refuse_after_fork()
     if not hasattr(model, "tokenizer"):
         raise TypeError(f"model is of type {type(model).__name__}, not a Whisper; load it with load_model")
@@ -149,7 +149,7 @@ def tokenizer_of(model: Whisper) -> Tokenizer:
 
 
 def row_seed(*numbers: int) -> int:
-    """A seed made of several numbers; any change of any of them gives an unrelated one. ValueError below 0."""
+    """Hashes several numbers to a seed. Raises ValueError for a negative one."""
     if min(numbers) < 0:
         raise ValueError(f"seed={min(numbers)} must be 0 or more")
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
@@ -167,12 +167,12 @@ def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> Enco
 
 @program()
 def _with_cross_attention(decoder: TextDecoder, features: jax.Array) -> EncodedWindows:
-    """Keys and values are kept as the token loop reads them."""
+    """Adds cross-attention keys and values, in the dtype in which the token loop reads them."""
     return EncodedWindows(features, to_cache(decoder.cross_attention(features)))
 
 
 def encode_windows(model: Whisper, windows: jax.Array) -> EncodedWindows:
-    """windows: log-mel [B,M,T], or encoder output [B,T,D]."""
+    """Encodes windows: log-mel [B,M,T], or encoder output [B,T,D], to which only keys and values are added."""
     config = model.config
     if windows.shape[-2:] == (config.max_source_positions, config.d_model):
         return _with_cross_attention(model.decoder, windows.astype(model.decoder.dtype))
@@ -180,7 +180,7 @@ def encode_windows(model: Whisper, windows: jax.Array) -> EncodedWindows:
 
 
 def detect_languages(model: Whisper, encoded: EncodedWindows) -> list[dict[str, float]]:
-    """The probability of each language, by code, for each window. ValueError for an English-only model."""
+    """{code: probability} of the languages, for each window. Raises ValueError for an English-only model."""
     tokenizer = tokenizer_of(model)
     if not tokenizer.is_multilingual or not tokenizer.special.languages:
         raise ValueError("this model is English-only and cannot detect languages; use a multilingual checkpoint")
@@ -204,8 +204,8 @@ def decode_windows(
 ) -> list[DecodingResult | None]:
     """Decodes encoded windows, each with its own options and seed; a row without options is idle.
 
-    Rows that need different programs (beams, samples, other suppressed tokens) are decoded one program after the other,
-    each with the rest idle, so that only the number of rows decides what is compiled. `meanwhile` is called once, while
+    Rows that need different programs (beams, samples, other suppressed tokens) are decoded one program after the other
+    while the rest is idle, so that only the number of rows decides what is compiled. `meanwhile` is called once, while
     the device decodes.
     """
     tokenizer = tokenizer_of(model)
@@ -238,7 +238,7 @@ def decode_windows(
 def _with_languages(
     model: Whisper, encoded: EncodedWindows, options: Sequence[DecodingOptions | None]
 ) -> tuple[list[DecodingOptions | None], dict[int, dict[str, float]]]:
-    """The options with every language known, and the probabilities of those rows whose language was detected."""
+    """Options in which every language is known, and the probabilities of rows whose language was detected."""
     tokenizer = tokenizer_of(model)
     options = [replace(o, language=to_language_code(o.language)) if o and o.language else o for o in options]
     for o in options:
@@ -258,21 +258,21 @@ def _with_languages(
 
 
 def strategy_of(options: DecodingOptions) -> Strategy:
-    """How a window is searched."""
+    """The decoding strategy of these options."""
     if options.beam_size is not None:
         return Beam(options.beam_size, options.max_candidates)
     return Sampling(options.best_of or 1)
 
 
 def _suppression(options: DecodingOptions) -> tuple[Any, ...]:
-    """All that decides what is never sampled."""
+    """The options that decide which tokens are suppressed."""
     return options.suppress_tokens, options.suppress_blank, options.suppress_regex, options.tinydiarize
 
 
 def _batch(
     config: WhisperConfig, tokenizer: Tokenizer, options: Sequence[DecodingOptions | None], seeds: Sequence[int]
 ) -> DecodingBatch:
-    """The rows of one program; idle ones, without options, may sample nothing."""
+    """Inputs of one program. Idle rows (options None) have a limit of 0 tokens."""
     special, n_ctx = tokenizer.special, config.max_target_positions
     first = next(o for o in options if o is not None)
     initial = [initial_ids(o, tokenizer, n_ctx) if o else InitialIds([special.sot], 0, []) for o in options]
@@ -298,7 +298,7 @@ def _batch(
 
 
 class InitialIds(NamedTuple):
-    """The ids before the first sampled one; where the start sequence begins; those that are the transcript's own."""
+    """The ids before the first sampled one; the index of the start sequence; the prefix, part of the transcript."""
 
     ids: list[int]
     sot_index: int
@@ -306,10 +306,10 @@ class InitialIds(NamedTuple):
 
 
 def initial_ids(options: DecodingOptions, tokenizer: Tokenizer, n_ctx: int) -> InitialIds:
-    """The ids that precede what is sampled in a window.
+    """The ids that precede the sampled tokens of a window.
 
-    Previous text takes up to half the context and yields to the prefix, both losing what is furthest back. The prefix
-    leaves room for sample_len tokens within half the context, if that was given.
+    Previous text takes up to half the context, less what the prefix needs beyond its half; both lose their beginning.
+    If sample_len is given, the prefix leaves room for that many tokens within half the context.
     """
     special, half = tokenizer.special, n_ctx // 2
     require_timestamps(options, special)
@@ -341,12 +341,12 @@ def _best(tokenizer: Tokenizer, options: DecodingOptions, candidates: Candidates
 
     def score(k: int) -> float:
         alpha, n = options.length_penalty, lengths[k]
-        # max: for a sequence without a token the reference divides by zero
+        # max: the reference divides by zero for an empty sequence
         return totals[k] / (max(n, 1) if alpha is None else ((5 + n) / 6) ** alpha)
 
     def alternative(k: int) -> Alternative:
         tokens = tuple(candidates.tokens[k, : lengths[k]].tolist())
-        text = tokenizer.decode(i for i in tokens if i != tokenizer.special.sot_lm)  # a speaker's turn is no text
+        text = tokenizer.decode(i for i in tokens if i != tokenizer.special.sot_lm)  # a speaker turn is not text
         return Alternative(tokens, text.strip(), totals[k] / (lengths[k] + 1))
 
     valid = [k for k in range(len(lengths)) if candidates.valid[k]]
@@ -365,6 +365,6 @@ def _best(tokenizer: Tokenizer, options: DecodingOptions, candidates: Candidates
 
 
 def compression_ratio(text: str) -> float:
-    """Length of the text in UTF-8 over that of its zlib compression: above 2.4 it is usually a loop."""
+    """Length of the text in UTF-8 over that of its zlib compression: above 2.4, the text is usually a loop."""
     raw = text.encode("utf-8")
     return len(raw) / len(zlib.compress(raw))

@@ -15,19 +15,19 @@ from pathlib import Path
 
 from whisper_nnx.runtime.user_cache import locked, make_private_folder, read_own, user_cache_folder, write_whole
 
-SWITCH = "WHISPER_NNX_KERNELS"  # 0: do without
+SWITCH = "WHISPER_NNX_KERNELS"  # 0: disabled
 _SOURCE, _HEADER = (Path(__file__).with_name(name) for name in ("kernels.cc", "vectors.h"))
 _FOR_THIS = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
 _FLAGS = ("-O3", _FOR_THIS, "-std=gnu++17", "-shared", "-fPIC")
 _LONGEST_S = 120
-_REMEMBERED_S = 24 * 3600  # what is wrong may be mended: no disk or memory left, a package that was missing
+_REMEMBERED_S = 24 * 3600  # the cause may be fixed: a full disk, too little memory, a missing package
 
 
 def load() -> ctypes.CDLL | None:
-    """The compiled kernels; None where there is no C++ compiler, or where $WHISPER_NNX_KERNELS is 0.
+    """Loads the kernels, compiling them if necessary; None without a C++ compiler or if $WHISPER_NNX_KERNELS is 0.
 
-    $CXX names the compiler, else it is c++, g++ or clang++. Where one is there and fails, or the cache folder cannot be
-    used, a warning says so. A failure is remembered for a day, for this compiler.
+    The compiler is $CXX, c++, g++ or clang++. Warns if it fails or if the cache folder cannot be used. A failure is
+    remembered for a day, for this compiler.
     """
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
     if compiler is None or os.environ.get(SWITCH) == "0":
@@ -44,10 +44,10 @@ def load() -> ctypes.CDLL | None:
 
 
 def _kept(folder: Path, key: str) -> ctypes.CDLL | None:
-    """The library of this key; None where there is none. One that is damaged, or another library, is deleted."""
+    """Opens the library with this key; None if there is none. Deletes damaged and foreign files."""
     for file in sorted(folder.glob(f"{key}-*.so")):
         data = read_own(file)
-        # Before it is opened: a damaged library crashes the process.
+        # Verified before it is opened: a damaged library crashes the process.
         if data is not None and file.name == _name(key, data):
             with suppress(OSError, RuntimeError):
                 return _opened(file, key)
@@ -60,7 +60,7 @@ def _name(key: str, library: bytes) -> str:
 
 
 def _opened(file: Path, key: str) -> ctypes.CDLL:
-    """Raises OSError for what is no library, RuntimeError for one of another source."""
+    """Raises OSError for a file that is not a library, RuntimeError for one from another source."""
     library = ctypes.CDLL(str(file))
     try:
         library.Key.restype = ctypes.c_char_p
@@ -73,7 +73,7 @@ def _opened(file: Path, key: str) -> ctypes.CDLL:
 
 
 def _built(folder: Path, key: str, compiler: str) -> ctypes.CDLL:
-    """Compiles it, unless another thread or process does so now, or it failed within the last day.
+    """Compiles the library, unless another thread or process just did, or it failed within the last day.
 
     Raises OSError, RuntimeError.
     """
@@ -87,7 +87,7 @@ def _built(folder: Path, key: str, compiler: str) -> ctypes.CDLL:
             library = _opened(_compiled(compiler, folder, key), key)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             reason = _problem(error)
-            # What a busy machine or a full disk brings about (a time limit, a signal) will pass.
+            # A time limit or a signal (busy machine, full disk) is temporary and not remembered.
             if isinstance(error, subprocess.CalledProcessError) and error.returncode > 0:
                 write_whole(failed, reason.encode())
             raise RuntimeError(reason) from error
@@ -96,7 +96,7 @@ def _built(folder: Path, key: str, compiler: str) -> ctypes.CDLL:
 
 
 def _earlier_failure(file: Path) -> str:
-    """What the compiler wrote within the last day; empty where it did not fail."""
+    """The compiler's error of the last day; empty if there was none."""
     reason = (read_own(file) or b"").decode(errors="replace")
     if not reason or not 0 <= time.time() - file.stat().st_mtime < _REMEMBERED_S:
         return ""
@@ -104,7 +104,7 @@ def _earlier_failure(file: Path) -> str:
 
 
 def _problem(error: Exception) -> str:
-    """In one line: of the compiler's messages, the first error."""
+    """One line: the first error among the compiler's messages."""
     if not isinstance(error, subprocess.CalledProcessError):
         return str(error)
     lines = [*error.stderr.strip().splitlines(), f"{error.cmd[0]} failed with exit code {error.returncode}"]
@@ -112,7 +112,7 @@ def _problem(error: Exception) -> str:
 
 
 def _compiled(compiler: str, folder: Path, key: str) -> Path:
-    """The library, under a name with its digest."""
+    """Compiles the library into a file whose name has its digest."""
     import jax
 
     partial = folder / f".{key}.{os.getpid()}.partial"
@@ -128,7 +128,7 @@ def _compiled(compiler: str, folder: Path, key: str) -> Path:
 
 
 def _key(compiler: str) -> str:
-    """Of all that decides what is compiled: source, XLA's headers, compiler, and the processor's instructions."""
+    """Hash of what decides the result: source, XLA's headers, compiler, flags, and the processor's instructions."""
     import jaxlib
 
     source = _SOURCE.read_bytes() + _HEADER.read_bytes()

@@ -1,6 +1,6 @@
-// For XLA's CPU backend: what the token loop reads much for and computes little with (products of a few rows with a
-// matrix of 8, 16 or 32 bits), and attention. Numbers are widened as they are read; sums are float32.
-// kernels.py says what each handler computes, and which shapes it takes.
+// Kernels for XLA's CPU backend: memory-bound matmuls of the token loop (a few rows times a matrix of 8, 16 or 32 bits),
+// and attention. Numbers are converted to float32 as they are read; sums are float32.
+// kernels.py documents what each handler computes, and the shapes it takes.
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
@@ -20,11 +20,11 @@ namespace ffi = xla::ffi;
 namespace {
 
 constexpr int64_t kColumnRows = 6, kEntries = 4;  // of a tile, see `columns` and `dots`
-constexpr int64_t kBlock = 64;                    // columns of a matrix, or keys, that are worked on together
-constexpr double kFar = 1e30;                     // costs more than any path
+constexpr int64_t kBlock = 64;                    // columns of a matrix, or keys, that are processed together
+constexpr double kFar = 1e30;                     // above the cost of any path
 
-// Calls work(i) for all i < n, on this thread and those of the pool that have time. Waking these takes longer than
-// a few hundred thousand products (`cost`).
+// Calls work(i) for all i < n, on this thread and idle threads of the pool. Waking these takes longer than a few
+// hundred thousand multiplications (`cost`).
 template <typename Work>
 void for_each(ffi::ThreadPool& pool, int64_t n, int64_t cost, Work work) {
   if (cost < (1 << 18)) {
@@ -36,7 +36,7 @@ void for_each(ffi::ThreadPool& pool, int64_t n, int64_t cost, Work work) {
     std::mutex mutex;
     std::condition_variable ended;
   };
-  auto progress = std::make_shared<Progress>();  // a helper may come when all is done
+  auto progress = std::make_shared<Progress>();  // a helper may start when all is done
   auto run = [progress, n, work] {
     int64_t did = 0;
     for (int64_t i; (i = progress->next.fetch_add(1)) < n; ++did) work(i);
@@ -89,7 +89,7 @@ void dots(const float* x, const T* table, float* y, int64_t k_size, int64_t y_st
     }
 }
 
-// y [R,N] = x [R,K] table [N,K]^T. Meanwhile what lies `next` entries on is brought into the second cache.
+// y [R,N] = x [R,K] table [N,K]^T. Meanwhile the entries `next` further are prefetched into the second-level cache.
 template <typename T>
 void by_table(const float* x, const T* table, float* y, int64_t rows, int64_t k_size, int64_t n_size,
               int64_t y_stride, int64_t next) {
@@ -153,8 +153,8 @@ void multiply_rows(float* x, const float* by, int64_t rows, int64_t n_size) {
   for (int64_t i = 0; i < rows * n_size; i += kLanes) store(x + i, load(x + i) * by[i / n_size]);
 }
 
-constexpr int64_t kFew = 8;       // queries for which it does not pay to turn the keys
-constexpr int64_t kQueries = 48;  // whose scores stay in the second cache
+constexpr int64_t kFew = 8;       // queries for which transposing the keys does not pay
+constexpr int64_t kQueries = 48;  // queries whose scores stay in the second-level cache
 
 inline int64_t whole_blocks(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
 
@@ -173,7 +173,7 @@ void attend_few(const float* q, const T* k, const T* v, float* out, int64_t s_si
   multiply_rows(out, shares, s_size, width);
 }
 
-// The same for any number of queries; the keys are turned first, into blocks [K,kBlock].
+// The same for any number of queries; the keys are first transposed into blocks [K,kBlock].
 template <typename T>
 void attend(const float* q, const T* k, const T* v, float* out, int64_t s_size, int64_t t_size, int64_t width) {
   static thread_local std::vector<float> scores, keys;
@@ -233,7 +233,7 @@ void attend(const float* q, const BFloat16* k, const BFloat16* v, float* out, in
 template <typename T>
 void table_product(ffi::ThreadPool& pool, const float* x, const T* table, float* y, int64_t rows, int64_t k,
                    int64_t n) {
-  constexpr int64_t kPiece = 32;  // entries that stay in the second cache for all rows, with those that come next
+  constexpr int64_t kPiece = 32;  // entries that stay in the second-level cache for all rows, with the prefetched ones
   int64_t pieces = (n + kPiece - 1) / kPiece, share = std::max<int64_t>(1, pieces / 32);
   for_each(pool, (pieces + share - 1) / share, rows * k * n, [=](int64_t i) {
     for (int64_t at = i * share * kPiece; at < std::min(n, (i + 1) * share * kPiece); at += kPiece)
@@ -250,7 +250,7 @@ void layer_product(ffi::ThreadPool& pool, const float* x, const T* w, float* y, 
 template <typename T>
 void attention(ffi::ThreadPool& pool, const float* q, const T* k, const T* v, const int32_t* lengths, float* out,
                int64_t heads, int64_t s, int64_t t, int64_t width) {
-  constexpr int64_t kPart = 384;  // queries of a head, for which its keys are turned once
+  constexpr int64_t kPart = 384;  // queries of a head for which its keys are transposed once
   const int64_t parts = (s + kPart - 1) / kPart, longest = *std::max_element(lengths, lengths + heads);
   for_each(pool, heads * parts, heads * s * longest * width, [=](int64_t i) {
     int64_t head = i / parts, from = i % parts * kPart, at = (head * s + from) * width;
@@ -358,7 +358,7 @@ HANDLER(LayerProduct, .Arg<Floats>().Arg<ffi::AnyBuffer>());
 HANDLER(TableRows, .Arg<ffi::AnyBuffer>().Arg<Numbers>());
 HANDLER(Attention, .Arg<Floats>().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Arg<Numbers>());
 
-// By which build.py knows its own library.
+// Identifies the library to build.py.
 extern "C" const char* Key() { return KEY; }
 
 extern "C" bool MultipliesBFloat16() {

@@ -1,9 +1,9 @@
-"""Products of a few rows and attention on the CPU: in C++ (`kernels.cc`), and the same in JAX.
+"""Matmuls of a few rows and attention on the CPU: in C++ (`kernels.cc`), and the same in JAX.
 
 The token loop reads all weights, keys and values for each token and computes little with them. XLA's CPU compiler
-widens numbers of 8 and 16 bits slower than it reads float32; these kernels read as fast as the memory gives. Attention
-of a whole window to itself never leaves the cache, and dynamic time warping is a plain loop. They are compiled once for
-the machine at hand (`build.py`). Where that cannot be done, `usable()` is False; callers must ask.
+converts 8- and 16-bit numbers more slowly than it reads float32; these kernels run at memory speed. Self-attention over
+a whole window stays in the cache, and dynamic time warping is a plain loop. The kernels are compiled once for the
+machine at hand (`build.py`). If that fails, `usable()` is False; callers must check it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from whisper_nnx.runtime.programs import register_custom_calls
 
 _LANES = 16  # numbers that the kernels read at once
 _HANDLERS = ("TableProduct", "LayerProduct", "TableRows", "Attention", "FirstPositions")
-TARGETS = tuple(f"whisper_nnx.{name}" for name in _HANDLERS)  # what compiled programs know them by
+TARGETS = tuple(f"whisper_nnx.{name}" for name in _HANDLERS)  # their names in compiled programs
 _KINDS = (jnp.float32, jnp.bfloat16, jnp.int8)
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -31,7 +31,7 @@ _loading = threading.Lock()
 
 
 def _library() -> ctypes.CDLL | None:
-    with _loading:  # `cache` alone would load, and register, once for each of the first threads
+    with _loading:  # `cache` alone would let concurrent first calls load and register twice
         return _registered()
 
 
@@ -72,9 +72,9 @@ def can_attend(keys: jax.Array) -> bool:
 
 
 def kernel(name: str) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
-    """A decorator of a function of JAX: what the kernel of that name computes, and how it is differentiated.
+    """Decorates the JAX counterpart of a kernel, which also defines its derivative.
 
-    A program that is lowered for another processor computes the function itself.
+    A program that is lowered for another platform calls the counterpart itself.
     """
 
     def decorate(twin: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -93,7 +93,7 @@ def kernel(name: str) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.
 
 @kernel("TableProduct")
 def table_product(x: jax.Array, table: jax.Array) -> jax.Array:
-    """x [R,K] float32, table [N,K] of 8, 16 or 32 bits -> [R,N], float32: the product with each row of the table."""
+    """x [R,K] float32, table [N,K] of 8, 16 or 32 bits -> x table^T [R,N], float32."""
     return jnp.matmul(x, table.astype(jnp.float32).T, precision=_HIGHEST)
 
 
@@ -105,7 +105,7 @@ def layer_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
 
 @kernel("TableRows")
 def table_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows of a table [N,K] of 8, 16 or 32 bits at ids [R] -> [R,K], float32; NaN for an id that it does not have."""
+    """Rows of a table [N,K] of 8, 16 or 32 bits at ids [R] -> [R,K], float32; NaN for an id out of range."""
     return table.astype(jnp.float32).at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
@@ -113,7 +113,7 @@ def table_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
     """q [H,S,K] float32, scaled, attends to the first `lengths` [H] (1 to T) of k and v [H,T,K] -> [H,S,K], float32.
 
-    Where the processor `multiplies_bfloat16`, the kernel rounds more than 8 queries, and their weights, to that of k.
+    Where the processor `multiplies_bfloat16`, the kernel rounds more than 8 queries, and their weights, to k's dtype.
     """
     seen = jnp.arange(k.shape[1]) < lengths[:, None, None]
     scores = jnp.einsum("hsk,htk->hst", q, k.astype(jnp.float32), precision=_HIGHEST)

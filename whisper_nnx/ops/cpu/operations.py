@@ -21,11 +21,11 @@ from whisper_nnx.ops.warping import warp_by_diagonals
 
 Dtype = Any
 
-_FEW_ROWS = 4  # with fewer, XLA leaves bfloat16 to a loop of its own, 10 times slower
-_KERNEL_ROWS = 32  # of a product with more, XLA's own is faster
+_FEW_ROWS = 4  # below this, XLA multiplies bfloat16 in a loop that is 10 times slower
+_KERNEL_ROWS = 32  # above this, XLA's own matmul is faster
 _FEW_QUERIES = 32  # a step of the token loop, or a chunk of its prompt
-_CACHED = 2**20  # scores of an attention that need not be cut to stay in a core's cache
-_SPANS = (64, 128, 256)  # text positions that are read while there are no more
+_CACHED = 2**20  # number of scores up to which attention stays in a core's cache uncut
+_SPANS = (64, 128, 256)  # text positions read: the first of these that covers the longest row
 
 
 def kernels_usable() -> bool:
@@ -39,7 +39,7 @@ def key() -> str:
     return f"{jax.device_count() == 1} {used} {used and kernels.multiplies_bfloat16()}"
 
 
-# Products.
+# Matmuls.
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, scale: jax.Array | None) -> jax.Array:
@@ -68,13 +68,13 @@ def embed(ids: jax.Array, table: jax.Array, scale: jax.Array | None) -> jax.Arra
 
 
 def unembed(x: jax.Array, table: jax.Array, scale: jax.Array | None) -> jax.Array:
-    """Of a few rows: as fast as the table can be read."""
+    """A few rows take as long as reading the table."""
     if _takes_kernel(x, table):
         rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
         product = kernels.table_product(rows, table)
     elif x.size == x.shape[-1] and table.dtype.itemsize < 4:
-        # XLA converts numbers as it multiplies them, if they are contiguous along the sum. The barrier keeps it from
-        # converting the whole table before a loop, whose steps then would read much more.
+        # XLA converts operands while it multiplies if they are contiguous along the sum. Without the barrier it would
+        # convert the whole table before a loop, whose steps would then read more.
         rows, table = jax.lax.optimization_barrier((x.reshape(1, -1).astype(jnp.float32), table))
         product = jnp.matmul(rows, table.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
     else:
@@ -108,7 +108,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
     if mask is None and k.dtype == jnp.float32 and len(q) == 1 and q.shape[2] * k.shape[2] > _CACHED:
         return _in_pieces(q, k, v)
     to = q.dtype
-    if k.dtype == jnp.bfloat16:  # laid out in order, or XLA does without the matrix units
+    if k.dtype == jnp.bfloat16:  # row-major, or XLA does not use the matrix units
         q, k, v = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (q.astype(k.dtype), k, v))
     scores = attention_scores(q, k)
     if mask is not None:
@@ -120,7 +120,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
 
 
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Reads no more positions than the longest row has, or the kernel no more than each row has."""
+    """Reads as many positions as the longest row has; the kernel, as many as each row has."""
     if q.shape[2] == 1 and _attends_by_kernel(k):
         return _attention_by_kernel(q, k, v, lengths)
     sizes = [*(n for n in _SPANS if n < k.shape[2]), k.shape[2]]
@@ -142,12 +142,12 @@ def _attention_by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.
 
 
 def _in_pieces(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Of one window, in float32: head by head, in halves where S is even, so that scores stay in a core's cache."""
+    """One float32 window, head by head, in halves where S is even, so that scores stay in a core's cache."""
     _, heads, n, width = q.shape
     pieces = 2 - n % 2
 
     def attend(piece: jax.Array) -> jax.Array:
-        """[n/2,K]; divides by the sums last, when less is left to divide."""
+        """Attention of one piece [n/2,K]; dividing by the sums last takes fewer divisions."""
         head = piece // pieces
         scores = attention_scores(queries[piece][None, None], k[:, head][None])[0, 0]
         weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -159,7 +159,7 @@ def _in_pieces(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def cache_dtypes(dtype: Dtype) -> tuple[Dtype, Dtype]:
-    """XLA reads float32 fastest; the kernel reads the audio's bfloat16 twice as fast as float32."""
+    """XLA reads float32 fastest; the kernel reads the audio's keys and values in bfloat16 twice as fast."""
     return jnp.float32, dtype if jnp.dtype(dtype) == jnp.bfloat16 and kernels_usable() else jnp.float32
 
 
@@ -167,7 +167,7 @@ def cache_dtypes(dtype: Dtype) -> tuple[Dtype, Dtype]:
 
 
 def argmax(logits: jax.Array) -> jax.Array:
-    """As two plain reductions: of argmax, XLA makes a slow loop."""
+    """As two plain reductions: XLA compiles argmax to a slow loop."""
     positions, last = jnp.arange(logits.shape[-1]), logits.shape[-1] - 1
     return jnp.where(logits == logits.max(axis=-1, keepdims=True), positions, last).min(axis=-1)
 

@@ -1,4 +1,4 @@
-// Numbers as many as a register of this processor holds, of 8, 16 and 32 bits, all widened to float32.
+// Vectors of one register: 8-, 16- and 32-bit numbers, converted to float32 as they are loaded.
 #pragma once
 
 #ifdef __AVX__
@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 
-// What a register holds, and the tiles of sums that fit the registers beside what is multiplied (`dots`, `columns`).
+// Numbers in a register, and the accumulator tiles that fit the registers beside the operands (`dots`, `columns`).
 #if defined(__AVX512F__)
 constexpr int64_t kLanes = 16, kDotRows = 6, kColumns = 4;
 #elif defined(__AVX__)
@@ -50,7 +50,7 @@ inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
 inline void add_product(Vec& total, float x, Vec entry) { total += x * entry; }
 
 #ifdef __AVX512BF16__
-using Pair = uint32_t;  // two numbers of bfloat16, which are multiplied and added at once
+using Pair = uint32_t;  // two bfloat16 numbers, multiplied and added by one instruction
 inline Ints load(const Pair* p) { return *reinterpret_cast<const Ints*>(p); }
 inline void add_product(Vec& total, Pair x, Ints entry) {
   total = (Vec)_mm512_dpbf16_ps((__m512)total, (__m512bh)_mm512_set1_epi32(x), (__m512bh)entry);
@@ -67,7 +67,7 @@ inline float sum(Vec x) {
   return (total[0] + total[2]) + (total[1] + total[3]);
 }
 
-// The sums of four vectors: faster than one by one.
+// Sums of four vectors at once: faster than one by one.
 inline Four sums(const Vec* x) {
 #ifdef __AVX__
   auto eight = [](const Vec& x) {
