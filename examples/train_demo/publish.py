@@ -70,8 +70,8 @@ sentences as it knows.
   doi 10.5281/zenodo.1342401), CC BY-SA 4.0, and so is this model. Recordings 0 to 4 of each person and digit were not
   used, 5 to 7 were kept for the figures below.
 - Tasks: transcribe with and without times, translate (numbers only), language, no speech, a prompt. Windows of a long
-  recording are read by themselves (`condition_on_prev_tokens` is false in generation_config.json): told what the ones
-  before said, this model goes wrong more often.
+  recording are decoded without the previous text (`condition_on_prev_tokens` is false in generation_config.json), with
+  which this model makes more errors.
 - Not known: other voices, accents and rooms; names that are not in the sentences; several people at once; singing.
 
 ## Measured
@@ -84,8 +84,8 @@ punctuation (Whisper's basic normalizer). Sentences, noise and order are new, th
 {long}
 ### The same with word times, in s
 
-Where word times are asked for, each window begins where the last word of the one before ends, and with it, at times, a
-moment too early: of such a beginning this model makes more errors.
+With word times, each window starts where the last word of the previous one ends, at times a moment too early: on such
+windows this model makes more errors.
 
 {timed}
 ### Single sentences and their translations

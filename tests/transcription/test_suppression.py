@@ -49,12 +49,12 @@ def test_suppressed_tokens_must_leave_something_to_begin_with(model):
     special = model.tokenizer.special
     times = list(range(special.timestamp_begin, special.timestamp_end + 1))
     for options in ({"suppress_tokens": times}, {"suppress_tokens": times[:1], "max_initial_timestamp": 0.0}):
-        with pytest.raises(ValueError, match=r"no timestamp that a window could begin with; .*without_timestamps=True"):
+        with pytest.raises(ValueError, match=r"no timestamp that a window could start with; .*without_timestamps=True"):
             transcribe(model, SOUND, language="en", **options)
         with pytest.raises(ValueError, match="no timestamp"):
             decode(model, small_mel(1)[0], language="en", **options)
     others = [i for i in range(model.config.vocab_size) if i != special.eot]
-    with pytest.raises(ValueError, match="no token that a window could begin with"):
+    with pytest.raises(ValueError, match="no token that a window could start with"):
         transcribe(model, SOUND, language="en", without_timestamps=True, suppress_tokens=others)
 
 

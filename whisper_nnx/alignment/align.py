@@ -30,7 +30,7 @@ from whisper_nnx.timing.token_times import padded_ids
 from whisper_nnx.timing.word_times import Heads, Layout, SpelledWord, word_heads, word_times
 from whisper_nnx.transcription.windows import compression_ratio, encode_windows, tokenizer_of
 
-PAUSE_S = 1.0  # a pause that begins another segment
+PAUSE_S = 1.0  # a pause that starts a new segment
 
 
 class AlignedWord(TypedDict):

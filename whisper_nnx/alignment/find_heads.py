@@ -94,7 +94,7 @@ def head_paths(
     """As `token_times` of one window (B = 1), but for each of A heads by itself.
 
     Returns:
-      begin [A,R] of each row, in positions, and the mean attention [A] along the path.
+      the start [A,R] of each row, in positions, and the mean attention [A] along the path.
     """
     scores = decoder.hidden_states(text.ids, cross, heads).audio_scores
     length, rows, n_rows, positions = text.length[0], text.rows[0], text.n_rows[0], text.positions[0]

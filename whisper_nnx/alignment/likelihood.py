@@ -55,7 +55,7 @@ class TextScore:
 def following_logprobs(
     decoder: TextDecoder, cross: tuple[KeysValues, ...], ids: jax.Array, wanted: jax.Array
 ) -> jax.Array:
-    """ids [B,S], wanted [B,W] -> [B,S,W]: log-probability that the id wanted[w] comes behind the first s + 1 ids."""
+    """ids [B,S], wanted [B,W] -> [B,S,W]: log-probability that the id wanted[w] follows the first s + 1 ids."""
     logits = decoder.logits(decoder.hidden_states(ids, cross).last)
     at = jnp.broadcast_to(wanted[:, None], (*ids.shape, wanted.shape[1]))
     return jnp.take_along_axis(logits, at, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)

@@ -63,7 +63,7 @@ def transcribe_pieces(
 ) -> list[Piece]:
     """Samples [N] -> pieces of at most one window, cut where it is quiet, each with its words by a greedy decoder.
 
-    Each piece is decoded once: it is not a `Recording`, whose next window would begin at the last timestamp.
+    Each piece is decoded once: it is not a `Recording`, whose next window would start at the last timestamp.
     """
     tokenizer, frames = tokenizer_of(model), 2 * model.config.max_source_positions
     language = language_or_none(language)

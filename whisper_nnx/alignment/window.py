@@ -27,7 +27,7 @@ class Alignment:
 
     matrix [N+1,T]: how much each token, and after them the end of the text, looks at each position of 20 ms, as
     standardized, filtered and averaged for the warping. begins_s [N+1]: where the cheapest path enters each row, in s
-    from the recording's begin. labels [N+1]: their text. probabilities [N]: of the tokens, among all text.
+    from the recording's start. labels [N+1]: their text. probabilities [N]: of the tokens, among all text.
     """
 
     matrix: np.ndarray
@@ -54,7 +54,7 @@ def align_window(
     start_s: float = 0.0,
     alignment_heads: Heads | int | None = None,
 ) -> Alignment:
-    """Aligns a text (or its ids) with the window of a recording that begins at start_s, as `transcribe` does.
+    """Aligns a text (or its ids) with the window of a recording that starts at start_s, as `transcribe` does.
 
     audio: whatever `load_audio` reads. text: None for what `decode` returns. language: None to detect it.
     alignment_heads: (layer, head) pairs, or n for the n top layers; None for the checkpoint's. Raises ValueError for a

@@ -75,7 +75,7 @@ def _in_folder(folder: str, recursive: bool) -> list[Input]:
 
 def _recordings(folder: Path, recursive: bool) -> Iterator[Path]:
     for path in folder.iterdir():
-        if path.name.startswith("."):  # hidden, as macOS's "._talk.mp3", which holds no sound
+        if path.name.startswith("."):  # hidden, such as macOS's "._talk.mp3", which has no audio
             continue
         if path.is_dir():
             if recursive and not path.is_symlink():
@@ -109,7 +109,7 @@ def _below(path: Path, folder: str | Path) -> str:
 
 
 def named(inputs: Sequence[Input], name: str | None) -> list[Input]:
-    """The inputs with `name`, where there is one, for the outputs. ValueError where it cannot be."""
+    """The inputs with `name`, if given, for their outputs. Raises ValueError for an unusable name."""
     if name is None:
         return list(inputs)
     if not name.strip() or os.path.basename(name) != name or name in (".", ".."):
@@ -123,7 +123,7 @@ def named(inputs: Sequence[Input], name: str | None) -> list[Input]:
 
 
 def require_distinct(inputs: Sequence[Input], formats: str) -> None:
-    """ValueError where the outputs of two recordings would be the same files."""
+    """Raises ValueError if two recordings would have the same output files."""
     of_file = defaultdict(list)
     for one in inputs:
         for file in output_files(one.stem, formats):
@@ -134,5 +134,5 @@ def require_distinct(inputs: Sequence[Input], formats: str) -> None:
 
 
 def without_existing(inputs: Sequence[Input], formats: str, folder: str) -> list[Input]:
-    """Those of which some output is missing."""
+    """The inputs that lack some output file."""
     return [one for one in inputs if not all((Path(folder) / f).exists() for f in output_files(one.stem, formats))]

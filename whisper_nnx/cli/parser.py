@@ -43,7 +43,7 @@ class Help(argparse.HelpFormatter):
 
 
 class Version(argparse.Action):
-    """As argparse's own, but looks the versions up only when they are asked for."""
+    """As argparse's own, but looks up the versions only when they are requested."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from importlib.metadata import version

@@ -1,6 +1,6 @@
 """`python -m whisper_nnx.train --config configs/finetune_small.toml --steps 500`: a training run as a command.
 
-The run is described by whisper_nnx/training/config.py. Started again, it goes on where it stopped.
+The run is described by whisper_nnx/training/config.py. If started again, it resumes where it stopped.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def token_times(
     """Aligns the texts of B windows with their audio; is_text [V]: which ids are text.
 
     Returns:
-      begin [B,R] of each row, in positions, and the probability [B,R] of its token among all text.
+      the start [B,R] of each row, in positions, and the probability [B,R] of its token among all text.
     """
     ids = text.ids
     hidden, scores, *_ = decoder.hidden_states(ids, cross, heads)
@@ -102,7 +102,7 @@ def row_begins(
     distance_cost: jax.Array,
     heads: Heads,
 ) -> jax.Array:
-    """As `token_times`, with pauses between words and without probabilities -> begin [B,R] of each row.
+    """As `token_times`, with pauses between words and without probabilities -> the start [B,R] of each row.
 
     Args:
       decoder: of the model.
@@ -170,7 +170,7 @@ def align_tokens(
     heads: Heads | None = None,
     is_text: np.ndarray | None = None,
 ) -> list[tuple[list[float], list[float]]]:
-    """For each window's text tokens [N]: begins [N+1] in s, the last being the end, and probabilities [N].
+    """For each window's text tokens [N]: starts [N+1] in s, the last being the end, and probabilities [N].
 
     Args:
       decoder: of the model.

@@ -2,7 +2,7 @@
 
 The decoder writes most words as one token, whose attention covers the word and leads or lags it by much. Forced to read
 the word in pieces of a few letters, it follows the audio more closely. Pauses between words are found by the audio's
-level, since no token's attention shows where one begins or ends.
+level, since no token's attention shows where one starts or ends.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def short_pieces(tokenizer: Tokenizer, text: str, longest: int) -> tuple[int, ..
 
 
 class SpelledWord(NamedTuple):
-    """A word, with the punctuation behind it, and the ids that the model writes it with."""
+    """A word, with the punctuation after it, and the ids that the model writes it with."""
 
     text: str
     ids: Sequence[int]
@@ -84,7 +84,7 @@ class SpelledWord(NamedTuple):
 def _ids_of(
     tokenizer: Tokenizer, words: Sequence[SpelledWord], short: bool, room: int
 ) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """For each word its ids and those of the punctuation behind it; of the shortest pieces that `room` ids hold."""
+    """For each word its ids and those of the punctuation after it; of the shortest pieces that `room` ids hold."""
     parts = [split_tail(word.text) for word in words]
     ids: list[tuple[Sequence[int], Sequence[int]]]
     for longest in LONGEST_PIECES if short else ():
@@ -119,7 +119,7 @@ class Layout(NamedTuple):
         short: bool,
         spans: np.ndarray | None = None,
     ) -> Layout:
-        """Words [n] behind the ids `start`, with pauses between; context: positions of the decoder.
+        """Words [n] after the ids `start`, with pauses between; context: positions of the decoder.
 
         spans [n,2]: where each is expected, in s from the window's beginning; NaN: not known.
         """
@@ -215,5 +215,5 @@ def retime(words: Sequence[WordTiming], times: np.ndarray) -> None:
 
 
 def first_sample(frame: int) -> int:
-    """The sample at which a frame of 10 ms begins."""
+    """The sample at which a frame of 10 ms starts."""
     return frame * (SAMPLE_RATE // FRAMES_PER_SECOND)

@@ -36,7 +36,7 @@ class WordTiming:
 def words_from_tokens(
     tokenizer: Tokenizer, tokens: Sequence[int], begins_s: Sequence[float], probs: Sequence[float], language: str
 ) -> list[WordTiming]:
-    """tokens [N] of a window, the begin of each and the end of the last [N+1], probabilities [N] -> its words."""
+    """tokens [N] of a window, the start of each and the end of the last [N+1], probabilities [N] -> its words."""
     words, groups = tokenizer.split_to_word_tokens([*tokens, tokenizer.special.eot], language)
     ends = list(itertools.accumulate(len(group) for group in groups[:-1]))
     return [
@@ -72,7 +72,7 @@ def token_details(
 
 
 def merge_punctuations(words: list[WordTiming], prepended: str = PREPENDED, appended: str = APPENDED) -> None:
-    """Punctuation joins the word behind it or before it; what was joined is left without a word, in its place."""
+    """Joins punctuation to the next or previous word, in place; the joined entry keeps its place with an empty word."""
     following = len(words) - 1
     for i in reversed(range(len(words) - 1)):
         mark, word = words[i], words[following]
@@ -164,7 +164,7 @@ def _shorten_after_pause(words: list[Word], last_speech_s: float, typical_s: flo
 
 
 def _fit_segment(segment: Segment, words: list[Word], typical_s: float) -> None:
-    """A segment lies where its words do, unless its own timestamps cut an overlong first or last word."""
+    """Sets a segment's times to those of its words, unless its own timestamps cut an overlong first or last word."""
     first, last = words[0], words[-1]
     if segment["start"] < first["end"] and segment["start"] - 0.5 > first["start"]:
         first["start"] = max(0, min(first["end"] - typical_s, segment["start"]))

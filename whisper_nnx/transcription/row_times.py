@@ -15,7 +15,7 @@ from whisper_nnx.transcription.recording import Draft
 from whisper_nnx.transcription.rows import Row
 from whisper_nnx.transcription.windows import EncodedWindows, tokenizer_of
 
-Timed = tuple[list[float], list[float]]  # begin of each text token and of what follows, probability of each
+Timed = tuple[list[float], list[float]]  # start of each text token and of what follows, probability of each
 UNTIMED: Timed = ([0.0], [])
 
 

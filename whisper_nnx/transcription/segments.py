@@ -1,4 +1,4 @@
-"""From the tokens of a window to timed segments, and to where the next window begins."""
+"""From the tokens of a window to timed segments, and to the start of the next window."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class TimedTokens:
 def split_at_timestamps(
     tokens: Sequence[int], special: SpecialTokens, step_s: float, duration_s: float
 ) -> tuple[list[TimedTokens], int | None]:
-    """(segments, timestamp steps from here to the next window's start, or None: it begins where this window ends).
+    """(segments, timestamp steps from here to the next window's start, or None: it starts where this window ends).
 
-    Two timestamps side by side end one segment and begin the next; what follows the last such pair was cut off by the
+    Two consecutive timestamps end one segment and start the next; what follows the last such pair was cut off by the
     window's end and is decoded again in the next window, unless a single timestamp closes it. step_s: s per timestamp
     step; duration_s: of the window's audio. Source: the reference's transcribe().
     """
@@ -56,8 +56,8 @@ def place_segments(segments: Sequence[Segment], start_s: float, end_s: float) ->
     """The segments of a window, changed in place: in order, from start_s to end_s, none without text or length.
 
     Segments that have no text or no length are dropped; the reference leaves them in its list, emptied. Its times may
-    also overlap, or lie beyond the audio: here they are moved to where the segment before ends, or to end_s. What then
-    has no length left joins the segment before it, or the next one where it is the first: no text is lost.
+    also overlap or exceed the audio: here they are moved to the end of the previous segment, or to end_s. A segment
+    left without length joins the previous one, or the next one if it is the first: no text is lost.
     """
     placed: list[Segment] = []
     for segment in segments:

@@ -80,7 +80,7 @@ def suppressed_tokens(tokenizer: Tokenizer, vocab_size: int, options: DecodingOp
 
 
 def check_choice(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions) -> None:
-    """Raises ValueError where the options leave a window nothing to begin with."""
+    """Raises ValueError if the options leave a window no first token."""
     special = tokenizer.special
     require_timestamps(options, special)
     never, first = suppressed_tokens(tokenizer, vocab_size, options)
@@ -92,7 +92,7 @@ def check_choice(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions
     if not options.prefix and not allowed.any():
         what = "token" if options.without_timestamps else "timestamp"
         fix = "" if options.without_timestamps else ", or set without_timestamps=True"
-        raise ValueError(f"suppress_tokens leaves no {what} that a window could begin with; drop some{fix}")
+        raise ValueError(f"suppress_tokens leaves no {what} that a window could start with; drop some{fix}")
 
 
 def require_timestamps(options: DecodingOptions, special: SpecialTokens) -> None:
