@@ -224,7 +224,7 @@ def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:
         (["--temperature", "-1"], "--temperature -1.0 must be 0 or more"),
         (["--temperature_increment_on_fallback", "0"], "must be above 0, or None"),
         (["--length_penalty", "2"], "--length_penalty 2.0 must be between 0 and 1"),
-        (["--suppress_tokens", "a,b"], "--suppress_tokens 'a,b' must be ids"),
+        (["--suppress_tokens", "a,b"], "--suppress_tokens 'a,b' must be comma-separated ids"),
         (["--clip_timestamps", "5,2"], "ends before it starts"),
         (["--hallucination_silence_threshold", "1"], "set --word_timestamps True"),
         (["--highlight_words", "True"], "--highlight_words requires --word_timestamps True"),
