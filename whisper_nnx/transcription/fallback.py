@@ -118,7 +118,7 @@ class FallbackOptions:
 
 
 def temperature_ladder(first: float, increment: float | None) -> tuple[float, ...]:
-    """The ladder of temperatures up to 1, in the reference's very numbers."""
+    """Temperatures from `first` to 1, exactly those of the reference."""
     import numpy as np
 
     steps = [] if increment is None or not math.isfinite(first) else np.arange(first, 1.0 + 1e-6, increment).tolist()
