@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from whisper_nnx.runtime.console import NAME, one_line, run_command, say
 from whisper_nnx.runtime.options import option, options_of
 from whisper_nnx.runtime.packages import require_packages
 from whisper_nnx.runtime.startup import start
+from whisper_nnx.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     from whisper_nnx.serving.models import ModelSlot
@@ -74,7 +76,8 @@ _SHARED = {
     for flag in map(flag_of, options_of(CommandOptions).values())
     if flag.dest in (*_OF_MODELS, "compilation_cache")
 }
-OWN = {flag.dest: flag for flag in map(flag_of, options_of(ServeOptions).values())}
+_SETTINGS = [flag_of(one) for one in options_of(ServerSettings).values()]
+_OWN = [*map(flag_of, options_of(ServeOptions).values()), *_SETTINGS]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -86,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     groups: dict[str, list[Flag]] = {}
-    for flag in OWN.values():
+    for flag in _OWN:
         groups.setdefault(flag.option.group, []).append(flag)
     groups["models"] += _SHARED.values()
     for title, flags in groups.items():
@@ -100,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
                 "are given one by one: --model base --model tiny.en; the first is also whisper-1 (default: turbo)",
             )
         for flag in flags:
-            add_option(group, flag)
+            add_option(group, flag if flag.default != () else flag._replace(default=None))
     group = parser.add_argument_group("help")
     group.add_argument("--traceback", action="store_true", help="show where in the program an error happened")
     group.add_argument("--help", "-h", action="help", help="show this and leave")
@@ -119,13 +122,22 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         named = dict(map(_named, names))
         if len(named) < len(names):
             raise ValueError(f"--model {' --model '.join(names)}: two models have one name; use NAME=FOLDER")
+        settings = _settings(args)
     except ValueError as error:
         parser.error(one_line(error))
     device = start(args.threads, args.compilation_cache, args.device)
     import jax
 
     jax.config.update("jax_default_device", device)  # for all threads
-    return asyncio.run(_serve([_slot(name, source, args, device) for name, source in named.items()], args))
+    return asyncio.run(_serve([_slot(name, source, args, device) for name, source in named.items()], args, settings))
+
+
+def _settings(args: argparse.Namespace) -> ServerSettings:
+    """Raises ValueError. Keys may come from the environment, which no list of processes shows."""
+    found = {flag.dest: getattr(args, flag.dest) for flag in _SETTINGS}
+    if found["api_keys"] is None and (keys := os.environ.get("WHISPER_NNX_API_KEYS")):
+        found["api_keys"] = tuple(key for part in keys.split(",") if (key := part.strip()))
+    return ServerSettings(**{name: value for name, value in found.items() if value is not None or name.endswith("_s")})
 
 
 def _named(model: str) -> tuple[str, str]:
@@ -151,12 +163,11 @@ def _slot(name: str, source: str, args: argparse.Namespace, device: Any) -> Mode
     return ModelSlot(name, load, sizes, round(args.encoder_cache_mb * 2**20))
 
 
-async def _serve(slots: list[ModelSlot], args: argparse.Namespace) -> int:
+async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: ServerSettings) -> int:
     import uvicorn
 
     from whisper_nnx.serving.app import create_app
     from whisper_nnx.serving.scheduler import Scheduler
-    from whisper_nnx.serving.settings import ServerSettings
 
     listening = _listen(args.host, args.port)
     memory = args.model_memory_gb
@@ -166,7 +177,7 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace) -> int:
         memory_bytes=None if memory is None else round(memory * 2**30),
         samples_bytes=round(args.samples_memory_gb * 2**30),
     )
-    app = create_app(scheduler, ServerSettings())
+    app = create_app(scheduler, settings)
     config = uvicorn.Config(
         app,
         ssl_certfile=args.ssl_certfile,
