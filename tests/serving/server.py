@@ -27,15 +27,16 @@ class Server:
     app: Any
     scheduler: Scheduler
     loop: asyncio.AbstractEventLoop
-
-    @property
-    def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60)
+    http: httpx.Client
+    clients: list[OpenAI]
 
     def openai(self, kind: Any = OpenAI, key: str = "none", **options: Any) -> Any:
         """A client that refuses what does not fit its types."""
         strict = {"_strict_response_validation": True, "max_retries": 0, **options}
-        return kind(base_url=f"{self.url}/v1", api_key=key, **strict)
+        client = kind(base_url=f"{self.url}/v1", api_key=key, **strict)
+        if isinstance(client, OpenAI):
+            self.clients.append(client)
+        return client
 
 
 @contextmanager
@@ -54,7 +55,9 @@ def started(models: dict[str, Any], settings: ServerSettings | None = None, **op
         while not server.started:
             await asyncio.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        box.append(Server(f"http://127.0.0.1:{port}", app, scheduler, asyncio.get_running_loop()))
+        url = f"http://127.0.0.1:{port}"
+        http = httpx.Client(base_url=url, timeout=60)
+        box.append(Server(url, app, scheduler, asyncio.get_running_loop(), http, []))
         up.set()
         await serving
         await scheduler.close(0)
@@ -65,6 +68,8 @@ def started(models: dict[str, Any], settings: ServerSettings | None = None, **op
     try:
         yield box[0]
     finally:
+        for client in [box[0].http, *box[0].clients]:
+            client.close()
         stop[0].should_exit = True
         thread.join()
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from whisper_nnx.serving import openai_api, operations
+from whisper_nnx.serving import openai_api, operations, other_apis
 from whisper_nnx.serving.errors import add_handlers
 from whisper_nnx.serving.metrics import Metrics
 from whisper_nnx.serving.page_routes import add_page
@@ -40,7 +40,7 @@ def create_app(scheduler: Scheduler, settings: ServerSettings | None = None) -> 
     metrics = Metrics(scheduler)
     app.state.serving = Serving(scheduler, settings, metrics, UploadSpace(settings.max_spool_mb << 20))
     add_handlers(app)
-    for router in (openai_api.router, operations.metrics):
+    for router in (openai_api.router, other_apis.router, operations.metrics):
         app.include_router(router, dependencies=[Depends(operations.require_key)])
     app.include_router(operations.health)
     add_page(app)

@@ -38,7 +38,7 @@ class UploadSpace:
 
 
 class Upload:
-    """An uploaded file, read on another thread, which may be closed at any time: reading then raises ValueError.
+    """An uploaded file, read on another thread, which may be closed at any time: it then ends there.
 
     Args:
       file: the file.
@@ -51,11 +51,13 @@ class Upload:
         self.name = name or "the upload"
         self.head = head
         self._file = file
-        self._position = 0
+        self._position, self._closed = 0, False
         self._lock = threading.Lock()
 
     def read(self, size: int = -1) -> bytes:
         with self._lock:
+            if self._closed:
+                return b""
             if self._position < len(self.head):
                 data = self.head[self._position :][: size if size >= 0 else None]
                 if size < 0:
@@ -69,6 +71,8 @@ class Upload:
 
     def seek(self, offset: int, whence: int = 0) -> int:
         with self._lock:
+            if self._closed:
+                return self._position
             if whence == 2:
                 base = len(self.head) + self._file.seek(0, 2)
             else:
@@ -91,6 +95,7 @@ class Upload:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             self._file.close()
 
 
