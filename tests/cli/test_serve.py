@@ -53,7 +53,7 @@ def test_a_port_in_use_and_wrong_settings_cost_one_line(capsys):
     for options, message in [
         (["--max_hours", "0"], "max_hours"),
         (["--model", "tiny", "--model", "tiny"], "two models have one name"),
-        (["--max_upload", "x"], "'x' is no whole number"),
+        (["--max_upload", "x"], "'x' is not a whole number"),
         (["--modle", "x"], "did you mean --model"),
     ]:
         with pytest.raises(SystemExit) as ended:
