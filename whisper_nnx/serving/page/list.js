@@ -51,7 +51,7 @@ export class List {
       name: make("span", "item-name", item.name),
       state: make("span", "item-state faint"),
       progress: make("progress", ""),
-      again: make("button", "quiet small", "Try again"),
+      again: make("button", "quiet small end", "↻"),
       end: make("button", "quiet small end", "×"),
     };
     const buttons = make("div", "item-buttons");
@@ -59,6 +59,7 @@ export class List {
     row.name.title = item.name;
     row.progress.max = 1;
     row.progress.setAttribute("aria-label", `Progress of ${item.name}`);
+    row.again.title = "Try again";
     row.again.setAttribute("aria-label", `Try ${item.name} again`);
     row.open.onclick = () => this.actions.select(item);
     row.again.onclick = () => this.actions.restart(item);
