@@ -2,6 +2,7 @@
 
 export const PER_S = 100; // values
 const RATE = 8000; // of the decoded samples, in Hz; enough for loudness
+const CLUSTER = [0x1f, 0x43, 0xb6, 0x75]; // starts the parts of WebM
 const QUIET = 24; // a recording whose loudest sample is below is drawn small
 const PIECE_BYTES = 4 << 20;
 const MOST_DECODED_BYTES = 500e6; // of a file that can only be decoded whole, at 48 kHz in stereo: 21 minutes
@@ -64,6 +65,8 @@ async function piecesOf(file) {
   const head = new DataView(await file.slice(0, 65536).arrayBuffer());
   const tag = (at) => String.fromCharCode(...new Uint8Array(head.buffer, at, 4));
   if (tag(0) === "RIFF" && tag(8) === "WAVE") return wavPieces(file, head, tag);
+  if (tag(0) === "OggS") return markedPieces(file, oggHead(head), [...new TextEncoder().encode("OggS")]);
+  if (head.getUint32(0) === 0x1a45dfa3) return markedPieces(file, find(new Uint8Array(head.buffer), CLUSTER), CLUSTER); // WebM
   const isMp3 = tag(0).startsWith("ID3") || (head.getUint16(0) & 0xffe6) === 0xffe2; // MPEG layer III
   return isMp3 ? slices(file, 0, PIECE_BYTES, (part) => part.arrayBuffer()) : null;
 }
@@ -84,6 +87,39 @@ function wavHeader(head, { at, size }, bytes) {
   const number = (value) => new Uint8Array(new Uint32Array([value]).buffer);
   const format = new Uint8Array(head.buffer, at, size);
   return new Blob([text("RIFF"), number(20 + size + bytes), text("WAVEfmt "), number(size), format, text("data"), number(bytes)]);
+}
+
+// Size of the pages before the first one with audio, the first whose position is not 0; -1 where they are too long.
+function oggHead(head) {
+  let at = 0;
+  while (at + 282 <= head.byteLength && head.getBigInt64(at + 6, true) === 0n) {
+    const segments = new Uint8Array(head.buffer, at + 27, head.getUint8(at + 26));
+    at += 27 + segments.length + segments.reduce((total, size) => total + size, 0);
+  }
+  return at + 282 <= head.byteLength ? at : -1;
+}
+
+// Pieces that start at a mark of the format, each behind the file's head.
+async function markedPieces(file, headSize, mark) {
+  if (headSize < 0) return null;
+  const head = file.slice(0, headSize);
+  const pieces = [];
+  for (let start = headSize; start < file.size; ) {
+    let end = start + PIECE_BYTES;
+    const found = find(new Uint8Array(await file.slice(end, end + PIECE_BYTES).arrayBuffer()), mark);
+    end = found < 0 ? file.size : end + found;
+    const part = file.slice(start, end);
+    pieces.push(() => new Blob([head, part]).arrayBuffer());
+    start = end;
+  }
+  return pieces;
+}
+
+function find(bytes, mark) {
+  for (let at = bytes.indexOf(mark[0]); at >= 0; at = bytes.indexOf(mark[0], at + 1)) {
+    if (mark.every((value, i) => bytes[at + i] === value)) return at;
+  }
+  return -1;
 }
 
 function slices(file, start, step, read) {
