@@ -20,6 +20,22 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out tests marked `slow`, except with `-m slow` and those that are named: FILE::TEST."""
+    if "slow" in config.option.markexpr:
+        return
+    folder = config.invocation_params.dir
+    named = [(folder / file, test) for file, _, test in (arg.partition("::") for arg in config.args) if test]
+
+    def is_left_out(item: pytest.Item) -> bool:
+        test = item.nodeid.partition("::")[2]
+        is_named = any(item.path == file and test.startswith(name) for file, name in named)
+        return item.get_closest_marker("slow") is not None and not is_named
+
+    config.hook.pytest_deselected(items=[item for item in items if is_left_out(item)])
+    items[:] = [item for item in items if not is_left_out(item)]
+
+
 def missing(reason: str) -> None:
     """Skips the test; fails it where WHISPER_NNX_NO_SKIP is set, as in .ci/run."""
     if os.environ.get("WHISPER_NNX_NO_SKIP"):

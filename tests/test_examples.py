@@ -58,10 +58,12 @@ def test_every_example_is_tested_and_listed():
     assert names == set(re.findall(r"examples/(\w+\.(?:py|ipynb))", (EXAMPLES / "README.md").read_text()))
 
 
+@pytest.mark.slow
 def test_created_models_have_the_parameters_of_the_released_ones(run: Run):
     assert re.search(r"tiny +37,184,640 parameters +149 MB", run("create_models.py", "tiny"))
 
 
+@pytest.mark.slow
 def test_vmap_encodes_a_window_as_a_batch_does(run: Run):
     printed = run("encode_batch.py", "--batch", 1)
     assert "features (1, 1500, 384), float32" in printed
@@ -69,6 +71,7 @@ def test_vmap_encodes_a_window_as_a_batch_does(run: Run):
     assert float(difference) < 1e-3  # float32 through four layers, summed in another order
 
 
+@pytest.mark.slow
 def test_half_precision_takes_half_the_bytes_and_chooses_the_same_tokens(run: Run, digits: Path, recording: Path):
     printed = run("half_precision.py", digits, recording)
     row = r"(\w+) +([\d.]+) MB .* by ([\d.]+) on.*, ([\d.]+) at most.* (\d+) of (\d+)"
@@ -90,6 +93,7 @@ def test_a_stream_says_what_the_transcript_says(run: Run, digits: Path, recordin
     assert len(re.findall(r"probability", printed)) == len(spoken)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_word_is_strongest_where_it_is_spoken(
     run: Run, digits: Path, recording: Path, spoken: list[dict], tmp_path: Path
 ):

@@ -48,6 +48,7 @@ def test_rows_say_which_digit_is_spoken_where(tmp_path):
         assert sound[start - 1] == sound[end] == 0
 
 
+@pytest.mark.slow
 def test_no_recording_is_both_trained_on_and_validated_with(shared, tmp_path, monkeypatch):
     archive = shared / "data" / "free_spoken_digits_train.tar"
     found = make_manifest.read(archive)

@@ -168,6 +168,7 @@ def test_unscaled_integers_in_floats_warn_in_files_and_arrays(tmp_path):
         assert [Path(w.filename).name for w in caught] == ["test_files.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_words_of_real_speech_shift_with_a_late_start(real_tiny_en, real_speech, tmp_path):
     speech = load_audio(real_speech("en_libri_5s.flac"))

@@ -66,7 +66,7 @@ def test_logits_of_a_single_row_are_those_that_it_has_among_others(folder, weigh
         np.testing.assert_allclose(jnp.stack(alone), together, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_a_model_computes_with_its_rounded_matrices(dtype):
     rounded, model = small_model(dtype=dtype, spread=0.8), small_model(dtype=dtype, spread=0.8)
     quantize_model(rounded)

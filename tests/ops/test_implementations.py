@@ -30,7 +30,7 @@ def times_of(result):
     return [(word["start"], word["end"]) for segment in result["segments"] for word in segment.get("words", ())]
 
 
-@pytest.mark.parametrize("options", [{}, {"beam_size": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, pytest.param({"beam_size": 2}, marks=pytest.mark.slow)], ids=str)
 def test_every_implementation_transcribes_to_the_same(options):
     model = small_model()
     results = []
@@ -84,7 +84,7 @@ def test_a_program_that_was_kept_for_one_device_is_not_run_on_several(tmp_path, 
     assert traced == [1, 2]
 
 
-@pytest.mark.parametrize("name", ["cpu", "accelerator"])
+@pytest.mark.parametrize("name", ["cpu", pytest.param("accelerator", marks=pytest.mark.slow)])
 def test_what_is_lowered_for_another_processor_has_no_custom_call_of_ours(name, monkeypatch):
     lowered = {}
 

@@ -137,7 +137,7 @@ def test_several_devices_do_without(monkeypatch):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="its instructions")
-@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
+@pytest.mark.parametrize("without", [pytest.param("-mno-avx512f", marks=pytest.mark.slow), "-mno-avx"])
 def test_on_processors_of_narrower_registers(without, tmp_path):
     instructions = Path("/proc/cpuinfo")
     if "512" in without and instructions.exists() and "avx512f" not in instructions.read_text():
@@ -251,6 +251,7 @@ def test_a_library_that_others_can_have_written_is_compiled_again(cache, tmp_pat
     assert calls(tmp_path) == 3
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_compile_once(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", counting(tmp_path, f"sleep 1; {_STAMPED}"))
     code = "from whisper_nnx.ops.cpu import build; assert build.load() is not None"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.small import quick_compilation  # noqa: F401
 from weight_loader import load_model, save_model, save_pretrained
 from weight_loader.load import abstract_model
 from whisper_nnx import transcribe
@@ -51,6 +52,7 @@ def assert_same(loaded: Whisper, expected: Whisper):
         np.testing.assert_array_equal(arrays(loaded)[path], array, err_msg=str(path))
 
 
+@pytest.mark.slow
 def test_floats_come_back_bit_for_bit(digits, ours, float32, tmp_path):
     assert_same(load_model(float32), ours)
     assert_same(load_model(converted(digits, tmp_path / "half", "float16")), ours)
@@ -75,6 +77,7 @@ def test_eight_bits_lie_within_half_a_127th_of_their_row(digits, ours, tmp_path)
         assert (np.abs(loaded[path] - array) <= 0.501 * step).all(), path
 
 
+@pytest.mark.slow
 def test_the_true_shape_of_tiny_comes_back_bit_for_bit(digits, tmp_path):
     config, random = RELEASED["tiny"], np.random.default_rng(0)
     tiny = abstract_model(config)
@@ -89,8 +92,7 @@ def test_the_true_shape_of_tiny_comes_back_bit_for_bit(digits, tmp_path):
 
 def test_faster_whisper_transcribes_what_we_save_as_we_do(ours, float32, recordings):
     theirs = faster_whisper.WhisperModel(str(float32), device="cpu", compute_type="float32", cpu_threads=2)
-    for name in ("en_short_3s", "de_40s"):
-        language = "de" if name[:2] == "de" else "en"
+    for name, language in (("en_short_3s", "en"), ("de_40s", "de")):
         options = {"language": language, "temperature": 0.0, "condition_on_previous_text": False}
         segments, _ = theirs.transcribe(recordings[name], beam_size=1, without_timestamps=False, **options)
         result = transcribe(ours, recordings[name], **options)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import whisper
 
+from tests.small import quick_compilation  # noqa: F401
 from whisper_nnx import DecodingOptions, decode, detect_language
 from whisper_nnx.decoding.rules import RepetitionRule
 
@@ -20,6 +21,7 @@ pytestmark = [
 
 OPTIONS = {
     "greedy, language detected": {},
+    "greedy on more windows": {},
     "beam 5, patience 2": {"language": "en", "beam_size": 5, "patience": 2.0},
     "beam 3, patience below 1": {"language": "en", "beam_size": 3, "patience": 0.5},
     "translate": {"language": "de", "task": "translate"},
@@ -38,7 +40,15 @@ OPTIONS = {
     "few tokens, beams unfinished": {"language": "en", "sample_len": 7, "beam_size": 5, "patience": 2.0},
 }
 
-ON_MANY = ("greedy, language detected",)
+ON_MANY = ("greedy on more windows",)
+SLOW = (
+    *ON_MANY,
+    "beam 5, patience 2",
+    "beam 3, patience below 1",
+    "few tokens, beams unfinished",
+    "translate",
+    "prompt",
+)
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +58,9 @@ def windows(recordings) -> torch.Tensor:
     return torch.stack(mels)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in OPTIONS]
+)
 def test_a_batch_decodes_to_the_tokens_of_openai_whisper(name, windows, model, reference):
     options = OPTIONS[name]
     windows = windows[::4] if name in ON_MANY else windows[8:13:4]  # the reference takes minutes for all
@@ -100,6 +112,7 @@ def test_limits_on_repetition_equal_those_of_transformers(model, penalty, ngram)
     assert (np.asarray(ours) != logits).any()
 
 
+@pytest.mark.slow
 def test_a_hallucination_ends_within_tens_of_tokens_in_a_batch_as_alone(model, windows, recordings):
     """It would not end by itself, since the end of text is suppressed."""
     mel = windows.numpy()[[list(recordings).index(name) for name in ("noise_only_30s", "jfk", "silence_12s")]]

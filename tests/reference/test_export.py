@@ -27,7 +27,7 @@ HEADS = ((1, 0), (0, 1))
 LENGTH = 16  # of what is decoded
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+@pytest.fixture(scope="module", params=["full", pytest.param("lora", marks=pytest.mark.slow)])
 def trained(request, digits, tmp_path_factory) -> tuple[Whisper, Path]:
     """A small model with the released vocabulary after two steps, and the folder that the run exported."""
     folder = tmp_path_factory.mktemp("export")

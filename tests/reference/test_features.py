@@ -40,6 +40,7 @@ def test_spectrograms_of_speech_equal_the_references(recordings, n_mels):
         np.testing.assert_allclose(log_mel_spectrogram(waveform, n_mels), expected, rtol=0, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_mels", [80, 128])
 def test_spectrograms_of_speech_are_as_near_to_the_truth_as_the_references(recordings, n_mels):
     ours, references = [], []

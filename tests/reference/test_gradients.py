@@ -46,8 +46,13 @@ def gradients_of_transformers(
     return out.loss.item(), {name: x.grad.numpy() for name, x in model.named_parameters() if x.requires_grad}
 
 
-@pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("tied", "remat"),
+    [
+        (True, False),
+        *(pytest.param(*both, marks=pytest.mark.slow) for both in ((True, True), (False, False), (False, True))),
+    ],
+)
 def test_every_gradient_equals_that_of_transformers(tmp_path, tied, remat):
     theirs = random_transformers_model(**SMALL, tie_word_embeddings=tied)
     theirs.save_pretrained(tmp_path)

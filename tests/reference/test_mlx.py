@@ -105,7 +105,12 @@ def written(ours, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("dtype", "file"),
-    [(mx.float32, "npz"), (mx.float16, "npz"), (mx.float32, "mlx"), (mx.float16, "safetensors")],
+    [
+        (mx.float32, "npz"),
+        pytest.param(mx.float16, "npz", marks=pytest.mark.slow),
+        pytest.param(mx.float32, "mlx", marks=pytest.mark.slow),
+        (mx.float16, "safetensors"),
+    ],
     ids=str,
 )
 def test_digits_that_mlx_saved_load_to_the_state_of_the_hugging_face_folder(ours, openai, tmp_path, dtype, file):
@@ -117,6 +122,7 @@ def test_digits_that_mlx_saved_load_to_the_state_of_the_hugging_face_folder(ours
     assert_same(loaded, ours, positions_atol=5e-4)  # the digits' folder keeps them in half precision
 
 
+@pytest.mark.slow
 def test_bfloat16_is_kept(ours, openai, tmp_path):
     save(whisper_of(openai["model_state_dict"], openai["dims"], mx.bfloat16), tmp_path / "mlx", "mlx")
     loaded = load_model(tmp_path / "mlx", weights="bfloat16")
@@ -129,6 +135,7 @@ def rounded(model, dtype):
     return nnx.merge(graph, jax.tree.map(lambda array: array.astype(dtype), numbers))
 
 
+@pytest.mark.slow
 def test_the_true_shape_of_tiny_loads_to_the_state_of_the_hugging_face_folder(tmp_path):
     config, random = RELEASED["tiny"], np.random.default_rng(0)
     variables = dict(nnx.to_flat_state(nnx.state(abstract_model(config))))
@@ -156,7 +163,7 @@ def test_quantized_numbers_are_bit_for_bit_those_that_mlx_computes(tmp_path, dty
         np.testing.assert_array_equal(read[f"{module}.weight"].astype(np.float32), np.array(theirs), err_msg=module)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_quantized_digits_are_within_a_step_of_the_digits(ours, openai, tmp_path, bits):
     theirs = whisper_of(openai["model_state_dict"], openai["dims"])
     saved = save(theirs, tmp_path / "mlx", group_size=64, bits=bits)
@@ -189,7 +196,9 @@ def texts_and_words(found: dict) -> list:
 
 
 # Recordings on which the rules for timestamps, which differ there, decide alike. A window takes it 4 s, words 4 more.
-@pytest.mark.parametrize(("name", "language", "words"), [("en_short_3s", "en", 0), ("fr_40s", "fr", 9)])
+@pytest.mark.parametrize(
+    ("name", "language", "words"), [("en_short_3s", "en", 0), pytest.param("fr_40s", "fr", 9, marks=pytest.mark.slow)]
+)
 def test_mlx_whisper_transcribes_the_same_with_what_we_write(ours, written, recordings, name, language, words):
     options = {"language": language, "temperature": 0.0, "word_timestamps": words > 0}
     audio = recordings[name][: 10 * 16_000]

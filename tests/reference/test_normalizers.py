@@ -89,11 +89,13 @@ def test_letters_are_those_that_openai_whisper_splits(generated, language):
     assert [split(text, language) for text in generated] == [reference(text).split() for text in generated]
 
 
+@pytest.mark.slow
 def test_the_package_alone_would_differ_on_these_texts(generated, english):
     packages_own = PackagesOwn()
     assert sum(english(text) != packages_own(text) for text in generated) > 100
 
 
+@pytest.mark.slow
 def test_the_texts_reach_every_rule(generated, english):
     every = "\n".join(generated).lower()
     assert [pattern for pattern in english.replacers if not re.search(pattern, every)] == []

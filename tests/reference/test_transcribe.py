@@ -40,8 +40,13 @@ ON_SOME = {
     "strict silence": {"no_speech_threshold": 0.1, "logprob_threshold": -0.2},
     "hallucinations": {"word_timestamps": True, "hallucination_silence_threshold": 1.0},
 }
+SLOW = ("beam 5, words", *(set(ON_SOME) - {"prefix"}))
 ON_NOISE_TOO = ("no thresholds", "strict silence", "hallucinations", "prompt, no history")
 WITHIN = {"start": 1e-6, "end": 1e-6, "avg_logprob": 1e-3, "no_speech_prob": 1e-3, "compression_ratio": 1e-9}
+
+
+def marked(names):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
 
 
 def compare(model, reference, audio, **options):
@@ -91,7 +96,7 @@ def boundary_errors_s(transcript, true_words: list[dict]) -> list[float]:
     return [abs(word[key] - true[key]) for word, true in pairs for key in ("start", "end")]
 
 
-@pytest.mark.parametrize("name", ALL_OVER)
+@pytest.mark.parametrize("name", marked(ALL_OVER))
 def test_recordings_are_transcribed_as_by_openai_whisper(name, recordings, model, reference, shared):
     """Its words are no further from the true times than the reference's are."""
     errors_s: tuple[list[float], list[float]] = [], []
@@ -106,7 +111,7 @@ def test_recordings_are_transcribed_as_by_openai_whisper(name, recordings, model
     assert median(errors_s[0]) <= median(errors_s[1]) + 1e-6
 
 
-@pytest.mark.parametrize("name", ON_SOME)
+@pytest.mark.parametrize("name", marked(ON_SOME))
 def test_options_mean_what_they_mean_in_openai_whisper(name, recordings, model, reference):
     """On two windows of speech, silence, and noise."""
     compare(model, reference, recordings["en_mixed_75s"][: 45 * 16_000], **ON_SOME[name])

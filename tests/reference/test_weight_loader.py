@@ -76,6 +76,7 @@ def test_the_digits_checkpoint_computes_what_transformers_and_openai_whisper_do(
     assert_equal_outputs(ours, features(), *openai_outputs(reference, features()))
 
 
+@pytest.mark.slow
 def test_the_true_shape_of_tiny_computes_what_transformers_and_openai_whisper_do(tmp_path):
     config = RELEASED["tiny"]
     theirs = random_transformers_model(**config.to_hf())
@@ -121,7 +122,11 @@ SMALL = {
     ],
     ids=str,
 )
-@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "stored",
+    [torch.float16, *(pytest.param(d, marks=pytest.mark.slow) for d in (torch.float32, torch.bfloat16))],
+    ids=str,
+)
 def test_other_shapes_and_stored_dtypes_compute_what_transformers_does(tmp_path, shape, stored):
     random_transformers_model(**{**SMALL, **shape}).to(stored).save_pretrained(tmp_path)
     theirs = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)

@@ -80,6 +80,7 @@ def test_pytorch_model_bin_equals_safetensors(bins, ours, kind):
     assert loaded.config == ours.config
 
 
+@pytest.mark.slow
 def test_the_true_shape_of_tiny_loads_bit_for_bit_from_every_file_of_torchs(tmp_path):
     config = RELEASED["tiny"]
     none = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"), 0)
@@ -173,7 +174,7 @@ def test_the_alignment_heads_that_are_said_to_be_lost_can_be_set(ours, tmp_path)
     assert theirs.alignment_heads.indices().T.tolist() == [list(head) for head in ours.config.alignment_heads]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_faster_whisper_says_the_same_with_what_its_own_converter_makes_of_ours(ours, recordings, tmp_path, dtype):
     faster_whisper = pytest.importorskip("faster_whisper")
     save_model(ours, tmp_path / "digits", "ct2", dtype)

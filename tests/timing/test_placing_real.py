@@ -29,7 +29,11 @@ def model(real_tiny_en):
 @pytest.mark.real
 @pytest.mark.parametrize(
     "options",
-    [{}, {"word_timestamps": True, "vad_filter": True, "batch_size": 4}, {"clip_timestamps": "0,3.1,4,8.05"}],
+    [
+        {},
+        pytest.param({"word_timestamps": True, "vad_filter": True, "batch_size": 4}, marks=pytest.mark.slow),
+        {"clip_timestamps": "0,3.1,4,8.05"},
+    ],
     ids=lambda options: ",".join(options),
 )
 def test_segments_and_words_lie_in_the_recording(model, real_speech, options):

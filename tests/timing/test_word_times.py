@@ -133,6 +133,7 @@ def test_words_leave_out_the_silence_between_real_recordings(with_pauses):
     assert all(0.01 < word["probability"] <= 1 for word in aligned["words"])
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_refined_words_of_a_transcript_do_too(with_pauses):
     model, audio, spans = with_pauses

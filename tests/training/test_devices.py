@@ -13,7 +13,7 @@ from tests.small import quick_compilation, small_model  # noqa: F401
 from tests.training.batches import Run, random_batch, small_run
 from whisper_nnx.training.config import AugmentConfig
 
-STEPS = 4
+STEPS = 2
 
 
 def train() -> dict[str, object]:

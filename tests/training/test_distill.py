@@ -42,12 +42,14 @@ def test_a_student_copies_the_encoder_embeddings_and_kept_layers():
     assert student.tokenizer == teacher.tokenizer
 
 
+@pytest.mark.slow
 def test_a_student_equal_to_its_teacher_has_no_divergence():
     teacher = small_model(spread=0.8)
     metrics = Run(small_run(distill=DISTILL), make_student(teacher, DISTILL), teacher)(**random_batch())
     assert abs(metrics["kl"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_student_approaches_its_unchanged_teacher():
     teacher = small_model(spread=0.8, decoder_layers=3)
     before = np.array(teacher.decoder.layers[1].fc1.kernel[...])

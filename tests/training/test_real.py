@@ -14,6 +14,7 @@ pytestmark = pytest.mark.real
 TEXT = "he began a confused complaint against the wizard who had vanished behind the curtain on the left"
 
 
+@pytest.mark.slow
 def test_an_english_only_checkpoint_is_fine_tuned_and_evaluated(
     real_tiny_en, real_speech, tmp_path, capsys, monkeypatch
 ):

@@ -85,6 +85,7 @@ def test_the_best_model_by_word_error_rate_is_kept(config):
     assert not all(map(np.array_equal, best, last))
 
 
+@pytest.mark.slow
 def test_records_are_means_that_cover_each_step_once(config):
     config = replace(config, evaluate=EvaluateConfig())
     every_step = replace(config, log_every=1, output=config.output + "1")
@@ -130,6 +131,7 @@ def raise_signals_at(step: int, count: int, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(_Run, "_collect", collect_and_raise)
 
 
+@pytest.mark.slow
 def test_a_signal_between_steps_saves_after_the_step(config, monkeypatch, capsys):
     config = replace(config, evaluate=EvaluateConfig(), save_every=10, log_every=1)
     raise_signals_at(3, 1, monkeypatch)
@@ -159,6 +161,7 @@ def test_a_failing_evaluation_loses_no_steps(config, capsys):
     assert lines(config, "wer") == [(3, 0.5), (4, 0.4)]
 
 
+@pytest.mark.slow
 def test_a_finished_run_only_exports_again(config):
     run(config, Wers(0.4, 0.3, 0.2, 0.1))
     exported: list[tuple[list[np.ndarray], Path]] = []
@@ -181,6 +184,7 @@ def test_an_output_in_use_is_rejected(config):
     assert run(replace(config, steps=1), another) == Result(step=1, best_wer=1.0)
 
 
+@pytest.mark.slow
 def test_guided_heads_become_the_exported_models_alignment_heads(config):
     guided = LossConfig(guide_weight=0.1, guide_heads=((1, 0), (0, 1)))
     run(replace(config, steps=1, loss=guided, evaluate=EvaluateConfig()))

@@ -111,6 +111,7 @@ def weights(output: Path) -> bytes:
     return (output / "export" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(words, tmp_path):
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
     assert in_a_process(None, words, "--output", str(uninterrupted)) == 0
@@ -153,6 +154,7 @@ def test_a_run_writes_a_loadable_model_curves_and_configuration(run, tmp_path):
     assert load_model(tmp_path / "out" / "export").tokenizer == small_model().tokenizer
 
 
+@pytest.mark.slow
 def test_a_new_model_has_the_configured_shape_and_tokenizer(run, folder, tmp_path):
     sizes = {**vars(small_config()), "decoder_layers": 1, "dropout": 0.1}
     names = ("d_model", "encoder_layers", "encoder_attention_heads", "decoder_layers", "decoder_attention_heads")
@@ -193,6 +195,7 @@ def test_a_finished_run_continues_with_more_steps_and_rejects_fewer(run, tmp_pat
     assert "--restart needs an empty output" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_with_step_rows_and_checkpoint(run, folder, tmp_path):
     code, lines = run("--optimizer.learning_rate", "1e30", "--save_every", "1")
     assert code == 1
@@ -279,6 +282,7 @@ finally:
     assert done.stdout.endswith("set()\n")
 
 
+@pytest.mark.slow
 def test_a_run_that_evaluates_writes_error_rates_and_keeps_the_best(run, folder, tmp_path):
     held_out = folder / "held_out.jsonl"
     held_out.write_text("".join((folder / "train.jsonl").read_text().splitlines(True)[:3]))

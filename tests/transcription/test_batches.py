@@ -1,8 +1,12 @@
-"""Recordings decoded together say what each says alone: on the trained checkpoint, with all that may differ by row."""
+"""Recordings decoded together say what each says alone: on the trained checkpoint, with all that may differ by row.
+
+Less of it, in less time: test_batch.py (beams) and serving/test_scheduler.py (greedy, beams, words).
+"""
 
 import numpy as np
 import pytest
 
+from tests.small import quick_compilation  # noqa: F401
 from whisper_nnx import load_audio, load_model, transcribe
 from whisper_nnx.transcription.stream import iter_transcripts
 
@@ -45,6 +49,7 @@ def plain(transcript: dict) -> tuple:
 pytestmark = pytest.mark.filterwarnings("ignore:.*digital silence", "ignore:word times of a translation")
 
 
+@pytest.mark.slow
 def test_every_transcript_is_the_same_in_any_company(model, sources, alone):
     together = transcribe(model, sources, batch_size=8, **OPTIONS)
     for number, (ours, expected) in enumerate(zip(together, alone, strict=True)):
@@ -53,11 +58,13 @@ def test_every_transcript_is_the_same_in_any_company(model, sources, alone):
             np.testing.assert_allclose(segment["avg_logprob"], other["avg_logprob"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_recordings_are_as_different_as_they_should_be(alone):
     assert {"en", "de", "es", "fr"} <= {transcript["language"] for transcript in alone}
     assert {0.0, 0.6} == {s["temperature"] for transcript in alone for s in transcript["segments"]}
 
 
+@pytest.mark.slow
 def test_pieces_of_a_recording_are_the_same_in_any_company(model, shared):
     audio = load_audio(shared / "audio" / "en_mixed_75s.flac")
     options = {

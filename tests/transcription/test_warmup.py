@@ -18,9 +18,9 @@ def noise(seconds):
     [
         {},
         {"language": "en", "temperature": 0.0, "beam_size": 2},
-        {"best_of": 3, "word_timestamps": True, "alignment_heads": [(1, 0)]},
+        pytest.param({"best_of": 3, "word_timestamps": True, "alignment_heads": [(1, 0)]}, marks=pytest.mark.slow),
         {"temperature": 0.0, "word_timestamps": True, "refine_word_times": True, "without_timestamps": True},
-        {"repetition_penalty": 1.1, "initial_prompt": "a b", "temperature": 0.0},
+        pytest.param({"repetition_penalty": 1.1, "initial_prompt": "a b", "temperature": 0.0}, marks=pytest.mark.slow),
     ],
     ids=lambda options: ",".join(options) or "defaults",
 )
