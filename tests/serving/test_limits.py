@@ -260,3 +260,12 @@ def test_settings_are_checked() -> None:
     for wrong in [{"api_keys": [""]}, {"max_upload_mb": 0}, {"request_timeout_s": 0.0}, {"max_hours": 0}]:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ServerSettings(**wrong)
+
+
+def test_a_client_that_does_not_read_its_stream_is_ended(server, monkeypatch) -> None:
+    monkeypatch.setattr("whisper_nnx.serving.events._LAST_S", 0.1)
+    monkeypatch.setattr("whisper_nnx.serving.events.to_json", lambda content: b"x" * (32 << 20))  # fills all buffers
+    with changed(server, request_timeout_s=1.0), connection(server, WAV, stream=True):
+        wait_until(lambda: server.app.state.serving.space.used > 0)
+        wait_until(lambda: server.app.state.serving.space.used == 0)
+    wait_until(lambda: is_idle(server))

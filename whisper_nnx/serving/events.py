@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from fastapi.responses import Response
@@ -22,6 +23,8 @@ from whisper_nnx.serving.responses import (
 )
 from whisper_nnx.serving.run import Run
 
+_LAST_S = 5  # for the last words to a client
+
 
 class EventStream(Response):
     """Sends the events of a run that has started; then closes `owned`."""
@@ -37,20 +40,21 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         run = self._run
 
-        async def write(data: bytes) -> None:
-            message = {"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True}
-            await run.within_limits(send(message))
+        def sent(data: bytes) -> Awaitable[None]:
+            return send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
 
         async with self._owned:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             try:
                 async for event in events(run):
-                    await write(to_json(event))
-                await write(b"[DONE]")
+                    await run.within_limits(sent(to_json(event)))
+                await run.within_limits(sent(b"[DONE]"))
             except ApiError as error:  # too late for another status
                 scope.setdefault("log", {})["error"] = error.message
-                await write(to_json(error.body))
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                with suppress(TimeoutError):  # of a client that does not read
+                    await asyncio.wait_for(sent(to_json(error.body)), _LAST_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(send({"type": "http.response.body", "body": b"", "more_body": False}), _LAST_S)
 
 
 async def events(run: Run) -> AsyncIterator[dict[str, Any]]:

@@ -25,6 +25,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         registry.register(_OfScheduler(scheduler))
         registry.register(_compilations)
+        _compilations.listen()
         self.requests = Counter(
             "whisper_requests", "requests by route and status", ["route", "status"], registry=registry
         )
@@ -75,7 +76,7 @@ class _OfScheduler(Collector):
 
 
 class _Compilations(Collector):
-    """Counts the programs that XLA compiles in this process, from the first time it is registered on."""
+    """Counts the programs that XLA compiles in this process, once `listen` was called."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -96,7 +97,6 @@ class _Compilations(Collector):
                 self._count += 1
 
     def collect(self) -> Iterator[Any]:
-        self.listen()
         yield CounterMetricFamily("whisper_compilations", "programs that XLA compiled", self._count)
 
 

@@ -24,6 +24,7 @@ _QUIET = ("/health", "/metrics", "/page", "/docs", "/openapi.json")
 
 def write_log() -> None:
     """Has the lines written to standard error, unless the log is configured already."""
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the response says what is wrong with a form
     log = logging.getLogger("whisper_nnx.serving")
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
