@@ -1,5 +1,6 @@
 """Who may use the server, how much, and what is left of requests that end early."""
 
+import errno
 import json
 import logging
 import os
@@ -226,6 +227,19 @@ def test_an_unexpected_failure_is_logged_and_hidden(server, monkeypatch, caplog)
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
     assert "ZeroDivisionError" in caplog.text
     assert "division" not in response.text
+
+
+def test_a_full_disk_is_the_servers_fault(server, monkeypatch) -> None:
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/secret")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    response = post(server, recording(60))
+    assert (response.status_code, response.headers["retry-after"]) == (503, "30")
+    assert "secret" not in response.text
+    assert server.app.state.serving.space.used == 0
+    monkeypatch.undo()
+    assert post(server).status_code == 200
 
 
 def test_an_upload_may_be_closed_while_it_is_read() -> None:

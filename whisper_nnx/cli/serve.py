@@ -167,6 +167,7 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: Ser
     import uvicorn
 
     from whisper_nnx.serving.app import create_app
+    from whisper_nnx.serving.connections import connection_class, raise_file_limit
     from whisper_nnx.serving.scheduler import Scheduler
 
     listening = _listen(args.host, args.port)
@@ -180,6 +181,8 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: Ser
     app = create_app(scheduler, settings)
     config = uvicorn.Config(
         app,
+        http=connection_class(settings.upload_timeout_s, raise_file_limit() * 3 // 4),
+        ws="none",
         ssl_certfile=args.ssl_certfile,
         ssl_keyfile=args.ssl_keyfile,
         log_config=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from whisper_nnx.runtime.console import one_line
 from whisper_nnx.serving.scheduler import Busy, Unavailable, UnknownModel
 
 log = logging.getLogger("whisper_nnx.serving")
+_LACKS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # of the server, not of the request
 _NO_RETRY = {"x-should-retry": "false"}  # OpenAI's clients obey it
 
 
@@ -82,6 +84,10 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(503, one_line(error), code="unavailable", headers={"Retry-After": "5"})
     if isinstance(error, UnknownModel):
         return ApiError(404, one_line(error).strip("'"), param="model", code="model_not_found")
+    if isinstance(error, OSError) and error.errno in _LACKS:
+        log.error("a request failed", exc_info=error)
+        message = "the server lacks disk space, memory or files at present; try again later"
+        return ApiError(503, message, code="unavailable", headers={"Retry-After": "30"})
     if isinstance(error, ValueError | OSError | ImportError):  # of the recording or of the options
         message = one_line(error)
         named = re.match(r"([a-z]\w*)=", message)

@@ -46,7 +46,12 @@ class ServerSettings:
     request_timeout_s: float | None = field(
         default=3600.0, metadata=_limit("seconds that a request may take once it is uploaded; None: any time")
     )
-    upload_timeout_s: float = field(default=60.0, metadata=_limit("seconds in which an upload must go on"))
+    upload_timeout_s: float = field(
+        default=60.0,
+        metadata=_limit(
+            "seconds in which an upload must go on", more="A connection without a request is closed after them, too."
+        ),
+    )
 
     def __post_init__(self):
         for name in ("api_keys", "cors_origins"):
