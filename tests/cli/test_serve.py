@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
@@ -37,6 +38,28 @@ def test_a_server_says_when_it_is_ready_serves_and_ends_with_status_0(digits, sh
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_a_server_that_loads_ends_at_once(tmp_path):
+    program = """
+import sys, time
+from whisper_nnx.cli import serve, main
+serve.load_named_model = lambda *_: time.sleep(60)
+sys.exit(main.main(sys.argv[1:]))
+"""
+    options = ["serve", "--model", str(tmp_path), "--port", "0"]
+    process = subprocess.Popen([sys.executable, "-c", program, *options], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        assert "loading" in process.stderr.readline()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
     finally:
         process.kill()
         process.wait()

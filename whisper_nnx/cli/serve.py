@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -222,6 +223,9 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: Ser
         server.should_exit = True
         await serving
         await scheduler.close(0)
+    if scheduler.is_occupied:  # Python would wait for the thread
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

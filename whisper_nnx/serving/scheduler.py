@@ -123,6 +123,11 @@ class Scheduler:
         return self._thread.is_alive()
 
     @property
+    def is_occupied(self) -> bool:
+        """Whether a thread loads, compiles or decodes: nothing can interrupt that, and `close` does not wait for it."""
+        return self.alive or any(slot.loading for slot in self._slots.values())
+
+    @property
     def accepting(self) -> bool:
         """Whether requests are taken: not while starting or stopping."""
         return self.alive and self.ready and not self._stopping
@@ -178,7 +183,7 @@ class Scheduler:
             self._ended = True
 
         self._do(stop)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, 5)
         self._readers.shutdown(cancel_futures=True)
         self._loader.shutdown(wait=False, cancel_futures=True)
 
