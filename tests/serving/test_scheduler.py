@@ -165,10 +165,14 @@ def test_models_are_loaded_on_first_use_once_and_idle_ones_make_room(model):
         assert scheduler.stats.models == ("a",)
         await scheduler.submit("b", noise(0, 0.5), GREEDY).result()
         assert scheduler.stats.models == ("b",)
+        both = [scheduler.submit(name, noise(0, 0.5), GREEDY) for name in ("b", "a", "b", "a")]
+        for job in both:
+            await job.result()
+        assert len(scheduler.stats.models) == 1  # whichever was last in use
         await scheduler.close()
 
     asyncio.run(main())
-    assert loaded == ["a", "b"]
+    assert loaded == ["a", "b", "a"]
 
 
 def test_a_model_that_cannot_be_loaded_fails_its_requests_and_is_tried_again():

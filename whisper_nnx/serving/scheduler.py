@@ -278,9 +278,13 @@ class Scheduler:
         jobs, slot.waiting = slot.waiting, []
         for job in jobs:
             self._admit(job, slot)
+        self._release_models(slot)
+
+    def _release_models(self, kept: ModelSlot) -> None:
+        """Releases models without requests, other than `kept`, while all take more memory than they may."""
         if self._memory_bytes is None:
             return
-        in_use = {slot.name, *(job.model for job in list(self._jobs.values()))}
+        in_use = {kept.name, *(job.model for job in list(self._jobs.values()))}
         idle = [other for other in self._loaded() if other.name not in in_use]
         for other in sorted(idle, key=lambda s: s.used_at):
             if sum(s.memory_bytes for s in self._loaded()) > self._memory_bytes:
@@ -323,6 +327,7 @@ class Scheduler:
         slot.queue.discard(job.number)
         if slot.batch is not None:
             slot.batch.cancel(job.number)
+        self._release_models(slot)
         job.report(error)
 
     # On readers' threads.
