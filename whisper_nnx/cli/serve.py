@@ -188,7 +188,7 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: Ser
         ssl_keyfile=args.ssl_keyfile,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=max(1, round(args.stop_after_s)),
+        timeout_graceful_shutdown=max(1, round(args.stop_after_s + 1)),  # the scheduler ends requests before that
     )
 
     class Server(uvicorn.Server):
@@ -200,6 +200,11 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: Ser
             finally:
                 for number, handler in before.items():
                     signal.signal(number, handler)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            closing = asyncio.create_task(scheduler.close(args.stop_after_s))
+            await super().shutdown(sockets)
+            await closing
 
     server = Server(config)
     serving = asyncio.create_task(server.serve([listening]))

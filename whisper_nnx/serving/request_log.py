@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import secrets
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from whisper_nnx.serving.errors import ClientLeft, as_api_error
 from whisper_nnx.serving.metrics import Metrics
+from whisper_nnx.serving.scheduler import Unavailable
 
 lines = logging.getLogger("whisper_nnx.serving.requests")
 LEFT = 499  # the status that stands for a client that left, as in nginx's log
@@ -64,6 +66,10 @@ class RequestLog:
             await self._app(scope, receive, send_named)
         except ClientLeft:
             about["left"] = True
+        except asyncio.CancelledError:  # uvicorn stops, and the time for that is over
+            about["error"] = "stopped"
+            if not status:
+                await as_api_error(Unavailable("the server has stopped")).response()(scope, receive, send_named)
         except Exception as error:
             about["error"] = type(error).__name__
             if status:
