@@ -103,8 +103,14 @@ def test_keys(server) -> None:
         with pytest.raises(openai.AuthenticationError):
             server.openai(key="wrong").models.list()
         assert server.openai(key="second").models.list().data
+        assert server.http.get("/v1/models", headers={"Authorization": b"Bearer \xff"}).status_code == 401
         for path, status in [("/health", 200), ("/", 200), ("/openapi.json", 200), ("/metrics", 401)]:
             assert server.http.get(path).status_code == status
+
+
+def test_a_key_may_have_any_letters(server) -> None:
+    with changed(server, api_keys=("ключ",)):
+        assert server.http.get("/v1/models", headers={"Authorization": "Bearer ключ".encode()}).status_code == 200
 
 
 def test_large_requests_are_refused_while_they_are_read(server) -> None:

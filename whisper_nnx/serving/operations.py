@@ -22,8 +22,8 @@ def require_key(request: Request) -> None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     given = given.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-    # All are compared: the time that it takes tells nothing.
-    matches = [secrets.compare_digest(given.encode(), key.encode()) for key in keys]
+    # Headers are read as Latin-1. All are compared: the time that it takes tells nothing.
+    matches = [secrets.compare_digest(given.encode("latin-1"), key.encode()) for key in keys]
     if not any(matches):
         fault = "is wrong" if given else "is missing"
         message = f"the API key {fault}; send a valid one in the header: Authorization: Bearer KEY"
