@@ -44,7 +44,9 @@ CASES = [
     ("tiny.en", "en_meeting_6s.wav", {"temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)}),
     ("base", "es_libri_17s.opus", {**WORDS, "task": "translate"}),
     ("base", "en_lj_2s.wav", BEAM),
+    ("base", "en_lj_2s.wav", LADDER),
     ("base", "de_simplicissimus_68s.mp3", {}),
+    pytest.param("base", "de_simplicissimus_68s.mp3", LADDER, marks=pytest.mark.slow),
     ("base", "en_lj_8s.wav", {"language": "en", "initial_prompt": "The Warren report.", "carry_initial_prompt": True}),
 ]
 
