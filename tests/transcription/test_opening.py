@@ -1,5 +1,6 @@
 """How a recording is opened: its language, its pieces, and the order of what the pieces say."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,7 +39,7 @@ def heard(monkeypatch) -> list[tuple[int, int]]:
         return SimpleNamespace(content_frames=len(samples) // 160, window=window)
 
     monkeypatch.setattr(opening, "RecordingMel", mel)
-    monkeypatch.setattr(opening, "encode_windows", lambda model, place: place)
+    monkeypatch.setattr(opening, "open_audio", partial(opening.open_audio, encode=lambda model, place: place))
     monkeypatch.setattr(opening, "detect_languages", detect)
     return places
 
