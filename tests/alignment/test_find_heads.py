@@ -58,7 +58,8 @@ def median_error_s(model, recordings) -> Callable[[Heads], float]:
     return measure
 
 
-@pytest.mark.parametrize("with_times", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("with_times", [True, False])
 def test_heads_that_are_found_time_words_at_least_as_well_as_the_checkpoints_own(
     with_times, model, recordings, median_error_s
 ):

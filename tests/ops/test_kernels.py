@@ -137,7 +137,8 @@ def test_several_devices_do_without(monkeypatch):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="its instructions")
-@pytest.mark.parametrize("without", [pytest.param("-mno-avx512f", marks=pytest.mark.slow), "-mno-avx"])
+@pytest.mark.slow
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
 def test_on_processors_of_narrower_registers(without, tmp_path):
     instructions = Path("/proc/cpuinfo")
     if "512" in without and instructions.exists() and "avx512f" not in instructions.read_text():

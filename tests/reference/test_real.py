@@ -75,7 +75,9 @@ def test_options_mean_what_they_mean_in_openai_whisper(name, recording, options,
 
 
 @pytest.mark.parametrize(
-    ("name", "languages", "batch_size"), [("tiny.en", ["en"], 4), ("base", ["es", "ja"], 2)], ids=str
+    ("name", "languages", "batch_size"),
+    [("tiny.en", ["en"], 4), pytest.param("base", ["es", "ja"], 2, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_recordings_are_transcribed_as_by_openai_whisper_and_evaluated_with_no_more_errors(
     name, languages, batch_size, both_models, shared

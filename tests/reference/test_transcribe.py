@@ -97,6 +97,7 @@ def boundary_errors_s(transcript, true_words: list[dict]) -> list[float]:
 
 
 @pytest.mark.parametrize("name", marked(ALL_OVER))
+@pytest.mark.slow
 def test_recordings_are_transcribed_as_by_openai_whisper(name, recordings, model, reference, shared):
     """Its words are no further from the true times than the reference's are."""
     errors_s: tuple[list[float], list[float]] = [], []

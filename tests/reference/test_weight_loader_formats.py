@@ -157,6 +157,7 @@ def test_openai_whisper_loads_what_we_write_bit_for_bit(digits, ours, tmp_path, 
         assert written[name].data_ptr() % 64 == 0  # where torch aligns them too
 
 
+@pytest.mark.slow
 def test_openai_whisper_says_the_same_with_what_we_write(ours, recordings, tmp_path):
     save_model(ours, tmp_path / "digits.pt", "openai")
     theirs = whisper.load_model(str(tmp_path / "digits.pt"), device="cpu")

@@ -30,7 +30,7 @@ def model(real_tiny_en):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"word_timestamps": True, "vad_filter": True, "batch_size": 4}, marks=pytest.mark.slow),
         {"clip_timestamps": "0,3.1,4,8.05"},
     ],

@@ -71,6 +71,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     assert found["kl"] > 0.01
 
 
+@pytest.mark.slow
 def test_a_shared_encoder_is_computed_once_with_the_same_result(monkeypatch):
     teacher = small_model(spread=0.8, decoder_layers=3)
     config = small_run(distill=DISTILL, freeze=("encoder",))

@@ -74,6 +74,7 @@ def lines(config: TrainConfig, name: str) -> list[tuple[int, float]]:
     return [(record["step"], record[name]) for record in records if name in record]
 
 
+@pytest.mark.slow
 def test_the_best_model_by_word_error_rate_is_kept(config):
     evaluate = Wers(0.9, 0.2, 0.5, 0.3)
     result = run(config, evaluate)
@@ -149,6 +150,7 @@ def test_a_second_signal_ends_a_run_at_once(config, monkeypatch):
     assert not [path for path in (Path(config.output) / "checkpoints").iterdir() if path.name.isdigit()]
 
 
+@pytest.mark.slow
 def test_a_failing_evaluation_loses_no_steps(config, capsys):
     def fail(model: Whisper) -> dict[str, float]:
         raise OSError("no such recording")
@@ -201,6 +203,7 @@ def test_a_loss_that_is_not_finite_is_never_saved(config):
     assert not [path for path in (Path(config.output) / "checkpoints").iterdir() if path.name.isdigit()]
 
 
+@pytest.mark.slow
 def test_a_later_stage_reuses_the_ctc_head(config, tmp_path):
     first = replace(config, steps=2, loss=LossConfig(ctc_weight=0.3), evaluate=EvaluateConfig())
     run(first)

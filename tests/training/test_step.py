@@ -80,6 +80,7 @@ def test_remat_recomputes_layers():
     assert recomputed(True) >= recomputed(False) + 3  # the layers
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_large_batch():
     large = random_batch(rows=8)
     halves = [{name: x[half] for name, x in large.items()} for half in (slice(4), slice(4, 8))]

@@ -179,6 +179,7 @@ def test_a_distilled_student_has_the_teachers_encoder_and_fewer_layers(run, fold
     assert record["kl"] > 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_continues_with_more_steps_and_rejects_fewer(run, tmp_path):
     run("--steps", "2")
     code, lines = run("--steps", "3")
@@ -295,6 +296,7 @@ def test_a_run_that_evaluates_writes_error_rates_and_keeps_the_best(run, folder,
     assert load_model(tmp_path / "out" / "best").config == load_model(folder / "model").config
 
 
+@pytest.mark.slow
 def test_unreadable_recordings_of_an_evaluation_are_reported_by_line(run, folder, tmp_path, monkeypatch):
     module = importlib.import_module("whisper_nnx.evaluation.run")
     real = module._result

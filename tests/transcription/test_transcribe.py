@@ -41,6 +41,7 @@ def test_a_path_its_bytes_a_file_and_its_samples_say_the_same(model, short):
     assert slow["text"] == " Six zero nine."
 
 
+@pytest.mark.slow
 def test_a_checkpoint_may_say_that_windows_are_not_told_the_text_before(model, shared, monkeypatch):
     audio = load_audio(shared / "audio" / "en_mixed_75s.flac")
 
