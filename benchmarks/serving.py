@@ -143,8 +143,9 @@ async def load(address: str, pid: int, clips: list[np.ndarray], clients: int, se
                 continue
             found.latencies_s.append(latency)
             found.first_texts_s += [first] if first is not None else []
-            found.audio_s += len(clips[place]) / SAMPLE_RATE
-            found.words += len(text_of(text).split())
+            if time.monotonic() <= end:  # what ends later is in no throughput
+                found.audio_s += len(clips[place]) / SAMPLE_RATE
+                found.words += len(text_of(text).split())
 
     async def watch() -> None:
         while True:
