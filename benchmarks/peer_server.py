@@ -6,6 +6,7 @@ python benchmarks/peer_server.py FOLDER PORT COMPUTE_TYPE
 from __future__ import annotations
 
 import io
+import os
 import sys
 import threading
 from typing import Any
@@ -16,7 +17,8 @@ from faster_whisper import WhisperModel
 
 
 def make_app(folder: str, compute_type: str) -> FastAPI:
-    model, one_by_one = WhisperModel(folder, device="cpu", compute_type=compute_type), threading.Lock()
+    model = WhisperModel(folder, device="cpu", compute_type=compute_type, cpu_threads=os.cpu_count() or 1)
+    one_by_one = threading.Lock()
     app = FastAPI()
 
     @app.get("/health")
