@@ -25,6 +25,8 @@ from whisper_nnx.runtime.startup import start
 from whisper_nnx.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from whisper_nnx.serving.models import ModelSlot
     from whisper_nnx.serving.scheduler import Scheduler
 
@@ -165,10 +167,6 @@ def _slot(name: str, source: str, args: argparse.Namespace, device: Any) -> Mode
 
 
 async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: ServerSettings) -> int:
-    import uvicorn
-
-    from whisper_nnx.serving.app import create_app
-    from whisper_nnx.serving.connections import connection_class, raise_file_limit
     from whisper_nnx.serving.scheduler import Scheduler
 
     listening = _listen(args.host, args.port)
@@ -179,34 +177,7 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: Ser
         memory_bytes=None if memory is None else round(memory * 2**30),
         samples_bytes=round(args.samples_memory_gb * 2**30),
     )
-    app = create_app(scheduler, settings)
-    config = uvicorn.Config(
-        app,
-        http=connection_class(settings.upload_timeout_s, raise_file_limit() * 3 // 4),
-        ws="none",
-        ssl_certfile=args.ssl_certfile,
-        ssl_keyfile=args.ssl_keyfile,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=max(1, round(args.stop_after_s + 1)),  # the scheduler ends requests before that
-    )
-
-    class Server(uvicorn.Server):
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:  # SIGTERM is an orderly end
-            before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-            try:
-                yield
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            closing = asyncio.create_task(scheduler.close(args.stop_after_s))
-            await super().shutdown(sockets)
-            await closing
-
-    server = Server(config)
+    server = _http_server(scheduler, args, settings)
     serving = asyncio.create_task(server.serve([listening]))
     wyoming = None
     if args.wyoming_port is not None:
@@ -232,6 +203,41 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: Ser
         sys.stderr.flush()
         os._exit(0)
     return 0
+
+
+def _http_server(scheduler: Scheduler, args: argparse.Namespace, settings: ServerSettings) -> uvicorn.Server:
+    """A server whose orderly end closes the scheduler."""
+    import uvicorn
+
+    from whisper_nnx.serving.app import create_app
+    from whisper_nnx.serving.connections import connection_class, raise_file_limit
+
+    class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:  # SIGTERM is an orderly end
+            before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            closing = asyncio.create_task(scheduler.close(args.stop_after_s))
+            await super().shutdown(sockets)
+            await closing
+
+    config = uvicorn.Config(
+        create_app(scheduler, settings),
+        http=connection_class(settings.upload_timeout_s, raise_file_limit() * 3 // 4),
+        ws="none",
+        ssl_certfile=args.ssl_certfile,
+        ssl_keyfile=args.ssl_keyfile,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(args.stop_after_s + 1)),  # the scheduler ends requests before that
+    )
+    return Server(config)
 
 
 async def _load(scheduler: Scheduler, slots: Sequence[ModelSlot]) -> None:

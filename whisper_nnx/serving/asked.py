@@ -118,7 +118,7 @@ def ask(fields: Fields, settings: ServerSettings, translate: bool = False) -> As
     if stream and form in SUBTITLES:
         raise bad_request(f"stream=true sends events, not {form}; drop it or choose json or verbose_json", "stream")
     if references:
-        warnings.append("known_speaker_references has no effect: speakers are told apart by the channels of stereo")
+        warnings.append("known_speaker_references has no effect: speakers are distinguished by the channels of stereo")
     if speakers and form != "diarized_json":
         warnings.append(f"known_speaker_names is for diarized_json; no effect on response_format={form}")
     options = transcribe_options(values, settings)

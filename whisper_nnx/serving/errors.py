@@ -56,7 +56,7 @@ class ApiError(Exception):
 
 
 class ClientLeft(Exception):
-    """The client has closed the connection: nobody reads a response."""
+    """The client has closed the connection and reads no response."""
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
