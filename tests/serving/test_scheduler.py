@@ -8,8 +8,8 @@ import pytest
 
 from tests.small import quick_compilation as quick_compilation
 from tests.small import small_model
-from whisper_nnx import transcribe
-from whisper_nnx.serving.models import ModelSlot
+from whisper_nnx import transcribe, warmup
+from whisper_nnx.serving.models import ModelSlot, programs_of
 from whisper_nnx.serving.scheduler import Busy, Scheduler, Unavailable, UnknownModel
 from whisper_nnx.serving.spool import Spool
 from whisper_nnx.transcription.options import TranscribeOptions
@@ -204,6 +204,33 @@ def test_nothing_is_compiled_for_a_new_mix_of_lengths_and_rows(model, compilatio
         return compilations[before:]
 
     assert run(model, work) == []
+
+
+def test_programs_of_unusual_options_are_compiled_beside_other_requests(model, compilations):
+    unusual = TranscribeOptions.of(GREEDY, beam_size=3, no_repeat_ngram_size=4)
+    asked, ready, counts = [], threading.Event(), list[int]()
+
+    def compile(model, options):
+        assert ready.wait(60)
+        asked.append(options)
+        warmup(model, (1,), options)
+        counts.append(len(compilations))
+
+    async def main():
+        slot = ModelSlot("small", lambda: model, (1,), compile=compile, compiled=programs_of(GREEDY))
+        scheduler = Scheduler([slot])
+        scheduler.ready = True
+        waiting = [scheduler.submit("small", noise(0, 0.5), unusual) for _ in range(2)]
+        await scheduler.submit("small", noise(1, 0.5), GREEDY).result()
+        assert not waiting[0].has_opened
+        ready.set()
+        for job in waiting:
+            await job.result()
+        await scheduler.close()
+
+    asyncio.run(main())
+    assert asked == [unusual]
+    assert counts == [len(compilations)]
 
 
 def test_samples_beyond_the_limit_are_kept_in_a_file_without_a_name():

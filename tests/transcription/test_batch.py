@@ -198,6 +198,17 @@ def test_without_enough_memory_half_the_rows_do_the_same_work(model, fits):
     assert tight.segments() == roomy.segments()
 
 
+def test_all_rows_are_used_again_after_all_is_done(model):
+    decoder = Decoder(model, [1] * 5, 1)
+    batch = decoder.make_batch(size=4)
+    decoder.rows_in_memory = 2
+    with pytest.warns(UserWarning, match="out of memory"):
+        list(batch.run(iter(decoder.lives[:4])))
+    decoder.rows_in_memory = None
+    list(batch.run(iter(decoder.lives[4:])))
+    assert [len(call) for call in decoder.calls] == [2, 2, 4]
+
+
 def test_one_row_that_does_not_fit_is_an_error(model):
     decoder = Decoder(model, [1], 1)
     decoder.rows_in_memory = 0

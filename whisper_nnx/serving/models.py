@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,11 @@ from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.serving.encoder_cache import EncoderCache
 from whisper_nnx.serving.job import Job
 from whisper_nnx.transcription.batch import Batch
+from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.queue import RoundRobin
+from whisper_nnx.transcription.windows import strategy_of
+
+Program = Hashable
 
 
 @dataclass
@@ -24,12 +29,15 @@ class ModelSlot:
     Attributes:
       name: by which requests choose it.
       load: loads it, and compiles what it runs; on any thread.
+      compile: compiles what requests with these options run; on any thread. None: it is compiled when it is first run.
+      compiled: the programs that need not be compiled any more, as `programs_of` names them.
       sizes: numbers of rows of its batch.
       cache_bytes: limit of its encoder cache.
       queue: the requests that wait for a row.
       batch: None while the model is not loaded.
       used_at: time of the last use, of a monotonic clock.
       loading: whether it is being loaded.
+      compiling: whether `prepare` compiles.
       failure: why it could not be loaded.
       waiting: the requests that came before it was loaded.
     """
@@ -38,12 +46,15 @@ class ModelSlot:
     load: Callable[[], Whisper]
     sizes: Sequence[int]
     cache_bytes: int = 0
+    compile: Callable[[Whisper, TranscribeOptions], None] | None = None
+    compiled: frozenset[Program] = frozenset()
     queue: RoundRobin = field(default_factory=RoundRobin)
     model: Whisper | None = None
     batch: Batch | None = None
     encode: EncoderCache | None = None
     used_at: float = 0.0
     loading: bool = False
+    compiling: bool = False
     failure: Exception | None = None
     waiting: list[Job] = field(default_factory=list)
 
@@ -61,6 +72,20 @@ class ModelSlot:
         arrays: list[Any] = jax.tree.leaves(self.model)
         return sum(array.nbytes for array in arrays if hasattr(array, "nbytes"))
 
+    def is_prepared(self, options: TranscribeOptions) -> bool:
+        """Whether requests with these options run without compiling anything, as far as `compile` can see to it."""
+        return self.compile is None or programs_of(options) <= self.compiled
+
+    def prepare(self, options: TranscribeOptions) -> None:
+        """Sees to it. Takes seconds; called on one thread alone."""
+        model = self.model
+        if model is None or self.compile is None or self.is_prepared(options):
+            return
+        self.compiling = True
+        with suppress(Exception):  # of options that cannot be met: the request itself fails at them
+            self.compile(model, options)
+        self.compiling, self.compiled = False, self.compiled | programs_of(options)
+
     def insert(self, model: Whisper) -> None:
         self.model, self.encode = model, EncoderCache(self.cache_bytes)
         self.batch = Batch(model, max(self.sizes), sizes=self.sizes, queue=self.queue, ahead=0, encode=self.encode)
@@ -68,3 +93,12 @@ class ModelSlot:
 
     def release(self) -> None:
         self.model = self.batch = self.encode = None
+
+
+def programs_of(options: TranscribeOptions) -> frozenset[Program]:
+    """Names of what XLA compiles for a request, beside what all requests run."""
+    fallback, decoding, longform = options.fallback, options.decoding, options.longform
+    limits = decoding.repetition_penalty, decoding.no_repeat_ngram_size, decoding.max_repeats
+    strategies = {strategy_of(fallback.options_at(t, decoding)) for t in fallback.temperatures}
+    timed = {("times", longform.refine_word_times, longform.alignment_heads)} if longform.timed else ()
+    return frozenset({*((strategy, limits != (1.0, 0, None)) for strategy in strategies), *timed})

@@ -125,7 +125,7 @@ class Scheduler:
     @property
     def is_occupied(self) -> bool:
         """Whether a thread loads, compiles or decodes: nothing can interrupt that, and `close` does not wait for it."""
-        return self.alive or any(slot.loading for slot in self._slots.values())
+        return self.alive or any(slot.loading or slot.compiling for slot in self._slots.values())
 
     @property
     def accepting(self) -> bool:
@@ -158,13 +158,18 @@ class Scheduler:
         if slot.failure is not None:
             raise slot.failure
 
-    def submit(self, model: str, audio: Any, options: TranscribeOptions) -> Job:
-        """Takes a request. To be called in the event loop. Raises Busy, UnknownModel, Unavailable."""
+    def check(self, model: str) -> None:
+        """Raises what `submit` would raise at present."""
         slot = self._slot(model)
         if not self.accepting:
             raise Unavailable("the server is stopping" if self._stopping else "the server is starting")
         if len(self._jobs) >= self._max_requests:
             raise Busy(max(1, math.ceil(len(self._jobs) * self._step_s / max(slot.sizes))))
+
+    def submit(self, model: str, audio: Any, options: TranscribeOptions) -> Job:
+        """Takes a request. To be called in the event loop. Raises Busy, UnknownModel, Unavailable."""
+        self.check(model)
+        slot = self._slot(model)
         job = Job(model, audio, options, next(self._numbers), lambda job: self._do(lambda: self._end(job)))
         self._jobs[job.number] = job
         self._do(lambda: self._admit(job, slot))
@@ -343,9 +348,19 @@ class Scheduler:
             failure = error
             self._do(lambda: self._end(job, failure))
         else:
-            self._do(lambda: self._add(job, slot, audio, held))
+            work = partial(self._add, job, slot, audio, held)
+            if slot.is_prepared(job.options):
+                self._do(work)
+            else:
+                self._loader.submit(self._prepare, job, slot, work)
         finally:
             job.audio = None
+
+    def _prepare(self, job: Job, slot: ModelSlot, work: Callable[[], None]) -> None:
+        """On the loader's thread: the scheduler's would hold up all requests while it compiles for one."""
+        if job.number in self._jobs:
+            slot.prepare(job.options)
+        self._do(work)
 
     # Warnings, on any thread.
 

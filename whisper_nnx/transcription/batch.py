@@ -74,14 +74,14 @@ class Batch:
         decode: Decode = decode_windows,
     ):
         self._model, self._encode_windows, self._decode_windows = model, encode, decode
-        self._sizes = sorted({*sizes, size})
+        self._all_sizes = self._sizes = sorted({*sizes, size})
         self._rows: list[Row | None] = [None] * self._sizes[0]
         self._encoded: EncodedWindows | None = None
         self._queue = InOrder() if queue is None else queue
         self._prepared: deque[tuple[Row, EncodedWindows]] = deque()
         self._finished: deque[Live] = deque()
         self._failed: deque[tuple[Live, Exception]] = deque()
-        self._ahead = ahead
+        self._most_ahead = self._ahead = ahead
         if size > 1:
             close_gaps()  # the keys and values of many windows are the largest arrays there are
 
@@ -104,7 +104,7 @@ class Batch:
         """Gives windows to free rows and decodes all rows once.
 
         Only rows that failed a threshold are tried again, beside the first attempts of others. A recording that fails
-        ends its other chains too. Where memory does not suffice, half the rows do the work.
+        ends its other chains too. Where memory does not suffice, half the rows do the work until all is done.
 
         Returns:
           What was decoded in the rows that are done (none where all are to be tried again), and each recording that
@@ -121,6 +121,8 @@ class Batch:
         events: list[Event] = [*accepted, *((live, None) for live in self._finished), *self._failed]
         self._finished.clear()
         self._failed.clear()
+        if not self.busy:
+            self._sizes, self._ahead = self._all_sizes, self._most_ahead  # memory may suffice again
         return events
 
     @property
@@ -153,7 +155,7 @@ class Batch:
 
     def _resize(self) -> None:
         """Takes the least number of rows that suffices, and keeps the windows that are to be tried again."""
-        if len(self._sizes) == 1:
+        if self._sizes == [len(self._rows)]:
             return
         kept = [i for i, row in enumerate(self._rows) if row]
         wanted = len(kept) + len(self._prepared) + len(self._queue)
