@@ -5,9 +5,10 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import openai
@@ -16,6 +17,7 @@ import pytest
 from tests.serving.server import recording, started
 from tests.small import quick_compilation as quick_compilation
 from tests.small import small_model
+from whisper_nnx.serving.request_log import JsonLines
 from whisper_nnx.serving.settings import ServerSettings
 from whisper_nnx.serving.uploads import Upload
 
@@ -78,17 +80,25 @@ def is_idle(server) -> bool:
 
 
 @contextmanager
-def connection(server, body: bytes, stated: int | None = None, stream: bool = False):
+def connection(
+    server,
+    body: bytes,
+    stated: int | None = None,
+    stream: bool = False,
+    path: str = "/v1/audio/transcriptions",
+    model: str = "small",
+    ended: bool = True,
+):
     """A socket that has sent a request, or the beginning of one."""
     form = "".join(
         f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
-        for name, value in {**FIELDS, "stream": str(stream)}.items()
+        for name, value in {**FIELDS, "stream": str(stream), "model": model}.items()
     )
     head = f'{form}--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'.encode()
-    content = head + body + b"\r\n--b--\r\n"
+    content = head + body + (b"\r\n--b--\r\n" if ended else b"")
     length = stated if stated is not None else len(content)
     host, port = server.url.removeprefix("http://").split(":")
-    lines = ["POST /v1/audio/transcriptions HTTP/1.1", "Host: x", "Content-Type: multipart/form-data; boundary=b"]
+    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: multipart/form-data; boundary=b"]
     with socket.create_connection((host, int(port))) as sock:
         sock.sendall("\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode() + content)
         yield sock
@@ -147,6 +157,38 @@ def test_an_upload_that_stands_still_is_ended(server) -> None:
         assert sock.recv(100).startswith(b"HTTP/1.1 408")
 
 
+def test_an_upload_that_drips_is_ended(server) -> None:
+    with changed(server, upload_timeout_s=0.3), connection(server, WAV, stated=10**8) as sock:
+        sock.setblocking(False)
+        end, answer = time.monotonic() + 60, b""
+        while not answer:
+            assert time.monotonic() < end
+            time.sleep(0.05)  # never still, but at 20 bytes a second
+            with suppress(BlockingIOError):
+                answer = sock.recv(1000)
+            with suppress(ConnectionError):
+                sock.send(b"x")
+    assert answer.startswith(b"HTTP/1.1 408")
+
+
+def test_what_will_be_refused_is_refused_before_it_is_read(server, monkeypatch) -> None:
+    def status(path="/v1/audio/transcriptions", model="small") -> int:
+        with connection(server, b"", stated=10**6, path=path, model=model, ended=False) as sock:
+            return int(sock.recv(100).split()[1])
+
+    assert status(model="large") == status("/asr?model=large") == 404
+    with changed(server, api_keys=("one",)):
+        assert status() == 401
+    with changed(server, space=10**5):
+        assert status() == 429
+    with monkeypatch.context() as patch:
+        patch.setattr(server.scheduler, "_max_requests", 0)
+        assert status() == status("/asr") == status("/inference") == status("/detect-language") == 429
+    monkeypatch.setattr(server.scheduler, "ready", False)
+    assert status() == 503
+    wait_until(lambda: server.app.state.serving.space.used == 0)
+
+
 def test_a_full_queue_says_when_to_come_again(server) -> None:
     with connection(server, LONG), connection(server, LONG):
         wait_until(lambda: server.scheduler.stats.requests == 2)
@@ -200,6 +242,70 @@ def test_pages_of_other_origins(server) -> None:
     for origin, allowed in [("https://talk.example", "https://talk.example"), ("https://other.example", None)]:
         response = server.http.get("/v1/models", headers={"Origin": origin})
         assert response.headers.get("access-control-allow-origin") == allowed
+
+
+def test_hosts_and_pages_of_others_are_refused(server) -> None:
+    def status(method="POST", **headers) -> int:
+        names = {"host": "Host", "origin": "Origin", "site": "Sec-Fetch-Site"}
+        sent = {names[name]: value for name, value in headers.items()}
+        fields = {} if method == "GET" else {"data": FIELDS, "files": {"file": ("a.wav", WAV)}}
+        return server.http.request(
+            method, "/v1/models" if method == "GET" else "/asr", headers=sent, **fields
+        ).status_code
+
+    here = server.url.removeprefix("http://")
+    for foreign in [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"site": "cross-site"},
+        {"site": "same-site"},
+    ]:
+        assert status(**foreign) == 403
+    for own in [
+        {"origin": server.url},
+        {"origin": "https://talk.example"},
+        {"site": "same-origin", "origin": "https://x"},
+    ]:
+        assert status(**own) == 400  # it has no audio_file
+    assert status("GET", origin="https://evil.example") == 200
+    with changed(server, api_keys=("one",)):
+        assert status(origin="https://evil.example") == 401
+    with changed(server, allowed_hosts=("localhost", "127.0.0.1", "[::1]", "*.home.example")):
+        for host in [here, "localhost", "LOCALHOST:80", "[::1]:8000", "a.home.example"]:
+            assert status("GET", host=host) == 200
+        for host in ["evil.example", "127.0.0.1.evil.example:8000", "home.example", ":80", "[::1"]:
+            assert status("GET", host=host) == 403
+        assert "--allowed_hosts" in server.http.get("/", headers={"Host": "evil.example"}).json()["error"]["message"]
+
+
+def test_head_is_get_without_the_content(server) -> None:
+    for path in [
+        "/",
+        "/health",
+        "/health/ready",
+        "/v1/models",
+        "/v1/models/small",
+        "/docs",
+        "/openapi.json",
+        "/metrics",
+    ]:
+        head, get = server.http.head(path), server.http.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
+    assert server.http.head("/asr").status_code == 405
+
+
+def test_all_lines_of_the_log_are_json(server) -> None:
+    record = logging.makeLogRecord(
+        {"name": "uvicorn.error", "levelname": "WARNING", "msg": "Invalid %s", "args": ("x",)}
+    )
+    line = json.loads(JsonLines().format(record))
+    assert (line["level"], line["message"]) == ("warning", "Invalid x")
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    assert json.loads(JsonLines().format(record))["traceback"].endswith("two\nlines")
 
 
 def test_metrics_and_log(server, caplog, monkeypatch) -> None:
@@ -277,7 +383,13 @@ def test_an_upload_may_be_closed_while_it_is_read() -> None:
 
 def test_settings_are_checked() -> None:
     assert ServerSettings(api_keys="one").api_keys == ("one",)
-    for wrong in [{"api_keys": [""]}, {"max_upload_mb": 0}, {"request_timeout_s": 0.0}, {"max_hours": 0}]:
+    for wrong in [
+        {"api_keys": [""]},
+        {"max_upload_mb": 0},
+        {"request_timeout_s": 0.0},
+        {"max_hours": 0},
+        {"min_upload_kb_s": -1.0},
+    ]:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ServerSettings(**wrong)
 

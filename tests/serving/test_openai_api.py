@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 
 import numpy as np
 import openai
@@ -294,6 +295,9 @@ def test_every_option_is_a_field_and_documented(server) -> None:
     }  # fmt: skip
     assert all(field.read for field in OPTION_FIELDS.values())
     assert fields["beam_size"]["type"] == "integer"
+    page = server.http.get("/docs").text
+    assert all(f"<code>{name}</code>" in page for name in fields)
+    assert not re.search(r"https?://|<script>", page)  # nothing from elsewhere, nothing inline
     assert server.http.get("/docs").status_code == 200
 
 

@@ -16,19 +16,22 @@ from wyoming.ping import Ping
 from tests.small import quick_compilation as quick_compilation
 from tests.small import small_model
 from whisper_nnx import load_audio, load_model, transcribe
+from whisper_nnx.serving.app import create_app
 from whisper_nnx.serving.scheduler import Scheduler
+from whisper_nnx.serving.settings import ServerSettings
 from whisper_nnx.serving.wyoming import serve_wyoming
 
 FORMAT = {"rate": 16000, "width": 2, "channels": 1}
 
 
-def run(models, talk, max_bytes=1 << 24):
-    """`talk(client)` with a client of a server for these models."""
+def run(models, talk, settings=None, **options):
+    """`talk(client)` with a client of a server for these models; options: of the scheduler."""
 
     async def main():
-        scheduler = Scheduler.of(models, sizes=(1,))
+        scheduler = Scheduler.of(models, sizes=(1,), **options)
         listening = socket.create_server(("127.0.0.1", 0))
-        server = await serve_wyoming(scheduler, listening, max_bytes)
+        serving = create_app(scheduler, settings).state.serving
+        server = await serve_wyoming(serving, listening)
         try:
             async with AsyncTcpClient("127.0.0.1", listening.getsockname()[1]) as client:
                 return await talk(client)
@@ -99,7 +102,9 @@ def test_what_cannot_be_met_is_an_error_and_the_connection_goes_on():
         assert part in error
 
 
-def test_what_is_too_long_is_refused():
+def test_what_is_too_long_is_refused(monkeypatch):
+    monkeypatch.setattr("whisper_nnx.serving.wyoming.MAX_AUDIO_BYTES", 4000)
+
     async def talk(client):
         [error] = await ask(client, np.zeros(8000, np.int16), Transcribe())
         assert "exceeds 4000 bytes" in Error.from_event(error).text
@@ -107,4 +112,72 @@ def test_what_is_too_long_is_refused():
         client._writer.write(b'{"type": "audio-chunk", "payload_length": 1000000000000}\n')
         assert [event for _ in range(9) if (event := await client.read_event()) is None]
 
-    run({"small": small_model()}, talk, max_bytes=4000)
+    run({"small": small_model()}, talk)
+
+
+async def is_closed(client) -> bool:
+    try:
+        return await asyncio.wait_for(client.read_event(), 5) is None
+    except ConnectionError:
+        return True
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"type": "ping"', b'{"type": "audio-chunk", "payload_length": 9}\nxx'])
+def test_a_connection_that_stands_still_is_closed(sent):
+    async def talk(client):
+        client._writer.write(sent)
+        assert await is_closed(client)
+
+    run({"small": small_model()}, talk, ServerSettings(upload_timeout_s=0.1))
+
+
+@pytest.mark.parametrize("sent", [b"[]\n", b'{"type": "ping", "data_length": "x"}\n', b"{}\n", b"GET / HTTP/1.1\r\n"])
+def test_what_is_not_of_this_protocol_ends_the_connection(sent):
+    async def talk(client):
+        client._writer.write(sent)
+        assert await is_closed(client)
+
+    run({"small": small_model()}, talk)
+
+
+def test_audio_that_comes_slowly_is_refused():
+    async def talk(client):
+        await client.write_event(AudioStart(**FORMAT).event())
+        event = None
+        while event is None:
+            await client.write_event(AudioChunk(**FORMAT, audio=b"12").event())
+            try:
+                event = await asyncio.wait_for(client.read_event(), 0.05)
+            except TimeoutError:
+                continue
+        assert "too slow" in Error.from_event(event).text
+
+    run({"small": small_model()}, talk, ServerSettings(upload_timeout_s=0.3))
+
+
+def test_connections_and_their_audio_are_limited(monkeypatch):
+    monkeypatch.setattr("whisper_nnx.serving.wyoming.MAX_CONNECTIONS", 2)
+    monkeypatch.setattr("whisper_nnx.serving.wyoming.MAX_ALL_BYTES", 3000)
+
+    async def talk(client):
+        async with AsyncTcpClient(client.host, client.port) as other, AsyncTcpClient(client.host, client.port) as third:
+            assert await is_closed(third)
+            for one in (client, other):
+                await one.write_event(AudioStart(**FORMAT).event())
+                await one.write_event(AudioChunk(**FORMAT, audio=bytes(2000)).event())
+                await one.write_event(Ping(text="").event())
+                replies.append((await one.read_event()).type)
+        [error] = await ask(client, np.zeros(2000, np.int16), Transcribe())  # the rest of the first one's audio is gone
+        assert "take up" in Error.from_event(error).text
+
+    replies: list[str] = []
+    run({"small": small_model()}, talk)
+    assert replies == ["pong", "error"]
+
+
+def test_a_server_without_room_says_so_before_the_audio():
+    async def talk(client):
+        await client.write_event(AudioStart(**FORMAT).event())
+        return Error.from_event(await client.read_event()).text
+
+    assert "busy" in run({"small": small_model()}, talk, max_requests=0)

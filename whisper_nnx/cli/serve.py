@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from whisper_nnx.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     import uvicorn
+    from fastapi import FastAPI
 
     from whisper_nnx.serving.models import ModelSlot
     from whisper_nnx.serving.scheduler import Scheduler
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 _network = partial(option, scope="call", group="network")
 _models = partial(option, scope="call", group="models")
 _limits = partial(option, scope="call", group="limits")
-MAX_VOICE_BYTES = 64 << 20  # of a request by the Wyoming protocol: half an hour
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class ServeOptions:
     )
 
 
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _OF_MODELS = ("model_dir", "tokenizer", "revision", "token", "device", "dtype", "weights", "threads")
 _SHARED = {
     flag.dest: flag
@@ -140,7 +142,17 @@ def _settings(args: argparse.Namespace) -> ServerSettings:
     found = {flag.dest: getattr(args, flag.dest) for flag in _SETTINGS}
     if found["api_keys"] is None and (keys := os.environ.get("WHISPER_NNX_API_KEYS")):
         found["api_keys"] = tuple(key for part in keys.split(",") if (key := part.strip()))
+    if found["allowed_hosts"] is not None or _is_loopback(args.host):
+        own = f"[{args.host}]" if ":" in args.host else args.host
+        found["allowed_hosts"] = (*_LOCAL_HOSTS, own, *(found["allowed_hosts"] or ()))
     return ServerSettings(**{name: value for name, value in found.items() if value is not None or name.endswith("_s")})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _named(model: str) -> tuple[str, str]:
@@ -152,21 +164,28 @@ def _named(model: str) -> tuple[str, str]:
 
 
 def _slot(name: str, source: str, args: argparse.Namespace, device: Any) -> ModelSlot:
-    from whisper_nnx.serving.models import ModelSlot
+    from whisper_nnx.serving.models import ModelSlot, programs_of
+    from whisper_nnx.transcription.options import TranscribeOptions
     from whisper_nnx.transcription.warmup import warmup
 
+    usual = TranscribeOptions.of(word_timestamps=True)
     sizes = [2**i for i in range(args.batch_size.bit_length()) if 2**i < args.batch_size] + [args.batch_size]
 
     def load() -> Any:
         model = load_named_model(source, args, device)
         if args.warm_up:
-            warmup(model, sizes, word_timestamps=True)
+            warmup(model, sizes, usual)
         return model
 
-    return ModelSlot(name, load, sizes, round(args.encoder_cache_mb * 2**20))
+    slot = ModelSlot(name, load, sizes, round(args.encoder_cache_mb * 2**20))
+    if args.warm_up:
+        slot.compile, slot.compiled = lambda model, options: warmup(model, sizes, options), programs_of(usual)
+    return slot
 
 
 async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: ServerSettings) -> int:
+    from whisper_nnx.serving.app import create_app
+    from whisper_nnx.serving.request_log import write_log
     from whisper_nnx.serving.scheduler import Scheduler
 
     listening = _listen(args.host, args.port)
@@ -177,13 +196,15 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: Ser
         memory_bytes=None if memory is None else round(memory * 2**30),
         samples_bytes=round(args.samples_memory_gb * 2**30),
     )
-    server = _http_server(scheduler, args, settings)
+    app = create_app(scheduler, settings)
+    write_log("uvicorn", "asyncio")
+    server = _http_server(app, scheduler, args, settings)
     serving = asyncio.create_task(server.serve([listening]))
     wyoming = None
     if args.wyoming_port is not None:
         from whisper_nnx.serving.wyoming import serve_wyoming
 
-        wyoming = await serve_wyoming(scheduler, _listen(args.host, args.wyoming_port), MAX_VOICE_BYTES)
+        wyoming = await serve_wyoming(app.state.serving, _listen(args.host, args.wyoming_port))
     loading = asyncio.create_task(_load(scheduler, [] if args.lazy else slots))
     try:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
@@ -205,11 +226,12 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: Ser
     return 0
 
 
-def _http_server(scheduler: Scheduler, args: argparse.Namespace, settings: ServerSettings) -> uvicorn.Server:
+def _http_server(
+    app: FastAPI, scheduler: Scheduler, args: argparse.Namespace, settings: ServerSettings
+) -> uvicorn.Server:
     """A server whose orderly end closes the scheduler."""
     import uvicorn
 
-    from whisper_nnx.serving.app import create_app
     from whisper_nnx.serving.connections import connection_class, raise_file_limit
 
     class Server(uvicorn.Server):
@@ -228,7 +250,7 @@ def _http_server(scheduler: Scheduler, args: argparse.Namespace, settings: Serve
             await closing
 
     config = uvicorn.Config(
-        create_app(scheduler, settings),
+        app,
         http=connection_class(settings.upload_timeout_s, raise_file_limit() * 3 // 4),
         ws="none",
         ssl_certfile=args.ssl_certfile,

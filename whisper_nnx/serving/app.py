@@ -10,7 +10,9 @@ from fastapi.middleware.cors import CORSMiddleware
 from whisper_nnx.serving import openai_api, operations, other_apis
 from whisper_nnx.serving.errors import add_handlers
 from whisper_nnx.serving.metrics import Metrics
+from whisper_nnx.serving.middleware import AnswerHead, CheckOrigin
 from whisper_nnx.serving.page_routes import add_page
+from whisper_nnx.serving.reference import add_reference
 from whisper_nnx.serving.request_log import RequestLog, write_log
 from whisper_nnx.serving.run import Serving
 from whisper_nnx.serving.scheduler import Scheduler
@@ -36,7 +38,8 @@ _ERROR = {
 def create_app(scheduler: Scheduler, settings: ServerSettings | None = None) -> FastAPI:
     """The server of a scheduler's models, which the caller closes."""
     settings = settings or ServerSettings()
-    app = FastAPI(title="whisper_nnx", description="OpenAI's audio API, and those of other servers", redoc_url=None)
+    about = "OpenAI's audio API, and those of other servers"
+    app = FastAPI(title="whisper_nnx", description=about, docs_url=None, redoc_url=None)
     metrics = Metrics(scheduler)
     app.state.serving = Serving(scheduler, settings, metrics, UploadSpace(settings.max_spool_mb << 20))
     add_handlers(app)
@@ -44,6 +47,7 @@ def create_app(scheduler: Scheduler, settings: ServerSettings | None = None) -> 
         app.include_router(router, dependencies=[Depends(operations.require_key)])
     app.include_router(operations.health)
     add_page(app)
+    add_reference(app)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -52,6 +56,8 @@ def create_app(scheduler: Scheduler, settings: ServerSettings | None = None) -> 
             allow_headers=["*"],
             expose_headers=["X-Warning", "Retry-After", "x-request-id"],
         )
+    app.add_middleware(CheckOrigin)
+    app.add_middleware(AnswerHead)
     app.add_middleware(RequestLog, metrics=metrics)
     write_log()
     _describe_errors(app)

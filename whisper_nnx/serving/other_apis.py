@@ -68,7 +68,7 @@ def _parameters(properties: Mapping[str, Any]) -> dict[str, Any]:
 )
 async def asr(request: Request) -> Response:
     """Any other option of a transcription may be a parameter, too. `encode=false`: 16 kHz mono s16le without header."""
-    form = await receive_form(request)
+    form = await receive_form(request, request.query_params.get("model", ""))
 
     def asked() -> tuple[Asked, Upload]:
         fields = Fields([*form.fields, *request.query_params.multi_items()])
@@ -94,7 +94,7 @@ def _asr_response(job: Job, asked: Asked, headers: Mapping[str, str]) -> Respons
     summary="Detect the language, as whisper-asr-webservice does",
 )
 async def detect_language(request: Request) -> Response:
-    form = await receive_form(request)
+    form = await receive_form(request, request.query_params.get("model", ""))
 
     def asked() -> tuple[Asked, Upload]:
         fields = Fields([*form.fields, *request.query_params.multi_items()])

@@ -36,7 +36,7 @@ class _Files(StaticFiles):
 def add_page(app: FastAPI) -> None:
     """Adds `/` and `/page/...`, which need no API key; the page asks for one where the API does."""
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(FOLDER / "index.html", headers=HEADERS)
 

@@ -1,4 +1,4 @@
-"""One line of JSON on standard error for each request, without any text that was spoken; and the requests' metrics."""
+"""The log, lines of JSON on standard error: one for each request, without any text that was spoken. And metrics."""
 
 from __future__ import annotations
 
@@ -24,16 +24,36 @@ LEFT = 499  # the status that stands for a client that left, as in nginx's log
 _QUIET = ("/health", "/metrics", "/page", "/docs", "/openapi.json")
 
 
-def write_log() -> None:
-    """Has the lines written to standard error, unless the log is configured already."""
+class JsonLines(logging.Formatter):
+    """The lines of requests as they are; anything else as a line of the same kind."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == lines.name:
+            return record.getMessage()
+        line = {"time": _now(), "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def write_log(*others: str) -> None:
+    """Has the lines of the server, and of other loggers, written to standard error, unless these are configured."""
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the response says what is wrong with a form
-    log = logging.getLogger("whisper_nnx.serving")
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name in ("whisper_nnx.serving", *others):
+        if not (log := logging.getLogger(name)).handlers:
+            log.addHandler(handler)
+            log.setLevel(logging.WARNING if name in others else logging.INFO)
+            log.propagate = False
+
+
+def log_request(**about: Any) -> None:
+    lines.info(json.dumps({"time": _now(), **about}))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def note(request: HTTPConnection, **about: Any) -> None:
@@ -88,14 +108,12 @@ class RequestLog:
         self._metrics.latency_s.labels(route).observe(seconds)
         if scope["path"].startswith(_QUIET):
             return
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "request": name,
-            "client": (scope.get("client") or [None])[0],
-            "method": scope["method"],
-            "route": route,
-            "status": status,
-            "seconds": round(seconds, 3),
+        log_request(
+            request=name,
+            client=(scope.get("client") or [None])[0],
+            method=scope["method"],
+            route=route,
+            status=status,
+            seconds=round(seconds, 3),
             **scope["log"],
-        }
-        lines.info(json.dumps(line))
+        )

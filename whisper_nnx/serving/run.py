@@ -17,7 +17,7 @@ from whisper_nnx.serving.metrics import Metrics
 from whisper_nnx.serving.request_log import note
 from whisper_nnx.serving.scheduler import Scheduler, UnknownModel
 from whisper_nnx.serving.settings import ServerSettings
-from whisper_nnx.serving.uploads import Form, Upload, UploadSpace, read_form
+from whisper_nnx.serving.uploads import Form, Items, Upload, UploadSpace, read_form
 
 T = TypeVar("T")
 ALIAS = "whisper-1"  # of the first model
@@ -37,6 +37,14 @@ class Serving(NamedTuple):
             state = "starting" if self.scheduler.alive and not self.scheduler.ready else "stopping"
             raise ApiError(503, f"the server is {state}; try again later", code="unavailable", headers=_SOON)
 
+    def require_room(self, model: str = "") -> None:
+        """Raises ApiError where a request would be refused, whatever it holds."""
+        self.require_ready()
+        try:
+            self.scheduler.check(self.model(model))
+        except Exception as error:
+            raise as_api_error(error) from None
+
     def model(self, name: str) -> str:
         """Of this name, or the first for "" and whisper-1. Raises ApiError."""
         names = self.scheduler.names
@@ -54,11 +62,19 @@ def serving_of(request: Request) -> Serving:
     return request.app.state.serving
 
 
-async def receive_form(request: Request) -> Form:
-    """The form of a request, to be closed. Raises ApiError, also where no request is taken at present."""
+async def receive_form(request: Request, model: str = "") -> Form:
+    """The form of a request, to be closed; model: that the query names.
+
+    Raises ApiError, where it is known that the request will be refused before its file is read.
+    """
     serving = serving_of(request)
-    serving.require_ready()
-    form = await read_form(request, serving.settings, serving.space)
+    serving.require_room(model)
+
+    def check_model(fields: Items) -> None:
+        for name in [value.strip() for field, value in fields if field == "model"]:
+            serving.model(name)
+
+    form = await read_form(request, serving.settings, serving.space, check_model)
     serving.metrics.uploaded_bytes.inc(form.size)
     note(request, bytes=form.size)
     return form

@@ -32,6 +32,14 @@ class ServerSettings:
         default=(),
         metadata=_access("origins whose pages may call the server from a browser; *: all", kind="texts"),
     )
+    allowed_hosts: tuple[str, ...] = field(
+        default=(),
+        metadata=_access(
+            "names by which clients may call the server, such as *.example.org (default: any; on a loopback address, "
+            "that of this machine)",
+            kind="texts",
+        ),
+    )
     max_upload_mb: int = field(default=2048, metadata=_limit("largest request, in MB", kind="some"))
     max_spool_mb: int = field(
         default=16_384,
@@ -52,9 +60,16 @@ class ServerSettings:
             "seconds in which an upload must go on", more="A connection without a request is closed after them, too."
         ),
     )
+    min_upload_kb_s: float = field(
+        default=1.0,
+        metadata=_limit(
+            "KB a second that an upload must have on average, after the first upload_timeout_s; 0: any rate",
+            kind="number",
+        ),
+    )
 
     def __post_init__(self):
-        for name in ("api_keys", "cors_origins"):
+        for name in ("api_keys", "cors_origins", "allowed_hosts"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if "" in self.api_keys:
@@ -66,3 +81,5 @@ class ServerSettings:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name}={value} must be above 0 s")
+        if not self.min_upload_kb_s >= 0:
+            raise ValueError(f"min_upload_kb_s={self.min_upload_kb_s} must be 0 KB/s or more")

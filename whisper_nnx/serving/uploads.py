@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import Request
@@ -17,6 +18,7 @@ from whisper_nnx.serving.errors import ApiError, ClientLeft, bad_request
 from whisper_nnx.serving.settings import ServerSettings
 
 _MB = 1 << 20
+Items = list[tuple[str, str]]
 _MAX_FIELDS, _MAX_FIELD_BYTES = 400, 1 << 16
 
 
@@ -28,10 +30,13 @@ class UploadSpace:
 
     def take(self, size: int) -> None:
         """Raises ApiError where there is no space."""
+        self.require(size)
+        self.used += size
+
+    def require(self, size: int) -> None:
         if self.used + size > self.limit:
             message = f"uploads in progress take up the server's {self.limit // _MB} MB; try again later"
             raise ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": "30"})
-        self.used += size
 
     def release(self, size: int) -> None:
         self.used -= size
@@ -102,7 +107,7 @@ class Upload:
 class Form:
     """Fields and files of a request. Closing it deletes the files and frees their space."""
 
-    def __init__(self, fields: list[tuple[str, str]], files: dict[str, Upload], space: UploadSpace, size: int):
+    def __init__(self, fields: Items, files: dict[str, Upload], space: UploadSpace, size: int):
         self.fields, self.files = fields, files
         self.size, self._space, self._held = size, space, size
 
@@ -122,17 +127,51 @@ class Form:
         self._held = 0
 
 
-async def read_form(request: Request, settings: ServerSettings, space: UploadSpace) -> Form:
+class Pace:
+    """How long an upload may take that starts now."""
+
+    def __init__(self, settings: ServerSettings):
+        self._started, self._settings = time.monotonic(), settings
+
+    def rest_s(self, size: int) -> float:
+        """For the next piece, after `size` bytes."""
+        patience_s, rate = self._settings.upload_timeout_s, self._settings.min_upload_kb_s * 1024
+        if not rate:
+            return patience_s
+        return min(patience_s, self._started + patience_s + size / rate - time.monotonic())
+
+    @property
+    def fault(self) -> str:
+        settings, rate = self._settings, f"{self._settings.min_upload_kb_s:g} KB/s"
+        return f"nothing has arrived for {settings.upload_timeout_s:g} s, or less than {rate}"
+
+
+class _Parser(MultiPartParser):
+    """Hands the fields that precede a file to `before_file`, which may raise what refuses the request."""
+
+    def __init__(self, *args: Any, before_file: Callable[[Items], None], **options: Any):
+        super().__init__(*args, **options)
+        self._before_file = before_file
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        if self._current_part.file is not None:
+            self._before_file([(name, value) for name, value in self.items if isinstance(value, str)])
+
+
+async def read_form(
+    request: Request, settings: ServerSettings, space: UploadSpace, before_file: Callable[[Items], None]
+) -> Form:
     """Reads a multipart request. The size is counted while reading: a header may be wrong, or missing.
 
-    Raises ApiError, and ClientLeft where the connection ends before the request does.
+    Raises ApiError, also of `before_file`, which is called with the fields that precede the file; and ClientLeft where
+    the connection ends before the request does.
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "multipart/form-data":
         raise ApiError(415, "the request must be multipart/form-data, with the audio as the field 'file'")
     body = _Body(request, settings, space)
-    parser = MultiPartParser(
-        request.headers, body.chunks(), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
-    )
+    limits = {"max_files": 1, "max_fields": _MAX_FIELDS, "max_part_size": _MAX_FIELD_BYTES}
+    parser = _Parser(request.headers, body.chunks(), before_file=before_file, **limits)
     try:
         items = (await parser.parse()).multi_items()
     except BaseException as error:
@@ -154,15 +193,16 @@ class _Body:
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         limit = self._settings.max_upload_mb * _MB
         stated = self._request.headers.get("content-length", "")
-        if stated.isdecimal() and int(stated[:20]) > limit:
+        size = int(stated[:20]) if stated.isdecimal() else 0
+        if size > limit:
             raise self._too_large()
-        stream = self._request.stream()
+        self._space.require(size)
+        stream, pace = self._request.stream(), Pace(self._settings)
         while True:
             try:
-                chunk = await asyncio.wait_for(anext(stream, b""), self._settings.upload_timeout_s)
+                chunk = await asyncio.wait_for(anext(stream, b""), pace.rest_s(self.size))
             except TimeoutError:
-                seconds = self._settings.upload_timeout_s
-                raise ApiError(408, f"nothing of the upload has arrived for {seconds:g} s; send it again") from None
+                raise ApiError(408, f"the upload is too slow: {pace.fault}; send it again") from None
             if not chunk:  # the last one is empty
                 return
             if self.size + len(chunk) > limit:
