@@ -3,8 +3,8 @@
     python benchmarks/serving.py CHECKPOINT MANIFEST --result benchmarks/results/NAME.serving.json
 
 Each client sends one recording after the other, drawn from the manifest's English ones and from pieces of them, until
-the time is over. Reported for each server: errors, requests, seconds of audio a second, latency and time to the first
-text (median and 95th percentile), its memory after the first minute and at the end, and the words that it wrote; for
+the time is over. Reported for each server: errors, requests, latency and time to the first text (median and 95th
+percentile), seconds of audio and words a second of what ended after the first minute, and memory at each minute; for
 ours also what a long recording does to the latency of a short one.
 """
 
@@ -48,22 +48,22 @@ class Load:
 
     latencies_s: list[float] = field(default_factory=list)
     first_texts_s: list[float] = field(default_factory=list)
-    audio_s: float = 0.0
-    words: int = 0
+    ended: list[tuple[float, float, int]] = field(default_factory=list)  # seconds since the start, of audio, and words
     errors: list[str] = field(default_factory=list)
     memory_mb: list[tuple[float, float]] = field(default_factory=list)  # seconds since the start, and what is resident
 
     def summary(self, wall_s: float) -> dict[str, Any]:
-        after_a_minute = [mb for at, mb in self.memory_mb if at >= min(60, wall_s / 3)]
+        warm_s = min(60, wall_s / 3)  # until then fewer requests end than are served: all came at once
+        counted = [(audio_s, words) for at, audio_s, words in self.ended if warm_s < at <= wall_s]
         return {
             "requests": len(self.latencies_s),
             "errors": len(self.errors),
             "first_error": self.errors[0] if self.errors else None,
-            "audio_s_per_s": round(self.audio_s / wall_s, 2),
-            "words_per_s": round(self.words / wall_s, 2),
+            "audio_s_per_s": round(sum(audio_s for audio_s, _ in counted) / (wall_s - warm_s), 2),
+            "words_per_s": round(sum(words for _, words in counted) / (wall_s - warm_s), 2),
             "latency_s": percentiles(self.latencies_s),
             "first_text_s": percentiles(self.first_texts_s),
-            "memory_mb": [round(after_a_minute[0]), round(after_a_minute[-1])] if after_a_minute else None,
+            "memory_mb": [round(mb) for at, mb in self.memory_mb if warm_s <= at][::12],
         }
 
 
@@ -112,17 +112,21 @@ def resident_mb(pid: int) -> float:
     return pages * 4096 / 1e6
 
 
-async def ask(client: httpx.AsyncClient, content: bytes, stream: bool) -> tuple[str, float | None, float]:
+async def ask(
+    client: httpx.AsyncClient, content: bytes, stream: bool, first_text: asyncio.Event | None = None, **fields: str
+) -> tuple[str, float | None, float]:
     """One request -> the text, seconds to the first part of it where it is streamed, and to its end."""
     started, first, text = time.monotonic(), None, ""
-    data = {"model": "whisper-1", "language": "en", "temperature": "0"} | ({"stream": "true"} if stream else {})
+    data = {"model": "whisper-1", "language": "en", "temperature": "0", "stream": str(stream), **fields}
     files = {"file": ("speech.wav", content, "audio/wav")}
     async with client.stream("POST", ROUTE, data=data, files=files) as response:
         if response.status_code != 200:
             raise ValueError(f"{response.status_code}: {(await response.aread())[:200]!r}")
         async for line in response.aiter_lines():
-            if stream and line.startswith("data: {"):
-                first = first or time.monotonic() - started
+            if stream and line.startswith("data: {") and first is None:
+                first = time.monotonic() - started
+                if first_text is not None:
+                    first_text.set()
             text += line
     return text, first, time.monotonic() - started
 
@@ -143,9 +147,8 @@ async def load(address: str, pid: int, clips: list[np.ndarray], clients: int, se
                 continue
             found.latencies_s.append(latency)
             found.first_texts_s += [first] if first is not None else []
-            if time.monotonic() <= end:  # what ends later is in no throughput
-                found.audio_s += len(clips[place]) / SAMPLE_RATE
-                found.words += len(text_of(text).split())
+            audio_s = len(clips[place]) / SAMPLE_RATE
+            found.ended.append((time.monotonic() - started, audio_s, len(text_of(text).split())))
 
     async def watch() -> None:
         while True:
@@ -165,22 +168,23 @@ def text_of(answer: str) -> str:
     return str(json.loads(parts[-1])["text"]) if parts else ""
 
 
-async def beside_a_long_one(address: str, short: np.ndarray, lengthy: np.ndarray, times: int = 5) -> dict[str, Any]:
-    """Median latency of a short recording alone, and while a long one is transcribed."""
+async def beside_a_long_one(address: str, short: np.ndarray, lengthy: bytes, times: int = 5) -> dict[str, Any]:
+    """Latency of a short recording alone, and beside a long one: window by window, and in VAD's pieces."""
     content = as_wav(short)
     async with httpx.AsyncClient(base_url=address, timeout=None) as client:
-        alone = [(await ask(client, content, False))[2] for _ in range(times + 1)][1:]
-        other = asyncio.create_task(ask(client, as_wav(lengthy), False))
-        await asyncio.sleep(10)  # it is read, and its windows are decoded
-        beside = [(await ask(client, content, False))[2] for _ in range(times)]
-        other.cancel()
-    return {
-        "short_s": round(len(short) / SAMPLE_RATE, 1),
-        "long_s": round(len(lengthy) / SAMPLE_RATE),
-        "alone_s": round(statistics.median(alone), 2),
-        "beside_s": round(statistics.median(beside), 2),
-        "beside_worst_s": round(max(beside), 2),
-    }
+        alone = [(await ask(client, content, stream=False))[2] for _ in range(times + 1)][1:]
+        found: dict[str, Any] = {"alone_s": round(statistics.median(alone), 2)}
+        for name, fields in {"beside_windows_s": {}, "beside_pieces_s": {"vad_filter": "true"}}.items():
+            started = asyncio.Event()
+            other = asyncio.create_task(ask(client, lengthy, stream=True, first_text=started, **fields))
+            await asyncio.wait({other, waiting := asyncio.create_task(started.wait())}, return_when="FIRST_COMPLETED")
+            waiting.cancel()
+            beside = [(await ask(client, content, stream=False))[2] for _ in range(times)]
+            if other.done():
+                raise RuntimeError(f"the long recording ended too soon: {other.result()}")
+            other.cancel()
+            found[name] = [round(statistics.median(beside), 2), round(max(beside), 2)]
+    return found
 
 
 def offline(checkpoint: Path, clips: list[np.ndarray]) -> dict[str, Any]:
@@ -239,8 +243,8 @@ def compare(
         seen = asyncio.run(load(address, pid, clips, args.clients, seconds, stream=True))
         found["whisper_nnx"] = seen.summary(seconds)
         print(found["whisper_nnx"], flush=True)
-        short = min(clips, key=lambda clip: abs(len(clip) - 3 * SAMPLE_RATE))
-        lengthy = long(recordings, 60 * args.long_hours).audio
+        short = recordings[0].audio[: 3 * SAMPLE_RATE]
+        lengthy = as_wav(long(recordings, 60 * args.long_hours).audio)
         found["beside"] = asyncio.run(beside_a_long_one(address, short, lengthy))
         print(found["beside"], flush=True)
 

@@ -143,18 +143,17 @@ def serving(result: dict[str, Any]) -> str:
     def cells(name: str, row: dict[str, Any]) -> list[str]:
         counts = [str(row.get(key, "")) for key in ("requests", "errors")]
         speeds = [f"{row['audio_s_per_s']:.1f}", f"{row['words_per_s']:.1f}"]
-        memory = " to ".join(map(str, row.get("memory_mb") or []))
+        memory = ", ".join(map(str, row.get("memory_mb") or []))
         return [name, *speeds, *counts, both(row.get("latency_s")), both(row.get("first_text_s")), memory]
 
     header = ["", "audio s a second", "words a second", "requests", "errors"]
-    header += ["latency, s (median / 95 %)", "first text, s", "MB after a minute, at the end"]
+    header += ["latency, s (median / 95 %)", "first text, s", "MB at each minute"]
     rows = [cells("whisper_nnx, a list offline", result["offline"])]
     rows += [cells(name, result[name]) for name in (_OURS, "faster-whisper") if name in result]
     beside = result["beside"]
-    alone, shared, worst = (seconds(beside[key]) for key in ("alone_s", "beside_s", "beside_worst_s"))
     short = (
-        f"\nA request of {beside['short_s']:g} s takes {alone} s alone, and {shared} s (at worst {worst}) beside a "
-        f"recording of {beside['long_s'] / 60:.0f} minutes.\n"
+        f"\nA request of 3 s takes {seconds(beside['alone_s'])} s alone; beside a long recording (median / at worst) "
+        f"{both(beside['beside_windows_s'])} s window by window, {both(beside['beside_pieces_s'])} s in VAD's pieces.\n"
     )
     load = f"\n{result['clients']} clients for {result['minutes']:g} minutes.\n"
     return markdown(header, rows) + short + load + about(result)
