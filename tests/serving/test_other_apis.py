@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import requests
 
 from tests.serving.server import recording, started
 from tests.small import quick_compilation as quick_compilation
@@ -32,12 +33,23 @@ def expected(model):
     return transcribe(model, WAV, language="en", **ONCE_HERE)
 
 
-def test_bazarr(http, expected) -> None:
-    query = {**ONCE, "task": "transcribe", "language": "en", "output": "srt", "encode": "false"}
-    query["video_file"] = "/films/A film (2001).mkv"
-    response = http.post("/asr", params=query, files={"audio_file": RAW})
-    assert response.text == WRITERS["srt"](expected)
-    assert "x-warning" not in response.headers
+@pytest.mark.parametrize("video", ["/films/Ein Film (2001) – Über.mkv", None])
+def test_bazarr(http, model, video) -> None:
+    """As its provider whisperai sends them, by requests: detect the language, then transcribe or translate."""
+    with requests.Session() as session:
+        session.headers["User-Agent"] = "Subliminal/2.1"
+
+        def post(route, **query):
+            params = {**query, "encode": "false", "video_file": video}
+            address = f"{http.base_url}/{route}"
+            return session.post(address, params=params, files={"audio_file": RAW}, timeout=(10, 60))
+
+        found = post("detect-language").json()
+        assert found["language_code"] == transcribe(model, WAV)["language"]
+        for task in ["transcribe", "translate"]:
+            response = post("asr", task=task, language="de", output="srt")
+            assert response.content.decode() == WRITERS["srt"](transcribe(model, WAV, language="de", task=task))
+            assert "x-warning" not in response.headers
 
 
 @pytest.mark.parametrize("output", ["txt", "vtt", "srt", "tsv", "json"])

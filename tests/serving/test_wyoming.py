@@ -67,7 +67,7 @@ def test_a_voice_command_becomes_text(real_tiny_en, real_speech):
     async def talk(client):
         await client.write_event(Describe().event())
         info = Info.from_event(await client.read_event())
-        assert [one.name for one in info.asr[0].models] == ["tiny.en"]
+        assert [(one.name, one.languages) for one in info.asr[0].models] == [("tiny.en", ["en"])]
         for _ in range(2):  # one connection may ask again
             *_, answer = await ask(client, sent, Transcribe(name="tiny.en", language="en"))
             texts.append(Transcript.from_event(answer).text)

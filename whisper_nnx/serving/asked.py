@@ -27,11 +27,24 @@ GRANULARITIES = ("word", "segment")
 # Fields of OpenAI's API, with what /docs shows of them.
 OPENAI_FIELDS: dict[str, dict[str, Any]] = {
     "model": {"type": "string", "description": "A name of /v1/models; whisper-1 is the first one."},
-    "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},
+    "response_format": {
+        "type": "string",
+        "enum": list(FORMATS),
+        "default": "json",
+        "description": "verbose_json has segments and their times, diarized_json the speakers of a stereo recording.",
+    },
     "prompt": {"type": "string", "description": "Text before the first window (initial_prompt): names, spelling."},
     "stream": {"type": "boolean", "default": False, "description": "Send the text as it is decoded, as events."},
-    "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": list(GRANULARITIES)}},
-    "include[]": {"type": "array", "items": {"type": "string", "enum": ["logprobs"]}},
+    "timestamp_granularities[]": {
+        "type": "array",
+        "items": {"type": "string", "enum": list(GRANULARITIES)},
+        "description": "word adds words and their times to verbose_json.",
+    },
+    "include[]": {
+        "type": "array",
+        "items": {"type": "string", "enum": ["logprobs"]},
+        "description": "logprobs adds the log-probability of each token.",
+    },
     "chunking_strategy": {
         "type": "string",
         "description": '"auto" transcribes only speech (vad_filter); or an object with type "server_vad", threshold, '

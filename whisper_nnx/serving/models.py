@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 
-from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.serving.encoder_cache import EncoderCache
 from whisper_nnx.serving.job import Job
@@ -57,10 +56,6 @@ class ModelSlot:
     compiling: bool = False
     failure: Exception | None = None
     waiting: list[Job] = field(default_factory=list)
-
-    @property
-    def config(self) -> WhisperConfig | None:
-        return None if self.model is None else self.model.config
 
     @property
     def busy(self) -> bool:

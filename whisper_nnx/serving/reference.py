@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -55,7 +56,7 @@ def reference(schema: dict[str, Any]) -> str:
 
 def _route(anchor: str, name: str, operation: dict[str, Any]) -> Iterator[str]:
     yield f'<section id="{anchor}" class="card"><h2><code>{escape(name)}</code></h2><p>{escape(operation["summary"])}.'
-    yield f" {escape(operation.get('description', ''))}</p>"
+    yield f" {_prose(operation.get('description', ''))}</p>"
     if parameters := operation.get("parameters"):
         rows = [(one["name"], one.get("schema", {}), one.get("required", False)) for one in parameters]
         yield _table("Parameters of the address", rows)
@@ -70,6 +71,10 @@ def _route(anchor: str, name: str, operation: dict[str, Any]) -> Iterator[str]:
     yield "</section>"
 
 
+def _prose(text: str) -> str:
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def _table(title: str, rows: list[tuple[str, dict[str, Any], bool]]) -> str:
     head = "<tr><th>name</th><th>type</th><th>default</th><th>meaning</th></tr>"
     return f"<h3>{escape(title)}</h3><table><thead>{head}</thead><tbody>{''.join(map(_row, rows))}</tbody></table>"
@@ -79,8 +84,8 @@ def _row(row: tuple[str, dict[str, Any], bool]) -> str:
     name, about, required = row
     items = about.get("items", {})
     choices = [str(one) for one in about.get("enum") or items.get("enum") or ()]
-    kind = " or ".join(choices) or ("file" if about.get("format") == "binary" else about.get("type", ""))
+    kind = " or ".join(choices) or ("file" if about.get("format") == "binary" else {**about, **items}.get("type", ""))
     default = "required" if required else json.dumps(about["default"]).strip('"') if "default" in about else ""
     many = ", several" if items else ""
-    cells = escape(kind) + many, escape(default), escape(about.get("description", ""))
+    cells = escape(kind) + many, escape(default), _prose(about.get("description", ""))
     return f"<tr><th><code>{escape(name)}</code></th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

@@ -21,6 +21,7 @@ from whisper_nnx.output.results import Segment
 from whisper_nnx.serving.job import Job
 from whisper_nnx.serving.models import ModelSlot
 from whisper_nnx.serving.spool import Spool
+from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.transcription.batch import is_out_of_memory
 from whisper_nnx.transcription.opening import RecordingAudio, open_audio, read_recording
 from whisper_nnx.transcription.options import TranscribeOptions
@@ -108,9 +109,10 @@ class Scheduler:
         """Of the models; the first is the default one."""
         return list(self._slots)
 
-    def config(self, name: str) -> WhisperConfig | None:
-        """The configuration of a model, None while it is not loaded. Raises UnknownModel."""
-        return self._slot(name).config
+    def tokenizer(self, name: str) -> Tokenizer | None:
+        """Of a model, None while it is not loaded. Raises UnknownModel."""
+        model = self._slot(name).model
+        return None if model is None else model.tokenizer
 
     def _slot(self, name: str) -> ModelSlot:
         if name not in self._slots:

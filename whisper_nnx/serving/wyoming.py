@@ -199,11 +199,14 @@ class Handler(AsyncEventHandler):
         samples = np.frombuffer(bytes(self._audio[:whole]), f"<i{width}").reshape(-1, channels)
         return samples[:, 0] if channels == 1 else samples
 
+    def _languages(self, name: str) -> list[str]:
+        tokenizer = self._scheduler.tokenizer(name)
+        return [*LANGUAGES] if tokenizer is None or tokenizer.is_multilingual else ["en"]
+
     def _info(self) -> Info:
+        common: dict[str, Any] = {"attribution": _OPENAI, "installed": True, "version": None}
         models = [
-            AsrModel(
-                name=name, attribution=_OPENAI, installed=True, description=name, version=None, languages=[*LANGUAGES]
-            )
+            AsrModel(name=name, description=name, languages=self._languages(name), **common)
             for name in self._scheduler.names
         ]
         program = AsrProgram(
