@@ -35,8 +35,8 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = field(
         default=(),
         metadata=_access(
-            "names by which clients may call the server, such as *.example.org (default: any; on a loopback address, "
-            "that of this machine)",
+            "names by which clients may call the server, such as *.example.org (default: localhost on a loopback "
+            "address, else any)",
             kind="texts",
         ),
     )
