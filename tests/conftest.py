@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import pytest
@@ -21,7 +22,11 @@ settings.load_profile("no deadline")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out tests marked `slow`, except with `-m slow` and those that are named: FILE::TEST."""
+    """Leaves out tests marked `slow`, except with `-m slow` and those that are named: FILE::TEST.
+
+    Modules that compile their programs in one way follow each other.
+    """
+    items.sort(key=lambda item: not is_quick(getattr(item, "module", None)))
     if "slow" in config.option.markexpr:
         return
     folder = config.invocation_params.dir
@@ -93,16 +98,36 @@ def real_speech(shared: Path) -> Callable[[str], Path]:
     return path
 
 
+_IN_MEMORY = {"quick": False}  # whether the programs are those of `quick_compilation`
+_MOST_MAPPINGS = 25_000
+
+
+def is_quick(module: ModuleType | None) -> bool:
+    """Whether it imports `quick_compilation`."""
+    return hasattr(module, "quick_compilation")
+
+
+def forget_programs() -> None:
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(autouse=True, scope="module")
-def compiled_programs_go() -> Iterator[None]:
-    """Lets go of a module's programs behind it.
+def compiled_programs_go(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Keeps programs for later modules, except for those that count what is compiled or compile it in another way.
 
     What XLA compiles for the CPU holds memory mappings; where a process has Linux's 65,530 of them
     (`vm.max_map_count`), XLA crashes, which all tests in one process came to.
     """
+    quick = is_quick(request.module)
+    own = [item for item in request.session.items if getattr(item, "module", None) is request.module]
+    if quick != _IN_MEMORY["quick"] or any("compilations" in item.fixturenames for item in own):
+        _IN_MEMORY["quick"] = quick
+        forget_programs()
     yield
-    jax.clear_caches()
-    gc.collect()
+    mappings = Path("/proc/self/maps")
+    if not mappings.exists() or mappings.read_bytes().count(b"\n") > _MOST_MAPPINGS:
+        forget_programs()
 
 
 @pytest.fixture

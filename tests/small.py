@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from flax import nnx
 from jax._src import compiler
 
+from weight_loader.load import abstract_model
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.whisper import Whisper, sinusoids
 from whisper_nnx.text.tokenizer import Tokenizer
@@ -26,6 +28,12 @@ PADDING = 5  # rows of the vocabulary matrix without a token
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation() -> Iterator[None]:
     """For modules that import it: here programs take longer to compile than to run."""
+    with compiling_quickly():
+        yield
+
+
+@contextmanager
+def compiling_quickly() -> Iterator[None]:
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
@@ -106,9 +114,8 @@ def small_model(
     """Random weights of such a spread that what it says varies and, with `end_bias` on the end's logit, may end."""
     tokenizer = tokenizer or small_tokenizer()
     config = small_config(**changes)
-    options = {"dtype": dtype, "param_dtype": param_dtype, "tokenizer": tokenizer, "attention_fn": attention_fn}
-    make = partial(Whisper, config, **options)
-    model = nnx.eval_shape(make)  # filled by numpy: nothing has to be compiled
+    model = abstract_model(config, dtype, param_dtype, attention_fn)  # filled by numpy: nothing has to be compiled
+    model.tokenizer = tokenizer
     random = np.random.default_rng(seed)
 
     def fill(variable: nnx.Variable, value: np.ndarray) -> None:

@@ -1,18 +1,16 @@
 """Output that fails, work that is interrupted, results that are empty, in the command and below it."""
 
 # ruff: noqa: F811
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.cli.command import FAKED, RESULT, Run, calls, python, run, transcribes  # noqa: F401
+from tests.cli.command import FAKED, RESULT, Run, calls, environment, python, run, transcribes  # noqa: F401
 from tests.small import quick_compilation, small_model  # noqa: F401
 from whisper_nnx import iter_transcripts, transcribe
 from whisper_nnx.output import writers
@@ -279,22 +277,18 @@ def test_fp16_false_is_taken_by_transcribe() -> None:
     assert transcribe(small_model(), sound, fp16=False, **PLAIN) == transcribe(small_model(), sound, **PLAIN)
 
 
-@pytest.mark.real
-def test_an_interrupted_command_keeps_what_it_wrote(
-    real_tiny_en: Path, real_speech: Callable[[str], Path], tmp_path: Path
-) -> None:
-    arguments = ["--model", str(real_tiny_en), "--keep_partial", "--beam_size", "None", "-f", "srt,json"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    sonnet = str(real_speech("en_sonnet_53s.mp3"))
+def test_an_interrupted_command_keeps_what_it_wrote(digits: Path, shared: Path, tmp_path: Path) -> None:
+    arguments = ["--model", str(digits), "--keep_partial", "--beam_size", "None", "--language", "en", "-f", "srt,json"]
+    spoken = str(shared / "audio" / "en_mixed_75s.flac")
     # Python takes no interrupts where the tests themselves run in the background of a shell.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "import sys, whisper_nnx.cli.transcribe; sys.exit(whisper_nnx.cli.transcribe.main())"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, sonnet, "-o", str(tmp_path), *arguments],
+        [sys.executable, "-c", code, spoken, "-o", str(tmp_path), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(),
     )
     assert process.stdout is not None
     process.stdout.readline()
@@ -303,7 +297,7 @@ def test_an_interrupted_command_keeps_what_it_wrote(
     assert process.returncode == 130
     assert "interrupted: what was transcribed of" in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "en_sonnet_53s.partial.json",
-        "en_sonnet_53s.partial.srt",
+        "en_mixed_75s.partial.json",
+        "en_mixed_75s.partial.srt",
     ]
-    assert "forty winters" in (tmp_path / "en_sonnet_53s.partial.srt").read_text()
+    assert "Nine four one" in (tmp_path / "en_mixed_75s.partial.srt").read_text()

@@ -10,15 +10,15 @@ import time
 import httpx
 import pytest
 
-from whisper_nnx.cli import main as command
+from tests.cli.command import environment
+from whisper_nnx.cli import main
 from whisper_nnx.cli.serve import _named, _settings, build_parser
 
 
 def test_a_server_says_when_it_is_ready_serves_and_ends_with_status_0(digits, shared):
     options = ["--model", f"digits={digits}", "--port", "0", "--batch_size", "1", "--warm_up", "False"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "whisper_nnx", "serve", *options], stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "whisper_nnx", "serve", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
     assert process.stderr is not None
     try:
         lines = []
@@ -69,7 +69,7 @@ sys.exit(main.main(sys.argv[1:]))
 def test_a_port_in_use_and_wrong_settings_cost_one_line(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert command.main(["serve", "--port", str(port), "--model", "tiny"]) == 1
+        assert main.main(["serve", "--port", str(port), "--model", "tiny"]) == 1
     assert re.fullmatch(
         rf"whisper-nnx: error: cannot listen on 127\.0\.0\.1, port {port}: .*\n", capsys.readouterr().err
     )
@@ -80,7 +80,7 @@ def test_a_port_in_use_and_wrong_settings_cost_one_line(capsys):
         (["--modle", "x"], "did you mean --model"),
     ]:
         with pytest.raises(SystemExit) as ended:
-            command.main(["serve", *options])
+            main.main(["serve", *options])
         assert ended.value.code == 2
         assert message in capsys.readouterr().err
 

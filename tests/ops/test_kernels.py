@@ -31,13 +31,14 @@ def built() -> None:
 
 
 def normal(*shape, dtype=jnp.float32):
-    return jnp.asarray((20 if dtype == jnp.int8 else 1) * RANDOM.standard_normal(shape, dtype=np.float32), dtype)
+    scale = np.float32(20 if dtype == jnp.int8 else 1)
+    return jnp.asarray((scale * RANDOM.standard_normal(shape, dtype=np.float32)).astype(jnp.dtype(dtype)))
 
 
 def assert_as_twin(kernel, *operands, rounds=2e-5):
     found, expected = jax.jit(kernel)(*operands), jax.jit(kernel.twin)(*operands)
     assert found.dtype == expected.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=rounds * float(jnp.abs(expected).max()))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=rounds * np.abs(expected).max())
 
 
 def assert_attends(q, k, v, lengths):
@@ -73,10 +74,9 @@ def test_products_with_a_layer(rows, dtype):
 def test_attention(positions, queries, dtype):
     k, v = normal(6, positions, 64, dtype=dtype), normal(6, positions, 64, dtype=dtype)
     assert kernels.can_attend(k)
-    q = normal(6, queries, 64) / (100 if dtype == jnp.int8 else 1)
-    assert_attends(q, k, v, jnp.full(6, positions, jnp.int32))
-    lengths = jnp.asarray(RANDOM.integers(1, positions + 1, 6), jnp.int32)
-    assert_attends(q, k, v, lengths)
+    q = jnp.asarray(np.asarray(normal(6, queries, 64)) / np.float32(100 if dtype == jnp.int8 else 1))
+    for lengths in (np.full(6, positions), RANDOM.integers(1, positions + 1, 6)):
+        assert_attends(q, k, v, jnp.asarray(lengths.astype(np.int32)))
 
 
 def test_attention_of_a_whole_window_to_itself():

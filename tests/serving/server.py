@@ -47,7 +47,7 @@ def started(models: dict[str, Any], settings: ServerSettings | None = None, **op
     stop: list[uvicorn.Server] = []
 
     async def main() -> None:
-        scheduler = Scheduler.of(models, **options)
+        scheduler = Scheduler.of(models, **{"sizes": (1, 2), **options})
         app = create_app(scheduler, settings)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off"))
         stop.append(server)

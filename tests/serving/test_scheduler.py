@@ -31,7 +31,7 @@ def run(model, work, **options):
     """`work(scheduler)` in an event loop, and the scheduler's end."""
 
     async def main():
-        scheduler = Scheduler.of({"small": model}, **options)
+        scheduler = Scheduler.of({"small": model}, **{"sizes": (1, 2), **options})
         try:
             return await work(scheduler)
         finally:

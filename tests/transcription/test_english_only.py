@@ -103,6 +103,7 @@ def test_another_language_is_warned_of(model):
         assert transcribe(model, SOUND, language="German")["language"] == "en"
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_released_english_only_model_transcribes(real_tiny_en, real_speech):
     model, audio = load_model(str(real_tiny_en)), real_speech("en_libri_5s.flac")
