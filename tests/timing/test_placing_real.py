@@ -26,12 +26,13 @@ def model(real_tiny_en):
     return load_model(str(real_tiny_en))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({"word_timestamps": True, "vad_filter": True, "batch_size": 4}, marks=pytest.mark.slow),
+        {},
+        {"word_timestamps": True, "vad_filter": True, "batch_size": 4},
         {"clip_timestamps": "0,3.1,4,8.05"},
     ],
     ids=lambda options: ",".join(options),
@@ -52,3 +53,4 @@ def test_text_that_a_model_times_beyond_the_end_is_kept(model, real_speech):
     assert result["text"].endswith("my old excuse, proving his beep.")
     assert result["segments"][-1]["end"] == 10.06
     assert np.isclose(result["segments"][-1]["start"], 7.36)
+    assert_in_order(result, len(samples) / SECOND)

@@ -47,7 +47,7 @@ def assert_same(model, arrays):
         np.testing.assert_array_equal(np.asarray(variable[...]), arrays[path], err_msg=str(path))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_the_shape_of_tiny_is_restored_exactly(tokenizer, tmp_path, dtype):
     tiny = content(tokenizer, RELEASED["tiny"], dtype)
     assert not writer.write(tiny, tmp_path / "tiny.bin", dtype)
@@ -68,7 +68,11 @@ def test_float16_rounds_only_matrices(tokenizer, tmp_path):
     assert_same(load_model(tmp_path / "half.bin"), {**rounded, **whole})
 
 
-@pytest.mark.parametrize("storage", QUANTIZED, ids=lambda storage: storage.name)
+@pytest.mark.parametrize(
+    "storage",
+    [pytest.param(s, marks=[pytest.mark.slow] if s.name in ("q4_1", "q5_0") else []) for s in QUANTIZED],
+    ids=lambda storage: storage.name,
+)
 def test_quantized_numbers_are_accurate_to_their_step(tokenizer, tmp_path, storage):
     made = content(tokenizer)
     writer.write(made, tmp_path / "quantized.bin", storage.name)
