@@ -4,7 +4,6 @@ Tolerances as in test_weight_loader.py: sums in another order.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -47,10 +46,11 @@ def test_activations_are_those_of_transformers(tmp_path):
         for x, y in pairs:
             np.testing.assert_allclose(x, y.numpy(), atol=1e-3 if name == "logits" else 2e-4, err_msg=name)
 
-    encoded = model.encode(mel, output_hidden_states=True)
+    encoded = jax.jit(lambda model, mel: model.encode(mel, output_hidden_states=True))(model, mel)
     assert encoded.attentions is None
     np.testing.assert_allclose(encoded.hidden_states[-1], encoded.last_hidden_state)
-    decoded = model.decode(jnp.asarray(IDS), encoded.last_hidden_state, output_attentions=True)
+    decode = jax.jit(lambda model, ids, encoded: model.decode(ids, encoded, output_attentions=True))
+    decoded = decode(model, IDS, encoded.last_hidden_state)
     assert decoded.decoder_hidden_states is None
     for x, y in zip(decoded.cross_attentions, found.cross_attentions, strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)

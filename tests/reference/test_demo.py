@@ -8,6 +8,7 @@ import torch
 import transformers
 
 import whisper_nnx
+from tests.small import quick_compilation  # noqa: F401
 from weight_loader import load_model
 from whisper_nnx import decode, log_mel_spectrogram, pad_or_trim
 from whisper_nnx.audio.loading import load_audio
