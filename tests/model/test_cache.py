@@ -1,4 +1,4 @@
-"""The decoder's memory: writes go to each row's own place, and nothing changes in place."""
+"""The decoder's memory: all rows write at one place, beams refer to what others have written, nothing changes."""
 
 from dataclasses import FrozenInstanceError, replace
 
@@ -20,10 +20,10 @@ def keys_values(seed: int, rows: int = ROWS, length: int = T) -> KeysValues:
 
 @pytest.fixture
 def cache() -> KVCache:
-    """Every row at another length, its buffers full of noise."""
+    """Two positions written, of which the rows read 0, 2 and 1; the buffers are full of noise."""
     empty = KVCache.init(tuple(keys_values(i) for i in range(LAYERS)), SIZE)
-    buffers = tuple(keys_values(10 + i, length=SIZE) for i in range(LAYERS))
-    return replace(empty, self_attention=buffers, length=jnp.array([0, 2, 3]))
+    noise = (KeysValues(*(x[:, :, :, None] for x in keys_values(10 + i, length=SIZE))) for i in range(LAYERS))
+    return replace(empty, self_attention=tuple(noise)).appended(2, jnp.array([0, 2, 1]))
 
 
 def test_an_empty_cache_has_a_buffer_for_each_layer_in_the_dtype_that_is_read_fastest():
@@ -32,22 +32,25 @@ def test_an_empty_cache_has_a_buffer_for_each_layer_in_the_dtype_that_is_read_fa
     shapes = {(x.shape, x.dtype) for x in jax.tree.leaves(cache.self_attention)}
     assert len(cache.self_attention) == LAYERS
     kept = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    assert shapes == {((ROWS, HEADS, SIZE, WIDTH), jnp.dtype(kept))}
+    assert shapes == {((ROWS, HEADS, SIZE, 1, WIDTH), jnp.dtype(kept))}
     of_sound = jnp.bfloat16 if kernels.usable() else kept  # they read it as fast as it is short
     assert {x.dtype for x in jax.tree.leaves(cache.cross_attention)} == {jnp.dtype(of_sound)}
     assert cache.length.tolist() == [0] * ROWS
+    assert cache.source.tolist() == [[-1] * SIZE] * ROWS
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_append_writes_at_each_rows_length_and_nowhere_else(cache, n):
-    new = keys_values(20, length=n)
+@pytest.mark.parametrize("group", [1, 2])
+def test_append_writes_in_each_rows_place_at_the_end_and_nowhere_else(cache, n, group):
+    cache = cache.repeat(group)
+    new = keys_values(20, rows=ROWS * group, length=n)
     for layer in range(LAYERS):
         written = cache.append(layer, new)
-        for row, length in enumerate([0, 2, 3]):
-            for before, piece, after in zip(cache.self_attention[layer], new, written, strict=True):
-                expected = np.array(before[row])
-                expected[:, length : length + n] = piece[row]
-                np.testing.assert_array_equal(after[row], expected)
+        for before, pieces, after in zip(cache.self_attention[layer], new, written, strict=True):
+            expected = np.array(before)
+            for row in range(ROWS * group):
+                expected[row // group, :, 2 : 2 + n, row % group] = pieces[row]
+            np.testing.assert_array_equal(after, expected)
 
 
 def test_append_leaves_the_cache_as_it_was(cache):
@@ -56,31 +59,37 @@ def test_append_leaves_the_cache_as_it_was(cache):
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, cache))
 
 
-def test_advance_keeps_what_was_written_and_moves_on(cache):
-    written = [cache.append(layer, keys_values(20 + layer, length=2)) for layer in range(LAYERS)]
-    longer = cache.advance(written, 2)
-    assert longer.length.tolist() == [2, 4, 5]
-    jax.tree.map(np.testing.assert_array_equal, longer.self_attention, tuple(written))
-    assert cache.advance(written, jnp.array([1, 0, 2])).length.tolist() == [1, 2, 5]
+def test_rows_go_on_side_by_side_and_leave_gaps_where_they_are_shorter(cache):
+    assert cache.source.tolist() == [[-1] * 6, [0, 0, *[-1] * 4], [-1, 0, *[-1] * 4]]
+    longer = cache.appended(2)
+    assert (longer.length.tolist(), int(longer.end)) == ([2, 4, 3], 4)
+    assert longer.source.tolist() == [[-1, -1, 0, 0, -1, -1], [0, 0, 0, 0, -1, -1], [-1, 0, 0, 0, -1, -1]]
+    around = longer.appended(2).appended(1, jnp.array([1, 1, 0]))  # the first position is written again
+    assert around.source.tolist() == [[0, -1, 0, 0, 0, 0], [0] * 6, [-1, 0, 0, 0, 0, 0]]
+    written = around.append(0, keys_values(20, length=1))
+    np.testing.assert_array_equal(written.k[:, :, 1, 0], keys_values(20, length=1).k[:, :, 0])
 
 
-def test_reorder_takes_rows_from_other_rows_but_not_their_audio(cache):
-    rows = jnp.array([2, 0, 0])
-    moved = cache.reorder(rows)
-    assert moved.length.tolist() == [3, 0, 0]
-    for before, after in zip(jax.tree.leaves(cache.self_attention), jax.tree.leaves(moved.self_attention), strict=True):
-        np.testing.assert_array_equal(after, before[rows])
-    assert moved.cross_attention is cache.cross_attention
+def test_beams_refer_to_each_other_and_nothing_is_moved(cache):
+    """One window of three beams: what a beam has read goes with it, and it writes in its own place."""
+    one = jax.tree.map(lambda x: x[1:2] if x.ndim else x, cache).repeat(3)
+    assert one.source[:, :3].tolist() == [[0, 0, -1]] * 3
+    one = one.appended(1)
+    moved = one.reorder(jnp.array([2, 0, 0]))
+    assert moved.source[:, :4].tolist() == [[0, 0, 2, -1], [0, 0, 0, -1], [0, 0, 0, -1]]
+    assert moved.appended(1).source[:, 3].tolist() == [0, 1, 2]
+    assert moved.self_attention is one.self_attention
+    assert moved.cross_attention is one.cross_attention
 
 
-def test_repeat_puts_copies_side_by_side_and_shares_the_audio(cache):
+def test_repeat_makes_room_and_shares_the_audio_and_what_was_written(cache):
     repeated = cache.repeat(2)
-    assert repeated.length.tolist() == [0, 0, 2, 2, 3, 3]
-    for before, after in zip(
-        jax.tree.leaves(cache.self_attention), jax.tree.leaves(repeated.self_attention), strict=True
-    ):
-        np.testing.assert_array_equal(after[::2], before)
-        np.testing.assert_array_equal(after[1::2], before)
+    assert repeated.length.tolist() == [0, 0, 2, 2, 1, 1]
+    assert repeated.source[2:4, :3].tolist() == [[0, 0, -1]] * 2
+    pairs = zip(jax.tree.leaves(cache.self_attention), jax.tree.leaves(repeated.self_attention), strict=True)
+    for before, after in pairs:
+        assert after.shape == (ROWS, HEADS, SIZE, 2, WIDTH)
+        np.testing.assert_array_equal(after[:, :, :, :1], before)
     assert repeated.cross_attention is cache.cross_attention
 
 
@@ -88,7 +97,7 @@ def test_a_cache_is_a_frozen_pytree_that_jit_takes_and_returns(cache):
     with pytest.raises(FrozenInstanceError):
         cache.length = jnp.zeros(ROWS)
     leaves, treedef = jax.tree.flatten(cache)
-    assert len(leaves) == 2 * LAYERS + 2 * LAYERS + 1
+    assert len(leaves) == 2 * LAYERS + 2 * LAYERS + 3
     assert isinstance(jax.tree.unflatten(treedef, leaves), KVCache)
     moved = jax.jit(KVCache.reorder)(cache, jnp.array([1, 2, 0]))
     jax.tree.map(np.testing.assert_array_equal, moved, cache.reorder(jnp.array([1, 2, 0])))

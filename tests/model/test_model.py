@@ -141,8 +141,8 @@ def test_teacher_forced_logits_equal_step_by_step_logits(model, mel, ids, cross,
 
 def test_rows_of_different_lengths_go_on_side_by_side(model, mel, ids, cross):
     expected, lengths = decode(model, ids, encode(model, mel)), np.array([5, 2, 4])
-    _, cache = step(model, ids[:, :5], KVCache.init(cross, SIZE))
-    cache = cache.advance(list(cache.self_attention), jnp.asarray(lengths - 5))  # what the others fed is forgotten
+    padded = jnp.take_along_axis(ids, jnp.maximum(jnp.arange(5) - 5 + lengths[:, None], 0), axis=1)
+    _, cache = model.decoder.step(padded, KVCache.init(cross, SIZE), jnp.asarray(lengths))
     for n in range(4):
         now = lengths + n
         logits, cache = step(model, jnp.take_along_axis(ids, now[:, None], axis=1), cache)
@@ -155,15 +155,26 @@ def test_rows_that_share_a_window_equal_rows_of_their_own(model, cross, ids):
     np.testing.assert_allclose(step(model, ids, shared)[0], step(model, ids, own)[0], atol=1e-5)
 
 
-def test_one_step_beyond_the_context_harms_no_other_row(model, cross, ids):
-    """A finished row waits for the others at the end of its buffer."""
-    cache = KVCache.init(cross, SIZE)
-    _, alone = step(model, ids[:, :5], cache)
-    crowded = replace(alone, length=alone.length.at[0].set(SIZE))
-    found, _ = step(model, ids[:, 5:6], crowded)
-    expected, _ = step(model, ids[:, 5:6], alone)
-    np.testing.assert_array_equal(found[1:], expected[1:])
-    assert np.isfinite(found).all()
+@pytest.mark.parametrize("implementation", ["reference", "accelerator", "cpu"])
+def test_beams_equal_texts_of_their_own(model, cross, ids, implementation):
+    """Each beam goes on from another one, again and again, beside windows with other beams and prompts."""
+    lengths, random = np.array([3, 2, 1]), np.random.default_rng(0)
+    texts = np.repeat([ids[row, :3] for row in range(3)], 3, axis=0)
+    with ops.using(implementation):
+        _, cache = model.decoder.step(ids[:, :3], KVCache.init(cross, SIZE), jnp.asarray(lengths))
+        cache, rows = (
+            cache.repeat(3),
+            [list(text[3 - n :]) for text, n in zip(texts, np.repeat(lengths, 3), strict=True)],
+        )
+        for _ in range(4):
+            source = (np.arange(9) // 3 * 3 + random.integers(0, 3, 9)).astype(np.int32)
+            new = random.integers(0, 50, 9)
+            rows = [[*rows[a], int(b)] for a, b in zip(source, new, strict=True)]
+            logits, cache = step(model, jnp.asarray(new)[:, None], cache.reorder(jnp.asarray(source)))
+        for row, text in enumerate(rows):
+            window = jax.tree.map(lambda x, row=row: x[row // 3 : row // 3 + 1], cross)
+            expected, _ = step(model, jnp.array([text]), KVCache.init(window, SIZE))  # at once
+            np.testing.assert_allclose(logits[row, 0], expected[0, -1], atol=1e-4)
 
 
 # Transformations.

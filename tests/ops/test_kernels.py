@@ -79,6 +79,16 @@ def test_attention(positions, queries, dtype):
         assert_attends(q, k, v, jnp.asarray(lengths.astype(np.int32)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("group", "end"), [(1, 1), (1, 70), (3, 1), (3, 100)])
+def test_attention_to_a_cache(group, end, dtype):
+    k, v = normal(2, 3, 100, group, 64, dtype=dtype), normal(2, 3, 100, group, 64, dtype=dtype)
+    q = normal(2, 3, group, 64) / (100 if dtype == jnp.int8 else 1)
+    for source in (RANDOM.integers(-1, group, (2 * group, 100)), np.zeros((2 * group, 100))):
+        source[:, end - 1], source[:, end:] = np.arange(2 * group) % group, -1  # its own, and what is not written
+        assert_as_twin(kernels.cached_attention, q, k, v, jnp.asarray(source, jnp.int32), jnp.int32(end))
+
+
 def test_attention_of_a_whole_window_to_itself():
     for dtype in (jnp.float32, jnp.bfloat16):
         q, k, v = normal(2, 1500, 128), normal(2, 1500, 128, dtype=dtype), normal(2, 1500, 128, dtype=dtype)

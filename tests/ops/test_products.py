@@ -7,7 +7,6 @@ import pytest
 
 from tests.small import quick_compilation  # noqa: F401
 from whisper_nnx import ops
-from whisper_nnx.model.cache import KeysValues, KVCache
 from whisper_nnx.ops.cpu.operations import flat_matmul
 
 RANDOM = np.random.default_rng(0)
@@ -134,30 +133,24 @@ def test_queries_may_be_finer_than_keys(implementation):
     assert ops.attention(q, k, k).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("span", [1, 63, 64, 65, 128, 129, 300, 448])
-def test_attention_to_a_cache_reads_all_that_the_mask_allows(span):
-    q, k, v = normal(2, 2, 1, 8), normal(2, 2, 448, 8), normal(2, 2, 448, 8)
-    mask = jnp.broadcast_to(jnp.arange(448) < span, (2, 1, 1, 448))
-    found = jax.jit(ops.cached_attention)(q, k, v, mask, jnp.array([1, span]))
-    with ops.using("reference"):
-        np.testing.assert_allclose(found, ops.cached_attention(q, k, v, mask, jnp.array([1, span])), atol=1e-6)
+@pytest.mark.parametrize("end", [1, 63, 64, 65, 128, 129, 300, 448])
+@pytest.mark.parametrize("group", [1, 3])
+def test_attention_to_a_cache_reads_what_its_rows_name(end, group):
+    """By the mask's definition, one place at a time."""
+    q, k, v = normal(2, 2, group, 64), normal(2, 2, 448, group, 64), normal(2, 2, 448, group, 64)
+    source = np.random.default_rng(end).integers(-1, group, (2 * group, 448)).astype(np.int32)
+    source[:, end - 1], source[:, end:] = np.arange(2 * group) % group, -1  # its own, and what is not written
+    found = jax.jit(ops.cached_attention)(q, k, v, jnp.asarray(source), jnp.int32(end))
+    for row in range(2 * group):
+        window, place, read = row // group, row % group, np.flatnonzero(source[row, :end] >= 0)
+        keys, values = (x[window, :, read, source[row, read]].swapaxes(0, 1) for x in (k, v))
+        expected = ops.attention(q[window, :, place][None, :, None], keys[None], values[None])
+        np.testing.assert_allclose(found[window, :, place], expected[0, :, 0], atol=1e-5)
 
 
-def test_attention_to_a_cache_does_not_read_the_rest_on_a_cpu():
-    q, k = normal(1, 1, 1, 8), normal(1, 1, 448, 8).at[:, :, 64:].set(jnp.nan)
-    mask = (jnp.arange(448) < 10)[None, None, None]
+@pytest.mark.parametrize("width", [8, 64])  # by XLA, by the kernel
+def test_attention_to_a_cache_does_not_read_the_rest_on_a_cpu(width):
+    q, k = normal(1, 1, 1, width), normal(1, 1, 448, 1, width).at[:, :, 64:].set(jnp.nan)
+    source = jnp.where(jnp.arange(448) < 10, 0, -1)[None]
     with ops.using("cpu"):
-        assert jnp.isfinite(ops.cached_attention(q, k, k, mask, jnp.array([10]))).all()
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-def test_a_cache_of_one_row_or_more_is_written_at_each_rows_length(rows):
-    cache = KVCache.init((KeysValues(normal(rows, 2, 5, 4), normal(rows, 2, 5, 4)),), 8)
-    cache = cache.advance(list(cache.self_attention), jnp.arange(rows) + 2)
-    new = KeysValues(normal(rows, 2, 3, 4), normal(rows, 2, 3, 4))
-    written = jax.jit(lambda cache, new: cache.append(0, new))(cache, new)
-    for row in range(rows):
-        assert jnp.array_equal(written.k[row, :, row + 2 : row + 5], new.k[row])
-        assert jnp.array_equal(written.v[row, :, row + 2 : row + 5], new.v[row])
-        assert not written.k[row, :, : row + 2].any()
-        assert not written.k[row, :, row + 5 :].any()
+        assert jnp.isfinite(ops.cached_attention(q, k, k, source, jnp.int32(10))).all()

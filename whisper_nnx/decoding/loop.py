@@ -28,7 +28,8 @@ class DecodingBatch:
     """How B windows are decoded.
 
     Attributes:
-      initial_ids: [B,P], prompt, start sequence and prefix, padded on the right to whole chunks.
+      initial_ids: [B,P], prompt, start sequence and prefix, padded on the right to `padded_positions`, the size of the
+        cache.
       initial_length: [B], number of initial ids without the padding.
       sot_index: [B], position of `<|startoftranscript|>` among them.
       limit: [B], the most tokens to sample, including the end of text.
@@ -56,34 +57,37 @@ class Generated(NamedTuple):
 
 
 def padded_positions(max_positions: int) -> int:
-    """Buffer size for a model with that many text positions: rounded up to whole prefill chunks."""
+    """Size of the cache for a model with that many text positions: rounded up to whole prefill chunks."""
     return -(-max_positions // PREFILL_CHUNK) * PREFILL_CHUNK
 
 
 def prefill(
     decoder: TextDecoder, cross: tuple[KeysValues, ...], batch: DecodingBatch
 ) -> tuple[KVCache, jax.Array, jax.Array]:
-    """Feeds the initial ids -> (cache, hidden [B,D] at `<|startoftranscript|>`, hidden [B,D] at the last id)."""
-    rows = batch.initial_ids.shape[0]
-    cache = KVCache.init(cross, batch.initial_ids.shape[1])
+    """Feeds the initial ids -> (cache, hidden [B,D] at `<|startoftranscript|>`, hidden [B,D] at the last id).
+
+    The last ids of all rows are fed together, so that shorter rows have their padding before them.
+    """
+    rows, size = batch.initial_ids.shape
+    cache = KVCache.init(cross, size)
+    chunks = -(-batch.initial_length.max() // PREFILL_CHUNK)
+    padding = chunks * PREFILL_CHUNK - batch.initial_length
+    at_sot = padding + batch.sot_index
+
+    def feed(carry: tuple[KVCache, jax.Array, jax.Array]) -> tuple[KVCache, jax.Array, jax.Array]:
+        cache, found, _ = carry
+        at = cache.end + jnp.arange(PREFILL_CHUNK) - padding[:, None]
+        ids = jnp.take_along_axis(batch.initial_ids, jnp.clip(at, 0, size - 1), axis=1)
+        kept = jnp.clip(cache.end + PREFILL_CHUNK - padding, 0, PREFILL_CHUNK)
+        hidden, longer = decoder.step(ids, cache, kept)
+        place = at_sot - cache.end
+        here = jnp.take_along_axis(hidden, jnp.clip(place, 0, PREFILL_CHUNK - 1)[:, None, None], axis=1)[:, 0]
+        found = jnp.where(((place >= 0) & (place < PREFILL_CHUNK))[:, None], here, found)
+        return longer, found, hidden[:, -1]
+
     nothing = jnp.zeros((rows, decoder.embed_tokens.features), decoder.dtype)
-    wanted = jnp.stack([batch.sot_index, batch.initial_length - 1], axis=1)
-
-    def feed(carry: tuple[jax.Array, KVCache, jax.Array]) -> tuple[jax.Array, KVCache, jax.Array]:
-        start, cache, found = carry
-        ids = jax.lax.dynamic_slice_in_dim(batch.initial_ids, start, PREFILL_CHUNK, axis=1)
-        hidden, cache = decoder.step(ids, cache)
-        at = wanted - start
-        here = jnp.take_along_axis(hidden, jnp.clip(at, 0, PREFILL_CHUNK - 1)[..., None], axis=1)
-        found = jnp.where(((at >= 0) & (at < PREFILL_CHUNK))[..., None], here, found)
-        return start + PREFILL_CHUNK, cache, found
-
-    longest = batch.initial_length.max()
-    carry = (jnp.int32(0), cache, jnp.stack([nothing, nothing], axis=1))
-    _, cache, found = jax.lax.while_loop(lambda carry: carry[0] < longest, feed, carry)
-    # The padding of shorter rows is in the cache beyond `length` and is overwritten before it is read.
-    cache = cache.advance(list(cache.self_attention), batch.initial_length - cache.length)
-    return cache, found[:, 0], found[:, 1]
+    carry = (cache, nothing, nothing)
+    return jax.lax.while_loop(lambda carry: carry[0].end < chunks * PREFILL_CHUNK, feed, carry)
 
 
 class _Loop(NamedTuple):

@@ -28,51 +28,79 @@ def to_cache(cross_attention: tuple[KeysValues, ...]) -> tuple[KeysValues, ...]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of B rows, in buffers of fixed size, so that nothing recompiles.
+    """Keys and values of R = B*G rows, G of which share a window, in buffers of fixed size, so that nothing recompiles.
 
-    self_attention: one per layer, [B,H,S,K]: a buffer of S text positions, of which the first `length` are valid.
-    cross_attention: one per layer, [B/G,H,T,K], computed once per window; G adjacent rows (beams, samples) share one.
-    length [B]: the position at which each row is written next.
+    All rows write at the same position, and rows that follow others (beams) refer to what those have written: nothing
+    is moved. Behind the last position the first is written again; a row must not be longer than the buffers.
+
+    self_attention: one per layer, [B,H,S,G,K]: S text positions, each with a place for every row of the window.
+    cross_attention: one per layer, [B,H,T,K], computed once per window.
+    source [R,S]: the place, of G, that a row reads at each position; -1: none, a gap or not written yet.
+    length [R]: how many positions each row reads: the position of its next token within its text.
+    end: how many positions were written; position `end % S` is the next one.
     """
 
     self_attention: tuple[KeysValues, ...]
     cross_attention: tuple[KeysValues, ...]
+    source: jax.Array
     length: jax.Array
+    end: jax.Array
 
     @classmethod
     def init(cls, cross_attention: tuple[KeysValues, ...], size: int) -> KVCache:
-        """Creates an empty cache of `size` text positions for windows with this cross-attention."""
+        """Creates an empty cache of `size` text positions for windows with this cross-attention, one row for each."""
         rows, heads, _, width = cross_attention[0].k.shape
         dtype, _ = ops.current().cache_dtypes(cross_attention[0].k.dtype)
-        empty = KeysValues(*[jnp.zeros((rows, heads, size, width), dtype)] * 2)
-        return cls((empty,) * len(cross_attention), to_cache(cross_attention), jnp.zeros(rows, jnp.int32))
-
-    def append(self, layer: int, new: KeysValues) -> KeysValues:
-        """Returns a layer's buffer with `new` [B,H,n,K] written at each row's `length`.
-
-        A row without room for n positions overwrites its last ones; the caller must stop it before.
-        """
-        write = jax.vmap(lambda buffer, value, at: jax.lax.dynamic_update_slice(buffer, value, (0, at, 0)))
-        if self.length.shape == (1,):  # XLA would copy the buffer for a batched update of one row
-            write = lambda buffer, value, at: jax.lax.dynamic_update_slice(buffer, value, (0, 0, at[0], 0))  # noqa: E731
-        past = self.self_attention[layer]
-        new = jax.tree.map(lambda x: x.astype(past.k.dtype), new)
-        return KeysValues(write(past.k, new.k, self.length), write(past.v, new.v, self.length))
-
-    def advance(self, written: list[KeysValues], n: jax.Array | int) -> KVCache:
-        """Returns the cache with each layer's appended buffer, n positions longer; n is one number or one per row."""
-        return replace(self, self_attention=tuple(written), length=self.length + n)
-
-    def reorder(self, rows: jax.Array) -> KVCache:
-        """Replaces row i by row `rows[i]` of the same window, as beam search does."""
-        return replace(
-            self, self_attention=jax.tree.map(lambda x: x[rows], self.self_attention), length=self.length[rows]
+        empty = KeysValues(*[jnp.zeros((rows, heads, size, 1, width), dtype)] * 2)
+        return cls(
+            (empty,) * len(cross_attention),
+            to_cache(cross_attention),
+            source=jnp.full((rows, size), -1, jnp.int32),
+            length=jnp.zeros(rows, jnp.int32),
+            end=jnp.int32(0),
         )
 
-    def repeat(self, group: int) -> KVCache:
-        """Repeats each row `group` times in adjacent rows; the cross-attention stays shared."""
+    @property
+    def group(self) -> int:
+        """G, rows per window."""
+        return self.self_attention[0].k.shape[3]
+
+    def append(self, layer: int, new: KeysValues) -> KeysValues:
+        """Returns a layer's buffers with `new` [R,H,n,K] written, for which there must be room before the last one."""
+
+        def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
+            windows, heads, size, group, width = buffer.shape
+            places = new.reshape(windows, group, heads, -1, width).transpose(0, 2, 3, 1, 4)
+            return jax.lax.dynamic_update_slice(buffer, places.astype(buffer.dtype), (0, 0, self.end % size, 0, 0))
+
+        return jax.tree.map(write, self.self_attention[layer], new)
+
+    def appended(self, n: int, kept: jax.Array | None = None) -> KVCache:
+        """Returns the cache n positions longer, whose keys and values are still to be appended.
+
+        kept [R]: how many of these, the last ones, belong to each row's text; the others are gaps. Default: all.
+        """
+        rows, size = self.source.shape
+        position = (jnp.arange(size) - self.end) % size  # counted from the first new one
+        gaps = 0 if kept is None else (n - kept)[:, None]
+        new = jnp.where(position >= gaps, (jnp.arange(rows) % self.group)[:, None], -1)
         return replace(
             self,
-            self_attention=jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), self.self_attention),
+            source=jnp.where(position < n, new, self.source),
+            length=self.length + (n if kept is None else kept),
+            end=self.end + n,
+        )
+
+    def reorder(self, rows: jax.Array) -> KVCache:
+        """Row i goes on from what row `rows[i]` of the same window has read, as in beam search."""
+        return replace(self, source=self.source[rows], length=self.length[rows])
+
+    def repeat(self, group: int) -> KVCache:
+        """Makes each row of its own window into `group` rows that share the window, and what was written so far."""
+        room = ((0, 0), (0, 0), (0, 0), (0, group - 1), (0, 0))
+        return replace(
+            self,
+            self_attention=jax.tree.map(lambda x: jnp.pad(x, room), self.self_attention),
+            source=jnp.repeat(self.source, group, axis=0),
             length=jnp.repeat(self.length, group),
         )

@@ -79,8 +79,8 @@ class LayerFactory:
 class MultiHeadAttention(Module):
     """Multi-head self- or cross-attention. The key projection has no bias.
 
-    `attention_fn(q [B,H,S,K], k, v [B,H,T,K], mask)` -> [B,H,S,K] computes it; None: `ops.attention`, and in the token
-    loop `ops.cached_attention`.
+    `attention_fn(q [B,H,S,K], k, v [B,H,T,K], mask)` -> [B,H,S,K] computes it; None: `ops.attention`, and to the text
+    in the token loop `ops.cached_attention`.
     """
 
     def __init__(self, width: int, heads: int, make: LayerFactory, attention_fn: AttentionFn | None = None):
@@ -108,16 +108,27 @@ class MultiHeadAttention(Module):
         scores = ops.attention_scores(self._split(self.q_proj(x)), k)
         return jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, -jnp.inf), axis=-1)
 
-    def __call__(
-        self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None, lengths: jax.Array | None = None
-    ) -> jax.Array:
-        """x [B,S,D] attends to kv [B,H,T,K] where mask allows -> [B,S,D]. lengths [B]: valid positions of a cache."""
+    def __call__(self, x: jax.Array, kv: KeysValues, mask: jax.Array | None = None) -> jax.Array:
+        """x [B,S,D] attends to kv [B,H,T,K] where mask allows -> [B,S,D]."""
         q = self._split(self.q_proj(x))
-        if self.attention_fn is None and mask is not None and lengths is not None:
-            attended = ops.cached_attention(q, kv.k, kv.v, mask, lengths)
+        return self._join((self.attention_fn or ops.attention)(q, kv.k, kv.v, mask))
+
+    def cached(self, x: jax.Array, kv: KeysValues, source: jax.Array, end: jax.Array) -> jax.Array:
+        """x [R,n,D], whose own keys and values are the last of a cache, attends to the cache -> [R,n,D].
+
+        kv, source, end: the cache's, as in `ops.cached_attention`.
+        """
+        q = self._split(self.q_proj(x.reshape(len(kv.k), -1, x.shape[-1])))  # rows of a window are queries to its cache
+        if self.attention_fn is None:
+            attended = ops.cached_attention(q, kv.k, kv.v, source, end)
         else:
-            attended = (self.attention_fn or ops.attention)(q, kv.k, kv.v, mask)
-        return self.out_proj(attended.swapaxes(1, 2).reshape(x.shape))
+            k, v = (buffer.reshape(*buffer.shape[:2], -1, buffer.shape[-1]) for buffer in kv)
+            attended = self.attention_fn(q, k, v, ops.cache_mask(source, end, x.shape[1], *kv.k.shape[3:1:-1]))
+        return self._join(attended).reshape(x.shape)
+
+    def _join(self, attended: jax.Array) -> jax.Array:
+        """[B,H,S,K] -> [B,S,D]: heads side by side, and projected."""
+        return self.out_proj(attended.swapaxes(1, 2).reshape(len(attended), attended.shape[2], -1))
 
 
 class Layer(Module):
@@ -202,21 +213,21 @@ class DecoderLayer(Layer):
         self,
         x: jax.Array,
         cross: KeysValues,
-        mask: jax.Array,
         append: Callable[[KeysValues], KeysValues],
-        lengths: jax.Array,
+        source: jax.Array,
+        end: jax.Array,
     ) -> tuple[jax.Array, KeysValues]:
-        """The next tokens of a cached text: x [B,S,D], mask [B,1,S,S'] -> ([B,S,D], the S' cached keys and values).
+        """The next tokens of a cached text: x [R,n,D] -> ([R,n,D], the cache's keys and values with those of x).
 
-        cross [B/G,H,T,K]: of the audio, shared by G rows. append: adds the keys and values of x to the cache; `lengths`
-        [B] of its positions count then.
+        cross [B,H,T,K]: of the audio, shared by R/B rows. append: adds keys and values to the cache. source, end: of
+        the cache with them.
         """
         h = self.self_attn_layer_norm(x).astype(x.dtype)
         kv = append(self.self_attn.keys_values(h))
-        x = x + self.self_attn(h, kv, mask, lengths)
+        x = x + self.self_attn.cached(h, kv, source, end)
 
         h = self.encoder_attn_layer_norm(x).astype(x.dtype)
-        # The G rows of a window are G more queries to the same keys: read once, not G times.
+        # The rows of a window are more queries to the same keys: read once, not for each row.
         h = h.reshape(cross.k.shape[0], -1, h.shape[-1])
         x = x + self.encoder_attn(h, cross).reshape(x.shape)
 

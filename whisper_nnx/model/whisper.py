@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -209,20 +210,22 @@ class TextDecoder(Module):
             tuple(layer.audio for layer in attended) if output_attentions else None,
         )
 
-    def step(self, ids: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        """One cached decoding step: ids [B,n] follow those in the cache.
+    def step(self, ids: jax.Array, cache: KVCache, kept: jax.Array | None = None) -> tuple[jax.Array, KVCache]:
+        """One cached decoding step: ids [R,n] follow those in the cache.
 
-        Returns (hidden [B,n,D] for `logits`, the cache n positions longer).
+        kept [R]: how many of the n ids, the last ones, belong to each row's text; the others are padding. Default: all.
+
+        Returns (hidden [R,n,D] for `logits`, the cache n positions longer).
         """
-        new_positions = cache.length[:, None] + jnp.arange(ids.shape[1])
-        mask = jnp.arange(cache.self_attention[0].k.shape[2]) <= new_positions[:, None, :, None]
-        # A finished row may be past the last position; its output is ignored.
-        x = self._embed(ids, jnp.minimum(new_positions, self.embed_positions.num_embeddings - 1))
-        written = []
+        n = ids.shape[1]
+        longer, written = cache.appended(n, kept), []
+        # A finished row may be past the last position; its output is ignored, as that of padding is.
+        positions = longer.length[:, None] - n + jnp.arange(n)
+        x = self._embed(ids, jnp.clip(positions, 0, self.embed_positions.num_embeddings - 1))
         for i, (layer, cross) in enumerate(zip(self.layers, cache.cross_attention, strict=True)):
-            x, kv = layer.step(x, cross, mask, partial(cache.append, i), new_positions[:, -1] + 1)
+            x, kv = layer.step(x, cross, partial(cache.append, i), longer.source, longer.end)
             written.append(kv)
-        return self.layer_norm(x).astype(self.dtype), cache.advance(written, ids.shape[1])
+        return self.layer_norm(x).astype(self.dtype), replace(longer, self_attention=tuple(written))
 
 
 class Whisper(Module):

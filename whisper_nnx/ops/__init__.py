@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from whisper_nnx.ops.implementation import Implementation
-from whisper_nnx.ops.reference import attention_scores, precision_of
+from whisper_nnx.ops.reference import attention_scores, cache_mask, precision_of
 from whisper_nnx.runtime.programs import key_by
 from whisper_nnx.runtime.startup import OPERATIONS, chosen_operations
 
@@ -24,6 +24,7 @@ __all__ = [
     "argmax",
     "attention",
     "attention_scores",
+    "cache_mask",
     "cached_attention",
     "current",
     "embed",
@@ -106,12 +107,14 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
     return current().attention(q, k, v, mask)
 
 
-def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, lengths: jax.Array) -> jax.Array:
-    """As `attention`, to the first `lengths` [B] positions of a cache; on CPU the rest is not read.
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array, end: jax.Array) -> jax.Array:
+    """The attention of the token loop: q [B,H,G*n,K], k and v [B,H,S,G,K] -> [B,H,G*n,K] of q's dtype.
 
-    The mask decides what each query attends to; a single query (S = 1) attends to all of its row's length.
+    The buffers k and v have a place for each of the G rows of a window at each of S positions. `end` positions were
+    written; the last n of them, up to `(end - 1) % S`, are those of the n queries of each row. source [B*G,S]: the
+    place that each row reads at each position; -1: none. A query reads its own position, and no later one.
     """
-    return current().cached_attention(q, k, v, mask, lengths)
+    return current().cached_attention(q, k, v, source, end)
 
 
 def argmax(logits: jax.Array) -> jax.Array:

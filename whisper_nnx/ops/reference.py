@@ -64,9 +64,25 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
     return jnp.einsum("bhst,bhtk->bhsk", weights, v, precision=precision_of(v.dtype)).astype(q.dtype)
 
 
-def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, lengths: jax.Array) -> jax.Array:
-    """As `attention`: the mask already excludes positions from `lengths` [B] on, which are not written yet."""
-    return attention(q, k, v, mask)
+def cache_mask(source: jax.Array, end: jax.Array, n: int, group: int, size: int) -> jax.Array:
+    """Which of the S*G places of a cache the n queries of each of R = B*G rows read: [B,1,G*n,S*G].
+
+    source [R,S] (of a cache of `size` positions, S of them at most), end: as in `cached_attention`.
+    """
+    rows, positions = source.shape
+    place = jnp.arange(group)
+    index = ((jnp.arange(positions) - (end - n)) % size)[:, None]  # counted from the first new position
+    query = jnp.arange(n)[:, None, None]
+    earlier = (source[:, None, :, None] == place) & ((index >= n) | (index <= query))
+    own = (index == query) & ((jnp.arange(rows) % group)[:, None, None, None] == place)  # padding reads itself alone
+    return (earlier | own).reshape(rows // group, 1, group * n, positions * group)
+
+
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array, end: jax.Array) -> jax.Array:
+    """q [B,H,G*n,K], k and v [B,H,S,G,K], source [B*G,S], end [] -> [B,H,G*n,K] of q's dtype."""
+    group = k.shape[3]
+    keys, values = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
+    return attention(q, keys, values, cache_mask(source, end, q.shape[2] // group, *k.shape[3:1:-1]))
 
 
 def unembedding(table: jax.Array, scale: jax.Array | None, dtype: Dtype, rows: int) -> Callable[[jax.Array], jax.Array]:

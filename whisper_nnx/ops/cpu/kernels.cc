@@ -1,6 +1,7 @@
 // Kernels for XLA's CPU backend: memory-bound matmuls of the token loop (a few rows times a matrix of 8, 16 or 32 bits),
 // and attention. Numbers are converted to float32 as they are read; sums are float32.
 // kernels.py documents what each handler computes, and the shapes it takes.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
@@ -263,6 +264,34 @@ void attention(ffi::ThreadPool& pool, const float* q, const T* k, const T* v, co
   });
 }
 
+// q [B,H,G,K] attends to k and v [B,H,S,G,K] -> out [B,H,G,K]: of the first `end` positions, row b * G + g reads the
+// place source [B*G,S] of each, none where that is negative. Places that are not adjacent are first put together.
+template <typename T>
+void cached_attention(ffi::ThreadPool& pool, const float* q, const T* k, const T* v, const int32_t* source, int64_t end,
+                      float* out, int64_t windows, int64_t heads, int64_t s_size, int64_t group, int64_t width) {
+  for_each(pool, windows * heads * group, windows * heads * group * end * width, [=](int64_t i) {
+    static thread_local std::vector<T> keys, values;
+    const int64_t place = i % group, head = i / group, window = head / heads;
+    const int32_t* from = source + (window * group + place) * s_size;
+    if (group == 1 && std::all_of(from, from + end, [](int32_t place) { return place == 0; })) {
+      const int64_t at = head * s_size * width;
+      attend_few(q + i * width, k + at, v + at, out + i * width, 1, end, width);
+      return;
+    }
+    int64_t n = 0;
+    keys.resize(end * width);
+    values.resize(end * width);
+    for (int64_t t = 0; t < end; ++t) {
+      if (from[t] < 0 || from[t] >= group) continue;
+      const int64_t at = ((head * s_size + t) * group + from[t]) * width;
+      std::copy_n(k + at, width, keys.data() + n * width);
+      std::copy_n(v + at, width, values.data() + n * width);
+      ++n;
+    }
+    attend_few(q + i * width, keys.data(), values.data(), out + i * width, 1, n, width);
+  });
+}
+
 template <typename Call>
 ffi::Error by_type(ffi::DataType type, Call call) {
   switch (type) {
@@ -317,6 +346,17 @@ ffi::Error Attention(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyB
   });
 }
 
+ffi::Error CachedAttention(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuffer v, Numbers source,
+                           Numbers end, ffi::Result<Floats> out) {
+  auto size = k.dimensions();  // [B,H,S,G,K]
+  const int64_t written = std::clamp<int64_t>(end.typed_data()[0], 1, size[2]);
+  return by_type(k.element_type(), [&](auto kind) {
+    using T = decltype(kind);
+    cached_attention(pool, q.typed_data(), (const T*)k.untyped_data(), (const T*)v.untyped_data(), source.typed_data(),
+                     written, out->typed_data(), size[0], size[1], size[2], size[3], size[4]);
+  });
+}
+
 // Dynamic time warping: where the cheapest path over cost [N,M], of which [n,m] counts, enters each row.
 ffi::Error FirstPositions(Floats cost, Numbers counts, ffi::Result<Numbers> first) {
   enum Step : uint8_t { kDiagonal, kDown, kRight };
@@ -357,6 +397,8 @@ HANDLER(TableProduct, .Arg<Floats>().Arg<ffi::AnyBuffer>());
 HANDLER(LayerProduct, .Arg<Floats>().Arg<ffi::AnyBuffer>());
 HANDLER(TableRows, .Arg<ffi::AnyBuffer>().Arg<Numbers>());
 HANDLER(Attention, .Arg<Floats>().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Arg<Numbers>());
+HANDLER(CachedAttention,
+        .Arg<Floats>().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Arg<Numbers>().Arg<Numbers>());
 
 // Identifies the library to build.py.
 extern "C" const char* Key() { return KEY; }

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from whisper_nnx.ops.cpu.build import load
+from whisper_nnx.ops.reference import cache_mask
 from whisper_nnx.ops.warping import warp_by_diagonals
 from whisper_nnx.runtime.programs import register_custom_calls
 
 _LANES = 16  # numbers that the kernels read at once
-_HANDLERS = ("TableProduct", "LayerProduct", "TableRows", "Attention", "FirstPositions")
+_HANDLERS = ("TableProduct", "LayerProduct", "TableRows", "Attention", "CachedAttention", "FirstPositions")
 TARGETS = tuple(f"whisper_nnx.{name}" for name in _HANDLERS)  # their names in compiled programs
 _KINDS = (jnp.float32, jnp.bfloat16, jnp.int8)
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -119,6 +120,19 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> j
     scores = jnp.einsum("hsk,htk->hst", q, k.astype(jnp.float32), precision=_HIGHEST)
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
     return jnp.einsum("hst,htk->hsk", weights, v.astype(jnp.float32), precision=_HIGHEST)
+
+
+@kernel("CachedAttention")
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array, end: jax.Array) -> jax.Array:
+    """q [B,H,G,K] float32, scaled, attends to k and v [B,H,S,G,K], as `ops.cached_attention` -> [B,H,G,K], float32.
+
+    The kernel reads only the places that `source` [B*G,S] names, of the positions that are written.
+    """
+    group = k.shape[3]
+    reads = cache_mask(source, end, 1, group, k.shape[2]).reshape(len(q), 1, group, -1, group)
+    scores = jnp.einsum("bhgk,bhsjk->bhgsj", q, k.astype(jnp.float32), precision=_HIGHEST)
+    weights = jax.nn.softmax(jnp.where(reads, scores, -jnp.inf), axis=(-2, -1))
+    return jnp.einsum("bhgsj,bhsjk->bhgk", weights, v.astype(jnp.float32), precision=_HIGHEST)
 
 
 first_positions = kernel("FirstPositions")(warp_by_diagonals)  # row by row, with sums of 64 bits

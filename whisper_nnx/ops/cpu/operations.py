@@ -7,6 +7,7 @@ and what comes next computes in float32 in any case.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from whisper_nnx.ops import accelerator, reference
 from whisper_nnx.ops.cpu import kernels
 from whisper_nnx.ops.implementation import Implementation
-from whisper_nnx.ops.reference import attention_scores, precision_of, rescaled, scale_and_shift
+from whisper_nnx.ops.reference import attention_scores, cache_mask, precision_of, rescaled, scale_and_shift
 from whisper_nnx.ops.warping import warp_by_diagonals
 
 Dtype = Any
@@ -25,7 +26,7 @@ _FEW_ROWS = 4  # below this, XLA multiplies bfloat16 in a loop that is 10 times 
 _KERNEL_ROWS = 32  # above this, XLA's own matmul is faster
 _FEW_QUERIES = 32  # a step of the token loop, or a chunk of its prompt
 _CACHED = 2**20  # number of scores up to which attention stays in a core's cache uncut
-_SPANS = (64, 128, 256)  # text positions read: the first of these that covers the longest row
+_SPANS = (64, 128, 256)  # text positions read: the first of these that covers those that are written
 
 
 def kernels_usable() -> bool:
@@ -119,13 +120,21 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
     return attended.astype(to)
 
 
-def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Reads as many positions as the longest row has; the kernel, as many as each row has."""
-    if q.shape[2] == 1 and _attends_by_kernel(k):
-        return _attention_by_kernel(q, k, v, lengths)
-    sizes = [*(n for n in _SPANS if n < k.shape[2]), k.shape[2]]
-    ways = [lambda q, k, v, mask, n=n: attention(q, k[:, :, :n], v[:, :, :n], mask[..., :n]) for n in sizes]
-    return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), lengths.max()), ways, q, k, v, mask)
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array, end: jax.Array) -> jax.Array:
+    """The kernel reads what each row reads; XLA all places that are written, rounded up."""
+    size, group = k.shape[2:4]
+    n = q.shape[2] // group
+    if n == 1 and _attends_by_kernel(k):
+        queries = (q * q.shape[-1] ** -0.5).astype(jnp.float32)
+        return kernels.cached_attention(queries, k, v, source, end).astype(q.dtype)
+    spans = [*(span for span in _SPANS if span < size), size]
+
+    def attend(span: int, q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array, end: jax.Array) -> jax.Array:
+        keys, values = (x[:, :, :span].reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
+        return attention(q, keys, values, cache_mask(source[:, :span], end, n, group, size))
+
+    ways = [partial(attend, span) for span in spans]
+    return jax.lax.switch(jnp.searchsorted(jnp.array(spans), jnp.minimum(end, size)), ways, q, k, v, source, end)
 
 
 def _attends_by_kernel(k: jax.Array, queries: int = 1) -> bool:
