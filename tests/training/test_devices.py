@@ -20,11 +20,12 @@ def train() -> dict[str, object]:
     """Trains with masks, dropout and rows with different numbers of labels."""
     config = small_run(
         method="muon",
+        guide_heads=((0, 0), (0, 1)),
         augment=AugmentConfig(time_masks=2, time_mask_s=0.2, frequency_masks=1),
         ema_decay=0.9,
         learning_rate=0.01,
     )
-    training = Run(config, small_model(spread=0.8, dropout=0.1))
+    training = Run(config, small_model(spread=0.8, dropout=0.1, decoder_layers=1))
     metrics = []
     for seed in range(STEPS):
         batch = random_batch(rows=8, seed=seed)

@@ -51,7 +51,7 @@ def config(manifest, tmp_path) -> TrainConfig:
 
 
 def run(config: TrainConfig, evaluate=None, export=save_pretrained) -> Result:
-    return train(config, small_model(), export, evaluate=evaluate)
+    return train(config, small_model(decoder_layers=1), export, evaluate=evaluate)
 
 
 def weights(model: Whisper) -> list[np.ndarray]:
@@ -188,13 +188,13 @@ def test_an_output_in_use_is_rejected(config):
 
 @pytest.mark.slow
 def test_guided_heads_become_the_exported_models_alignment_heads(config):
-    guided = LossConfig(guide_weight=0.1, guide_heads=((1, 0), (0, 1)))
+    guided = LossConfig(guide_weight=0.1, guide_heads=((0, 1), (0, 0)))
     run(replace(config, steps=1, loss=guided, evaluate=EvaluateConfig()))
-    assert load_model(Path(config.output) / "export").config.alignment_heads == ((1, 0), (0, 1))
+    assert load_model(Path(config.output) / "export").config.alignment_heads == ((0, 1), (0, 0))
 
 
 def test_a_loss_that_is_not_finite_is_never_saved(config):
-    model = small_model()
+    model = small_model(decoder_layers=1)
     model.decoder.layer_norm.bias.set_value(model.decoder.layer_norm.bias[...].at[0].set(math.nan))
     with pytest.raises(
         ValueError, match=r"^loss is nan at step 1, on .*train.jsonl:\d+.*; there is no checkpoint yet;"
@@ -209,11 +209,13 @@ def test_a_later_stage_reuses_the_ctc_head(config, tmp_path):
     run(first)
     export = tmp_path / "out" / "export"
     second = replace(first, model=ModelConfig(init=str(export)))
-    learnt, new = (make_trainee(small_model(), stage, nnx.Rngs(7)).ctc_head for stage in (second, first))
+    learnt, new = (
+        make_trainee(small_model(decoder_layers=1), stage, nnx.Rngs(7)).ctc_head for stage in (second, first)
+    )
     stored = load_file(export / "ctc_head.safetensors")
     np.testing.assert_array_equal(learnt.kernel[...], stored["kernel"])
     np.testing.assert_array_equal(learnt.bias[...], stored["bias"])
     assert (new.kernel[...] != stored["kernel"]).any()
     other_units = replace(second, data=replace(second.data, ctc_units="bytes"))
-    assert make_trainee(small_model(), other_units, nnx.Rngs(7)).ctc_head.out_features == 257
+    assert make_trainee(small_model(decoder_layers=1), other_units, nnx.Rngs(7)).ctc_head.out_features == 257
     load_model(export)  # still loads
