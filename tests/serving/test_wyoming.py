@@ -24,6 +24,11 @@ from whisper_nnx.serving.wyoming import serve_wyoming
 FORMAT = {"rate": 16000, "width": 2, "channels": 1}
 
 
+@pytest.fixture(scope="module")
+def models():
+    return {"small": small_model()}
+
+
 def run(models, talk, settings=None, **options):
     """`talk(client)` with a client of a server for these models; options: of the scheduler."""
 
@@ -78,7 +83,7 @@ def test_a_voice_command_becomes_text(real_tiny_en, real_speech):
     assert texts == [transcribe(model, samples)["text"].strip()] * 2
 
 
-def test_what_cannot_be_met_is_an_error_and_the_connection_goes_on():
+def test_what_cannot_be_met_is_an_error_and_the_connection_goes_on(models):
     samples = np.random.default_rng(0).normal(0, 3000, 8000).astype(np.int16)
 
     async def talk(client):
@@ -97,12 +102,12 @@ def test_what_cannot_be_met_is_an_error_and_the_connection_goes_on():
         assert Transcript.is_type(answer.type)
 
     errors: list[str] = []
-    run({"small": small_model()}, talk)
+    run(models, talk)
     for error, part in zip(errors, ["'large'", "'klingon'", "width=3", "sampling_rate=0"], strict=True):
         assert part in error
 
 
-def test_what_is_too_long_is_refused(monkeypatch):
+def test_what_is_too_long_is_refused(models, monkeypatch):
     monkeypatch.setattr("whisper_nnx.serving.wyoming.MAX_AUDIO_BYTES", 4000)
 
     async def talk(client):
@@ -112,7 +117,7 @@ def test_what_is_too_long_is_refused(monkeypatch):
         client._writer.write(b'{"type": "audio-chunk", "payload_length": 1000000000000}\n')
         assert [event for _ in range(9) if (event := await client.read_event()) is None]
 
-    run({"small": small_model()}, talk)
+    run(models, talk)
 
 
 async def is_closed(client) -> bool:
@@ -123,24 +128,24 @@ async def is_closed(client) -> bool:
 
 
 @pytest.mark.parametrize("sent", [b"", b'{"type": "ping"', b'{"type": "audio-chunk", "payload_length": 9}\nxx'])
-def test_a_connection_that_stands_still_is_closed(sent):
+def test_a_connection_that_stands_still_is_closed(models, sent):
     async def talk(client):
         client._writer.write(sent)
         assert await is_closed(client)
 
-    run({"small": small_model()}, talk, ServerSettings(upload_timeout_s=0.1))
+    run(models, talk, ServerSettings(upload_timeout_s=0.1))
 
 
 @pytest.mark.parametrize("sent", [b"[]\n", b'{"type": "ping", "data_length": "x"}\n', b"{}\n", b"GET / HTTP/1.1\r\n"])
-def test_what_is_not_of_this_protocol_ends_the_connection(sent):
+def test_what_is_not_of_this_protocol_ends_the_connection(models, sent):
     async def talk(client):
         client._writer.write(sent)
         assert await is_closed(client)
 
-    run({"small": small_model()}, talk)
+    run(models, talk)
 
 
-def test_audio_that_comes_slowly_is_refused():
+def test_audio_that_comes_slowly_is_refused(models):
     async def talk(client):
         await client.write_event(AudioStart(**FORMAT).event())
         event = None
@@ -152,10 +157,10 @@ def test_audio_that_comes_slowly_is_refused():
                 continue
         assert "too slow" in Error.from_event(event).text
 
-    run({"small": small_model()}, talk, ServerSettings(upload_timeout_s=0.3))
+    run(models, talk, ServerSettings(upload_timeout_s=0.3))
 
 
-def test_connections_and_their_audio_are_limited(monkeypatch):
+def test_connections_and_their_audio_are_limited(models, monkeypatch):
     monkeypatch.setattr("whisper_nnx.serving.wyoming.MAX_CONNECTIONS", 2)
     monkeypatch.setattr("whisper_nnx.serving.wyoming.MAX_ALL_BYTES", 3000)
 
@@ -171,13 +176,13 @@ def test_connections_and_their_audio_are_limited(monkeypatch):
         assert "take up" in Error.from_event(error).text
 
     replies: list[str] = []
-    run({"small": small_model()}, talk)
+    run(models, talk)
     assert replies == ["pong", "error"]
 
 
-def test_a_server_without_room_says_so_before_the_audio():
+def test_a_server_without_room_says_so_before_the_audio(models):
     async def talk(client):
         await client.write_event(AudioStart(**FORMAT).event())
         return Error.from_event(await client.read_event()).text
 
-    assert "busy" in run({"small": small_model()}, talk, max_requests=0)
+    assert "busy" in run(models, talk, max_requests=0)
