@@ -337,6 +337,7 @@ def test_settings_are_checked() -> None:
     for wrong in [
         {"api_keys": [""]},
         {"max_upload_mb": 0},
+        {"max_spool_mb": 9},
         {"request_timeout_s": 0.0},
         {"max_hours": 0},
         {"min_upload_kb_s": -1.0},

@@ -76,6 +76,8 @@ class ServerSettings:
             raise ValueError("api_keys has an empty key, which everybody has; drop it")
         for name in ("max_upload_mb", "max_spool_mb", "max_candidates"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
+        if self.max_spool_mb < self.max_upload_mb:
+            raise ValueError(f"max_spool_mb={self.max_spool_mb} has no room for max_upload_mb={self.max_upload_mb}")
         check_max_hours(self.max_hours)
         for name in ("request_timeout_s", "upload_timeout_s"):
             value = getattr(self, name)
