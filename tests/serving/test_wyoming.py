@@ -35,6 +35,7 @@ def run(models, talk, settings=None, **options):
     async def main():
         scheduler = Scheduler.of(models, sizes=(1,), **options)
         listening = socket.create_server(("127.0.0.1", 0))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # a client that does not read is noticed soon
         serving = create_app(scheduler, settings).state.serving
         server = await serve_wyoming(serving, listening)
         try:
@@ -143,6 +144,23 @@ def test_what_is_not_of_this_protocol_ends_the_connection(models, sent):
         assert await is_closed(client)
 
     run(models, talk)
+
+
+def test_a_connection_that_does_not_read_is_closed(models):
+    async def talk(client):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect((client.host, client.port))
+            sock.sendall(b'{"type": "describe"}\n' * 500)  # 2 KB answer each
+            for _ in range(200):
+                await asyncio.sleep(0.05)
+                try:
+                    sock.send(b"\n")
+                except ConnectionError:
+                    return True
+        return False
+
+    assert run(models, talk, ServerSettings(upload_timeout_s=0.2))
 
 
 def test_audio_that_comes_slowly_is_refused(models):

@@ -48,8 +48,10 @@ async def serve_wyoming(serving: Serving, listening: socket.socket) -> asyncio.S
         handler = Handler(serving, space, reader, writer)
         connections.add(handler)
         try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError, TimeoutError):
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 await handler.run()
+        except TimeoutError:
+            writer.transport.abort()  # it may not read, either
         except Exception as error:  # what it sent is not of this protocol
             log.warning("a Wyoming connection has ended: %s", one_line(error))
         finally:
@@ -79,6 +81,7 @@ class Handler(AsyncEventHandler):
     def __init__(self, serving: Serving, space: UploadSpace, reader: Any, writer: asyncio.StreamWriter):
         timeout_s = serving.settings.upload_timeout_s
         super().__init__(_BoundedReader(reader, timeout_s), writer)  # type: ignore[arg-type]
+        self._timeout_s = timeout_s
         self._serving, self._scheduler, self._space = serving, serving.scheduler, space
         self._client = (writer.get_extra_info("peername") or [None])[0]
         self._request = Transcribe()
@@ -87,13 +90,16 @@ class Handler(AsyncEventHandler):
         self._audio = bytearray()
         self._refused = False  # what is left of audio that was refused is ignored
 
+    async def write_event(self, event: Event) -> None:
+        await asyncio.wait_for(super().write_event(event), self._timeout_s)
+
     async def disconnect(self) -> None:
         self._reset()
 
     async def handle_event(self, event: Event) -> bool:
         try:
             await self._handle(event)
-        except ConnectionError:
+        except (ConnectionError, TimeoutError):
             self._done(LEFT)
             raise
         except Exception as error:  # the connection goes on
