@@ -88,7 +88,7 @@ def as_api_error(error: Exception) -> ApiError:
         log.error("a request failed", exc_info=error)
         message = "the server lacks disk space, memory or files at present; try again later"
         return ApiError(503, message, code="unavailable", headers={"Retry-After": "30"})
-    if isinstance(error, ValueError | OSError | ImportError):  # of the recording or of the options
+    if isinstance(error, ValueError | OSError):  # of the recording or of the options
         message = one_line(error)
         named = re.match(r"([a-z]\w*)=", message)
         return bad_request(message, param=named[1] if named else None)
@@ -99,8 +99,9 @@ def as_api_error(error: Exception) -> ApiError:
 def add_handlers(app: FastAPI) -> None:
     """Has all errors, FastAPI's own too, written in this form."""
 
-    async def own(_: Request, error: Exception) -> JSONResponse:
+    async def own(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
+        request.scope.setdefault("log", {})["error"] = error.message
         return error.response()
 
     async def of_http(request: Request, error: Exception) -> JSONResponse:

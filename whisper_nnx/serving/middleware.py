@@ -24,6 +24,7 @@ class CheckOrigin:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (fault := _fault(scope, scope["app"].state.serving.settings)):
+            scope.setdefault("log", {})["error"] = fault
             await ApiError(403, fault, code="forbidden").response()(scope, receive, send)
         else:
             await self._app(scope, receive, send)
