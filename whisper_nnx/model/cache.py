@@ -14,15 +14,28 @@ from whisper_nnx.runtime.programs import exportable
 
 @exportable
 class KeysValues(NamedTuple):
-    """Keys and values of one attention, heads first: each [B,H,T,K]."""
+    """Keys and values of one attention: each [B,H,T,K], heads first; or as `to_cache` stores them."""
 
     k: jax.Array
     v: jax.Array
 
 
 def to_cache(cross_attention: tuple[KeysValues, ...]) -> tuple[KeysValues, ...]:
-    """Casts audio keys and values to the dtype in which the cache stores them: the one that is read fastest."""
-    return jax.tree.map(lambda x: x.astype(ops.current().cache_dtypes(x.dtype)[1]), cross_attention)
+    """Stores audio keys and values in the dtype and the layout that the token loop reads fastest.
+
+    Each is then [B,H,T,K] or [B,T,D], as `ops.pack` makes them. What is stored already stays as it is.
+    """
+
+    def store(x: jax.Array) -> jax.Array:
+        x = x.astype(ops.current().cache_dtypes(x.dtype)[1])
+        return ops.pack(x[:, None])[..., 0, :] if x.ndim == 4 else x
+
+    return jax.tree.map(store, cross_attention)
+
+
+def from_cache(stored: KeysValues, heads: int) -> KeysValues:
+    """The keys and values [B,H,T,K] of what `to_cache` stored."""
+    return KeysValues(*(ops.unpack(x, heads) if x.ndim == 3 else x for x in stored))
 
 
 @jax.tree_util.register_dataclass
@@ -33,8 +46,9 @@ class KVCache:
     All rows write at the same position, and rows that follow others (beams) refer to what those have written: nothing
     is moved. Behind the last position the first is written again; a row must not be longer than the buffers.
 
-    self_attention: one per layer, [B,H,S,G,K]: S text positions, each with a place for every row of the window.
-    cross_attention: one per layer, [B,H,T,K], computed once per window.
+    self_attention: one per layer, [B,H,S,G,K] or [B,S,G,D] (`ops.pack`): S text positions, each with a place for every
+      row of the window.
+    cross_attention: one per layer, as `to_cache` stores them; computed once per window.
     source [R,S]: the place, of G, that a row reads at each position; -1: none, a gap or not written yet.
     length [R]: how many positions each row reads: the position of its next token within its text.
     end: how many positions were written; position `end % S` is the next one.
@@ -49,12 +63,13 @@ class KVCache:
     @classmethod
     def init(cls, cross_attention: tuple[KeysValues, ...], size: int) -> KVCache:
         """Creates an empty cache of `size` text positions for windows with this cross-attention, one row for each."""
-        rows, heads, _, width = cross_attention[0].k.shape
+        stored = to_cache(cross_attention)
         dtype, _ = ops.current().cache_dtypes(cross_attention[0].k.dtype)
-        empty = KeysValues(*[jnp.zeros((rows, heads, size, 1, width), dtype)] * 2)
+        rows, *between, _, width = stored[0].k.shape
+        empty = KeysValues(*[jnp.zeros((rows, *between, size, 1, width), dtype)] * 2)
         return cls(
-            (empty,) * len(cross_attention),
-            to_cache(cross_attention),
+            (empty,) * len(stored),
+            stored,
             source=jnp.full((rows, size), -1, jnp.int32),
             length=jnp.zeros(rows, jnp.int32),
             end=jnp.int32(0),
@@ -63,15 +78,14 @@ class KVCache:
     @property
     def group(self) -> int:
         """G, rows per window."""
-        return self.self_attention[0].k.shape[3]
+        return self.self_attention[0].k.shape[-2]
 
     def append(self, layer: int, new: KeysValues) -> KeysValues:
         """Returns a layer's buffers with `new` [R,H,n,K] written, for which there must be room before the last one."""
 
         def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
-            windows, heads, size, group, width = buffer.shape
-            places = new.reshape(windows, group, heads, -1, width).transpose(0, 2, 3, 1, 4)
-            return jax.lax.dynamic_update_slice(buffer, places.astype(buffer.dtype), (0, 0, self.end % size, 0, 0))
+            places = ops.pack(new.reshape(len(buffer), self.group, *new.shape[1:])).astype(buffer.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(buffer, places, self.end % buffer.shape[-3], axis=-3)
 
         return jax.tree.map(write, self.self_attention[layer], new)
 
@@ -97,7 +111,7 @@ class KVCache:
 
     def repeat(self, group: int) -> KVCache:
         """Makes each row of its own window into `group` rows that share the window, and what was written so far."""
-        room = ((0, 0), (0, 0), (0, 0), (0, group - 1), (0, 0))
+        room = [(0, 0)] * (self.self_attention[0].k.ndim - 2) + [(0, group - 1), (0, 0)]
         return replace(
             self,
             self_attention=jax.tree.map(lambda x: jnp.pad(x, room), self.self_attention),

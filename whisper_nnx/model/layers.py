@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from whisper_nnx import ops
-from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.cache import KeysValues, from_cache
 from whisper_nnx.model.summary import Module
 
 Dtype = Any
@@ -113,18 +113,18 @@ class MultiHeadAttention(Module):
         q = self._split(self.q_proj(x))
         return self._join((self.attention_fn or ops.attention)(q, kv.k, kv.v, mask))
 
-    def cached(self, x: jax.Array, kv: KeysValues, source: jax.Array, end: jax.Array) -> jax.Array:
-        """x [R,n,D], whose own keys and values are the last of a cache, attends to the cache -> [R,n,D].
-
-        kv, source, end: the cache's, as in `ops.cached_attention`.
-        """
-        q = self._split(self.q_proj(x.reshape(len(kv.k), -1, x.shape[-1])))  # rows of a window are queries to its cache
+    def cached(
+        self, x: jax.Array, kv: KeysValues, source: jax.Array | None = None, end: jax.Array | int = 0
+    ) -> jax.Array:
+        """x [R,n,D], rows that share windows, attends to a cache as in `ops.cached_attention` -> [R,n,D]."""
+        q = self._split(self.q_proj(x.reshape(len(kv.k), -1, x.shape[-1])))  # rows of a window are more queries to it
         if self.attention_fn is None:
-            attended = ops.cached_attention(q, kv.k, kv.v, source, end)
-        else:
-            k, v = (buffer.reshape(*buffer.shape[:2], -1, buffer.shape[-1]) for buffer in kv)
-            attended = self.attention_fn(q, k, v, ops.cache_mask(source, end, x.shape[1], *kv.k.shape[3:1:-1]))
-        return self._join(attended).reshape(x.shape)
+            return self._join(ops.cached_attention(q, kv.k, kv.v, source, end)).reshape(x.shape)
+        mask = None
+        if source is not None:
+            mask = ops.cache_mask(source, end, x.shape[1], *kv.k.shape[-2:-4:-1])
+            kv = KeysValues(*(jax.lax.collapse(buffer, buffer.ndim - 3, buffer.ndim - 1) for buffer in kv))
+        return self._join(self.attention_fn(q, *from_cache(kv, self.heads), mask)).reshape(x.shape)
 
     def _join(self, attended: jax.Array) -> jax.Array:
         """[B,H,S,K] -> [B,S,D]: heads side by side, and projected."""
@@ -219,17 +219,15 @@ class DecoderLayer(Layer):
     ) -> tuple[jax.Array, KeysValues]:
         """The next tokens of a cached text: x [R,n,D] -> ([R,n,D], the cache's keys and values with those of x).
 
-        cross [B,H,T,K]: of the audio, shared by R/B rows. append: adds keys and values to the cache. source, end: of
-        the cache with them.
+        cross: of the audio, as the cache stores it. append: adds keys and values to the cache. source, end: of it
+        with these.
         """
         h = self.self_attn_layer_norm(x).astype(x.dtype)
         kv = append(self.self_attn.keys_values(h))
         x = x + self.self_attn.cached(h, kv, source, end)
 
         h = self.encoder_attn_layer_norm(x).astype(x.dtype)
-        # The rows of a window are more queries to the same keys: read once, not for each row.
-        h = h.reshape(cross.k.shape[0], -1, h.shape[-1])
-        x = x + self.encoder_attn(h, cross).reshape(x.shape)
+        x = x + self.encoder_attn.cached(h, cross)
 
         h = self.final_layer_norm(x).astype(x.dtype)
         return x + self.mlp(h), kv

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from whisper_nnx import ops
-from whisper_nnx.model.cache import KeysValues, KVCache
+from whisper_nnx.model.cache import KeysValues, KVCache, from_cache
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.layers import AttentionFn, DecoderLayer, Dtype, EncoderLayer, LayerFactory, run_layer
 from whisper_nnx.model.outputs import (
@@ -178,7 +178,7 @@ class TextDecoder(Module):
 
         Args:
           ids: the whole text.
-          cross: each layer's keys and values of the audio, from `cross_attention`.
+          cross: each layer's keys and values of the audio, from `cross_attention`, or as a cache stores them.
           heads: (layer, head)s whose audio scores are returned.
           output_attentions: return the attention weights of each layer.
           output_hidden_states: return what each layer returns.
@@ -195,7 +195,8 @@ class TextDecoder(Module):
         x = self.dropout(self._embed(ids, jnp.arange(n)), deterministic=deterministic, rngs=rngs)
         mask = jnp.tril(jnp.ones((n, n), bool))
         states, attended = [x], []
-        for i, (layer, kv) in enumerate(zip(self.layers, cross, strict=True)):
+        for i, (layer, stored) in enumerate(zip(self.layers, cross, strict=True)):
+            kv = from_cache(stored, layer.encoder_attn.heads)
             wanted = [head for at, head in heads if at == i]
             options = {"heads": wanted, "output_attentions": output_attentions, "deterministic": deterministic}
             x, attention = run_layer(remat, layer, x, kv, mask, rngs=rngs, **options)

@@ -31,9 +31,11 @@ __all__ = [
     "first_positions",
     "linear",
     "named",
+    "pack",
     "precision_of",
     "unembed",
     "unembedding",
+    "unpack",
     "using",
 ]
 
@@ -107,12 +109,25 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
     return current().attention(q, k, v, mask)
 
 
-def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array, end: jax.Array) -> jax.Array:
-    """The attention of the token loop: q [B,H,G*n,K], k and v [B,H,S,G,K] -> [B,H,G*n,K] of q's dtype.
+def pack(x: jax.Array) -> jax.Array:
+    """Keys or values [B,G,H,T,K] of G rows of each window, in the layout of a cache: [B,H,T,G,K] or [B,T,G,D]."""
+    return current().pack(x)
 
-    The buffers k and v have a place for each of the G rows of a window at each of S positions. `end` positions were
-    written; the last n of them, up to `(end - 1) % S`, are those of the n queries of each row. source [B*G,S]: the
-    place that each row reads at each position; -1: none. A query reads its own position, and no later one.
+
+def unpack(stored: jax.Array, heads: int) -> jax.Array:
+    """Keys or values of a cache, without the axis of the rows: [B,H,T,K] or [B,T,D] -> [B,H,T,K]."""
+    return current().unpack(stored, heads)
+
+
+def cached_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None = None, end: jax.Array | int = 0
+) -> jax.Array:
+    """The attention of the token loop: q [B,H,G*n,K] to buffers k and v -> [B,H,G*n,K] of q's dtype.
+
+    k and v, laid out by `pack`, have a place for each of the G rows of a window at each of S positions. `end` positions
+    were written; the last n of them, up to `(end - 1) % S`, are those of the n queries of each row. source [B*G,S]: the
+    place that each row reads at each position; -1: none. A query reads its own position, and no later one. Without
+    source there is no axis of the rows, and all is read.
     """
     return current().cached_attention(q, k, v, source, end)
 

@@ -34,6 +34,55 @@ def unembedding(table: jax.Array, scale: jax.Array | None, dtype: Any, rows: int
     return lambda x: flat_matmul(x, matrix, jnp.float32)
 
 
+# The token loop's cache. Positions first and heads side by side [B,T,D] fill the registers of a TPU, whose last axis is
+# 128 wide; heads apart [B,H,T,K] would leave half of them empty, and take a reduction where this takes a product.
+
+
+def pack(x: jax.Array) -> jax.Array:
+    """Keys or values [B,G,H,T,K] -> [B,T,G,D]."""
+    windows, group, _, positions, _ = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(windows, positions, group, -1)
+
+
+def unpack(stored: jax.Array, heads: int) -> jax.Array:
+    """[B,T,D] -> [B,H,T,K]."""
+    return stored.reshape(*stored.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def cached_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int
+) -> jax.Array:
+    """q [B,H,Q,K], k and v [B,S,G,D], source [B*G,S], Q = G*n; without source k and v [B,T,D] -> [B,H,Q,K].
+
+    One product for all heads of a window: each query is as wide as all heads, and zero outside its own. Reading the
+    keys takes longer than multiplying them.
+    """
+    windows, heads, queries, width = q.shape
+    mask = None
+    if source is not None:
+        size, group = k.shape[1:3]
+        mask = reference.cache_mask(source, end, queries // group, group, size)
+        k, v = (jax.lax.collapse(x, 1, 3) for x in (k, v))
+    own = jnp.eye(heads, dtype=k.dtype)[:, None, :, None]
+    wide = ((q * width**-0.5).astype(k.dtype)[:, :, :, None] * own).reshape(windows, heads * queries, -1)
+    precision = precision_of(k.dtype)
+    scores = jnp.einsum("bqd,btd->bqt", wide, k, precision=precision, preferred_element_type=jnp.float32)
+    scores = scores.reshape(windows, heads, queries, -1)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(windows, heads * queries, -1)
+    attended = jnp.einsum("bqt,btd->bqd", weights, v, precision=precision)
+    return jnp.einsum("bhqhk->bhqk", attended.reshape(windows, heads, queries, heads, width)).astype(q.dtype)
+
+
 def create() -> Implementation:
-    plain = reference.create()
-    return replace(plain, name="accelerator", linear=linear, unembed=unembed, unembedding=unembedding)
+    return replace(
+        reference.create(),
+        name="accelerator",
+        linear=linear,
+        unembed=unembed,
+        unembedding=unembedding,
+        cached_attention=cached_attention,
+        pack=pack,
+        unpack=unpack,
+    )

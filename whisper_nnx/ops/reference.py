@@ -64,7 +64,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
     return jnp.einsum("bhst,bhtk->bhsk", weights, v, precision=precision_of(v.dtype)).astype(q.dtype)
 
 
-def cache_mask(source: jax.Array, end: jax.Array, n: int, group: int, size: int) -> jax.Array:
+def cache_mask(source: jax.Array, end: jax.Array | int, n: int, group: int, size: int) -> jax.Array:
     """Which of the S*G places of a cache the n queries of each of R = B*G rows read: [B,1,G*n,S*G].
 
     source [R,S] (of a cache of `size` positions, S of them at most), end: as in `cached_attention`.
@@ -78,8 +78,22 @@ def cache_mask(source: jax.Array, end: jax.Array, n: int, group: int, size: int)
     return (earlier | own).reshape(rows // group, 1, group * n, positions * group)
 
 
-def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array, end: jax.Array) -> jax.Array:
-    """q [B,H,G*n,K], k and v [B,H,S,G,K], source [B*G,S], end [] -> [B,H,G*n,K] of q's dtype."""
+def pack(x: jax.Array) -> jax.Array:
+    """Keys or values [B,G,H,T,K] -> [B,H,T,G,K]."""
+    return x.transpose(0, 2, 3, 1, 4)
+
+
+def unpack(stored: jax.Array, heads: int) -> jax.Array:
+    """[B,H,T,K], as it is."""
+    return stored
+
+
+def cached_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int
+) -> jax.Array:
+    """q [B,H,G*n,K], k and v [B,H,S,G,K], source [B*G,S]; without source k and v [B,H,T,K] -> [B,H,G*n,K]."""
+    if source is None:
+        return attention(q, k, v)
     group = k.shape[3]
     keys, values = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
     return attention(q, keys, values, cache_mask(source, end, q.shape[2] // group, *k.shape[3:1:-1]))
@@ -99,6 +113,8 @@ def create() -> Implementation:
         unembedding=unembedding,
         attention=attention,
         cached_attention=cached_attention,
+        pack=pack,
+        unpack=unpack,
         argmax=lambda logits: jnp.argmax(logits, axis=-1),
         first_positions=lambda cost, n, m: warp_by_diagonals(cost, jnp.stack([n, m]).astype(jnp.int32)),
         cache_dtypes=lambda dtype: (dtype, dtype),

@@ -120,13 +120,17 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
     return attended.astype(to)
 
 
-def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array, end: jax.Array) -> jax.Array:
+def cached_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int
+) -> jax.Array:
     """The kernel reads what each row reads; XLA all places that are written, rounded up."""
+    if source is None:
+        return attention(q, k, v)
     size, group = k.shape[2:4]
     n = q.shape[2] // group
     if n == 1 and _attends_by_kernel(k):
         queries = (q * q.shape[-1] ** -0.5).astype(jnp.float32)
-        return kernels.cached_attention(queries, k, v, source, end).astype(q.dtype)
+        return kernels.cached_attention(queries, k, v, source, jnp.asarray(end)).astype(q.dtype)
     spans = [*(span for span in _SPANS if span < size), size]
 
     def attend(span: int, q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array, end: jax.Array) -> jax.Array:
@@ -195,6 +199,8 @@ def create() -> Implementation:
         unembedding=unembedding,
         attention=attention,
         cached_attention=cached_attention,
+        pack=reference.pack,
+        unpack=reference.unpack,
         argmax=argmax,
         first_positions=first_positions,
         cache_dtypes=cache_dtypes,
