@@ -17,7 +17,7 @@ parser.add_argument("checkpoint", help="a folder, a short name or a Hugging Face
 parser.add_argument("audio")
 args = parser.parse_args()
 
-exact = load_model(args.checkpoint)
+exact = load_model(args.checkpoint, dtype=jnp.float32)
 # The first 30 s; silence fills the window, as in training.
 mel = log_mel_spectrogram(load_audio(args.audio), exact.config.num_mel_bins, padding=480_000)[:, :3000]
 decoded = decode(exact, mel)

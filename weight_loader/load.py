@@ -55,7 +55,7 @@ def load_model(
         name: "tiny", "base.en", "large-v3", "turbo", "distil-large-v3"; "demo", the small model in this package; one
         of OpenAI's files by name, "tiny.pt", or URL. An existing folder or file takes precedence. A PEFT LoRA adapter
         is merged into its base model.
-      dtype: of the computation: float32 (default), bfloat16 or float16.
+      dtype: of the computation: float32 (default on CPUs), bfloat16 (default on GPUs and TPUs) or float16.
       weights: dtype of the parameters in memory: as for dtype, or int8 (matrices only); by default equal to dtype.
         Stored arrays are converted one at a time.
       tokenizer: a folder, .tiktoken file, repository or short name. By default the checkpoint's own; for OpenAI's,
@@ -70,7 +70,7 @@ def load_model(
       CheckpointError: the checkpoint cannot be downloaded or used.
     """
     refuse_after_fork()
-    dtype = _floating(dtype or jnp.float32)
+    dtype = _floating(dtype or default_dtype())
     int8 = weights in ("int8", jnp.int8, np.dtype("int8"))
     param_dtype = dtype if int8 else _floating(weights or dtype, "weights", ", int8")
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
@@ -84,6 +84,17 @@ def load_model(
         quantize_model(model)
     model.tokenizer = found
     return model
+
+
+def default_dtype() -> Dtype:
+    """The dtype in which models compute on JAX's default device: bfloat16 on GPUs and TPUs, float32 on CPUs."""
+    return jnp.float32 if _default_device().platform == "cpu" else jnp.bfloat16
+
+
+def _default_device() -> jax.Device:
+    """JAX's, or what `jax.default_device` has chosen."""
+    [device] = jnp.zeros(()).devices()
+    return device
 
 
 def download_whisper_weights(

@@ -178,7 +178,7 @@ def test_temperatures_rise_by_the_increment(run: Run, calls: list, arguments: li
 @pytest.mark.parametrize(
     ("arguments", "dtype", "warning"),
     [
-        ([], "float32", ""),
+        ([], None, ""),  # the default of load_model
         (["--fp16", "False"], "float32", ""),
         (["--fp16", "True"], "float32", "warning: float16 is slow on the CPU; using float32"),
         (["--dtype", "float16"], "float16", ""),
@@ -206,7 +206,7 @@ def test_where_the_model_comes_from_reaches_the_loader(run: Run, calls: list) ->
     arguments += ("--weights", "int8")
     assert run("a.wav", *arguments) == 0
     where = {"tokenizer": "y", "cache_dir": "x", "revision": "v2", "token": "t"}
-    assert calls[0] == ("me/mine", {"dtype": "float32", "weights": "int8", **where})
+    assert calls[0] == ("me/mine", {"dtype": None, "weights": "int8", **where})
 
 
 def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:

@@ -22,6 +22,7 @@ from weight_loader import (
     CheckpointError,
     download_whisper_weights,
     get_whisper_config,
+    load,
     load_model,
     load_weights_into_nnx_model,
     print_model_info,
@@ -31,7 +32,7 @@ from weight_loader.load import _convert, abstract_model
 from weight_loader.names import COLUMNS, parameters
 from weight_loader.writers.huggingface import _generation_ids
 from whisper_nnx.model.config import RELEASED, WhisperConfig
-from whisper_nnx.model.whisper import Whisper, sinusoids
+from whisper_nnx.model.whisper import Whisper, sinusoids, warn_of_precision
 from whisper_nnx.text.special_tokens import SpecialTokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no tokenizer:")
@@ -119,6 +120,19 @@ def test_dtype_applies_to_computation_and_to_parameters_by_default(folder):
     mixed = load_model(folder, dtype=jnp.bfloat16, weights="float32")
     assert {str(array.dtype) for array in arrays(mixed).values()} == {"float32"}
     assert mixed.encode(jnp.ones((1, 80, 20))).dtype == mixed.decoder.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])
+def test_without_a_dtype_the_platform_chooses_it(folder, monkeypatch, platform, dtype):
+    assert load._default_device() == jax.devices()[0]
+    monkeypatch.setattr(load, "_default_device", lambda: SimpleNamespace(platform=platform))
+    model = load_model(folder)
+    assert {str(array.dtype) for array in arrays(model).values()} == {dtype}
+    assert f"computes in {dtype}" in repr(model)
+    warn_of_precision(model, dtype != "float32")
+    with pytest.warns(UserWarning, match=f"the model computes in {dtype}"):
+        warn_of_precision(model, dtype == "float32")
+    assert str(load_model(folder, dtype="float16").decoder.dtype) == "float16"
 
 
 @pytest.mark.parametrize("weights", ["fp16", "int4", jnp.float64])

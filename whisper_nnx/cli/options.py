@@ -110,9 +110,7 @@ class CommandOptions:
     )
     dtype: str | None = field(
         default=None,
-        metadata=_machine(
-            "of the computation (default: float32 on CPUs, float16 on GPUs, bfloat16 on TPUs)", kind="dtype"
-        ),
+        metadata=_machine("of the computation (default: float32 on CPUs, bfloat16 on GPUs and TPUs)", kind="dtype"),
     )
     weights: str | None = field(
         default=None,

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from whisper_nnx.output.results import Transcript
 
 PARTIAL = ".partial"  # suffix of the names of interrupted outputs
-DEFAULT_DTYPE = {"cpu": "float32", "gpu": "float16", "tpu": "bfloat16"}
 SHORT = {"--output_dir": ["-o"], "--output_format": ["-f"]}
 
 
@@ -221,13 +220,14 @@ def _name(one: Input) -> str:
     return "standard input" if one.path == "-" else one.path
 
 
-def _choose_dtype(dtype: str | None, fp16: bool | None, platform: str) -> str:
+def _choose_dtype(dtype: str | None, fp16: bool | None, platform: str) -> str | None:
+    """None: the default of `load_model` on this device."""
     if dtype is None and fp16 and platform == "cpu":
         warnings.warn("float16 is slow on the CPU; using float32 (--dtype float16 insists)", stacklevel=2)
         return "float32"
     if dtype is None and fp16 is not None:
         return "float16" if fp16 else "float32"
-    return dtype or DEFAULT_DTYPE.get(platform, "float32")
+    return dtype
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
