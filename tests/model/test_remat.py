@@ -10,6 +10,7 @@ from flax import nnx
 
 from tests.small import quick_compilation, small_config, small_mel  # noqa: F401
 from tests.small import small_model as _small_model
+from whisper_nnx.model.layers import audio_scores
 from whisper_nnx.model.whisper import Whisper
 
 small_model = partial(_small_model, spread=0.8)
@@ -19,7 +20,8 @@ IDS = jnp.asarray(np.random.default_rng(1).integers(0, small_config().vocab_size
 def score(model: Whisper, mel: jax.Array, remat: bool) -> jax.Array:
     """A number that depends on all layers."""
     cross = model.decoder.cross_attention(model.encode(mel, remat=remat))
-    hidden, scores, *_ = model.decoder.hidden_states(IDS, cross, [(0, 0), (1, 1)], remat=remat)
+    hidden, queries, *_ = model.decoder.hidden_states(IDS, cross, [(0, 0), (1, 1)], remat=remat)
+    scores = audio_scores(queries, cross, [(0, 0), (1, 1)])
     return jnp.square(model.decoder.logits(hidden)).mean() + scores.mean()
 
 

@@ -1,6 +1,7 @@
 """Time warping and its parts against plain NumPy."""
 
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from tests.small import quick_compilation, small_config, small_model, small_toke
 from whisper_nnx.model.config import RELEASED, RELEASED_ALIGNMENT_HEADS
 from whisper_nnx.ops.cpu import kernels
 from whisper_nnx.ops.warping import warp_by_diagonals
+from whisper_nnx.timing import token_times as times
 from whisper_nnx.timing.alignment_heads import alignment_heads, parse_heads
 from whisper_nnx.timing.token_times import (
     BUCKETS,
@@ -25,11 +27,13 @@ from whisper_nnx.timing.token_times import (
     padded_ids,
     row_begins,
     text_ids,
+    token_times,
 )
 from whisper_nnx.timing.token_times import median_filter as median_filter_of
 from whisper_nnx.transcription.windows import encode_windows
 
 ROWS, COLUMNS = 6, 12
+scan_map = jax.lax.map
 WAYS = {"diagonals": jax.jit(warp_by_diagonals), "kernel": jax.jit(kernels.first_positions)}
 median_filter = jax.jit(median_filter_of)
 
@@ -152,6 +156,31 @@ def test_texts_of_a_batch_are_aligned_as_each_alone():
         assert len(begins_s) == len(texts[row]) + 1
         assert begins_s == sorted(begins_s)
         np.testing.assert_allclose(probs, alone_probs, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "chunks"), [(2, 3), (4, 2)])
+def test_windows_are_aligned_some_at_a_time_where_all_would_take_much_memory(rows, chunks, monkeypatch):
+    model, heads = small_model(), ((1, 0), (0, 1), (1, 1))
+    random = np.random.default_rng(5)
+    cross = encode_windows(model, random.normal(size=(6, model.config.num_mel_bins, 100)).astype(np.float32)).cross
+    ids = random.integers(0, 200, (6, 20)).astype(np.int32)
+    placed = np.tile(np.arange(20, dtype=np.int32), (6, 1))
+    text = AlignedText(ids, random.integers(9, 20, 6), placed, random.integers(5, 9, 6), random.integers(25, 50, 6))
+    known = {"decoder": model.decoder, "cross": cross, "text": text, "heads": heads}
+    is_text = np.arange(model.config.vocab_size) < 150
+    levels, within = random.random((2, 6, 50), np.float32), np.tile(np.float32([5, 30]), (6, 20, 1))
+    expected = {"pauses": levels[0], "speech": levels[1], "within": within, "distance_cost": 0.1}
+    counts, most = [], times._CHUNK_BYTES
+    monkeypatch.setattr(jax.lax, "map", lambda f, xs: counts.append(len(xs)) or scan_map(f, xs))
+    for function, options in ((token_times, {"is_text": is_text}), (row_begins, expected)):
+        monkeypatch.setattr(times, "_CHUNK_BYTES", most)
+        whole = function(**options, **known)
+        numbers = len(heads) * 50 + (len(is_text) if function is token_times else 0)
+        monkeypatch.setattr(times, "_CHUNK_BYTES", rows * 4 * 20 * numbers)
+        arrays = {name: value for name, value in known.items() if name != "heads"} | options
+        cut = jax.jit(lambda arrays, function=function: function.__wrapped__(**arrays, heads=heads))(arrays)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), cut, whole)
+    assert counts == [chunks, chunks]
 
 
 @pytest.fixture(scope="module")

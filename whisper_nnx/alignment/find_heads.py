@@ -15,6 +15,7 @@ from whisper_nnx.alignment.pieces import transcribe_pieces
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, SAMPLE_RATE, load_audio
 from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.layers import audio_scores
 from whisper_nnx.model.whisper import TextDecoder, Whisper
 from whisper_nnx.ops import first_positions
 from whisper_nnx.text.words import words_of
@@ -96,7 +97,7 @@ def head_paths(
     Returns:
       the start [A,R] of each row, in positions, and the mean attention [A] along the path.
     """
-    scores = decoder.hidden_states(text.ids, cross, heads).audio_scores
+    scores = audio_scores(decoder.hidden_states(text.ids, cross, heads).audio_queries, cross, heads)
     length, rows, n_rows, positions = text.length[0], text.rows[0], text.n_rows[0], text.positions[0]
 
     def path(own: jax.Array) -> tuple[jax.Array, jax.Array]:

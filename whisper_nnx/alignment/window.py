@@ -14,6 +14,7 @@ from whisper_nnx.audio.features import POSITIONS_PER_SECOND, RecordingMel
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, load_audio
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.layers import audio_scores
 from whisper_nnx.model.whisper import TextDecoder, Whisper
 from whisper_nnx.timing.alignment_heads import Heads
 from whisper_nnx.timing.alignment_heads import alignment_heads as heads_of
@@ -102,5 +103,5 @@ def _matrix(
     heads: Heads,
 ) -> jax.Array:
     """ids [1,S] -> [S,T]; see `token_times`."""
-    scores = decoder.hidden_states(ids, cross, heads).audio_scores
+    scores = audio_scores(decoder.hidden_states(ids, cross, heads).audio_queries, cross, heads)
     return alignment_matrix(scores[0], length, positions)

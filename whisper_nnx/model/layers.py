@@ -15,6 +15,7 @@ from whisper_nnx.model.cache import KeysValues, from_cache
 from whisper_nnx.model.summary import Module
 
 Dtype = Any
+Rows = Callable[[jax.Array], jax.Array]
 AttentionFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
@@ -98,10 +99,9 @@ class MultiHeadAttention(Module):
         """x [B,T,D] -> keys and values [B,H,T,K]."""
         return KeysValues(*(self._split(project(x)).astype(self.dtype) for project in (self.k_proj, self.v_proj)))
 
-    def scores(self, x: jax.Array, k: jax.Array, heads: Sequence[int]) -> jax.Array:
-        """Attention scores of x [B,S,D] to k [B,H,T,K] in some heads, before the softmax: [B,len(heads),S,T]."""
-        chosen = jnp.array(heads, jnp.int32)
-        return ops.attention_scores(self._split(self.q_proj(x))[:, chosen], k[:, chosen])
+    def queries(self, x: jax.Array, heads: Sequence[int]) -> jax.Array:
+        """x [B,S,D] -> queries of some heads [B,len(heads),S,K]."""
+        return self._split(self.q_proj(x))[:, jnp.array(heads, jnp.int32)]
 
     def weights(self, x: jax.Array, k: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Attention weights of x [B,S,D] to k [B,H,T,K] where mask allows, after the softmax: [B,H,S,T], float32."""
@@ -164,10 +164,10 @@ class EncoderLayer(Layer):
 
 
 class LayerAttention(NamedTuple):
-    """How one decoder layer attends: audio scores of the chosen heads [B,A,S,T], before the softmax; and on request the
-    weights of all heads, to the text [B,H,S,S] and to the audio [B,H,S,T]."""
+    """How one decoder layer attends: queries to the audio of the chosen heads [B,A,S,K]; and on request the weights of
+    all heads, to the text [B,H,S,S] and to the audio [B,H,S,T]."""
 
-    audio_scores: jax.Array
+    audio_queries: jax.Array
     text: jax.Array | None = None
     audio: jax.Array | None = None
 
@@ -193,7 +193,7 @@ class DecoderLayer(Layer):
     ) -> tuple[jax.Array, LayerAttention]:
         """A whole text at once: x [B,S,D], cross [B,H,T,K], mask [S,S] -> ([B,S,D], how it attends).
 
-        heads: those whose audio scores are returned.
+        heads: those whose queries to the audio are returned.
         """
         drop = partial(self.dropout, deterministic=deterministic, rngs=rngs)
         h = self.self_attn_layer_norm(x).astype(x.dtype)
@@ -202,12 +202,12 @@ class DecoderLayer(Layer):
         x = x + drop(self.self_attn(h, kv, mask))
 
         h = self.encoder_attn_layer_norm(x).astype(x.dtype)
-        scores = self.encoder_attn.scores(h, cross.k, heads)
+        queries = self.encoder_attn.queries(h, heads)
         audio = self.encoder_attn.weights(h, cross.k) if output_attentions else None
         x = x + drop(self.encoder_attn(h, cross))
 
         h = self.final_layer_norm(x).astype(x.dtype)
-        return x + drop(self.mlp(h)), LayerAttention(scores, text, audio)
+        return x + drop(self.mlp(h)), LayerAttention(queries, text, audio)
 
     def step(
         self,
@@ -231,6 +231,23 @@ class DecoderLayer(Layer):
 
         h = self.final_layer_norm(x).astype(x.dtype)
         return x + self.mlp(h), kv
+
+
+def audio_scores(
+    queries: jax.Array, cross: Sequence[KeysValues], heads: Sequence[tuple[int, int]], rows: Rows | None = None
+) -> jax.Array:
+    """Scores of heads' queries [B,A,S,K], from `TextDecoder.hidden_states`, before the softmax: [B,A,S,T].
+
+    cross: of `cross_attention`, or as a cache stores it. rows: chooses some of the B rows of an array; default: all.
+    """
+    rows = rows or (lambda x: x)
+
+    def keys(layer: int, head: int) -> jax.Array:
+        """[B,T,K]."""
+        return rows(from_cache(cross[layer], cross[layer].k.shape[-1] // queries.shape[-1]).k[:, head])
+
+    chosen = [keys(*one) for one in sorted(heads, key=lambda one: one[0])]
+    return ops.attention_scores(rows(queries), jnp.stack(chosen, axis=1))
 
 
 def run_layer(remat: bool, layer: Layer, x: jax.Array, *args: Any, rngs: nnx.Rngs | None, **options: Any) -> Any:

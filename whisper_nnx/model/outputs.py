@@ -43,12 +43,12 @@ class EncoderOutput(NamedTuple):
 class DecoderStates(NamedTuple):
     """What the decoder computes of a whole text, before the logits. What was not requested is None.
 
-    last [B,S,D], for `logits`. audio_scores [B,A,S,T]: of the A requested heads, before the softmax. hidden_states: as
+    last [B,S,D], for `logits`. audio_queries [B,A,S,K]: of the A requested heads, for `audio_scores`. hidden_states: as
     the encoder's. attentions: L of [B,H,S,S]; cross_attentions: L of [B,H,S,T]; both float32.
     """
 
     last: jax.Array
-    audio_scores: jax.Array
+    audio_queries: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
     cross_attentions: tuple[jax.Array, ...] | None = None

@@ -179,7 +179,7 @@ class TextDecoder(Module):
         Args:
           ids: the whole text.
           cross: each layer's keys and values of the audio, from `cross_attention`, or as a cache stores them.
-          heads: (layer, head)s whose audio scores are returned.
+          heads: (layer, head)s whose queries to the audio are returned, for `audio_scores`.
           output_attentions: return the attention weights of each layer.
           output_hidden_states: return what each layer returns.
           deterministic: disables dropout.
@@ -205,7 +205,7 @@ class TextDecoder(Module):
         states[-1] = x = self.layer_norm(x).astype(self.dtype)
         return DecoderStates(
             x,
-            jnp.concatenate([layer.audio_scores for layer in attended], axis=1),
+            jnp.concatenate([layer.audio_queries for layer in attended], axis=1),
             tuple(states) if output_hidden_states else None,
             tuple(layer.text for layer in attended) if output_attentions else None,
             tuple(layer.audio for layer in attended) if output_attentions else None,

@@ -5,7 +5,7 @@ Source: the reference's timing.py. The warping itself is in `ops/warping.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import numpy as np
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.model.layers import Rows, audio_scores
 from whisper_nnx.model.whisper import TextDecoder
 from whisper_nnx.ops import first_positions
 from whisper_nnx.runtime.programs import program
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 BUCKETS = (64, 128, 256)  # text positions; longer texts take all that the model has
 MEDIAN_WIDTH = 7
+_CHUNK_BYTES = 2**27  # of the scores and logits that are in memory at a time
 # Exchanges that bring the median of seven numbers to their middle (Paeth 1990, in Graphics Gems). Sorting takes longer.
 _TO_MEDIAN = (
     *((0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6)),
@@ -78,16 +80,48 @@ def token_times(
     Returns:
       the start [B,R] of each row, in positions, and the probability [B,R] of its token among all text.
     """
-    ids = text.ids
-    hidden, scores, *_ = decoder.hidden_states(ids, cross, heads)
-    at = jnp.clip(text.rows, 0, ids.shape[1] - 1)
-    logits = jnp.where(is_text, decoder.logits(jnp.take_along_axis(hidden, at[..., None], axis=1)), -jnp.inf)
-    following = jnp.take_along_axis(ids, jnp.minimum(at + 1, ids.shape[1] - 1), axis=1)
-    chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
-    probability = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
+    hidden, queries, *_ = decoder.hidden_states(text.ids, cross, heads)
+
+    def place(rows: Rows) -> tuple[jax.Array, jax.Array]:
+        own = jax.tree.map(rows, text)
+        at = jnp.clip(own.rows, 0, own.ids.shape[1] - 1)
+        states = jnp.take_along_axis(rows(hidden), at[..., None], axis=1)
+        logits = jnp.where(is_text, decoder.logits(states), -jnp.inf)
+        following = jnp.take_along_axis(own.ids, jnp.minimum(at + 1, own.ids.shape[1] - 1), axis=1)
+        chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
+        probability = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
+        attention = _attention(audio_scores(queries, cross, heads, rows), own, at)
+        return jax.vmap(first_positions)(-attention, own.n_rows, own.positions), probability
+
+    return _in_chunks(place, text.ids.shape, len(heads) * cross[0].k.shape[-2] + len(is_text))
+
+
+def _attention(scores: jax.Array, text: AlignedText, at: jax.Array) -> jax.Array:
+    """scores [B,A,S,T] -> `alignment_matrix` of the ids at [B,R]: [B,R,T]."""
     matrix = jax.vmap(alignment_matrix)(scores, text.length, text.positions)
-    attention = jnp.take_along_axis(matrix, at[..., None], axis=1)
-    return jax.vmap(first_positions)(-attention, text.n_rows, text.positions), probability
+    return jnp.take_along_axis(matrix, at[..., None], axis=1)
+
+
+def _in_chunks(place: Callable[[Rows], Any], shape: tuple[int, int], numbers: int) -> Any:
+    """place(rows), which computes for some rows of a batch, for all of them, so that it takes little memory at a time.
+
+    Args:
+      place: is given a function that chooses its rows of an array [batch,...].
+      shape: number of rows, and ids of a row.
+      numbers: float32 that it computes for an id.
+    """
+    batch, length = shape
+    most = max(1, _CHUNK_BYTES // (4 * length * numbers))
+    chunks = next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= most)
+    if chunks == 1:
+        return place(lambda x: x)
+
+    def chunk(i: jax.Array) -> Any:
+        """Rows i, i + chunks, ...: of a batch on several devices, as many on each."""
+        return place(lambda x: jax.lax.dynamic_index_in_dim(jnp.reshape(x, (-1, chunks, *x.shape[1:])), i, 1, False))
+
+    placed = jax.lax.map(chunk, jnp.arange(chunks))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(batch, *x.shape[2:]), placed)
 
 
 @program(static_argnames=("heads",))
@@ -114,15 +148,19 @@ def row_begins(
       distance_cost: subtracted for each position between a row and where it is expected.
       heads: (layer, head) pairs.
     """
-    scores = decoder.hidden_states(text.ids, cross, heads).audio_scores
-    matrix = jax.vmap(alignment_matrix)(scores, text.length, text.positions)
-    at = jnp.clip(text.rows, 0, text.ids.shape[1] - 1)
-    attention = jnp.take_along_axis(matrix, at[..., None], axis=1)
-    attention = jnp.where(attention > 0, attention * speech[:, None], attention)
-    attention = jnp.where((text.rows >= 0)[..., None], attention, pauses[:, None])
-    t = jnp.arange(attention.shape[-1])
-    attention -= distance_cost * jnp.maximum(0, jnp.maximum(within[..., :1] - t, t + 1 - within[..., 1:]))
-    return jax.vmap(first_positions)(-attention, text.n_rows, text.positions)
+    queries = decoder.hidden_states(text.ids, cross, heads).audio_queries
+
+    def place(rows: Rows) -> jax.Array:
+        own, expected = jax.tree.map(rows, text), rows(within)
+        at = jnp.clip(own.rows, 0, own.ids.shape[1] - 1)
+        attention = _attention(audio_scores(queries, cross, heads, rows), own, at)
+        attention = jnp.where(attention > 0, attention * rows(speech)[:, None], attention)
+        attention = jnp.where((own.rows >= 0)[..., None], attention, rows(pauses)[:, None])
+        t = jnp.arange(attention.shape[-1])
+        attention -= distance_cost * jnp.maximum(0, jnp.maximum(expected[..., :1] - t, t + 1 - expected[..., 1:]))
+        return jax.vmap(first_positions)(-attention, own.n_rows, own.positions)
+
+    return _in_chunks(place, text.ids.shape, len(heads) * cross[0].k.shape[-2])
 
 
 def alignment_matrix(scores: jax.Array, length: jax.Array, positions: jax.Array) -> jax.Array:

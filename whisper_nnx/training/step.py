@@ -18,8 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from whisper_nnx import ops
 from whisper_nnx.audio.features import log_mel_spectrogram
 from whisper_nnx.model.config import RELEASED, WhisperConfig
-from whisper_nnx.model.layers import Linear
-from whisper_nnx.model.outputs import DecoderStates
+from whisper_nnx.model.layers import Linear, audio_scores
 from whisper_nnx.model.summary import Module
 from whisper_nnx.model.whisper import TextDecoder, Whisper
 from whisper_nnx.text.tokenizer import Tokenizer
@@ -303,7 +302,8 @@ def _losses(
     rounds = bool(config.model.product_dtype)
     with ops.using(training_ops(ops.current(), _operand_dtype(trainee, config), rounds)):
         encoded = whisper.encode(mel, first_position=first, **options)
-        hidden, scores, *_ = _decode(whisper, encoded, batch["ids"], settings.guide_heads, **options)
+        cross = whisper.decoder.cross_attention(encoded)
+        hidden, queries, *_ = whisper.decoder.hidden_states(batch["ids"], cross, settings.guide_heads, **options)
         ctc_logits = trainee.ctc_head(encoded) if trainee.ctc_head is not None else None
     targets = batch["labels"], batch["weights"], settings.label_smoothing
     if teacher is None and ops.current().window_by_window:
@@ -317,7 +317,7 @@ def _losses(
     total = entropy.value
     if teacher is not None:
         teacher_encoded = encoded if shares_encoder else teacher.encode(mel, first_position=first)
-        theirs = teacher.decoder.logits(_decode(teacher, teacher_encoded, batch["ids"], ()).last)
+        theirs = teacher.decoder(batch["ids"], teacher_encoded)
         parts["kl"] = loss.divergence(logits, theirs, batch["weights"], config.distill.temperature).value
         total = config.distill.cross_entropy_weight * total + config.distill.kl_weight * parts["kl"]
     if ctc_logits is not None:
@@ -326,16 +326,10 @@ def _losses(
         parts["frames"] = loss.frames(ctc_logits, batch["frames"]).value
         total += settings.ctc_weight * parts["ctc"] + settings.frame_weight * parts["frames"]
     if settings.guide_weight:
+        scores = audio_scores(queries, cross, settings.guide_heads)
         parts["guide"] = loss.guide(scores, batch["spans"]).value
         total += settings.guide_weight * parts["guide"]
     return total, {"loss": total, "accuracy": accuracy.value, **parts}
-
-
-def _decode(
-    whisper: Whisper, encoded: jax.Array, ids: jax.Array, heads: tuple[tuple[int, int], ...], **options: Any
-) -> DecoderStates:
-    """Returns the hidden states and the heads' cross-attention scores [B,A,S,T] of encoded [B,T,D] and ids [B,S]."""
-    return whisper.decoder.hidden_states(ids, whisper.decoder.cross_attention(encoded), heads, **options)
 
 
 def _output_table(decoder: TextDecoder) -> jax.Array:
