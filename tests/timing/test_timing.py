@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from tests.conftest import missing
 from tests.small import quick_compilation, small_config, small_model, small_tokenizer  # noqa: F401
+from whisper_nnx import ops
 from whisper_nnx.model.config import RELEASED, RELEASED_ALIGNMENT_HEADS
 from whisper_nnx.ops.cpu import kernels
 from whisper_nnx.ops.warping import warp_by_diagonals
@@ -158,7 +159,14 @@ def test_texts_of_a_batch_are_aligned_as_each_alone():
         np.testing.assert_allclose(probs, alone_probs, rtol=1e-4)
 
 
+@pytest.fixture(params=["cpu", "accelerator"])
+def implementation(request):
+    with ops.using(request.param):
+        yield
+
+
 @pytest.mark.parametrize(("rows", "chunks"), [(2, 3), (4, 2)])
+@pytest.mark.usefixtures("implementation")
 def test_windows_are_aligned_some_at_a_time_where_all_would_take_much_memory(rows, chunks, monkeypatch):
     model, heads = small_model(), ((1, 0), (0, 1), (1, 1))
     random = np.random.default_rng(5)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.ops import reference
+from whisper_nnx.ops import fused, reference
 from whisper_nnx.ops.implementation import Implementation
 from whisper_nnx.ops.reference import precision_of, scale_and_shift
 
@@ -75,6 +75,11 @@ def cached_attention(
     return jnp.einsum("bhqhk->bhqk", attended.reshape(windows, heads, queries, heads, width)).astype(q.dtype)
 
 
+def key() -> str:
+    """Where a kernel of `fused.py` does not work, programs are others; on a CPU they are lowered without."""
+    return " ".join(fused.usable()) if jax.default_backend() != "cpu" else ""
+
+
 def create() -> Implementation:
     return replace(
         reference.create(),
@@ -85,4 +90,6 @@ def create() -> Implementation:
         cached_attention=cached_attention,
         pack=pack,
         unpack=unpack,
+        attention=fused.attention,
+        key=key,
     )

@@ -1,0 +1,138 @@
+"""Attention that holds few scores in memory: in blocks, and by the kernel for TPUs, interpreted."""
+
+import warnings
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.small import quick_compilation, small_config  # noqa: F401
+from whisper_nnx import ops
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.ops import fused, reference
+
+RANDOM = np.random.default_rng(0)
+interpreted = fused.with_gradient(partial(fused.pallas, interpret=True))
+
+
+def normal(*shape, dtype=jnp.float32):
+    return jnp.asarray(RANDOM.standard_normal(shape, dtype=np.float32), dtype)
+
+
+@pytest.fixture
+def on_this_machine(monkeypatch):
+    """The kernel for TPUs takes the place of one for CPUs."""
+    monkeypatch.setattr(fused, "usable", lambda: ("cpu",))
+    monkeypatch.setattr(fused, "KERNELS", {"cpu": interpreted})
+
+
+def value_and_slopes(function, *inputs):
+    attended, back = jax.vjp(function, *inputs)
+    return attended, *back(jnp.cos(attended))
+
+
+MASKS = {
+    "none": None,
+    "causal": jnp.tril(jnp.ones((101, 101), bool)),
+    "keys of each row": (jnp.arange(101) < jnp.array([101, 50])[:, None])[:, None, None],
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+def test_attention_in_blocks_and_its_gradient_are_those_of_the_whole(mask, monkeypatch):
+    q, k, v = (normal(2, 3, 101, 8) for _ in range(3))
+    monkeypatch.setattr(fused, "_SCORES_BYTES", 4 * 2 * 3 * 101 * 40)
+    monkeypatch.setattr(fused, "_ALIGNED", 16)
+    ours = jax.jit(partial(value_and_slopes, lambda q, k, v: fused.attention(q, k, v, mask)))
+    assert "while" in ours.lower(q, k, v).as_text()
+    whole = value_and_slopes(lambda q, k, v: reference.attention(q, k, v, mask), q, k, v)
+    for found, expected in zip(ours(q, k, v), whole, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "width", "queries", "keys"), [(4, 64, 300, 150), (1, 128, 128, 200), (4, 32, 257, 129)]
+)
+def test_the_kernel_for_tpus_and_its_gradient_are_the_formula(heads, width, queries, keys):
+    q, k, v = (normal(2, heads, n, width, dtype=jnp.bfloat16) for n in (queries, keys, keys))
+    exact = value_and_slopes(reference.attention, *(x.astype(jnp.float32) for x in (q, k, v)))
+    for found, expected in zip(value_and_slopes(interpreted, q, k, v), exact, strict=True):
+        np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.03)
+
+
+def test_programs_have_the_kernel_of_the_platform_that_they_are_lowered_for():
+    def lowered(platform, dtype, n=256):
+        x = jax.ShapeDtypeStruct((1, 2, n, 64), dtype)
+        return jax.jit(lambda x: ops.attention(x, x, x)).trace(x).lower(lowering_platforms=(platform,)).as_text()
+
+    with ops.using("accelerator"):
+        assert "tpu_custom_call" in lowered("tpu", jnp.bfloat16)
+        for platform, dtype in (
+            ("cpu", jnp.bfloat16),
+            ("tpu", jnp.float32),
+            ("tpu", jnp.float16),
+            ("cuda", jnp.float32),
+        ):
+            assert "custom_call" not in lowered(platform, dtype)
+        assert "custom_call" not in lowered("tpu", jnp.bfloat16, 8)  # steps of the token loop
+
+
+@pytest.mark.parametrize("platform", ["every", "this"])
+def test_gradients_of_the_model_pass_through_the_kernel(platform, request):
+    if platform == "this":
+        request.getfixturevalue("on_this_machine")
+    config = small_config(d_model=128, encoder_attention_heads=2, decoder_attention_heads=2, max_source_positions=150)
+    model = Whisper(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    mel, ids = normal(1, config.num_mel_bins, 300), jnp.arange(5)[None]
+
+    @partial(jax.jit, static_argnames="implementation")
+    def slopes(model, mel, implementation):
+        with ops.using(implementation):
+            return jax.grad(lambda model, mel: jnp.square(model(mel, ids)).mean(), argnums=(0, 1))(model, mel)
+
+    ours, theirs = (jax.tree.leaves(slopes(model, mel, name)) for name in ("accelerator", "reference"))
+    for found, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max() + 1e-8)
+
+
+def test_a_kernel_that_does_not_work_is_found_by_a_trial_also_while_a_program_is_traced():
+    device = jax.devices()[0]
+    found = []
+
+    def fails(q, k, v):
+        raise RuntimeError("no library\nat all")
+
+    @jax.jit
+    def traced(x):
+        for kernel in (interpreted, fails, lambda q, k, v: q):
+            found.append(fused._problem(kernel, device))
+        return x
+
+    traced(1.0)
+    assert found[:2] == [None, "RuntimeError: no library"]
+    assert found[2].startswith("its result is wrong by ")
+
+
+def test_where_the_kernel_of_this_machine_fails_there_is_one_warning_and_xlas_attention(monkeypatch):
+    gpu = SimpleNamespace(
+        platform="gpu", client=SimpleNamespace(platform_version="cuda 13000"), device_kind="NVIDIA H200"
+    )
+    usable = fused.usable.__wrapped__
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    monkeypatch.setattr(fused, "_problem", lambda kernel, device: None)
+    assert usable() == ("cuda",)
+    monkeypatch.setattr(fused, "_problem", lambda kernel, device: "no cuDNN")
+    monkeypatch.setattr(fused, "usable", fused.cache(usable))
+    q = normal(1, 2, 128, 64, dtype=jnp.bfloat16)
+    with pytest.warns(UserWarning, match=r"the fused attention for NVIDIA H200 is not used, .*: no cuDNN"):
+        found = fused.attention(q, q, q)
+    np.testing.assert_array_equal(found, reference.attention(q, q, q))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused.attention(q, q, q)
+    gpu.client.platform_version = "rocm 7"
+    assert usable() == ()

@@ -1,0 +1,206 @@
+"""Attention that holds few scores in memory, on GPUs and TPUs: by fused kernels, or in blocks of queries.
+
+The kernels, in bfloat16 and float16: cuDNN's on NVIDIA's GPUs; on TPUs one in Pallas, whose blocks are whole windows of
+two heads. They are used where one small trial on the device at hand gives the result of the formula.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from whisper_nnx.ops import reference
+from whisper_nnx.runtime.programs import register_custom_calls
+
+Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+_LEAST = 128  # queries and keys; below this, scores are small
+_MOST_KEYS = 2048  # of the kernel for TPUs, which holds all keys of two heads in its fast memory
+_QUERIES = 256  # of a block of that kernel
+_LANES = 128  # of a TPU's registers: two heads of Whisper
+_SCORES_BYTES = 2**28  # of a block of queries
+_ALIGNED = 64  # number of queries that a block is a multiple of
+
+register_custom_calls(["__cudnn$fmhaSoftmax"])
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """`ops.attention` by the kernel of the platform that this is lowered for, or in blocks."""
+    kernels = {platform: KERNELS[platform] for platform in usable() if mask is None and _takes(platform, q, k, v)}
+    if not kernels:
+        return in_blocks(q, k, v, mask)
+    return _by_platform(q, k, v, tuple(kernels.items()))
+
+
+@partial(jax.jit, static_argnames="kernels")  # traced once for all layers
+def _by_platform(q: jax.Array, k: jax.Array, v: jax.Array, kernels: tuple[tuple[str, Kernel], ...]) -> jax.Array:
+    return jax.lax.platform_dependent(q, k, v, default=in_blocks, **dict(kernels))
+
+
+def _takes(platform: str, q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
+    (_, heads, n, width), keys = q.shape, k.shape[2]
+    if not q.dtype == k.dtype == v.dtype or min(n, keys) < _LEAST:
+        return False
+    if platform == "cuda":
+        return q.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
+    return q.dtype == jnp.bfloat16 and _fills_lanes(heads, width) and keys <= _MOST_KEYS
+
+
+def _fills_lanes(heads: int, width: int) -> bool:
+    return _LANES % width == 0 and heads * width % _LANES == 0
+
+
+def in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """The formula, a block of queries after the other where there are many scores; its gradient computes them again."""
+    (*rows, n, width), keys = q.shape, k.shape[2]
+    scores = 4 * q.size // width * keys  # bytes
+    block = max(_ALIGNED, n * _SCORES_BYTES // scores // _ALIGNED * _ALIGNED)
+    if scores <= _SCORES_BYTES or block >= n:
+        return reference.attention(q, k, v, mask)
+    blocks = -(-n // block)
+
+    def cut(x: jax.Array) -> jax.Array:
+        """[..., n, X] -> [blocks, ..., block, X], filled up with zeros, and a mask with True, lest it allow nothing."""
+        more = [(0, 0)] * (x.ndim - 2) + [(0, blocks * block - n), (0, 0)]
+        x = jnp.pad(x, more, constant_values=x.dtype == bool)
+        return jnp.moveaxis(x.reshape(*x.shape[:-2], blocks, block, x.shape[-1]), -3, 0)
+
+    if mask is None:
+        attended = jax.lax.map(jax.checkpoint(lambda q: reference.attention(q, k, v)), cut(q))
+    else:
+        masks = cut(jnp.broadcast_to(mask, (*mask.shape[:-2], n, keys)))
+        attended = jax.lax.map(jax.checkpoint(lambda x: reference.attention(x[0], k, v, x[1])), (cut(q), masks))
+    return jnp.moveaxis(attended, 0, -3).reshape(*rows, blocks * block, width)[..., :n, :]
+
+
+def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`attention` without mask by cuDNN, which takes [B,S,H,K] and has its own gradient."""
+    by_position = (x.swapaxes(1, 2) for x in (q, k, v))
+    return jax.nn.dot_product_attention(*by_position, implementation="cudnn").swapaxes(1, 2)
+
+
+def pallas(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool = False) -> jax.Array:
+    """`attention` without mask by a kernel for TPUs. `interpret`: runs it on any platform, slowly."""
+    from jax.experimental import pallas as pl
+
+    batch, heads, n, width = q.shape
+    q, k, v = (x.swapaxes(1, 2).reshape(batch, -1, heads * width) for x in (q, k, v))  # as the projections leave them
+    queries = pl.BlockSpec((1, _QUERIES, _LANES), lambda row, pair, block: (row, block, pair))
+    keys = pl.BlockSpec((1, k.shape[1], _LANES), lambda row, pair, block: (row, 0, pair))
+    attended = pl.pallas_call(
+        partial(_attend, width=width),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        grid=(batch, heads * width // _LANES, pl.cdiv(n, _QUERIES)),
+        in_specs=[queries, keys, keys],
+        out_specs=queries,
+        cost_estimate=pl.CostEstimate(
+            flops=4 * q.size * k.shape[1],
+            transcendentals=q.size // width * k.shape[1],
+            bytes_accessed=2 * q.nbytes + k.nbytes + v.nbytes,
+        ),
+        interpret=interpret,
+    )(q, k, v)
+    return attended.reshape(batch, n, heads, width).swapaxes(1, 2)
+
+
+def _attend(q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, *, width: int) -> None:
+    """One block of queries [1,S,L] to all keys [1,T,L], of the heads that lie side by side in L lanes."""
+    for at in range(0, _LANES, width):
+        head = (0, slice(None), slice(at, at + width))
+        q = q_ref[head] * width**-0.5
+        scores = jax.lax.dot_general(q, k_ref[head], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        attended = jnp.dot(weights.astype(v_ref.dtype), v_ref[head], preferred_element_type=jnp.float32)
+        out_ref[head] = (attended / weights.sum(axis=-1, keepdims=True)).astype(out_ref.dtype)
+
+
+def split(kernel: Kernel) -> Kernel:
+    """A kernel that computes on each device of a mesh the rows and heads that are there, and that `jax.vmap` takes."""
+    from jax.experimental.custom_partitioning import custom_partitioning
+
+    def partition(mesh: Mesh, inputs: Any, _: Any) -> Any:
+        rows_and_heads = NamedSharding(mesh, PartitionSpec(*inputs[0].sharding.spec[:2]))
+        _, heads, _, width = rows_and_heads.shard_shape(inputs[0].shape)
+        local = kernel if _fills_lanes(heads, width) else in_blocks
+        return mesh, local, rows_and_heads, (rows_and_heads,) * 3
+
+    on_mesh = custom_partitioning(lambda q, k, v: kernel(q, k, v))
+    rule = {"sharding_rule": "b h s k, b h t k, b h t k -> b h s k", "need_replication_factors": ("s", "t", "k")}
+    on_mesh.def_partition(partition, **rule)
+    batched = jax.custom_batching.custom_vmap(lambda q, k, v: on_mesh(q, k, v))
+
+    @batched.def_vmap
+    def more_rows(size: int, has_axis: list[bool], *inputs: jax.Array) -> tuple[jax.Array, bool]:
+        pairs = zip(inputs, has_axis, strict=True)
+        mapped = [x if has else jnp.broadcast_to(x, (size, *x.shape)) for x, has in pairs]
+        attended = batched(*(x.reshape(-1, *x.shape[2:]) for x in mapped))
+        return attended.reshape(size, -1, *attended.shape[1:]), True
+
+    return batched
+
+
+def with_gradient(kernel: Kernel) -> Kernel:
+    """A kernel whose gradient is that of `in_blocks`."""
+    differentiable = jax.custom_vjp(kernel)
+    differentiable.defvjp(
+        lambda q, k, v: (kernel(q, k, v), (q, k, v)), lambda inputs, slope: jax.vjp(in_blocks, *inputs)[1](slope)
+    )
+    return differentiable
+
+
+KERNELS: dict[str, Kernel] = {"cuda": cudnn, "tpu": with_gradient(split(pallas))}  # by the platform that they are for
+
+
+@cache
+def usable() -> tuple[str, ...]:
+    """Platforms whose kernels may be used: that of this machine's devices if a trial succeeds; on a CPU, all.
+
+    What is traced on a CPU may be lowered for another platform, whose kernels cannot be tried here.
+    """
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return tuple(platform for platform, kernel in KERNELS.items() if _problem(kernel, None) is None)
+    platform = "cuda" if "cuda" in device.client.platform_version else device.platform
+    if platform not in KERNELS:
+        return ()
+    if (problem := _problem(KERNELS[platform], device)) is None:
+        return (platform,)
+    warnings.warn(
+        f"the fused attention for {device.device_kind} is not used, and XLA's is slower: {problem}", stacklevel=2
+    )
+    return ()
+
+
+def _problem(kernel: Kernel, device: jax.Device | None) -> str | None:
+    """What is wrong with a kernel: tried on a device, or only traced; None if it works."""
+    x = jax.ShapeDtypeStruct((1, 2, 2 * _LEAST, 64), jnp.bfloat16)
+    try:
+        if device is None:
+            jax.eval_shape(kernel, x, x, x)
+            return None
+        with ThreadPoolExecutor(1) as outside:  # of the program that this thread may be tracing
+            error = outside.submit(_error, kernel, x, device).result()
+            return None if error < 0.05 else f"its result is wrong by {error:g}"
+    except Exception as error:  # whatever a library or a driver raises: without it, everything still works
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+def _error(kernel: Kernel, x: jax.ShapeDtypeStruct, device: jax.Device) -> float:
+    """How much a kernel's result and gradients differ from those of the formula, at most."""
+    keys = jax.random.split(jax.device_put(jax.random.key(0), device), 3)
+    inputs = [jax.random.normal(key, x.shape, x.dtype) for key in keys]
+    found, expected = (jax.jit(partial(_with_slopes, way))(*inputs) for way in (kernel, reference.attention))
+    return max(float(jnp.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+
+
+def _with_slopes(kernel: Kernel, *inputs: jax.Array) -> tuple[jax.Array, ...]:
+    """A kernel's result and its gradients, in float32."""
+    attended, back = jax.vjp(kernel, *inputs)
+    return tuple(x.astype(jnp.float32) for x in (attended, *back(attended)))
