@@ -68,6 +68,8 @@ class CallOptions:
 
     def __post_init__(self):
         object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, 1))
+        if self.progress is not None and not callable(self.progress):
+            raise ValueError(f"progress={self.progress!r} is no function; verbose=False shows a progress bar")
 
     @classmethod
     def split(cls, changes: Mapping[str, Any]) -> tuple[CallOptions, dict[str, Any]]:
