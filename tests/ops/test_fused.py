@@ -1,7 +1,11 @@
 """Attention that holds few scores in memory: in blocks, and by the kernel for TPUs, interpreted."""
 
+import os
+import subprocess
+import sys
 import warnings
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -9,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tests.small import quick_compilation, small_config  # noqa: F401
 from whisper_nnx import ops
@@ -16,7 +21,7 @@ from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.ops import fused, reference
 
 RANDOM = np.random.default_rng(0)
-interpreted = fused.with_gradient(partial(fused.pallas, interpret=True))
+interpreted = fused.with_gradient(fused.split(partial(fused.pallas, interpret=True)))
 
 
 def normal(*shape, dtype=jnp.float32):
@@ -62,6 +67,34 @@ def test_the_kernel_for_tpus_and_its_gradient_are_the_formula(heads, width, quer
     exact = value_and_slopes(reference.attention, *(x.astype(jnp.float32) for x in (q, k, v)))
     for found, expected in zip(value_and_slopes(interpreted, q, k, v), exact, strict=True):
         np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.03)
+
+
+def test_the_kernel_for_tpus_may_be_mapped_over_more_rows_and_shared_keys():
+    q, k, v = (normal(*shape, 2, 128, 64, dtype=jnp.bfloat16) for shape in ((3, 1), (1,), (3, 1)))
+    expected = reference.attention(q[:, 0], jnp.broadcast_to(k, v[:, 0].shape), v[:, 0])
+    found = jax.vmap(interpreted, in_axes=(0, None, 0))(q, k, v)[:, 0]
+    np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=0.03)
+
+
+def on_a_mesh() -> None:
+    """Rows and heads on four devices: each computes its own; with one head on each, by the formula."""
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, PartitionSpec("data", "model"))
+    for heads in (4, 2):
+        inputs = [normal(2, heads, 128, 64, dtype=jnp.bfloat16) for _ in range(3)]
+        expected = reference.attention(*inputs)
+        program = jax.jit(interpreted, out_shardings=sharding).lower(*jax.device_put(inputs, sharding)).compile()
+        found = program(*jax.device_put(inputs, sharding))
+        np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=0.03)
+        assert "all-gather" not in program.as_text()
+
+
+def test_on_a_mesh_each_device_computes_its_rows_and_heads():
+    root = Path(__file__).parents[2]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", "from tests.ops.test_fused import on_a_mesh; on_a_mesh()"]
+    finished = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_programs_have_the_kernel_of_the_platform_that_they_are_lowered_for():

@@ -132,7 +132,7 @@ def split(kernel: Kernel) -> Kernel:
         return mesh, local, rows_and_heads, (rows_and_heads,) * 3
 
     on_mesh = custom_partitioning(lambda q, k, v: kernel(q, k, v))
-    rule = {"sharding_rule": "b h s k, b h t k, b h t k -> b h s k", "need_replication_factors": ("s", "t", "k")}
+    rule = {"sharding_rule": "b h s k, b h t k, b h t k -> b h s k", "need_replication_factors": ("s", "k", "t")}
     on_mesh.def_partition(partition, **rule)
     batched = jax.custom_batching.custom_vmap(lambda q, k, v: on_mesh(q, k, v))
 
