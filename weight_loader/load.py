@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 from weight_loader.checkpoint import Checkpoint, Content
 from weight_loader.folder import CONFIG_FILES, CheckpointError, read_config, read_tokenizer
@@ -26,7 +27,9 @@ from weight_loader.vocabulary import tokenizer_from_tiktoken
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.layers import AttentionFn
 from whisper_nnx.model.quantized import quantize_model
+from whisper_nnx.model.sharding import check_fits, shard_model, sharding_of
 from whisper_nnx.model.whisper import Dtype, Whisper, sinusoids
+from whisper_nnx.runtime.devices import as_mesh
 from whisper_nnx.runtime.forking import refuse_after_fork
 from whisper_nnx.text.tokenizer import FILE_NAMES as TOKENIZER_FILES
 from whisper_nnx.text.tokenizer import Tokenizer
@@ -44,6 +47,7 @@ def load_model(
     weights: Dtype = None,
     tokenizer: Name | None = None,
     attention_fn: AttentionFn | None = None,
+    mesh: Mesh | int | str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: Name | None = None,
@@ -61,6 +65,9 @@ def load_model(
       tokenizer: a folder, .tiktoken file, repository or short name. By default the checkpoint's own; for OpenAI's,
         MLX's and CTranslate2's files without one, that of the released models of the same vocabulary size.
       attention_fn: replaces `ops.attention` in all layers; see `MultiHeadAttention`.
+      mesh: several devices (`make_mesh`, or a number of them, or "all"): arrays are read one at a time, and each device
+        receives only its part, so that the model may be larger than the memory of one. Whatever is computed with the
+        model runs on all of them.
       revision: branch, tag or commit of the repository.
       token: for private repositories.
       cache_dir: folder for downloads; by default Hugging Face's cache.
@@ -68,27 +75,33 @@ def load_model(
     Raises:
       FileNotFoundError: a path does not exist.
       CheckpointError: the checkpoint cannot be downloaded or used.
+      ValueError: a dtype or mesh that the model cannot have.
     """
     refuse_after_fork()
-    dtype = _floating(dtype or default_dtype())
+    mesh = None if mesh is None else as_mesh(mesh)
+    dtype = _floating(dtype or default_dtype(mesh))
     int8 = weights in ("int8", jnp.int8, np.dtype("int8"))
     param_dtype = dtype if int8 else _floating(weights or dtype, "weights", ", int8")
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     path = checkpoint_path(name_or_path, **options)
     checkpoint = open_checkpoint(path, token=token, cache_dir=cache_dir)
     found = find_tokenizer(checkpoint, path, tokenizer, **options)
+    if mesh is not None:
+        check_fits(checkpoint.config, mesh)
     model = abstract_model(checkpoint.config, dtype, param_dtype, attention_fn)
-    params = read_arrays(checkpoint, param_dtype, model)
+    params = read_arrays(checkpoint, param_dtype, model, mesh)
     nnx.update(model, nnx.State(unflatten_dict(params)))
     if int8:
         quantize_model(model)
+        model = model if mesh is None else shard_model(model, mesh)  # the scales
     model.tokenizer = found
     return model
 
 
-def default_dtype() -> Dtype:
+def default_dtype(mesh: Mesh | None = None) -> Dtype:
     """The dtype in which models compute on JAX's default device: bfloat16 on GPUs and TPUs, float32 on CPUs."""
-    return jnp.float32 if _default_device().platform == "cpu" else jnp.bfloat16
+    device = _default_device() if mesh is None else mesh.devices.flat[0]
+    return jnp.float32 if device.platform == "cpu" else jnp.bfloat16
 
 
 def _default_device() -> jax.Device:
@@ -241,7 +254,9 @@ def abstract_model(
     return nnx.eval_shape(make)
 
 
-def read_arrays(checkpoint: Checkpoint, dtype: Dtype = None, model: Whisper | None = None) -> dict[Path, jax.Array]:
+def read_arrays(
+    checkpoint: Checkpoint, dtype: Dtype = None, model: Whisper | None = None, mesh: Mesh | None = None
+) -> dict[Path, jax.Array]:
     """Reads all arrays of an (abstract) model by path; dtype None: as stored. CheckpointError unless all fit."""
     config, form = checkpoint.config, checkpoint.format
     table = {p.stored[form].name: (p.path, p.stored[form].axes) for p in parameters(config) if form in p.stored}
@@ -256,13 +271,14 @@ def read_arrays(checkpoint: Checkpoint, dtype: Dtype = None, model: Whisper | No
         if expected.get(name) == array.shape:
             path, axes = table[name]
             # Blocks, or arrays that are read faster than they are converted would pile up.
-            params[path] = jax.block_until_ready(_convert(array, axes, dtype or jnp.result_type(array)))
+            params[path] = jax.block_until_ready(_convert(array, axes, dtype or jnp.result_type(array), path, mesh))
         del array  # before the next is read
     size = f"d_model={config.d_model}, {config.encoder_layers} and {config.decoder_layers} layers"
     what = f"{checkpoint.where}: the weights do not fit the configuration ({size}, vocab_size={config.vocab_size})"
     _compare(without_computed(expected, found), found, what, "take both from one checkpoint")
     if SINUSOIDS.path not in params:
-        params[SINUSOIDS.path] = jnp.asarray(sinusoids(config.max_source_positions, config.d_model), dtype)
+        computed = sinusoids(config.max_source_positions, config.d_model)
+        params[SINUSOIDS.path] = _convert(computed, (0, 1), dtype or computed.dtype, SINUSOIDS.path, mesh)
     return params
 
 
@@ -285,8 +301,13 @@ def _variables(model: nnx.Module) -> dict[Path, nnx.Variable]:
     return cast(dict[Path, nnx.Variable], dict(nnx.to_flat_state(nnx.state(model))))
 
 
-def _convert(array: np.ndarray, axes: tuple[int, ...], dtype: Dtype) -> jax.Array:
-    """Converts a stored array to the model's axis order and dtype."""
+def _convert(array: np.ndarray, axes: tuple[int, ...], dtype: Dtype, path: Path, mesh: Mesh | None) -> jax.Array:
+    """Converts a stored array to the model's axis order and dtype; on a mesh, each device's part by itself."""
+    if mesh is not None:
+        parts = array.transpose(axes)
+        return jax.make_array_from_callback(
+            parts.shape, sharding_of(path, mesh), lambda index: np.ascontiguousarray(parts[index]).astype(dtype)
+        )
     if array.ndim == 1:
         return jax.device_put(array.astype(dtype))
     return _transposed(array, axes, jnp.dtype(dtype))

@@ -39,11 +39,13 @@ if TYPE_CHECKING:
     from whisper_nnx.model.create import create_whisper_small as create_whisper_small
     from whisper_nnx.model.create import create_whisper_tiny as create_whisper_tiny
     from whisper_nnx.model.create import create_whisper_turbo as create_whisper_turbo
+    from whisper_nnx.model.sharding import shard_model as shard_model
     from whisper_nnx.model.whisper import Whisper as Whisper
     from whisper_nnx.output.results import Segment as Segment
     from whisper_nnx.output.results import Transcript as Transcript
     from whisper_nnx.output.writers import get_writer as get_writer
     from whisper_nnx.runtime.allocator import keep_memory as keep_memory
+    from whisper_nnx.runtime.devices import make_mesh as make_mesh
     from whisper_nnx.runtime.programs import keep_programs as keep_programs
     from whisper_nnx.text.languages import LANGUAGES as LANGUAGES
     from whisper_nnx.text.special_tokens import SpecialTokens as SpecialTokens
@@ -86,6 +88,8 @@ _EXPORTS = {
     "whisper_nnx.transcription.warmup": ["warmup"],
     "whisper_nnx.runtime.programs": ["keep_programs"],
     "whisper_nnx.runtime.allocator": ["keep_memory"],
+    "whisper_nnx.runtime.devices": ["make_mesh"],
+    "whisper_nnx.model.sharding": ["shard_model"],
     "whisper_nnx.alignment.likelihood": ["TextScore", "score"],
     "whisper_nnx.alignment.align": ["align"],
     "whisper_nnx.alignment.find_heads": ["find_alignment_heads"],

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any, TypedDict, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,8 +19,10 @@ from whisper_nnx.alignment.likelihood import following_logprobs
 from whisper_nnx.alignment.pieces import Piece, batches, transcribe_pieces
 from whisper_nnx.alignment.text_matching import match, spelled_as, spoken_words
 from whisper_nnx.audio.loading import load_audio
+from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.output.results import Segment, Transcript, Word
+from whisper_nnx.runtime.devices import fetch, rounded_up
 from whisper_nnx.text.languages import language_or_none
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.text.words import TextWord, words_of
@@ -90,6 +91,7 @@ def align(
         raise ValueError(f"text {text!r} has no words to align; give a transcript")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
+    batch_size = rounded_up(batch_size, mesh_of(model))
     pieces = transcribe_pieces(model, load_audio(audio, sampling_rate), language, task, batch_size)
     languages = [piece.language for piece in pieces]
     spoken = max(languages, key=languages.count, default=language or "en")
@@ -211,7 +213,7 @@ class Reader:
         for row, text in zip(others, texts, strict=True):
             row[: len(text)] = [next(iter(tokenizer.encode(_other_case(word))), 0) for word in text]
         tables = following_logprobs(self.model.decoder, self.cross(pieces), ids, np.concatenate([ids, others], axis=1))
-        for p, words, table in zip(pieces, tokens, jax.device_get(tables), strict=True):
+        for p, words, table in zip(pieces, tokens, fetch(tables), strict=True):
             ends = np.cumsum([len(self._start(p)), *map(len, words)])  # of the first 0 to n words
             behind, starts = table[ends - 1], ends[:-1]
             first = np.maximum(behind[:, starts], behind[:, ids.shape[1] + np.arange(len(words))])

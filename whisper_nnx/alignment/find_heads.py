@@ -18,6 +18,7 @@ from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.model.layers import audio_scores
 from whisper_nnx.model.whisper import TextDecoder, Whisper
 from whisper_nnx.ops import first_positions
+from whisper_nnx.runtime.devices import fetch
 from whisper_nnx.text.words import words_of
 from whisper_nnx.timing.alignment_heads import Heads
 from whisper_nnx.timing.token_times import AlignedText, alignment_matrix, padded_ids
@@ -67,7 +68,7 @@ def find_alignment_heads(
         rows = np.pad(layout.rows[tokens], (0, ids.shape[1] - len(tokens)))
         counts = np.array([len(tokens)]), np.array([len(piece.pauses)])
         aligned = AlignedText(ids, length, rows[None], *counts)
-        begin, attention = jax.device_get(head_paths(model.decoder, reader.cross([0]), aligned, heads))
+        begin, attention = fetch(head_paths(model.decoder, reader.cross([0]), aligned, heads))
         attentions.append(attention)
         if times:
             true_s = np.array([(word["start"], word["end"]) for word in times[0]], float)

@@ -14,7 +14,9 @@ from whisper_nnx.alignment.pieces import batches
 from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, load_audio
 from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import TextDecoder, Whisper
+from whisper_nnx.runtime.devices import fetch, rounded_up
 from whisper_nnx.runtime.programs import program
 from whisper_nnx.text.languages import language_or_none
 from whisper_nnx.timing.token_times import padded_ids
@@ -51,7 +53,7 @@ class TextScore:
         return self.logprob / (len(self.tokens) + 1)
 
 
-@program()
+@program(rows=("cross", "ids", "wanted"))
 def following_logprobs(
     decoder: TextDecoder, cross: tuple[KeysValues, ...], ids: jax.Array, wanted: jax.Array
 ) -> jax.Array:
@@ -120,6 +122,7 @@ def score(
     tokens = [[_ids(model, text) for text in row] for row in given]
     pairs = [(recording, i) for recording, row in enumerate(tokens) for i in range(len(row))]
     size = min(batch_size, 1 << max(0, len(pairs) - 1).bit_length())  # few different ones, as each is compiled
+    size = rounded_up(size, mesh_of(model))
     windows: dict[int, _Window] = {}
     scores: list[TextScore] = []
     for chunk, rows in batches(pairs, size):
@@ -167,7 +170,7 @@ def _score(model: Whisper, rows: Sequence[tuple[_Window, tuple[int, ...]]]) -> l
     eot = tokenizer_of(model).special.eot
     ids, _ = padded_ids([[*window.start, *text, eot] for window, text in rows], model.config, eot)
     cross = jax.tree.map(lambda *x: jnp.concatenate(x), *(window.encoded.cross for window, _ in rows))
-    following = jax.device_get(following_logprobs(model.decoder, cross, ids, ids))
+    following = fetch(following_logprobs(model.decoder, cross, ids, ids))
     scores = []
     for (window, text), table in zip(rows, following, strict=True):
         first = len(window.start)

@@ -16,6 +16,7 @@ from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.model.layers import audio_scores
 from whisper_nnx.model.whisper import TextDecoder, Whisper
+from whisper_nnx.runtime.devices import fetch
 from whisper_nnx.timing.alignment_heads import Heads
 from whisper_nnx.timing.alignment_heads import alignment_heads as heads_of
 from whisper_nnx.timing.token_times import align_tokens, alignment_matrix, padded_ids, text_ids
@@ -83,7 +84,7 @@ def align_window(
         model.decoder, encoded.cross, config, **texts, heads=heads, is_text=is_text
     )
     padded, [length] = padded_ids([[*start, *ids, eot]], config, eot)
-    matrix = np.asarray(_matrix(model.decoder, encoded.cross, padded, length, positions, heads))
+    matrix = fetch(_matrix(model.decoder, encoded.cross, padded, length, positions, heads))
     rows = matrix[len(start) - 1 : length - 1, :positions]
     labels = [
         piece if i == 0 else "…"  # a character of several tokens stands at the first of them

@@ -40,6 +40,22 @@ def _device(text: str) -> tuple[str, int]:
     return match[1], int(match[2] or 0)
 
 
+def _devices(text: str) -> int | str:
+    if text.lower() == "all":
+        return "all"
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of devices; give all, or 1 or more")
+    return int(text)
+
+
+def _mesh(text: str) -> dict[str, int]:
+    axes = [re.fullmatch(r"(data|model)=([1-9]\d{0,5})", part.strip()) for part in text.split(",")]
+    found = {axis[1]: int(axis[2]) for axis in axes if axis}
+    if len(found) < len(axes):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a mesh; give the size of its axes, such as data=4,model=2")
+    return {"data": 1, "model": 1, **found}
+
+
 FLOATS = ["float32", "bfloat16", "float16"]
 # Kind of value -> arguments of argparse's `add_argument`: the shared ones, and the command's own.
 KINDS = {
@@ -48,6 +64,8 @@ KINDS = {
     "name": how(str, "NAME"),
     "formats": how(_formats, "FORMATS"),
     "device": how(_device, "NAME"),
+    "devices": how(_devices, "N"),
+    "mesh": how(_mesh, "AXES"),
     "dtype": how(str, None, choices=FLOATS),
     "weights": how(str, None, choices=[*FLOATS, "int8"]),
     "cache": how(_cache, "WHERE"),
@@ -107,6 +125,16 @@ class CommandOptions:
     device: str | None = field(
         default=None,
         metadata=_machine("cpu, gpu, cuda, tpu; gpu:1 is the second (default: the fastest)", kind="device"),
+    )
+    devices: str | None = field(
+        default=None,
+        metadata=_machine("how many devices divide the rows of a batch: all, or a number (default: 1)", kind="devices"),
+    )
+    mesh: str | None = field(
+        default=None,
+        metadata=_machine(
+            "devices by axis: data=4,model=2 divides the rows by four and each layer by two", kind="mesh"
+        ),
     )
     dtype: str | None = field(
         default=None,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.cli.options import CommandOptions, Flag, add_option, as_flags, flag_of
 from whisper_nnx.cli.parser import Help, Parser, parse_spelled
-from whisper_nnx.cli.transcribe import load_named_model
+from whisper_nnx.cli.transcribe import check_devices, load_named_model
 from whisper_nnx.runtime.console import NAME, one_line, run_command, say
 from whisper_nnx.runtime.options import option, options_of
 from whisper_nnx.runtime.packages import require_packages
@@ -75,7 +75,7 @@ class ServeOptions:
 
 
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-_OF_MODELS = ("model_dir", "tokenizer", "revision", "token", "device", "dtype", "weights", "threads")
+_OF_MODELS = ("model_dir", "tokenizer", "revision", "token", "device", "devices", "mesh", "dtype", "weights", "threads")
 _SHARED = {
     flag.dest: flag
     for flag in map(flag_of, options_of(CommandOptions).values())
@@ -122,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     require_packages("the server", "serve", "fastapi", "uvicorn", "python_multipart", "prometheus_client")
+    check_devices(parser, args)
     names = args.model or ["turbo"]
     try:
         named = dict(map(_named, names))

@@ -35,7 +35,7 @@ from whisper_nnx.runtime.console import (
     run_command,
     say,
 )
-from whisper_nnx.runtime.startup import start
+from whisper_nnx.runtime.startup import find_mesh, start
 from whisper_nnx.transcription.fallback import temperature_ladder
 from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 
@@ -130,6 +130,8 @@ def load_named_model(name: str, args: argparse.Namespace, device: jax.Device) ->
 
     dtype = _choose_dtype(args.dtype, getattr(args, "fp16", None), device.platform)
     where = {"cache_dir": args.model_dir, "revision": args.revision, "token": args.token}
+    if (mesh := find_mesh(args.mesh or args.devices, device)) is not None:
+        where["mesh"] = mesh
     return load_model(name, dtype=dtype, weights=args.weights, tokenizer=args.tokenizer, **where)
 
 
@@ -243,6 +245,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--output_format json_full requires --token_timestamps True")
     if args.print_colors and not args.verbose:
         parser.error(f"--print_colors colors what --verbose True prints, but it is {args.verbose}")
+    check_devices(parser, args)
     if args.fp16 is not None and args.dtype not in (None, "float16" if args.fp16 else "float32"):
         parser.error(f"--fp16 {args.fp16} contradicts --dtype {args.dtype}; drop one of the two")
     if args.temperature_increment_on_fallback is not None and not args.temperature_increment_on_fallback > 0:
@@ -253,6 +256,14 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         warnings.warn("--max_words_per_line has no effect with the other two limits", stacklevel=2)
     if getattr(args, "audio", None) and args.detect_language and args.language is not None:
         parser.error(f"--detect_language True and --language {args.language} exclude each other; drop one of the two")
+
+
+def check_devices(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses options of devices that exclude each other."""
+    if args.devices is not None and args.mesh is not None:
+        parser.error("--devices and --mesh both choose the devices; drop one of the two")
+    if args.device is not None and args.device[1] and (args.devices or args.mesh):
+        parser.error(f"--device {args.device[0]}:{args.device[1]} is one device; drop it, or --devices and --mesh")
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, options: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from whisper_nnx.runtime.programs import program
 from whisper_nnx.text.special_tokens import SpecialTokens
 
 
-@program(static_argnames=("special",))
+@program(static_argnames=("special",), rows=("cross",))
 def language_probs(decoder: TextDecoder, cross: tuple[KeysValues, ...], special: SpecialTokens) -> jax.Array:
     """cross-attention of B windows -> probabilities [B, languages], in the order of `special.languages`."""
     cache = KVCache.init(cross, 1)

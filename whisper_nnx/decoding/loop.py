@@ -98,7 +98,7 @@ class _Loop(NamedTuple):
     state: State
 
 
-@program(static_argnames=("strategy", "special"))
+@program(static_argnames=("strategy", "special"), rows=("cross", "batch"))
 def generate(
     decoder: TextDecoder,
     cross: tuple[KeysValues, ...],

@@ -54,6 +54,12 @@ class Rule(ABC):
         """Returns the rule in which row i continues the sequence of row rows[i], of the same window."""
         return self._changed(lambda x: x[rows], "row")
 
+    def by_rows(self, row: Any, other: Any) -> Self:
+        """Returns the rule with `row` in place of each array [R,...], and `other` in place of the others."""
+        owners = {f.name: f.metadata["belongs_to"] for f in fields(self)}
+        placed = {"row": row, "window": row, "batch": other}
+        return replace(self, **{name: placed[owner] for name, owner in owners.items() if owner in placed})
+
     def _changed(self, change: Callable[[jax.Array], jax.Array], *owners: str) -> Self:
         for f in fields(self):
             if "belongs_to" not in f.metadata:

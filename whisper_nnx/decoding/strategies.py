@@ -213,8 +213,9 @@ class Beam:
         but a finished window does not change. A beam whose logits are all -inf ends.
         """
         group = self.group
-        # Without the barrier XLA merges the slices below into the top k and sorts the whole vocabulary instead.
-        top, token = jax.lax.optimization_barrier(jax.lax.top_k(logits, group + 1))
+        # Without a barrier XLA merges the slices below into the top k and sorts the whole vocabulary instead; with one
+        # for both, its CPU compiler aborts on a mesh (jaxlib 0.10.2).
+        top, token = map(jax.lax.optimization_barrier, jax.lax.top_k(logits, group + 1))
         nothing = top[:, :1] == -jnp.inf
         token = jnp.where(nothing, eot, token)
         logprob = top - jax.nn.logsumexp(logits, axis=-1, keepdims=True)

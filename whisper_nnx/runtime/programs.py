@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import jax
 import jax.export
 
+from whisper_nnx.runtime.devices import divided
 from whisper_nnx.runtime.forking import refuse_after_fork
 from whisper_nnx.runtime.user_cache import locked, read_own, refuse_if_others_can_write, write_whole
 
@@ -97,7 +98,7 @@ def key_by(part: Callable[[], str | None]) -> Callable[[], str | None]:
 
 
 class Program:
-    """`jax.jit` of a function, stored by `keep_programs`.
+    """`jax.jit` of a function, stored by `keep_programs`. On a mesh, its `rows` are `divided`.
 
     Plain `jax.jit` where the arguments are traced or sharded, or have functions or modules from outside this package:
     these could be identified by name only, which does not identify a program.
@@ -105,10 +106,11 @@ class Program:
 
     __name__: str
 
-    def __init__(self, function: Callable[..., Any], static_argnames: Sequence[str] = ()):
+    def __init__(self, function: Callable[..., Any], static_argnames: Sequence[str] = (), rows: Sequence[str] = ()):
         self._function, self._static = function, tuple(static_argnames)
         self._signature = inspect.signature(function)
-        self.jitted = jax.jit(function, static_argnames=self._static)
+        traced = divided(function, rows, self._static) if rows else function
+        self.jitted = jax.jit(traced, static_argnames=self._static)
         update_wrapper(self, function)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -123,7 +125,7 @@ class Program:
         if not all(map(_is_plain, leaves)):
             return self.jitted(*args, **options)
         call = _find(self, tree, tuple(map(jax.typeof, leaves)), tuple(statics.items()), context)
-        return self.jitted(*args, **options) if call is None else call(*leaves)
+        return self.jitted(*args, **options) if call is None else call(*_together(leaves))
 
     def exported(self, tree: Any, shapes: Sequence[Any], statics: dict[str, Any]) -> jax.export.Exported:
         """Traces and lowers it for leaves of these shapes."""
@@ -136,9 +138,11 @@ class Program:
         return jax.export.export(jax.jit(flat), disabled_checks=checks)(*structs)
 
 
-def program(static_argnames: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Program]:
-    """A decorator: as `jax.jit`."""
-    return lambda function: Program(function, static_argnames)
+def program(
+    static_argnames: Sequence[str] = (), rows: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Program]:
+    """A decorator: as `jax.jit`; `rows`: see `divided`."""
+    return lambda function: Program(function, static_argnames, rows)
 
 
 def _context() -> tuple[Any, ...] | None:
@@ -245,6 +249,19 @@ def _is_plain(leaf: Any) -> bool:
         return False
     devices = leaf.devices() if isinstance(leaf, jax.Array) else ()
     return len(devices) <= 1 and all(device.platform == jax.default_backend() for device in devices)
+
+
+def _together(leaves: list[Any]) -> list[Any]:
+    """The arrays on the device of the first one, unlike NumPy's, of which any will do.
+
+    The results of a stored program are tied to the device that it ran on, those of `jax.jit` are not.
+    """
+    devices = [leaf.device if isinstance(leaf, jax.Array) else None for leaf in leaves]
+    first = next((device for device in devices if device is not None), None)
+    return [
+        leaf if device in (None, first) else jax.device_put(leaf, first)
+        for leaf, device in zip(leaves, devices, strict=True)
+    ]
 
 
 @cache

@@ -10,6 +10,7 @@ from whisper_nnx.runtime.allocator import keep_memory
 
 if TYPE_CHECKING:
     import jax
+    from jax.sharding import Mesh
 
 OPERATIONS_VARIABLE = "WHISPER_NNX_OPS"
 OPERATIONS = ("reference", "cpu", "accelerator")  # the implementations in `whisper_nnx.ops`
@@ -79,3 +80,18 @@ def find_device(wanted: tuple[str, int] | None) -> jax.Device:
     except (RuntimeError, IndexError):
         found = ", ".join(f"{device.platform}:{i}" for i, device in enumerate(jax.devices()))
         raise ValueError(f"there is no device {platform}:{index}, but {found}; choose one with --device") from None
+
+
+def find_mesh(wanted: int | str | dict[str, int] | None, device: jax.Device) -> Mesh | None:
+    """The mesh of so many devices, "all", or {axis: size}, of this device's kind; None for one device.
+
+    Raises ValueError where there are not so many.
+    """
+    import jax
+
+    from whisper_nnx.runtime.devices import as_mesh, make_mesh
+
+    if wanted is None:
+        return None
+    among = jax.local_devices(backend=device.platform)
+    return make_mesh(**wanted, devices=among) if isinstance(wanted, dict) else as_mesh(wanted, among)

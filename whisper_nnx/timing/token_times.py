@@ -20,6 +20,7 @@ from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.layers import Rows, audio_scores
 from whisper_nnx.model.whisper import TextDecoder
 from whisper_nnx.ops import first_positions
+from whisper_nnx.runtime.devices import fetch
 from whisper_nnx.runtime.programs import program
 from whisper_nnx.timing.alignment_heads import Heads, alignment_heads
 
@@ -71,7 +72,7 @@ class AlignedText:
     positions: Any
 
 
-@program(static_argnames=("heads",))
+@program(static_argnames=("heads",), rows=("cross", "text"))
 def token_times(
     decoder: TextDecoder, cross: tuple[KeysValues, ...], text: AlignedText, is_text: jax.Array, heads: Heads
 ) -> tuple[jax.Array, jax.Array]:
@@ -124,7 +125,7 @@ def _in_chunks(place: Callable[[Rows], Any], shape: tuple[int, int], numbers: in
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(batch, *x.shape[2:]), placed)
 
 
-@program(static_argnames=("heads",))
+@program(static_argnames=("heads",), rows=("cross", "text", "pauses", "speech", "within"))
 def row_begins(
     decoder: TextDecoder,
     cross: tuple[KeysValues, ...],
@@ -235,7 +236,7 @@ def align_tokens(
     )
     is_text = np.arange(config.vocab_size) < eot if is_text is None else is_text
     times = token_times(decoder, cross, aligned, is_text, heads or alignment_heads(config))
-    begin, probability = jax.device_get(times)
+    begin, probability = fetch(times)
     timed = zip(texts, (begin / POSITIONS_PER_SECOND).tolist(), probability.tolist(), strict=True)
     return [(begins_s[: len(own) + 1], probs[: len(own)]) for own, begins_s, probs in timed]
 

@@ -12,12 +12,12 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, SAMPLE_RATE
 from whisper_nnx.model.config import WhisperConfig, released_alignment_heads, released_short_piece_heads
+from whisper_nnx.runtime.devices import fetch
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.text.words import normalized, split_tail
 from whisper_nnx.timing.alignment_heads import Heads as Pairs
@@ -180,7 +180,7 @@ def word_times(
     level = np.stack([_padded(own, config.max_source_positions) for own in pauses])
     speech = 1 - np.clip((level - PAUSE) / LEVEL, 0, 1)  # otherwise some token always seems to attend to silence
     bounds = {"within": within, "distance_cost": DISTANCE_COST}
-    begins = jax.device_get(row_begins(decoder, cross, text, pauses=level, speech=speech, **bounds, heads=heads.pairs))
+    begins = fetch(row_begins(decoder, cross, text, pauses=level, speech=speech, **bounds, heads=heads.pairs))
     return [
         own[np.array(layout.words, int).reshape(-1, 2)] / POSITIONS_PER_SECOND
         for own, layout in zip(begins, layouts, strict=True)

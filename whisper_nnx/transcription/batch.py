@@ -13,13 +13,14 @@ from functools import partial
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.output.results import Segment
 from whisper_nnx.runtime.allocator import close_gaps
+from whisper_nnx.runtime.devices import divided, empty_rows, over_data, put_row, rounded_up
 from whisper_nnx.timing.words import WordTiming
 from whisper_nnx.transcription.queue import InOrder, Queue
 from whisper_nnx.transcription.recording import Draft, Window
@@ -54,7 +55,7 @@ class Batch:
 
     Args:
       model: a model with a tokenizer.
-      size: how many windows are decoded together.
+      size: how many windows are decoded together; on a mesh, rounded up to a multiple of its axis `data`.
       sizes: the numbers of rows that may be used: each step takes the least that suffices; default: `size` alone.
       queue: decides which chain gets the next row; default: `InOrder`.
       ahead: the most windows that are encoded while others are decoded.
@@ -74,7 +75,8 @@ class Batch:
         decode: Decode = decode_windows,
     ):
         self._model, self._encode_windows, self._decode_windows = model, encode, decode
-        self._all_sizes = self._sizes = sorted({*sizes, size})
+        self._mesh = mesh_of(model)
+        self._all_sizes = self._sizes = sorted({rounded_up(n, self._mesh) for n in (*sizes, size)})
         self._rows: list[Row | None] = [None] * self._sizes[0]
         self._encoded: EncodedWindows | None = None
         self._queue = InOrder() if queue is None else queue
@@ -137,7 +139,7 @@ class Batch:
     @property
     def may_halve(self) -> bool:
         """Whether less memory would do, for fewer rows at a time."""
-        return len(self._rows) > 1 or bool(self._prepared)
+        return len(self._rows) > rounded_up(1, self._mesh) or bool(self._prepared)
 
     def cancel(self, recording: Live | int) -> None:
         """Ends all chains of a recording, which is given by one of them or by its number. No event follows."""
@@ -226,7 +228,7 @@ class Batch:
             self._encoded = encoded
             return
         if self._encoded is None:
-            self._encoded = jax.tree.map(lambda x: jnp.zeros((len(self._rows), *x.shape[1:]), x.dtype), encoded)
+            self._encoded = empty_rows(encoded, len(self._rows))
         self._encoded = _put(self._encoded, encoded, np.int32(row))
 
     def _halve(self, error: Exception) -> None:
@@ -234,9 +236,9 @@ class Batch:
         if not (is_out_of_memory(error) and self.may_halve):
             raise error
         size = len(self._rows)
-        half = max(1, size // 2)
+        half = rounded_up(max(1, size // 2), self._mesh)
         self._sizes = [*(smaller for smaller in self._sizes if smaller < half), half]
-        if size == 1:  # prepared windows took the memory
+        if size == half:  # prepared windows took the memory
             self._ahead = 0
         warnings.warn(f"out of memory with batch_size={size}: going on with {half}", stacklevel=2)
         begun = [row for row in [*self._rows, *(row for row, _ in self._prepared)] if row]
@@ -336,20 +338,21 @@ class Batch:
 
 
 @partial(jax.jit, donate_argnums=0)
+@partial(divided, rows=("encoded",))
 def _put(encoded: EncodedWindows, one: EncodedWindows, row: jax.Array) -> EncodedWindows:
     """Replaces one of the windows, in place."""
-    return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=0), encoded, one)
+    return jax.tree.map(lambda x, new: put_row(x, new, row), encoded, one)
 
 
 @jax.jit
 def _take(encoded: EncodedWindows, rows: jax.Array) -> EncodedWindows:
-    return jax.tree.map(lambda x: x[rows], encoded)
+    return jax.tree.map(lambda x: over_data(x[rows]), encoded)
 
 
 def compile_sizes(encoded: EncodedWindows, sizes: Sequence[int]) -> None:
     """Compiles what changes from one number of rows to another; encoded: any window."""
     for old in sizes:
-        rows = jax.tree.map(lambda x, old=old: jnp.zeros((old, *x.shape[1:]), x.dtype), encoded)
+        rows = empty_rows(encoded, old)
         for new in sizes:
             _take(rows, np.zeros(new, np.int32))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
+from jax.sharding import Mesh
+
 from whisper_nnx.audio.options import VadOptions
 
 
@@ -99,6 +101,7 @@ class TranscribeChanges(RecordingChanges, total=False):
     """All that `transcribe` takes."""
 
     batch_size: int
+    devices: int | str | Mesh | None
     verbose: bool | None
     print_colors: bool
     progress: Callable[[float, float], None] | None

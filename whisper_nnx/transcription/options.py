@@ -19,6 +19,8 @@ from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.other_names import OTHER_KEYWORDS
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from whisper_nnx.transcription.changes import RecordingChanges
 
 _call = partial(option, scope="call")
@@ -40,6 +42,15 @@ class CallOptions:
             after="",
             more="The windows of one recording follow each other, unless vad_filter or independent_clips cut it into "
             "pieces, which are recordings of their own.",
+        ),
+    )
+    devices: int | str | Mesh | None = field(
+        default=None,
+        metadata=_call(
+            'devices among which the rows of a batch are divided: a number, "all", or a mesh (`make_mesh`)',
+            python_only="the command's own loads the model to the devices",
+            more="batch_size is rounded up to a multiple of them. The call copies the model there; `shard_model`, or "
+            "load_model(..., mesh=...), does so once for many calls.",
         ),
     )
     verbose: bool | None = field(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
+from whisper_nnx.model.sharding import on_devices
 from whisper_nnx.output.results import Segment, Transcript
 from whisper_nnx.transcription.batch import Batch, is_out_of_memory
 from whisper_nnx.transcription.opening import Opened, open_recording
@@ -44,7 +45,7 @@ def transcribe(
       hallucination_silence_threshold);
     - `DecodingOptions`: each window (language, task, suppression, limits, repetition);
     - `TranscribeOptions`: the recording (seed, audio_track, vad_filter, language detection, diarize);
-    - `CallOptions`: this call (batch_size, verbose, print_colors, progress).
+    - `CallOptions`: this call (batch_size, devices, verbose, print_colors, progress).
 
     Args:
       model: a model with a tokenizer.
@@ -81,6 +82,7 @@ def iter_transcripts(
     """Like `transcribe` of a list, but yields (position in the list, transcript or exception) as recordings finish."""
     tokenizer_of(model)
     call, changed = CallOptions.split(changes)
+    model = on_devices(model, call.devices)
     shared = TranscribeOptions.of(options, **changed)  # an error in the shared options is raised at once
     sources = [_source_or_error(one, options, changed, shared) for one in audio]
     batch_size = call.batch_size
@@ -95,6 +97,7 @@ def iter_segments(
 ) -> SegmentStream:
     """Like `transcribe` of one recording, but yields its segments as soon as they are known."""
     call, changed = CallOptions.split(changes)
+    model = on_devices(model, call.devices)
     source, chosen = _source(audio, options, changed)
     batch_size = _useful(call.batch_size, chosen)
     report = Report([(source, chosen)], call.verbose, call.print_colors, call.progress)

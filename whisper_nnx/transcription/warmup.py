@@ -10,6 +10,8 @@ import numpy as np
 
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.audio.loading import SAMPLE_RATE
+from whisper_nnx.model.sharding import mesh_of
+from whisper_nnx.runtime.devices import rounded_up
 from whisper_nnx.runtime.options import options_of
 from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.token_times import BUCKETS, align_tokens, bucket, text_ids
@@ -66,6 +68,7 @@ def warmup(
     }
     samples = model.config.max_source_positions * SAMPLE_RATE // POSITIONS_PER_SECOND  # of one window
     noise = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    batch_sizes = sorted({rounded_up(size, mesh_of(model)) for size in batch_sizes})
     if len(batch_sizes) > 1:
         silence = jnp.zeros((1, model.config.num_mel_bins, 2 * model.config.max_source_positions))
         compile_sizes(encode_windows(model, silence), batch_sizes)

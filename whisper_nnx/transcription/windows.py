@@ -20,7 +20,9 @@ from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling, Strategy
 from whisper_nnx.model.cache import KeysValues, to_cache
 from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import AudioEncoder, TextDecoder, Whisper, warn_of_precision
+from whisper_nnx.runtime.devices import fetch, over_model, put_rows, rounded_up
 from whisper_nnx.runtime.forking import refuse_after_fork
 from whisper_nnx.runtime.programs import exportable, program
 from whisper_nnx.text.languages import to_language_code
@@ -111,7 +113,9 @@ def decode(
         raise ValueError(f"mel has shape {mel.shape}, expected [M,T], or [B,M,T] with at least one window")
     fingerprints = map(fingerprint, np.asarray(windows)) if options.temperature > 0 else [0] * len(windows)
     seeds = [row_seed(seed, row, number) for row, number in enumerate(fingerprints)]
-    decoded = decode_windows(model, encode_windows(model, windows), [options] * len(seeds), seeds)
+    encoded = encode_windows(model, _filled_up(model, windows))
+    idle = len(encoded.features) - len(seeds)
+    decoded = decode_windows(model, encoded, [*[options] * len(seeds), *[None] * idle], [*seeds, *[0] * idle])
     results = [result for result in decoded if result is not None]
     return results if mel.ndim == 3 else results[0]
 
@@ -132,7 +136,8 @@ def detect_language(model: Whisper, mel: Any) -> tuple[Any, Any]:
     refuse_after_fork()
     mel = jnp.asarray(mel)
     special = tokenizer_of(model).special
-    probs = detect_languages(model, encode_windows(model, mel if mel.ndim == 3 else mel[None]))
+    windows = mel if mel.ndim == 3 else mel[None]
+    probs = detect_languages(model, encode_windows(model, _filled_up(model, windows)))[: len(windows)]
     ids = dict(special.languages)
     tokens = [ids[most_probable(row)] for row in probs]
     return (tokens, probs) if mel.ndim == 3 else (tokens[0], probs[0])
@@ -155,7 +160,7 @@ def row_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-@program()
+@program(rows=("mel",))
 def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> EncodedWindows:
     def encode(mel: jax.Array) -> EncodedWindows:
         return _with_cross_attention(decoder, encoder(mel))
@@ -165,15 +170,24 @@ def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> Enco
     return encode(mel)
 
 
-@program()
+@program(rows=("features",))
 def _with_cross_attention(decoder: TextDecoder, features: jax.Array) -> EncodedWindows:
     """Adds cross-attention keys and values, in the dtype in which the token loop reads them."""
-    return EncodedWindows(features, to_cache(decoder.cross_attention(features)))
+    cross = to_cache(decoder.cross_attention(features))
+    return EncodedWindows(features, jax.tree.map(lambda x: over_model(x, axis=1), cross))
+
+
+def _filled_up(model: Whisper, windows: jax.Array) -> jax.Array:
+    """Repeats the last window until a mesh can divide them evenly."""
+    idle = rounded_up(len(windows), mesh_of(model)) - len(windows)
+    return jnp.concatenate([windows, *[windows[-1:]] * idle]) if idle else windows
 
 
 def encode_windows(model: Whisper, windows: jax.Array) -> EncodedWindows:
     """Encodes windows: log-mel [B,M,T], or encoder output [B,T,D], to which only keys and values are added."""
-    config = model.config
+    config, mesh = model.config, mesh_of(model)
+    if mesh is not None:
+        windows = put_rows(windows, mesh)
     if windows.shape[-2:] == (config.max_source_positions, config.d_model):
         return _with_cross_attention(model.decoder, windows.astype(model.decoder.dtype))
     return _encode(model.encoder, model.decoder, windows)
@@ -184,7 +198,7 @@ def detect_languages(model: Whisper, encoded: EncodedWindows) -> list[dict[str, 
     tokenizer = tokenizer_of(model)
     if not tokenizer.is_multilingual or not tokenizer.special.languages:
         raise ValueError("this model is English-only and cannot detect languages; use a multilingual checkpoint")
-    probs = np.asarray(language_probs(model.decoder, encoded.cross, tokenizer.special))
+    probs = fetch(language_probs(model.decoder, encoded.cross, tokenizer.special))
     codes = [code for code, _ in tokenizer.special.languages]
     return [dict(zip(codes, map(float, row), strict=True)) for row in probs]
 
@@ -223,7 +237,7 @@ def decode_windows(
         if meanwhile is not None:
             meanwhile()
             meanwhile = None
-        candidates, no_speech = jax.device_get(tuple(generated))
+        candidates, no_speech = fetch(tuple(generated))
         for row in rows:
             known, o = results[row], options[row]
             assert known is not None
