@@ -124,9 +124,13 @@ def test_the_command_divides_its_work(
     for number, samples in enumerate(RECORDINGS):
         write_wav(tmp_path / f"{number}.wav", 32767 * samples[:, None])
     files = sorted(map(str, tmp_path.glob("*.wav")))
-    written, used = {}, []
-    fill = Batch.__init__
-    monkeypatch.setattr(Batch, "__init__", lambda self, m, *a, **o: (used.append(mesh_of(m)), fill(self, m, *a, **o))[1])
+    written, used, fill = {}, [], Batch.__init__
+
+    def init(self: Batch, model: Whisper, *args: Any, **options: Any) -> None:
+        used.append(mesh_of(model))
+        fill(self, model, *args, **options)
+
+    monkeypatch.setattr(Batch, "__init__", init)
     for name, devices in {"one": [], "all": ["--devices", "all"], "mesh": ["--mesh", "data=2,model=4"]}.items():
         arguments = ["--model", str(tmp_path / "model"), "-o", str(tmp_path / name), "-f", "json", "--batch_size", "3"]
         assert main([*files, *arguments, *devices, "--compilation_cache", "False"]) == 0

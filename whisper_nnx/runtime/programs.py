@@ -138,9 +138,7 @@ class Program:
         return jax.export.export(jax.jit(flat), disabled_checks=checks)(*structs)
 
 
-def program(
-    static_argnames: Sequence[str] = (), rows: Sequence[str] = ()
-) -> Callable[[Callable[..., Any]], Program]:
+def program(static_argnames: Sequence[str] = (), rows: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Program]:
     """A decorator: as `jax.jit`; `rows`: see `divided`."""
     return lambda function: Program(function, static_argnames, rows)
 
