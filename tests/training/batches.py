@@ -60,7 +60,7 @@ class Run:
     """A state and its step, called batch by batch."""
 
     def __init__(self, config: TrainConfig, model: Whisper | None = None, teacher: Whisper | None = None):
-        self.mesh = make_mesh()
+        self.mesh = make_mesh(config.model_parallel)
         trainee = make_trainee(model or small_model(spread=0.8), config, nnx.Rngs(5))
         self.state, self.static = create_state(trainee, config, self.mesh)
         # Steps of the same run share a program, which takes seconds to compile; teachers may differ.

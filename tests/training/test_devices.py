@@ -1,4 +1,7 @@
-"""One device and eight simulated ones, in a separate process, give the same losses and weights."""
+"""One device and eight simulated ones, in a process of their own, give the same losses and weights.
+
+Layers may be divided or not.
+"""
 
 import json
 import os
@@ -8,15 +11,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.tree_util import keystr
 
 from tests.small import quick_compilation, small_model  # noqa: F401
 from tests.training.batches import Run, random_batch, small_run
 from whisper_nnx.training.config import AugmentConfig
+from whisper_nnx.training.step import trained_model
 
 STEPS = 2
 
 
-def train() -> dict[str, object]:
+def train(model_parallel: int = 1) -> dict[str, object]:
     """Trains with masks, dropout and rows with different numbers of labels."""
     config = small_run(
         method="muon",
@@ -24,6 +29,7 @@ def train() -> dict[str, object]:
         augment=AugmentConfig(time_masks=2, time_mask_s=0.2, frequency_masks=1),
         ema_decay=0.9,
         learning_rate=0.01,
+        model_parallel=model_parallel,
     )
     training = Run(config, small_model(spread=0.8, dropout=0.1, decoder_layers=1))
     metrics = []
@@ -33,10 +39,13 @@ def train() -> dict[str, object]:
         batch["ctc"][3, 2:], batch["spans"][6] = -1, 0
         metrics.append(training(**batch))
     sums = {path: float(np.abs(x).sum()) for path, x in training.state.ema.items()}
-    arrays = jax.tree.leaves(training.state)
+    leaves = jax.tree_util.tree_leaves_with_path(training.state)
+    whisper = trained_model(training.static, training.state)
+    assert whisper.decoder.layers[0].fc1.kernel[...].sharding.is_fully_replicated == (model_parallel == 1)
     return {
-        "devices": len(training.mesh.devices),
-        "everywhere": all(x.sharding.is_fully_replicated and len(x.sharding.device_set) == 8 for x in arrays),
+        "mesh": dict(training.mesh.shape),
+        "divided": sorted(keystr(path) for path, x in leaves if not x.sharding.is_fully_replicated),
+        "everywhere": all(len(x.sharding.device_set) == jax.device_count() for _, x in leaves),
         "metrics": metrics,
         "sums": sums,
     }
@@ -53,15 +62,20 @@ def test_eight_devices_train_like_one():
     command = [sys.executable, "-m", "tests.training.test_devices"]
     finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr
-    eight, one = json.loads(finished.stdout.splitlines()[-1]), train()
-    assert (eight["devices"], one["devices"]) == (8, 1)
-    assert eight["everywhere"]
-    for ours, theirs in zip(eight["metrics"], one["metrics"], strict=True):
-        for name, value in theirs.items():
-            np.testing.assert_allclose(ours[name], value, rtol=2e-4, err_msg=name)
-    for path, value in one["sums"].items():
-        np.testing.assert_allclose(eight["sums"][path], value, rtol=1e-4, err_msg=path)
+    (eight, layers), one = json.loads(finished.stdout.splitlines()[-1]), train()
+    assert eight["mesh"] == {"data": 8, "model": 1}
+    assert layers["mesh"] == {"data": 4, "model": 2}
+    assert one["divided"] == eight["divided"] == []
+    for part in ("params", "ema", "opt_state"):  # the moments follow their parameters
+        assert any(path.startswith(f".{part}") and "fc1.kernel" in path for path in layers["divided"])
+    for several in (eight, layers):
+        assert several["everywhere"]
+        for ours, theirs in zip(several["metrics"], one["metrics"], strict=True):
+            for name, value in theirs.items():
+                np.testing.assert_allclose(ours[name], value, rtol=2e-4, err_msg=name)
+        for path, value in one["sums"].items():
+            np.testing.assert_allclose(several["sums"][path], value, rtol=1e-4, err_msg=path)
 
 
 if __name__ == "__main__":
-    print(json.dumps(train()))
+    print(json.dumps([train(), train(model_parallel=2)]))

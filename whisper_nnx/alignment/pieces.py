@@ -76,9 +76,9 @@ def transcribe_pieces(
         encoded = encode_windows(model, jnp.stack([mel.window(*place) for place in rows]))
         if language is None and tokenizer.is_multilingual:
             probs += detect_languages(model, encoded)[: len(chunk)]
-        for (start_frame, n_frames), features in zip(chunk, encoded.features, strict=False):
+        for i, (start_frame, n_frames) in enumerate(chunk):
             pauses = pause_scores(samples, first_sample(start_frame), max(1, n_frames // 2))
-            pieces.append(Piece(start_frame, n_frames, features, language or "en", pauses))
+            pieces.append(Piece(start_frame, n_frames, encoded.features[i], language or "en", pauses))
     for piece, own in zip(pieces, probs, strict=False):  # a piece is likely to be in the others' language
         piece.language = most_probable({code: p * sum(other[code] for other in probs) for code, p in own.items()})
     for chunk, rows in batches(pieces, batch_size):

@@ -14,14 +14,13 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.runtime import devices as runtime
-from whisper_nnx.runtime.devices import MODEL, as_mesh
+from whisper_nnx.runtime.devices import MODEL, as_mesh, put
 
 if TYPE_CHECKING:
     from whisper_nnx.model.whisper import Whisper
@@ -74,7 +73,7 @@ def shard_model(model: Whisper, devices: int | str | Mesh) -> Whisper:
     check_fits(model.config, mesh)
     graph, state = nnx.split(model)
     placed = [
-        (path, variable.replace(jax.device_put(variable[...], sharding_of(path, mesh))))
+        (path, variable.replace(put(variable[...], sharding_of(path, mesh))))
         for path, variable in nnx.to_flat_state(state)
     ]
     return nnx.merge(graph, nnx.from_flat_state(placed))

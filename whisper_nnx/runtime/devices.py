@@ -83,8 +83,12 @@ def rounded_up(rows: int, mesh: Mesh | None) -> int:
 
 def put_rows(array: Any, mesh: Mesh) -> jax.Array:
     """Places an array [B,...], which all processes have, on a mesh: rows over `data` where it divides B."""
-    sharding = NamedSharding(mesh, rows_spec(len(array), mesh))
-    if sharding.is_fully_addressable or mesh_of(array) is not None:
+    return put(array, NamedSharding(mesh, rows_spec(len(array), mesh)))
+
+
+def put(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Places an array that all processes have; one that they have together must be on the same mesh."""
+    if sharding.is_fully_addressable or not getattr(array, "is_fully_addressable", True):
         return jax.device_put(array, sharding)
     host = np.asarray(array)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
@@ -147,7 +151,7 @@ def divided(function: Callable[..., Any], rows: Sequence[str], static: Sequence[
             mesh=mesh,
             in_specs=(specs,),
             out_specs=row,
-            axis_names={DATA},
+            axis_names={DATA} if _size(mesh, MODEL) > 1 else set(mesh.axis_names),
             check_vma=False,
         )
         return own(arrays)

@@ -140,6 +140,7 @@ class TrainConfig:
     seed: Annotated[int, "seed of the data order and of all random numbers"] = 0
     steps: Annotated[int, "batches to train on"] = 1000
     batch_size: Annotated[int, "windows per batch, over all devices"] = 8
+    model_parallel: Annotated[int, "devices that each layer is divided over; the batch is divided over the others"] = 1
     log_every: Annotated[int, "steps between records in metrics.jsonl, each a mean since the previous one"] = 10
     save_every: Annotated[int, "steps between checkpoints"] = 200
     keep: Annotated[int, "number of latest checkpoints to keep, in addition to the best by word error rate"] = 3
@@ -155,7 +156,9 @@ class TrainConfig:
 
 # Intervals of valid numbers, for tuples of each element; ( and ) exclude the end.
 _RANGES = {
-    **dict.fromkeys(("steps", "batch_size", "log_every", "save_every", "keep", "optimizer.accumulate"), "[1, inf)"),
+    **dict.fromkeys(
+        ("steps", "batch_size", "model_parallel", "log_every", "save_every", "keep", "optimizer.accumulate"), "[1, inf)"
+    ),
     **dict.fromkeys(("seed", "data.workers", "lora.rank", "evaluate.every", "evaluate.max_rows"), "[0, inf)"),
     **dict.fromkeys(("data.no_speech_rate", "data.previous_text_rate", "data.no_timestamps_rate"), "[0, 1]"),
     **dict.fromkeys(("augment.noise_rate",), "[0, 1]"),
@@ -183,7 +186,7 @@ _CHOICES = {
 }
 _ASCENDING = ("data.pack_gap_s", "augment.noise_snr_db")
 # Keys that may change when a run is resumed: they affect its length, data workers and outputs.
-_MAY_CHANGE = ("output", "steps", "log_every", "save_every", "keep", "evaluate.", "data.workers")
+_MAY_CHANGE = ("output", "steps", "model_parallel", "log_every", "save_every", "keep", "evaluate.", "data.workers")
 
 
 def describe(kind: Any = None, prefix: str = "") -> Iterator[tuple[str, list[tuple[str, str]]]]:

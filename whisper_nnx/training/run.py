@@ -28,6 +28,7 @@ from whisper_nnx.data.manifest import Row, limits_of, problem_lines, read_manife
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.output.progress import Bar
 from whisper_nnx.output.writers import UNFINISHED, write_whole
+from whisper_nnx.runtime.devices import fetch
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.training.checkpoints import WER, Checkpoints
 from whisper_nnx.training.config import TrainConfig, check, to_dict
@@ -179,7 +180,7 @@ class _Run:
         self.config, self.output = config, Path(config.output)
         self.evaluate, self.export = evaluate, export
         self.checkpoints, self.metrics, self.signals = checkpoints, metrics, signals
-        self.mesh = make_mesh()
+        self.mesh = make_mesh(config.model_parallel)
         self.pipeline: Pipeline = make_pipeline(
             config.data,
             config.augment,
@@ -327,9 +328,11 @@ class _Run:
         self.since = time.monotonic()
 
     def _model(self) -> Whisper:
-        """Returns the trained model, with averaged weights if configured, on one device."""
+        """Returns the trained model, with averaged weights if configured; on one device unless layers are divided."""
         model = trained_model(self.static, self.state, use_ema=True)
-        return jax.device_put(model, jax.local_devices()[0])
+        if self.config.model_parallel > 1 and jax.process_count() == 1:
+            return model
+        return jax.device_put(fetch(model), jax.local_devices()[0])
 
     def _write_model(self, folder: str, model: Whisper | None = None) -> None:
         if jax.process_index() == 0:

@@ -13,14 +13,22 @@ import numpy as np
 import optax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from whisper_nnx import ops
 from whisper_nnx.audio.features import log_mel_spectrogram
 from whisper_nnx.model.config import RELEASED, WhisperConfig
+<<<<<<< HEAD
 from whisper_nnx.model.layers import Linear, audio_scores
+=======
+from whisper_nnx.model.layers import Linear
+from whisper_nnx.model.outputs import DecoderStates
+from whisper_nnx.model.sharding import check_fits, shard_model, spec_of
+>>>>>>> 2b83c2e (Several devices: training by the same table, two processes, documents)
 from whisper_nnx.model.summary import Module
 from whisper_nnx.model.whisper import TextDecoder, Whisper
+from whisper_nnx.runtime import devices as devices_
+from whisper_nnx.runtime.devices import DATA, MODEL, put
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.training import loss
 from whisper_nnx.training.config import ModelConfig, TrainConfig
@@ -36,7 +44,7 @@ Batch = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Path = tuple[Any, ...]
-_ALL = PartitionSpec("data")
+_ALL = PartitionSpec(DATA)
 # The parts of a batch that go to the devices.
 _USED = ("waveform", "first_position", "ids", "labels", "weights", "spans", "ctc", "ctc_weight", "frames")
 
@@ -124,26 +132,33 @@ def make_trainee(model: Whisper, config: TrainConfig, rngs: nnx.Rngs) -> Trainee
     return Trainee(model, head)
 
 
-def make_mesh() -> Mesh:
-    """Makes a 1D mesh of all devices, over which batches are sharded."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(model_parallel: int = 1) -> Mesh:
+    """Makes a mesh of all devices of all processes: so many divide each layer, the others the batch.
+
+    Raises ValueError for a number that does not divide the devices of a process.
+    """
+    if (devices := jax.local_device_count()) % model_parallel:
+        raise ValueError(f"model_parallel={model_parallel} does not divide the {devices} devices of a process")
+    return devices_.make_mesh(model=model_parallel, devices=jax.devices())
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process's rows of a batch on its devices. Raises ValueError if they cannot be split evenly."""
-    rows, devices = len(batch["ids"]), jax.local_device_count()
+    rows, devices = len(batch["ids"]), jax.local_device_count() // mesh.shape[MODEL]
     if rows % devices:
-        raise ValueError(f"batch_size: {rows} rows cannot be split evenly over {devices} devices")
+        parts = "devices" if mesh.shape[MODEL] == 1 else f"groups of {mesh.shape[MODEL]} devices"
+        raise ValueError(f"batch_size: {rows} rows cannot be split evenly over {devices} {parts}")
     sharding = NamedSharding(mesh, _ALL)
     arrays = {name: np.asarray(x) for name, x in batch.items() if name in _USED}
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays.items()}
 
 
 def create_state(trainee: Trainee, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, Static]:
-    """Makes the initial state, with copies of all arrays on every device, and the static part.
+    """Makes the initial state, with copies of all arrays on every device or divided, and the static part.
 
-    Raises ValueError if `optimizer.freeze` matches no parameter, or all.
+    Raises ValueError if `optimizer.freeze` matches no parameter, or all, or the mesh does not divide the model's heads.
     """
+    check_fits(trainee.whisper.config, mesh)
     graph, weights = nnx.split(trainee)
     variables = {_dotted(path): (path, variable) for path, variable in nnx.to_flat_state(weights)}
     for prefix in config.optimizer.freeze:
@@ -161,7 +176,18 @@ def create_state(trainee: Trainee, config: TrainConfig, mesh: Mesh) -> tuple[Tra
     ema = copies(trained) if config.optimizer.ema_decay else None
     state = TrainState(jnp.zeros((), jnp.int32), params, copies(variables.keys() - trained), opt_state, ema)
     static = Static(graph, {path: place for path, (place, _) in variables.items()}, trainee.whisper.config)
-    return jax.device_put(state, NamedSharding(mesh, PartitionSpec())), static
+    return jax.tree.map(put, state, _shardings(state, mesh)), static
+
+
+def _shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """Where each array is: as the table says of the parameter whose path and shape it has, else everywhere."""
+    shapes = {path: x.shape for path, x in (state.frozen | state.params).items()}
+
+    def place(path: Path, x: jax.Array) -> NamedSharding:
+        name = next((str(key.key) for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), "")
+        return NamedSharding(mesh, spec_of(name, mesh) if shapes.get(name) == x.shape else PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, state)
 
 
 def _dotted(path: Path) -> str:
@@ -213,15 +239,17 @@ def make_step(
                 raise ValueError(
                     f"distill.teacher has {name}={theirs}, its student {ours}; take one of the same family"
                 )
-        teacher = jax.device_put(teacher, everywhere)
+        teacher = shard_model(teacher, mesh)
     step = partial(_step, static=static, config=config, mesh=mesh)
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=everywhere, static_argnums=3)
+    compiled: Any = None
     shares: bool | None = None
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        nonlocal shares
+        nonlocal compiled, shares
         if shares is None:
             shares = teacher is not None and _has_encoder_of(teacher, state, static)
+            places = _shardings(state, mesh), everywhere
+            compiled = jax.jit(step, donate_argnums=0, out_shardings=places, static_argnums=3)
         return compiled(state, batch, teacher, shares)
 
     return run

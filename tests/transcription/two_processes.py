@@ -1,0 +1,45 @@
+"""One of two processes that transcribe together, each with two devices: RANK PORT FOLDER -> what it got, as JSON."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from tests.small import small_mel
+from weight_loader import load_model
+from whisper_nnx import align, decode, detect_language, make_mesh, score, shard_model, transcribe
+from whisper_nnx.model.whisper import Whisper
+
+RECORDINGS = [np.random.default_rng(n).normal(0, 0.1, 9_000 * (n + 1)).astype(np.float32) for n in range(3)]
+
+
+def results(model: Whisper) -> list[object]:
+    options = {"temperature": 0.0, "sample_len": 9, "no_speech_threshold": None, "word_timestamps": True}
+    transcripts = transcribe(model, RECORDINGS, batch_size=2, beam_size=2, **options)
+    windows = decode(model, small_mel(3), sample_len=9)
+    [scored] = score(model, RECORDINGS[0], ["one two"], language="en")
+    aligned = align(model, RECORDINGS[2], "one two and the one", language="en")["words"]
+    return [
+        [[(s["tokens"], [(w["word"], w["start"]) for w in s["words"]]) for s in t["segments"]] for t in transcripts],
+        [result.tokens for result in windows],
+        detect_language(model, small_mel(3))[0],
+        round(scored.logprob, 2),
+        [(word["word"], word["start"]) for word in aligned],
+    ]
+
+
+def main(rank: int, port: int, folder: str) -> None:
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.distributed.initialize(f"localhost:{port}", 2, rank)
+    assert (jax.device_count(), jax.local_device_count()) == (4, 2)
+    mesh, local = make_mesh(2, 2, devices=jax.devices()), load_model(folder)
+    loaded, placed = load_model(folder, mesh=mesh), shard_model(local, mesh)
+    assert not loaded.decoder.layers[0].fc1.kernel[...].is_fully_addressable
+    got = [results(loaded), transcribe(placed, RECORDINGS[0], temperature=0.0, sample_len=9)["text"]]
+    expected = [results(local), transcribe(local, RECORDINGS[0], temperature=0.0, sample_len=9)["text"]]
+    print(json.dumps([got, expected]))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
