@@ -57,11 +57,11 @@ def as_mesh(devices: int | str | Mesh, among: Sequence[jax.Device] | None = None
     among = jax.local_devices() if among is None else among
     if devices == "all":
         return make_mesh(devices=among)
-    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+    if isinstance(devices, bool) or not isinstance(devices, int | np.integer) or devices < 1:
         raise ValueError(f"devices={devices!r} must be a number of devices, 'all', or a mesh")
     if devices > len(among):
         raise ValueError(f"devices={devices} is more than there are; choose at most {len(among)}")
-    return make_mesh(devices, devices=among)
+    return make_mesh(int(devices), devices=among)
 
 
 def _mesh(devices: np.ndarray, names: tuple[Any, ...]) -> Mesh:

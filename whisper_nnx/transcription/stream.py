@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
-from whisper_nnx.model.sharding import on_devices
+from whisper_nnx.model.sharding import mesh_of, on_devices
 from whisper_nnx.output.results import Segment, Transcript
+from whisper_nnx.runtime.devices import rounded_up
 from whisper_nnx.transcription.batch import Batch, is_out_of_memory
 from whisper_nnx.transcription.opening import Opened, open_recording
 from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
@@ -87,7 +88,7 @@ def iter_transcripts(
     sources = [_source_or_error(one, options, changed, shared) for one in audio]
     batch_size = call.batch_size
     if len(sources) == 1 and not isinstance(sources[0], Exception):
-        batch_size = _useful(batch_size, sources[0][1])
+        batch_size = _useful(batch_size, model, sources[0][1])
     report = Report(sources, call.verbose, call.print_colors, call.progress)
     return Transcripts(model, sources, batch_size, report)
 
@@ -99,7 +100,7 @@ def iter_segments(
     call, changed = CallOptions.split(changes)
     model = on_devices(model, call.devices)
     source, chosen = _source(audio, options, changed)
-    batch_size = _useful(call.batch_size, chosen)
+    batch_size = _useful(call.batch_size, model, chosen)
     report = Report([(source, chosen)], call.verbose, call.print_colors, call.progress)
     return SegmentStream(model, source, chosen, batch_size, report)
 
@@ -216,12 +217,14 @@ def _announce_detection(model: Whisper, options: TranscribeOptions, report: Repo
         report.detecting(options)
 
 
-def _useful(batch_size: int, options: TranscribeOptions) -> int:
+def _useful(batch_size: int, model: Whisper, options: TranscribeOptions) -> int:
     """Returns batch_size, or 1 with a warning for a recording whose windows cannot be decoded together."""
-    if batch_size == 1 or options.vad_filter or options.longform.independent_clips:
+    rows = rounded_up(batch_size, mesh_of(model))
+    if rows == 1 or options.vad_filter or options.longform.independent_clips:
         return batch_size
+    what = f"batch_size={batch_size}" if batch_size > 1 else f"dividing rows among {rows} devices"
     warnings.warn(
-        f"batch_size={batch_size} has no effect on one recording, whose windows follow each other; "
+        f"{what} has no effect on one recording, whose windows follow each other; "
         "vad_filter=True makes each stretch of speech a recording of its own, independent_clips=True each clip",
         stacklevel=3,
     )
