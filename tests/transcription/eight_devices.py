@@ -135,7 +135,7 @@ def test_the_command_divides_its_work(model: Whisper, tmp_path: Path, capsys: py
     files = [write_wav(tmp_path / f"{n}.wav", 32767 * x[:, None]) for n, x in enumerate(RECORDINGS)]
     common = [*map(str, files), "--model", str(tmp_path / "model"), "--compilation_cache", "False"]
     options = ["--temperature", "0", "--temperature_increment_on_fallback", "None", "--no_speech_threshold", "None"]
-    options += ["--sample_len", "12", "--beam_size", "3", "--patience", "2", "--batch_size", "2", "-f", "json"]
+    options += ["--max_new_tokens", "12", "--beam_size", "3", "--patience", "2", "--batch_size", "2", "-f", "json"]
     written = {}
     for name, devices in {"one": [], "all": ["--devices", "all"]}.items():
         assert main([*common, *options, *devices, "-o", str(tmp_path / name)]) == 0

@@ -72,7 +72,8 @@ def _mesh(devices: np.ndarray, names: tuple[Any, ...]) -> Mesh:
 def mesh_of(array: Any) -> Mesh | None:
     """The mesh of an array on several devices, else None."""
     sharding = getattr(array, "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+    mesh: Any = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return mesh if mesh is not None and mesh.size > 1 else None
 
 
 def rounded_up(rows: int, mesh: Mesh | None) -> int:
@@ -112,10 +113,10 @@ def empty_rows(one: Any, rows: int) -> Any:
     """Zeros for `rows` rows like that of `one` [1,...], on the same devices."""
 
     def zeros(x: jax.Array) -> jax.Array:
-        shape, mesh = (rows, *x.shape[1:]), mesh_of(x)
-        if mesh is None:
+        shape, mesh, sharding = (rows, *x.shape[1:]), mesh_of(x), x.sharding
+        if mesh is None or not isinstance(sharding, NamedSharding):
             return jnp.zeros(shape, x.dtype)
-        spec = PartitionSpec(*rows_spec(rows, mesh) or (None,), *x.sharding.spec[1:])
+        spec = PartitionSpec(*rows_spec(rows, mesh) or (None,), *sharding.spec[1:])
         return jnp.zeros(shape, x.dtype, device=NamedSharding(mesh, spec))
 
     return jax.tree.map(zeros, one)
@@ -141,7 +142,7 @@ def divided(function: Callable[..., Any], rows: Sequence[str], static: Sequence[
         bound.apply_defaults()
         arrays = {name: value for name, value in bound.arguments.items() if name not in static}
         compute = partial(function, **{name: bound.arguments[name] for name in static})
-        mesh = next(filter(None, map(traced_mesh, jax.tree.leaves(arrays))), None)
+        mesh: Any = next(filter(None, map(traced_mesh, jax.tree.leaves(arrays))), None)
         row, other = rows_spec(len(jax.tree.leaves(arrays[rows[0]])[0]), mesh), PartitionSpec()
         if row == other:
             return compute(**arrays)
@@ -189,7 +190,7 @@ def over_model(array: jax.Array, axis: int) -> jax.Array:
     mesh = traced_mesh(array)
     if _size(mesh, MODEL) == 1 or array.shape[axis] % _size(mesh, MODEL):
         return array
-    spec = [PartitionSpec.UNCONSTRAINED] * array.ndim
+    spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * array.ndim
     spec[axis] = MODEL
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(*spec)))
 
