@@ -174,7 +174,7 @@ def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> Enco
 def _with_cross_attention(decoder: TextDecoder, features: jax.Array) -> EncodedWindows:
     """Adds cross-attention keys and values, in the dtype in which the token loop reads them."""
     cross = to_cache(decoder.cross_attention(features))
-    return EncodedWindows(features, jax.tree.map(lambda x: over_model(x, axis=1), cross))
+    return EncodedWindows(features, jax.tree.map(lambda x: over_model(x, axis=1 if x.ndim == 4 else 2), cross))  # heads
 
 
 def _filled_up(model: Whisper, windows: jax.Array) -> jax.Array:
