@@ -18,13 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from whisper_nnx import ops
 from whisper_nnx.audio.features import log_mel_spectrogram
 from whisper_nnx.model.config import RELEASED, WhisperConfig
-<<<<<<< HEAD
 from whisper_nnx.model.layers import Linear, audio_scores
-=======
-from whisper_nnx.model.layers import Linear
-from whisper_nnx.model.outputs import DecoderStates
 from whisper_nnx.model.sharding import check_fits, shard_model, spec_of
->>>>>>> 2b83c2e (Several devices: training by the same table, two processes, documents)
 from whisper_nnx.model.summary import Module
 from whisper_nnx.model.whisper import TextDecoder, Whisper
 from whisper_nnx.runtime import devices as devices_
