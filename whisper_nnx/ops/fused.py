@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from whisper_nnx.ops import reference
 from whisper_nnx.runtime.programs import register_custom_calls
@@ -122,28 +122,21 @@ def _attend(q_ref: Any, k_ref: Any, v_ref: Any, out_ref: Any, *, width: int) -> 
 
 
 def split(kernel: Kernel) -> Kernel:
-    """A kernel that computes on each device of a mesh the rows and heads that are there, and that `jax.vmap` takes."""
-    from jax.experimental.custom_partitioning import custom_partitioning
+    """A kernel that computes on each device of a mesh the rows (axis `data`) and the heads (`model`) that are there."""
 
-    def partition(mesh: Mesh, inputs: Any, _: Any) -> Any:
-        rows_and_heads = NamedSharding(mesh, PartitionSpec(*inputs[0].sharding.spec[:2]))
-        _, heads, _, width = rows_and_heads.shard_shape(inputs[0].shape)
-        local = kernel if _fills_lanes(heads, width) else in_blocks
-        return mesh, local, rows_and_heads, (rows_and_heads,) * 3
+    def call(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        (rows, heads, _, width), mesh = q.shape, jax.typeof(q).sharding.mesh
+        axes = set(mesh.axis_names) - set(mesh.manual_axes)  # those that no `shard_map` around this has divided
+        if not axes or mesh.size == 1:
+            return kernel(q, k, v)
+        data, model = (mesh.shape[name] if name in axes else 1 for name in ("data", "model"))
+        over_data = "data" if data > 1 and rows % data == 0 else None
+        over_model = "model" if model > 1 and heads % model == 0 and _fills_lanes(heads // model, width) else None
+        spec = PartitionSpec(over_data, over_model)
+        specs = {"in_specs": (spec,) * 3, "out_specs": spec}
+        return jax.shard_map(kernel, mesh=mesh, axis_names=axes, check_vma=False, **specs)(q, k, v)
 
-    on_mesh = custom_partitioning(lambda q, k, v: kernel(q, k, v))
-    rule = {"sharding_rule": "b h s k, b h t k, b h t k -> b h s k", "need_replication_factors": ("s", "k", "t")}
-    on_mesh.def_partition(partition, **rule)
-    batched = jax.custom_batching.custom_vmap(lambda q, k, v: on_mesh(q, k, v))
-
-    @batched.def_vmap
-    def more_rows(size: int, has_axis: list[bool], *inputs: jax.Array) -> tuple[jax.Array, bool]:
-        pairs = zip(inputs, has_axis, strict=True)
-        mapped = [x if has else jnp.broadcast_to(x, (size, *x.shape)) for x, has in pairs]
-        attended = batched(*(x.reshape(-1, *x.shape[2:]) for x in mapped))
-        return attended.reshape(size, -1, *attended.shape[1:]), True
-
-    return batched
+    return call
 
 
 def with_gradient(kernel: Kernel) -> Kernel:
