@@ -279,6 +279,7 @@ def test_metrics_and_log(server, caplog, monkeypatch) -> None:
         "whisper_first_text_seconds_count ",
         "whisper_real_time_factor_sum ",
         "whisper_rows_busy 0.0",
+        'whisper_retries_total{threshold="logprob"} ',
         "whisper_compilations_total ",
     ]:
         assert f"\n{line}" in text

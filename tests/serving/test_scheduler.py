@@ -75,6 +75,15 @@ def test_the_same_window_is_encoded_once(model):
     assert run(model, work).cache_hits == 2
 
 
+def test_what_a_model_has_counted_outlives_its_release(model):
+    slot = ModelSlot("small", lambda: model, (1,))
+    for _ in range(2):
+        slot.insert(model)
+        slot.encode.hits, slot.batch.retries["logprob"] = 3, slot.batch.retries["logprob"] + 1
+        slot.release()
+    assert (slot.cache_hits, slot.retries) == (6, {"logprob": 2})
+
+
 def test_what_a_request_raises_is_its_own(model, tmp_path):
     async def work(scheduler):
         bad = scheduler.submit("small", tmp_path / "missing.wav", GREEDY)

@@ -328,6 +328,7 @@ def test_each_step_takes_as_few_rows_as_suffice_and_keeps_the_windows_that_are_t
         batch.step()
     step_all(batch)
     assert driven.segments() == alone.segments()
+    assert sum(batch.retries.values()) == 2 * sum(n - 1 for n in passes)
     used = [len([row for row in call if row]) for call in driven.calls]
     assert [len(call) for call in driven.calls] == [next(size for size in (1, 2, 4) if size >= n) for n in used]
     assert {len(call) for call in driven.calls} == {1, 2, 4}  # the decoder above checks what is in each row

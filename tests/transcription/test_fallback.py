@@ -41,7 +41,13 @@ def result(**changes: Any) -> DecodingResult:
     ],
 )
 def test_a_repeating_or_improbable_window_is_tried_again_unless_nobody_speaks(options, changes, again):
-    assert FallbackOptions(**options).needs_another_try(result(**changes)) is again
+    assert (FallbackOptions(**options).failed_threshold(result(**changes)) is not None) is again
+
+
+def test_a_window_that_is_tried_again_names_the_threshold_that_it_failed():
+    options = FallbackOptions()
+    assert options.failed_threshold(result(compression_ratio=2.5, avg_logprob=-1.1)) == "compression_ratio"
+    assert options.failed_threshold(result(avg_logprob=-1.1)) == "logprob"
 
 
 @pytest.mark.parametrize(

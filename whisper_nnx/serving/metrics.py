@@ -73,6 +73,10 @@ class _OfScheduler(Collector):
         yield gauge("whisper_ready", "whether requests are taken", int(self._scheduler.accepting))
         yield counter("whisper_steps", "steps of the batches", stats.steps)
         yield counter("whisper_encoder_cache_hits", "windows that were not encoded again", stats.cache_hits)
+        retries = counter("whisper_retries", "windows that were tried again, by threshold", labels=["threshold"])
+        for threshold in ("compression_ratio", "logprob"):
+            retries.add_metric([threshold], stats.retries[threshold])
+        yield retries
 
 
 class _Compilations(Collector):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class ModelSlot:
       compiling: whether `prepare` compiles.
       failure: why it could not be loaded.
       waiting: the requests that came before it was loaded.
+      retries: as of a `Batch`, of all batches that it has had.
     """
 
     name: str
@@ -56,10 +58,17 @@ class ModelSlot:
     compiling: bool = False
     failure: Exception | None = None
     waiting: list[Job] = field(default_factory=list)
+    retries: Counter[str] = field(default_factory=Counter)
+    _past_hits: int = 0
 
     @property
     def busy(self) -> bool:
         return bool(len(self.queue) or (self.batch and self.batch.busy))
+
+    @property
+    def cache_hits(self) -> int:
+        """Windows that the encoder cache had, of all times that the model was loaded."""
+        return self._past_hits + (self.encode.hits if self.encode else 0)
 
     @property
     def memory_bytes(self) -> int:
@@ -84,9 +93,11 @@ class ModelSlot:
     def insert(self, model: Whisper) -> None:
         self.model, self.encode = model, EncoderCache(self.cache_bytes)
         self.batch = Batch(model, max(self.sizes), sizes=self.sizes, queue=self.queue, ahead=0, encode=self.encode)
+        self.batch.retries = self.retries
         self.used_at = time.monotonic()
 
     def release(self) -> None:
+        self._past_hits = self.cache_hits
         self.model = self.batch = self.encode = None
 
 

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -45,13 +45,14 @@ class Unavailable(Exception):
 
 
 class Stats(NamedTuple):
-    """Requests that were taken, rows in use, models in memory; steps and hits of the encoder cache so far."""
+    """Requests that were taken, rows in use, models in memory; steps, hits of the encoder cache and retries so far."""
 
     requests: int
     rows: int
     models: tuple[str, ...]
     steps: int
     cache_hits: int
+    retries: Counter[str]
 
 
 class Scheduler:
@@ -142,7 +143,8 @@ class Scheduler:
             rows=sum(batch.rows_in_use for slot in slots if (batch := slot.batch)),
             models=tuple(slot.name for slot in slots if slot.model is not None),
             steps=self._steps,
-            cache_hits=sum(cache.hits for slot in slots if (cache := slot.encode)),
+            cache_hits=sum(slot.cache_hits for slot in slots),
+            retries=sum((slot.retries for slot in slots), Counter()),
         )
 
     async def load(self, name: str) -> None:

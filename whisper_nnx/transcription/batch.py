@@ -6,7 +6,7 @@ Rows do not depend on each other, so that a transcript is the same in any compan
 from __future__ import annotations
 
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -61,6 +61,9 @@ class Batch:
       ahead: the most windows that are encoded while others are decoded.
       encode: replaces `encode_windows`.
       decode: replaces `decode_windows`.
+
+    Attributes:
+      retries: how often windows were tried again, by the threshold that they failed.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Batch:
         self._finished: deque[Live] = deque()
         self._failed: deque[tuple[Live, Exception]] = deque()
         self._most_ahead = self._ahead = ahead
+        self.retries: Counter[str] = Counter()
         if size > 1:
             close_gaps()  # the keys and values of many windows are the largest arrays there are
 
@@ -253,11 +257,11 @@ class Batch:
         """
         results = self._each(self._decode, {i: row for i, row in enumerate(self._rows) if row})
         rows = {i: row for i, row in enumerate(self._rows) if row and i in results}
-        done, again = dict[int, Row](), list[Row]()
+        done, again = dict[int, Row](), list[tuple[Row, str]]()
         for i, row in rows.items():
             fallback = row.live.fallback
-            if row.attempt + 1 < len(fallback.temperatures) and fallback.needs_another_try(results[i]):
-                again.append(row)
+            if row.attempt + 1 < len(fallback.temperatures) and (failed := fallback.failed_threshold(results[i])):
+                again.append((row, failed))
             else:
                 done[i] = row
         spoken = {i: row for i, row in done.items() if not row.live.fallback.is_silence(results[i])}
@@ -270,8 +274,9 @@ class Batch:
         words = self._each(
             lambda rows: timer.words({i: (row, drafts[i], times.get(i, UNTIMED)) for i, row in rows.items()}), drafted
         )
-        for row in again:
+        for row, failed in again:
             row.attempt += 1
+            self.retries[failed] += 1
 
         def accept(rows: dict[int, Row]) -> dict[int, list[Segment]]:
             return {

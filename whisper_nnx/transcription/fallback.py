@@ -102,13 +102,18 @@ class FallbackOptions:
     def is_improbable(self, result: DecodingResult) -> bool:
         return self.logprob_threshold is not None and result.avg_logprob < self.logprob_threshold
 
-    def needs_another_try(self, result: DecodingResult) -> bool:
-        """The text repeats itself or is improbable, unless it is improbable because there is no speech."""
+    def failed_threshold(self, result: DecodingResult) -> str | None:
+        """Why to try again: "compression_ratio", the text repeats itself, or "logprob", it is improbable; or None.
+
+        Improbable text is accepted if there is no speech.
+        """
         threshold = self.compression_ratio_threshold
         repeats = result.looped or (threshold is not None and result.compression_ratio > threshold)
         silent = self.no_speech_threshold is not None and result.no_speech_prob > self.no_speech_threshold
         improbable = self.is_improbable(result)
-        return (repeats or improbable) and not (silent and improbable)
+        if silent and improbable:
+            return None
+        return "compression_ratio" if repeats else "logprob" if improbable else None
 
     def is_silence(self, result: DecodingResult) -> bool:
         """The window has no speech, and its text is not probable enough to contradict that."""
