@@ -187,8 +187,13 @@ def test_the_alternatives_are_the_best_candidates_in_order(model, mel, strategy)
 )
 def test_something_else_is_done_once_while_windows_are_decoded(model, mel, options, monkeypatch):
     done = []
-    fetch = jax.device_get
-    monkeypatch.setattr(jax, "device_get", lambda x: done.append("fetched") or fetch(x))
+    get = jax.device_get
+
+    def fetch(x):
+        done.extend(["fetched"] if isinstance(x, tuple) else [])  # candidates, not languages
+        return get(x)
+
+    monkeypatch.setattr(jax, "device_get", fetch)
     decode_windows(model, encode_windows(model, mel), options, range(ROWS), meanwhile=lambda: done.append("meanwhile"))
     assert done.count("meanwhile") == 1
     assert done[0] == "meanwhile"

@@ -97,6 +97,7 @@ def iter_segments(
     model: Whisper, audio: Any, options: TranscribeOptions | None = None, **changes: Unpack[TranscribeChanges]
 ) -> SegmentStream:
     """Like `transcribe` of one recording, but yields its segments as soon as they are known."""
+    tokenizer_of(model)
     call, changed = CallOptions.split(changes)
     model = on_devices(model, call.devices)
     source, chosen = _source(audio, options, changed)
