@@ -20,7 +20,7 @@ from whisper_nnx.transcription.windows import encode_windows
 
 GREEDY = {"temperature": 0.0, "sample_len": 12, "no_speech_threshold": None}
 BEAM = {**GREEDY, "beam_size": 3, "patience": 2.0}
-SAMPLES = {**GREEDY, "temperature": 0.7, "best_of": 2, "repetition_penalty": 1.2, "language": "en"}
+SAMPLES = {**GREEDY, "temperature": 0.7, "best_of": 2, "repetition_penalty": 1.2, "word_timestamps": True}
 WORDS = {**GREEDY, "word_timestamps": True, "refine_word_times": True}
 RECORDINGS = [np.random.default_rng(n).normal(0, 0.1, 9_000 * (n + 1)).astype(np.float32) for n in range(3)]
 
@@ -62,21 +62,19 @@ def test_layers_are_divided_over_model(model: Whisper) -> None:
 def test_both_are_divided_and_warmup_compiles_all_that_is_run(
     model: Whisper, meshed: Whisper, compilations: list[str]
 ) -> None:
-    for options in (SAMPLES, WORDS):
-        expected = transcribed(model, options)
-        warmup(meshed, (1,), **options)
-        compilations.clear()
-        assert transcribed(meshed, options) == expected
-        assert compilations == []
+    expected = transcribed(model, SAMPLES)
+    warmup(meshed, (1,), **SAMPLES)
+    compilations.clear()
+    assert transcribed(meshed, SAMPLES) == expected
+    assert compilations == []
 
 
 def test_other_functions_follow_the_model(model: Whisper, meshed: Whisper) -> None:
-    mel = small_mel(3)
+    mel = small_mel(1)[0]  # one row, where a mesh has two at least
     one, several = (decode(m, mel, sample_len=9) for m in (model, meshed))
-    assert [result.tokens for result in several] == [result.tokens for result in one]
-    token, probs = detect_language(meshed, mel)
-    assert [max(own, key=own.__getitem__) for own in probs] == [result.language for result in one]
-    assert len(token) == 3
+    assert (several.tokens, several.language) == (one.tokens, one.language)
+    _, probs = detect_language(meshed, mel)
+    assert max(probs, key=probs.__getitem__) == one.language
     one, several = (score(m, RECORDINGS[0], ["one two", "two"], language="en") for m in (model, meshed))
     assert [s.logprob for s in several] == pytest.approx([s.logprob for s in one], abs=1e-3)
     one, several = (align(m, RECORDINGS[2], "one two and the one", language="en")["words"] for m in (model, meshed))
@@ -102,15 +100,16 @@ def test_each_device_holds_its_part(model: Whisper, data: int, parts: int) -> No
     assert own * data * parts == whole
 
 
-@pytest.mark.parametrize("weights", ["float32", "int8"])
-def test_a_loaded_model_is_where_the_table_says(model: Whisper, tmp_path: Path, weights: str) -> None:
+def test_a_loaded_model_is_where_the_table_says(model: Whisper, meshed: Whisper, tmp_path: Path) -> None:
     save_pretrained(model, tmp_path)
-    loaded = load_model(tmp_path, mesh=make_mesh(2, 4), weights=weights)
-    same = shard_model(load_model(tmp_path, weights=weights), make_mesh(2, 4))
-    for (path, a), (_, b) in zip(*(nnx.to_flat_state(nnx.state(m)) for m in (loaded, same)), strict=True):
+    loaded = load_model(tmp_path, mesh=make_mesh(2, 4))
+    for (path, a), (_, b) in zip(*(nnx.to_flat_state(nnx.state(m)) for m in (loaded, meshed)), strict=True):
         assert a.sharding == b.sharding, path
         np.testing.assert_array_equal(a[...], b[...], err_msg=str(path))
-    assert loaded.decoder.layers[0].fc2.kernel[...].addressable_shards[0].data.shape == (8, 16)
+    layer = load_model(tmp_path, mesh=make_mesh(2, 4), weights="int8").decoder.layers[0]
+    parts = [x[...].addressable_shards[0].data for m in (layer.fc1, layer.fc2) for x in (m.kernel, m.scale)]
+    assert [part.shape for part in parts] == [(16, 8), (8,), (8, 16), (16,)]
+    assert parts[0].dtype == parts[2].dtype == np.int8
 
 
 def test_stored_programs_run_on_any_device(model: Whisper, tmp_path: Path) -> None:
