@@ -16,7 +16,7 @@ import whisper_nnx
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.transcription.fallback import FallbackOptions
 from whisper_nnx.transcription.longform import LongformOptions
-from whisper_nnx.transcription.options import TranscribeOptions
+from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -52,8 +52,8 @@ def test_samples_import_only_what_exists(document):
 
 @every_document
 def test_samples_use_only_options_that_exist(document):
-    kinds = (TranscribeOptions, LongformOptions, FallbackOptions, DecodingOptions)
-    of_transcribe = {"temperature", "batch_size", "verbose", *(field.name for kind in kinds for field in fields(kind))}
+    kinds = (CallOptions, TranscribeOptions, LongformOptions, FallbackOptions, DecodingOptions)
+    of_transcribe = {"temperature", *(field.name for kind in kinds for field in fields(kind))}
     for call in itertools.chain.from_iterable(map(ast.walk, code_blocks(document))):
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
             continue
