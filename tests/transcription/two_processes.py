@@ -10,6 +10,7 @@ from flax import nnx
 from weight_loader import load_model
 from whisper_nnx import align, make_mesh, shard_model, transcribe
 from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.runtime.devices import fetch, put_rows
 
 RECORDINGS = [np.random.default_rng(n).normal(0, 0.1, 9_000 * (n + 1)).astype(np.float32) for n in range(3)]
 
@@ -29,6 +30,9 @@ def main(rank: int, port: int, folder: str) -> None:
     jax.distributed.initialize(f"localhost:{port}", 2, rank)
     assert (jax.device_count(), jax.local_device_count()) == (4, 2)
     mesh, local = make_mesh(2, 2, devices=jax.devices()), load_model(folder)
+    fetch(
+        put_rows(np.zeros(4), mesh)
+    )  # connects the processes now: they wait 30 s at most, less than a slow compilation
     loaded, placed = load_model(folder, mesh=mesh), shard_model(local, mesh)
     for (_, a), (_, b) in zip(*(nnx.to_flat_state(nnx.state(m)) for m in (loaded, placed)), strict=True):
         assert a.sharding == b.sharding
