@@ -47,6 +47,7 @@ BY_NAME: dict[str, list[Any]] = {
     "allowed_languages": ["German,en", ["de", "English"]],
     "vad_parameters": [{"speech_pad_ms": 100.0}, VadOptions(threshold=0.3)],
     "progress": [print],
+    "devices": [1, "all"],
 }
 BY_TYPE: dict[str, list[Any]] = {
     "bool": [True, False],
