@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.small import small_model
 from weight_loader import save_pretrained
 
@@ -34,6 +36,7 @@ def test_eight_devices_transcribe_as_one() -> None:
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_two_processes_transcribe_together(tmp_path: Path) -> None:
     """Each gets all results: those of a single device."""
     model = small_model(encoder_attention_heads=8, decoder_attention_heads=8, alignment_heads=[[1, 0], [1, 5]])
