@@ -301,7 +301,9 @@ def _variables(model: nnx.Module) -> dict[Path, nnx.Variable]:
     return cast(dict[Path, nnx.Variable], dict(nnx.to_flat_state(nnx.state(model))))
 
 
-def _convert(array: np.ndarray, axes: tuple[int, ...], dtype: Dtype, path: Path, mesh: Mesh | None) -> jax.Array:
+def _convert(
+    array: np.ndarray, axes: tuple[int, ...], dtype: Dtype, path: Path = (), mesh: Mesh | None = None
+) -> jax.Array:
     """Converts a stored array to the model's axis order and dtype; on a mesh, each device's part by itself."""
     if mesh is not None:
         parts = array.transpose(axes)
