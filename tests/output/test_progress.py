@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import os
 import re
 import sys
@@ -77,6 +78,19 @@ def test_failed_recordings_no_longer_count() -> None:
     assert seconds.now() == (0.0, 10.0)
 
 
+def test_an_unknown_number_of_recordings_has_no_total_until_all_are_known() -> None:
+    seconds = AudioProgress(None)
+    seconds.add(0, 10.0)
+    seconds.set(0, 10.0, 12.0)
+    seconds.forget(0)
+    seconds.add(1, None)
+    assert seconds.now() == (10.0, math.inf)
+    seconds.is_complete = True
+    assert seconds.now() == (10.0, 24.0)
+    seconds.set(1, 8.0, 8.0)
+    assert seconds.now() == (18.0, 20.0)
+
+
 def test_updates_take_constant_time() -> None:
     """Summing over all recordings for each window would take minutes."""
     seconds = AudioProgress([1.0] * 100_000)
@@ -129,6 +143,15 @@ def test_a_terminal_shows_one_bar_with_speed_and_time_left(monkeypatch: pytest.M
     assert shares == sorted(shares)
 
 
+def test_a_bar_without_a_total_shows_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    with Bar(math.inf, clock, lambda rate: f"{rate:.1f}x") as bar:
+        time.sleep(0.11)
+        bar.update(65, math.inf)
+    assert re.fullmatch(r"1:05 \[00:00, \d+\.\dx\] *\n", shown.getvalue().split("\r")[-1])
+
+
 def test_a_log_gets_a_line_per_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     now_s = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now_s)
@@ -139,6 +162,17 @@ def test_a_log_gets_a_line_per_minute(monkeypatch: pytest.MonkeyPatch, capsys: p
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "whisper-nnx: 5 %: 3:00 of 1:00:00, 3.0x real time, 19:00 left"
     assert len(lines) == 10
+
+
+def test_a_line_without_a_total_shows_what_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now_s)
+    with Bar(math.inf, clock, lambda rate: f"{rate:.1f}x real time") as bar:
+        now_s = 60
+        bar.update(180, math.inf)
+    assert capsys.readouterr().err == "whisper-nnx: 3:00, 3.0x real time\n"
 
 
 def test_a_short_run_logs_no_line(capsys: pytest.CaptureFixture) -> None:

@@ -75,6 +75,13 @@ def test_a_child_forked_after_use_gets_an_error_that_names_the_way_out(model: An
     assert "get_context('spawn')" in answer
 
 
+def test_an_iterator_begun_in_the_parent_is_refused_in_the_child_and_goes_on_in_the_parent(model: Any) -> None:
+    results = whisper_nnx.iter_transcripts(model, [SOUND] * 4, language="en")
+    next(results)
+    assert "forked after JAX was used" in in_fork(lambda: next(results))
+    assert len(list(results)) == 3
+
+
 def test_a_child_of_the_child_gets_it_too(model: Any) -> None:
     answer = in_fork(lambda: in_fork(lambda: whisper_nnx.log_mel_spectrogram(SOUND)))
     assert "forked after JAX was used" in answer

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from whisper_nnx.audio.background import check_stopped, warn
 from whisper_nnx.audio.resampling import Resampler, packed_samples, silence_like
 from whisper_nnx.audio.rules import AudioError, check_duration, check_rate, check_samples, warn_if_loud
 
@@ -40,6 +40,7 @@ def read_file(
         mixed = Resampler("mono", clipped=not track.is_float)
         separated = Resampler(None, clipped=not track.is_float) if separate else None
         for frame in track.frames():
+            check_stopped()
             mixed.add(frame)
             if separated is not None:
                 separated.add(frame)
@@ -205,10 +206,10 @@ class _Track:
         if self._end < 0.95 * (stated_s := self._stated_s()) - 0.5:  # some files' durations are estimates
             damage.append(f"it ends after {float(self._end):.1f} s, but its header states {stated_s:.1f} s")
         if damage:
-            warnings.warn(f"{self._name} is damaged ({', '.join(damage)}); the rest is used", stacklevel=5)
+            warn(f"{self._name} is damaged ({', '.join(damage)}); the rest is used", stacklevel=5)
         if self._jumps and self._follow:
             more = f" and {len(self._jumps) - 1} more" if len(self._jumps) > 1 else ""
-            warnings.warn(
+            warn(
                 f"the timestamps of {self._name} jump by {self._jumps[0]}{more}: too long to fill with silence; "
                 "later times do not include the jump",
                 stacklevel=5,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from whisper_nnx.audio.arrays import is_array, read_array, unwrap
+from whisper_nnx.audio.background import warn
 from whisper_nnx.audio.constants import FRAMES_PER_SECOND, MAX_HOURS, SAMPLE_RATE
 from whisper_nnx.audio.files import read_file
 from whisper_nnx.audio.options import check_max_hours
@@ -102,12 +102,12 @@ def _load(
         with _binary_file(source) as (file, name):
             samples, channels = read_file(file, name, stream, separate, follow_timestamps, max_s)
     if not len(samples):
-        warnings.warn(f"{name} is empty: it has no samples; is it the right recording?", stacklevel=3)
+        warn(f"{name} is empty: it has no samples; is it the right recording?", stacklevel=3)
     elif not samples.any():
-        warnings.warn(f"{name} is digital silence: all samples are zero; is it the right recording?", stacklevel=3)
+        warn(f"{name} is digital silence: all samples are zero; is it the right recording?", stacklevel=3)
     elif len(samples) < _SHORT_S * SAMPLE_RATE:
         duration_ms = 1000 * len(samples) / SAMPLE_RATE
-        warnings.warn(f"{name} lasts only {duration_ms:.0f} ms; is it the right recording?", stacklevel=3)
+        warn(f"{name} lasts only {duration_ms:.0f} ms; is it the right recording?", stacklevel=3)
     return samples, channels
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
+
+from whisper_nnx.audio.background import warn
 
 _RATES = range(1_000, 1_000_001)  # Hz; at 1 Hz, a few bytes would last hours
 _LOUD = 10  # times full scale; larger floats are integers that were not scaled
@@ -43,4 +44,4 @@ def check_samples(samples: np.ndarray, name: str, first: int = 0) -> float:
 def warn_if_loud(peak: float, name: str, stacklevel: int) -> None:
     if peak > _LOUD:
         message = f"{name} reaches {peak:.0f}, but floats must be in [-1, 1]; scale it"
-        warnings.warn(message, stacklevel=stacklevel + 1)
+        warn(message, stacklevel=stacklevel + 1)

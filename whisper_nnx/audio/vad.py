@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from whisper_nnx.audio.background import check_stopped
 from whisper_nnx.audio.constants import SAMPLE_RATE
 from whisper_nnx.audio.options import FRAME_SAMPLES, SAMPLES_PER_MS, VadOptions, require_detector
 
@@ -46,6 +47,7 @@ def speech_probabilities(samples: np.ndarray) -> np.ndarray:
     starts = range(0, len(samples), FRAME_SAMPLES)
     probabilities = np.zeros(len(starts), np.float32)
     for i, start in enumerate(starts):
+        check_stopped()
         part = samples[start : start + FRAME_SAMPLES]
         frame[: len(part)] = part
         frame[len(part) :] = 0

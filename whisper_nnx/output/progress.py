@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
 import sys
@@ -17,6 +18,7 @@ from whisper_nnx.audio.files import open_container
 
 LINE_EVERY_S = 60.0
 _BAR = "{percentage:3.0f}%|{bar}| {done} / {whole} [{elapsed}<{remaining}, {speed}{postfix}]"
+_WITHOUT_TOTAL = "{done} [{elapsed}, {speed}{postfix}]"
 
 
 def clock(seconds: float) -> str:
@@ -30,7 +32,7 @@ class Bar:
     """Context manager that shows progress, speed and remaining time on stderr.
 
     Args:
-      whole: total units.
+      whole: total units; infinite where unknown.
       show: formats a number of units.
       speed: formats units per second.
       start: units done at the start.
@@ -72,7 +74,7 @@ class Bar:
     def update(self, done: float, whole: float, note: str = "") -> None:
         self._done, self._whole, self._note = done, whole, note
         if self._bar is not None:
-            self._bar.total = whole
+            self._bar.total = whole if math.isfinite(whole) else None
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
         elif self._in_lines and time.monotonic() - self._line_s >= LINE_EVERY_S:
@@ -88,12 +90,13 @@ class Bar:
     def _line(self) -> None:
         self._last_line, self._line_s = self._done, time.monotonic()
         per_second = (self._done - self._start) / max(self._line_s - self._started_s, 1e-9)
-        percent = 100 * self._done / self._whole if self._whole else 100.0
-        left = f", {clock((self._whole - self._done) / per_second)} left" if per_second else ""
+        shown, left = self._show(self._done), ""
+        if math.isfinite(self._whole):
+            percent = 100 * self._done / self._whole if self._whole else 100.0
+            shown = f"{percent:.0f} %: {shown} of {self._show(self._whole)}"
+            left = f", {clock((self._whole - self._done) / per_second)} left" if per_second else ""
         note = f", {self._note}" if self._note else ""
-        done, whole = self._show(self._done), self._show(self._whole)
-        shown = f"{percent:.0f} %: {done} of {whole}, {self._speed(per_second)}{left}{note}"
-        print(f"{self._line_start}{shown}", file=sys.stderr, flush=True)
+        print(f"{self._line_start}{shown}, {self._speed(per_second)}{left}{note}", file=sys.stderr, flush=True)
 
 
 def _is_terminal() -> bool:
@@ -109,10 +112,13 @@ def _make_bar(shown: Bar) -> Any:
             known = super().format_dict
             elapsed_s, advanced = known["elapsed"], known["n"] - known["initial"]
             rate = known["rate"] or (advanced / elapsed_s if elapsed_s else 0.0)
-            texts = {"done": shown._show(known["n"]), "whole": shown._show(known["total"] or 0)}
-            return {**known, **texts, "speed": shown._speed(rate)}
+            texts = {"done": shown._show(known["n"]), "speed": shown._speed(rate)}
+            if not math.isfinite(shown._whole):
+                return {**known, **texts, "bar_format": _WITHOUT_TOTAL}
+            return {**known, **texts, "whole": shown._show(shown._whole)}
 
-    return _Tqdm(total=shown._whole, initial=shown._start, bar_format=_BAR, dynamic_ncols=True, file=sys.stderr)
+    total = shown._whole if math.isfinite(shown._whole) else None
+    return _Tqdm(total=total, initial=shown._start, bar_format=_BAR, dynamic_ncols=True, file=sys.stderr)
 
 
 class AudioProgress:
@@ -120,29 +126,46 @@ class AudioProgress:
 
     stated_s: each recording's stated duration, or None if unknown before it is opened; until then the average of the
     others is used. If a recording turns out longer than stated, the share stays constant until progress catches up.
+    None: the number of recordings is unknown, and the total is infinite until `is_complete` is set.
     """
 
-    def __init__(self, stated_s: Sequence[float | None]):
-        self._whole = {number: length for number, length in enumerate(stated_s) if length is not None}
-        self._unknown = {number for number, length in enumerate(stated_s) if length is None}
-        self._of = dict.fromkeys(range(len(stated_s)), 0.0)
-        self._done_s, self._known_s = 0.0, sum(self._whole.values())
+    def __init__(self, stated_s: Sequence[float | None] | None):
+        self.is_complete = stated_s is not None
+        self._count, self._n_known = len(stated_s or ()), 0
+        self._of: dict[int, tuple[float, float]] = {}  # s done and in total of the recordings in progress
+        self._done_s, self._known_s = 0.0, 0.0
         self._share = 0.0
+        for number, length_s in enumerate(stated_s or ()):
+            self.add(number, length_s)
+
+    def add(self, number: int, stated_s: float | None) -> None:
+        """A recording's stated duration, which the constructor may not have had."""
+        if not self.is_complete:
+            self._count += 1
+        if stated_s is not None:
+            self.set(number, 0.0, stated_s)
 
     def set(self, number: int, done_s: float, whole_s: float) -> None:
         """Updates a recording's progress and duration in constant time."""
-        self._done_s += done_s - self._of[number]
-        self._known_s += whole_s - self._whole.get(number, 0.0)
-        self._of[number], self._whole[number] = done_s, whole_s
-        self._unknown.discard(number)
+        self._n_known += number not in self._of
+        before_s, length_s = self._of.get(number, (0.0, 0.0))
+        self._of[number] = done_s, whole_s
+        self._done_s += done_s - before_s
+        self._known_s += whole_s - length_s
+
+    def forget(self, number: int) -> None:
+        """Keeps only the sums of a recording whose progress will not change any more."""
+        self._of.pop(number, None)
 
     def length_s(self, number: int) -> float:
         """Returns a recording's duration in s, or 0 if unknown."""
-        return self._whole.get(number, 0.0)
+        return self._of.get(number, (0.0, 0.0))[1]
 
     def now(self) -> tuple[float, float]:
         """Returns (seconds done, total seconds)."""
-        whole_s = self._known_s * (1 + len(self._unknown) / max(1, len(self._whole)))
+        if not self.is_complete:
+            return round(self._done_s, 6), math.inf
+        whole_s = self._known_s * self._count / max(1, self._n_known)
         if whole_s > 0:
             self._share = max(self._share, self._done_s / whole_s)
         return round(self._share * whole_s, 6), round(whole_s, 6)

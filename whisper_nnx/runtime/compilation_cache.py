@@ -9,6 +9,7 @@ import os
 import warnings
 from pathlib import Path
 
+from whisper_nnx.runtime.cores import usable_cores
 from whisper_nnx.runtime.user_cache import make_private_folder, user_cache_folder
 
 _MAX_SIZE_BYTES = 2**30  # evicts the least recently used entries, such as those of an older jaxlib
@@ -58,5 +59,4 @@ def _thread_count() -> int:
     for name in ("PJRT_NPROC", "NPROC"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores that this process may run on
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return usable_cores()

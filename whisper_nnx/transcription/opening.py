@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from whisper_nnx.audio.features import RecordingMel
+from whisper_nnx.audio.features import HOP_LENGTH, RecordingMel
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, load_audio
 from whisper_nnx.audio.vad import VadOptions, pack_spans, speech_spans
 from whisper_nnx.model.config import WhisperConfig
@@ -135,6 +135,14 @@ class Opened:
         return "the model decoded no words"
 
 
+class Samples(NamedTuple):
+    """A recording as numpy, before anything is computed with JAX; as in `RecordingAudio`."""
+
+    samples: np.ndarray
+    pieces: list[Place] | None
+    channels: np.ndarray | None
+
+
 @dataclass
 class RecordingAudio:
     """A recording that was read.
@@ -160,9 +168,19 @@ def open_recording(model: Whisper, source: Any, options: TranscribeOptions, numb
 
 def read_recording(config: WhisperConfig, source: Any, options: TranscribeOptions) -> RecordingAudio:
     """The part of `open_recording` that needs no model; any thread may do it. Raises AudioError or OSError."""
+    return prepare_audio(config, read_samples(source, options))
+
+
+def read_samples(source: Any, options: TranscribeOptions) -> Samples:
+    """The part of `read_recording` that needs no JAX: reads audio and finds its speech, where that is wanted."""
     samples, channels = _read(source, options)
-    mel = RecordingMel(samples, config.num_mel_bins, 2 * config.max_source_positions)
-    return RecordingAudio(mel, _pieces(samples, mel.content_frames, options), channels)
+    return Samples(samples, _pieces(samples, len(samples) // HOP_LENGTH, options), channels)
+
+
+def prepare_audio(config: WhisperConfig, read: Samples) -> RecordingAudio:
+    """The part of `read_recording` that follows `read_samples`."""
+    mel = RecordingMel(read.samples, config.num_mel_bins, 2 * config.max_source_positions)
+    return RecordingAudio(mel, read.pieces, read.channels)
 
 
 def open_audio(

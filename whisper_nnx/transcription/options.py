@@ -73,7 +73,8 @@ class CallOptions:
         metadata=_call(
             "called after each window with the finished and the total seconds of audio of all recordings",
             python_only="it is a function",
-            more="Lengths come from the headers; an unknown length counts as the average of the others.",
+            more="Lengths come from the headers; an unknown length counts as the average of the others. "
+            "Where the number of recordings is unknown, the total is infinite.",
         ),
     )
 

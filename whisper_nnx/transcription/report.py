@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND
@@ -15,40 +15,53 @@ from whisper_nnx.output.results import Segment
 from whisper_nnx.output.subtitles import text_with_speaker
 from whisper_nnx.output.writers import format_timestamp
 from whisper_nnx.text.languages import LANGUAGES
+from whisper_nnx.transcription.reading import Source
 
 if TYPE_CHECKING:
     from whisper_nnx.transcription.opening import Opened
-    from whisper_nnx.transcription.options import TranscribeOptions
-
-Source = tuple[Any, "TranscribeOptions"]  # a recording and its options
+    from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 
 
 class Report:
     """Prints segments (verbose=True), moves a bar (False), calls `progress` back. A context.
 
-    sources: the recordings and their options. Where there are several, each line names its recording.
+    Args:
+      call: what is shown, and how.
+      count: the number of recordings, None where it is not known: then the total of `progress` is infinite until
+        `complete` is called. Where there are several, each line names its recording.
+      known: the recordings and their options, where they are known in advance.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[Source | Exception],
-        verbose: bool | None = None,
-        print_colors: bool = False,
-        progress: Callable[[float, float], None] | None = None,
-    ):
-        self.verbose, self._colors, self._callback = verbose, print_colors, progress
-        self._sources = sources
+    def __init__(self, call: CallOptions, count: int | None, known: Sequence[Source | Exception] | None = None):
+        self.verbose, self._colors, self._callback = call.verbose, call.print_colors, call.progress
+        self._several = count != 1
+        self._names: dict[int, str | None] = {}  # of the files in progress
         self._language_shown: set[int] = set()
-        counted = verbose is False or progress is not None
-        self._progress = AudioProgress([*map(_planned_s, sources)]) if counted else None
+        self._progress = None
+        self._is_planned = known is not None
+        if call.verbose is False or call.progress is not None:
+            stated_s = None if count is None else [None] * count
+            self._progress = AudioProgress(stated_s if known is None else [*map(_planned_s, known)])
         self._now = self._progress.now() if self._progress else (0.0, 0.0)
-        self._bar = Bar(self._now[1], clock, _speed, shown=verbose is False)
+        self._bar = Bar(self._now[1], clock, _speed, shown=call.verbose is False)
 
     def __enter__(self) -> Report:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._bar.close()
+
+    def add(self, number: int, source: Source | Exception) -> None:
+        """A recording that is among the next ones."""
+        audio = None if isinstance(source, Exception) else unwrapped(source[0])[0]
+        self._names[number] = os.fspath(audio) if isinstance(audio, str | os.PathLike) else None
+        if self._progress is not None and not self._is_planned:
+            self._progress.add(number, _planned_s(source))
+
+    def complete(self) -> None:
+        """No other recording will be added."""
+        if self._progress is not None:
+            self._progress.is_complete = True
 
     def detecting(self, options: TranscribeOptions) -> None:
         if self.verbose and options.language_detection_segments == 1 and not options.vad_filter:
@@ -75,27 +88,29 @@ class Report:
         self._advance(opened.number, *opened.progress)
         if self.verbose and (reason := opened.why_empty()):
             warnings.warn(f"{self.name(opened.number)}: no text: {reason}", stacklevel=4)
+        self._forget(opened.number)
 
     def failed(self, number: int) -> None:
         if self._progress is not None:
             whole_s = self._progress.length_s(number)
             self._advance(number, whole_s, whole_s)
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        """There may be any number of recordings."""
+        self._names.pop(number, None)
+        self._language_shown.discard(number)
+        if self._progress is not None:
+            self._progress.forget(number)
 
     def name(self, number: int) -> str:
-        source = self._file(number)
-        if isinstance(source, str | os.PathLike):
-            return "standard input" if source == "-" else os.fspath(source)
-        return f"recording {number}" if len(self._sources) > 1 else "the recording"
+        if (name := self._names.get(number)) is not None:
+            return "standard input" if name == "-" else name
+        return f"recording {number}" if self._several else "the recording"
 
     def _label(self, number: int) -> str:
-        if len(self._sources) == 1:
-            return ""
-        source = self._file(number)
-        return f"{os.fspath(source) if isinstance(source, str | os.PathLike) else number}: "
-
-    def _file(self, number: int) -> Any:
-        source = self._sources[number]
-        return None if isinstance(source, Exception) else unwrapped(source[0])[0]
+        name = self._names.get(number)
+        return f"{number if name is None else name}: " if self._several else ""
 
     def _advance(self, number: int, done_s: float, whole_s: float) -> None:
         if self._progress is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
@@ -12,9 +14,10 @@ from whisper_nnx.model.sharding import mesh_of, on_devices
 from whisper_nnx.output.results import Segment, Transcript
 from whisper_nnx.runtime.devices import rounded_up
 from whisper_nnx.transcription.batch import Batch, is_out_of_memory
-from whisper_nnx.transcription.opening import Opened, open_recording
+from whisper_nnx.transcription.opening import Opened, open_audio, open_recording, prepare_audio, read_samples
 from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
-from whisper_nnx.transcription.report import Report, Source
+from whisper_nnx.transcription.reading import ReadAhead, Reading, Source
+from whisper_nnx.transcription.report import Report
 from whisper_nnx.transcription.rows import Live
 from whisper_nnx.transcription.windows import tokenizer_of
 
@@ -76,21 +79,34 @@ def transcribe(
 
 def iter_transcripts(
     model: Whisper,
-    audio: Sequence[Any],
+    audio: Iterable[Any],
     options: TranscribeOptions | None = None,
     **changes: Unpack[TranscribeChanges],
 ) -> Transcripts:
-    """Like `transcribe` of a list, but yields (position in the list, transcript or exception) as recordings finish."""
+    """Like `transcribe` of a list, but yields (position in the list, transcript or exception) as recordings finish.
+
+    `audio` may be any iterable, also one that never ends: about twice as many recordings as there are rows in a batch
+    are requested in advance. Without a length, `progress` is called with an infinite total until the iterable ends. An
+    exception of the iterable is raised after the transcripts of the recordings before it.
+    """
+    _require_several(audio)
     tokenizer_of(model)
     call, changed = CallOptions.split(changes)
     model = on_devices(model, call.devices)
     shared = TranscribeOptions.of(options, **changed)  # an error in the shared options is raised at once
-    sources = [_source_or_error(one, options, changed, shared) for one in audio]
+    sources = (_source_or_error(one, options, changed, shared) for one in audio)
+    count = len(audio) if isinstance(audio, Sized) else None
+    known = list(sources) if count == 1 or isinstance(audio, list | tuple) else None
+    report = Report(call, count, known)
     batch_size = call.batch_size
-    if len(sources) == 1 and not isinstance(sources[0], Exception):
-        batch_size = _useful(batch_size, model, sources[0][1])
-    report = Report(sources, call.verbose, call.print_colors, call.progress)
-    return Transcripts(model, sources, batch_size, report)
+    rows_ahead = rounded_up(batch_size, mesh_of(model))
+    if known is not None and len(known) == 1:
+        [only] = known
+        rows_ahead = 0  # nothing else is to be done
+        if not isinstance(only, Exception):
+            batch_size = _useful(batch_size, model, only[1])
+            _announce_detection(model, only[1], report)
+    return Transcripts(model, sources if known is None else iter(known), batch_size, report, rows_ahead)
 
 
 def iter_segments(
@@ -102,7 +118,8 @@ def iter_segments(
     model = on_devices(model, call.devices)
     source, chosen = _source(audio, options, changed)
     batch_size = _useful(call.batch_size, model, chosen)
-    report = Report([(source, chosen)], call.verbose, call.print_colors, call.progress)
+    report = Report(call, 1, [(source, chosen)])
+    report.add(0, (source, chosen))
     return SegmentStream(model, source, chosen, batch_size, report)
 
 
@@ -138,18 +155,31 @@ class SegmentStream(Iterator[Segment]):
 
 
 class Transcripts(Iterator[tuple[int, "Transcript | Exception"]]):
-    """Yields (position in the list, transcript or exception) of each recording when it is done."""
+    """Yields (position in the list, transcript or exception) of each recording when it is done.
 
-    def __init__(self, model: Whisper, sources: Sequence[Source | Exception], batch_size: int, report: Report):
+    Recordings are read ahead on other threads, which end with the last transcript, with `close`, or when nothing refers
+    to this iterator any more.
+    """
+
+    def __init__(
+        self,
+        model: Whisper,
+        sources: Iterator[Source | Exception],
+        batch_size: int,
+        report: Report,
+        rows_ahead: int,
+    ):
         self.empty: dict[int, str] = {}  # position -> why a finished recording has no text
         batch = Batch(model, batch_size)
-        self._recordings = _Recordings(model, sources, batch)
-        if len(sources) == 1 and not isinstance(sources[0], Exception):
-            _announce_detection(model, sources[0][1], report)
-        self._results = self._run(batch, report)
+        self._recordings = _Recordings(model, sources, batch, report, rows_ahead)
+        self._results = _transcripts(self._recordings, batch, report, self.empty)
 
     def __next__(self) -> tuple[int, Transcript | Exception]:
         return next(self._results)
+
+    def close(self) -> None:
+        """Ends the transcription; `unfinished` remains."""
+        self._results.close()
 
     def unfinished(self) -> dict[int, Transcript]:
         """Partial transcripts of the recordings in progress, by position in the list; also after an interruption.
@@ -159,33 +189,50 @@ class Transcripts(Iterator[tuple[int, "Transcript | Exception"]]):
         parts = {number: opened.transcript() for number, opened in self._recordings.opened.items()}
         return {number: part for number, part in sorted(parts.items()) if part["segments"]}
 
-    def _run(self, batch: Batch, report: Report) -> Iterator[tuple[int, Transcript | Exception]]:
-        with report:
-            for live, window in batch.run(self._recordings):
-                if (opened := self._recordings.opened.get(live.number)) is None:
-                    continue  # another of its pieces failed
-                try:
-                    if isinstance(window, Exception):
-                        raise window
-                    segments = opened.add(live, window)
-                except Exception as error:
-                    batch.cancel(live)
-                    self._recordings.fail(live.number, error)
-                else:
-                    report.window(opened, segments)
-                yield from self._ended(report)
-            yield from self._ended(report)
 
-    def _ended(self, report: Report) -> Iterator[tuple[int, Transcript | Exception]]:
-        for number, ended in self._recordings.ended():
-            if isinstance(ended, Exception):
-                report.failed(number)
-                yield number, ended
-                continue
-            report.done(ended)
-            if reason := ended.why_empty():
-                self.empty[number] = reason
-            yield number, ended.transcript()
+def _transcripts(
+    recordings: _Recordings, batch: Batch, report: Report, empty: dict[int, str]
+) -> Generator[tuple[int, Transcript | Exception], None, None]:
+    with report, closing(recordings):
+        for live, window in batch.run(recordings):
+            if (opened := recordings.opened.get(live.number)) is None:
+                continue  # another of its pieces failed
+            try:
+                if isinstance(window, Exception):
+                    raise window
+                segments = opened.add(live, window)
+            except Exception as error:
+                batch.cancel(live)
+                recordings.fail(live.number, error)
+            else:
+                report.window(opened, segments)
+            yield from _ended(recordings, report, empty)
+        yield from _ended(recordings, report, empty)
+        if recordings.broken is not None:
+            raise recordings.broken
+
+
+def _ended(
+    recordings: _Recordings, report: Report, empty: dict[int, str]
+) -> Iterator[tuple[int, Transcript | Exception]]:
+    for number, ended in recordings.ended():
+        if isinstance(ended, Exception):
+            report.failed(number)
+            yield number, ended
+            continue
+        report.done(ended)
+        if reason := ended.why_empty():
+            empty[number] = reason
+        yield number, ended.transcript()
+
+
+def _require_several(audio: Any) -> None:
+    """Refuses what would be iterated over by mistake, such as the letters of a path or the samples of an array."""
+    one = isinstance(audio, str | bytes | bytearray | memoryview | os.PathLike | Mapping) or is_pair(audio)
+    if one or any(hasattr(audio, name) for name in ("__array__", "read", "get_all_samples")):
+        raise TypeError(f"audio is one recording ({type(audio).__name__}); give a list, or use transcribe")
+    if not isinstance(audio, Iterable):
+        raise TypeError(f"audio of type {type(audio).__name__} is not iterable; give a list of recordings")
 
 
 def _source(
@@ -235,34 +282,59 @@ def _useful(batch_size: int, model: Whisper, options: TranscribeOptions) -> int:
 class _Recordings(Iterator[Live]):
     """Opens recordings one by one, as their chains of windows are requested.
 
-    `opened`: recordings in progress; `failed`: exceptions of those that could not be transcribed. If opening one runs
-    out of the device's memory, the next call tries it again.
+    Attributes:
+      opened: recordings in progress.
+      failed: exceptions of those that could not be transcribed.
+      broken: what the iterator of sources raised, after which there are no more.
+
+    If opening one runs out of the device's memory, the next call tries it again.
     """
 
-    def __init__(self, model: Whisper, sources: Sequence[Source | Exception], batch: Batch):
-        self._model, self._sources, self._batch = model, sources, batch
+    def __init__(self, model: Whisper, sources: Iterator[Source | Exception], batch: Batch, report: Report, depth: int):
+        self._model, self._batch, self._report = model, batch, report
         self._lives: deque[Live] = deque()
-        self._next = 0
+        self._reading: Reading | None = None  # read, but not opened
+        self._ahead = ReadAhead(self._draw(sources), read_samples, depth)
         self.opened: dict[int, Opened] = {}
         self.failed: dict[int, Exception] = {}
+        self.broken: Exception | None = None
 
     def __next__(self) -> Live:
         while not self._lives:
-            if self._next == len(self._sources):
-                raise StopIteration
+            reading = self._reading = self._reading or next(self._ahead)
             try:
-                source = self._sources[self._next]
-                if isinstance(source, Exception):
-                    raise source
-                opened = open_recording(self._model, *source, number=self._next)
-                self.opened[self._next] = opened
+                opened = self._open(reading)
+                self.opened[reading.number] = opened
                 self._lives.extend(opened.lives)
             except Exception as error:
                 if is_out_of_memory(error) and self._batch.may_halve:
                     raise
-                self.failed[self._next] = error
-            self._next += 1
+                self.failed[reading.number] = error
+            self._reading = None
         return self._lives.popleft()
+
+    def _open(self, reading: Reading) -> Opened:
+        while reading.warnings:
+            warnings.warn(reading.warnings.pop(0), stacklevel=2)
+        if isinstance(reading.source, Exception):
+            raise reading.source
+        assert reading.result is not None
+        if isinstance(reading.result, Exception):
+            raise reading.result
+        audio = prepare_audio(self._model.config, reading.result)
+        return open_audio(self._model, audio, reading.source[1], reading.number)
+
+    def _draw(self, sources: Iterator[Source | Exception]) -> Iterator[Source | Exception]:
+        try:
+            for number, source in enumerate(sources):
+                self._report.add(number, source)
+                yield source
+        except Exception as error:
+            self.broken = error
+        self._report.complete()
+
+    def close(self) -> None:
+        self._ahead.close()
 
     def fail(self, number: int, error: Exception) -> None:
         del self.opened[number]
