@@ -141,7 +141,7 @@ def table(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             heads = tuple((layer, head) for layer, head in alignment_heads(config) if layer < args.layers)
             changes = {"encoder_layers": args.layers, "decoder_layers": args.layers}
             config = replace(config, alignment_heads=heads or ((args.layers - 1, 0),), **changes)
-        model = abstract_model(config, jnp.bfloat16, jnp.bfloat16)
+        model = abstract_model(config, jnp.bfloat16, jnp.bfloat16, kv_cache_dtype=args.kv_cache_dtype)
         for chip in args.chip:
             for batch in args.batch:
                 for name in args.program:
@@ -151,6 +151,7 @@ def table(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                         (args.text / f"{size}-{chip}-{batch}-{name}.txt").write_text(made.as_text())
                     found = {key: round(value, 3) for key, value in figures(made, chip).items()}
                     about = {"size": size, "layers": args.layers, "chip": chip, "batch": batch, "program": name}
+                    about |= {"kv_cache_dtype": args.kv_cache_dtype} if args.kv_cache_dtype else {}
                     yield about | found | {"compiled_s": round(time.monotonic() - began)}
 
 
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[64])
     parser.add_argument("--program", nargs="+", default=list(PROGRAMS), choices=PROGRAMS)
     parser.add_argument("--layers", type=int, help="of encoder and decoder each, where all take too long to compile")
+    parser.add_argument("--kv_cache_dtype", help="of the audio's keys and values, as in load_model")
     parser.add_argument("--gpu_description", type=Path, help="text of XLA's GpuTargetConfigProto")
     parser.add_argument("--text", type=Path, help="folder for the compiled programs as text")
     parser.add_argument("--result", type=Path)

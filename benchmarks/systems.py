@@ -63,7 +63,9 @@ class WhisperNNX:
 
     ABLE = frozenset({"encode", "sequential", "beam", "words", "batch", "vad", "defaults"})
 
-    def __init__(self, dtype: str, weights: str, checkpoint: Path, tokens: int | None):
+    def __init__(
+        self, dtype: str, weights: str, checkpoint: Path, tokens: int | None, kv_cache_dtype: str | None = None
+    ):
         from whisper_nnx.runtime.allocator import keep_memory
 
         keep_memory()  # as the command does
@@ -72,7 +74,8 @@ class WhisperNNX:
         import whisper_nnx
 
         self.nnx, self.jax = whisper_nnx, jax
-        self.model = whisper_nnx.load_model(str(checkpoint / "huggingface"), dtype=dtype, weights=weights)
+        precision = {"dtype": dtype, "weights": weights, "kv_cache_dtype": kv_cache_dtype}
+        self.model = whisper_nnx.load_model(str(checkpoint / "huggingface"), **precision)
         self.encoder = jax.jit(lambda encoder, mel: encoder(mel))
         self.fixed = _fixed(tokens)
 
@@ -298,6 +301,9 @@ SYSTEMS |= (
     ON_REQUEST := {  # only if selected by name: on many CPUs some take minutes per window
         "whisper_nnx, float16": partial(WhisperNNX, "float16", "float16"),
         "whisper_nnx, float32, int8 weights": partial(WhisperNNX, "float32", "int8"),
+        "whisper_nnx, bfloat16, int8 audio keys and values": partial(
+            WhisperNNX, "bfloat16", "bfloat16", kv_cache_dtype="int8"
+        ),
         "transformers, bfloat16": partial(Transformers, "bfloat16"),
     }
 )

@@ -109,12 +109,14 @@ def small_model(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     attention_fn: Any = None,
+    kv_cache_dtype: Any = None,
     **changes: Any,
 ) -> Whisper:
     """Random weights of such a spread that what it says varies and, with `end_bias` on the end's logit, may end."""
     tokenizer = tokenizer or small_tokenizer()
     config = small_config(**changes)
-    model = abstract_model(config, dtype, param_dtype, attention_fn)  # filled by numpy: nothing has to be compiled
+    # Filled by numpy: nothing has to be compiled.
+    model = abstract_model(config, dtype, param_dtype, attention_fn, kv_cache_dtype)
     model.tokenizer = tokenizer
     random = np.random.default_rng(seed)
 

@@ -24,6 +24,7 @@ from weight_loader.names import SINUSOIDS, Path, parameters
 from weight_loader.readers import huggingface, open_checkpoint
 from weight_loader.released import released_tokenizer
 from weight_loader.vocabulary import tokenizer_from_tiktoken
+from whisper_nnx.model.cache import checked_kv_dtype
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.layers import AttentionFn
 from whisper_nnx.model.quantized import quantize_model
@@ -45,6 +46,7 @@ def load_model(
     *,
     dtype: Dtype = None,
     weights: Dtype = None,
+    kv_cache_dtype: Dtype = None,
     tokenizer: Name | None = None,
     attention_fn: AttentionFn | None = None,
     mesh: Mesh | int | str | None = None,
@@ -62,6 +64,7 @@ def load_model(
       dtype: of the computation: float32 (default on CPUs), bfloat16 (default on GPUs and TPUs) or float16.
       weights: dtype of the parameters in memory: as for dtype, or int8 (matrices only); by default equal to dtype.
         Stored arrays are converted one at a time.
+      kv_cache_dtype: int8: the token loop reads the audio's keys and values in 8 bits; by default equal to dtype.
       tokenizer: a folder, .tiktoken file, repository or short name. By default the checkpoint's own; for OpenAI's,
         MLX's and CTranslate2's files without one, that of the released models of the same vocabulary size.
       attention_fn: replaces `ops.attention` in all layers; see `MultiHeadAttention`.
@@ -81,6 +84,7 @@ def load_model(
     mesh = None if mesh is None else as_mesh(mesh)
     dtype = _floating(dtype or default_dtype(mesh))
     int8 = weights in ("int8", jnp.int8, np.dtype("int8"))
+    kv_cache_dtype = checked_kv_dtype(kv_cache_dtype)
     param_dtype = dtype if int8 else _floating(weights or dtype, "weights", ", int8")
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     path = checkpoint_path(name_or_path, **options)
@@ -88,7 +92,7 @@ def load_model(
     found = find_tokenizer(checkpoint, path, tokenizer, **options)
     if mesh is not None:
         check_fits(checkpoint.config, mesh)
-    model = abstract_model(checkpoint.config, dtype, param_dtype, attention_fn)
+    model = abstract_model(checkpoint.config, dtype, param_dtype, attention_fn, kv_cache_dtype)
     params = read_arrays(checkpoint, param_dtype, model, mesh)
     nnx.update(model, nnx.State(unflatten_dict(params)))
     if int8:
@@ -242,6 +246,7 @@ def abstract_model(
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     attention_fn: AttentionFn | None = None,
+    kv_cache_dtype: Dtype = None,
 ) -> Whisper:
     """Makes a model of abstract arrays, which have shapes and dtypes but no memory."""
 
@@ -249,7 +254,8 @@ def abstract_model(
         key = jax.random.key(0)
         # Replaces nnx.Rngs, whose counter, traced for each parameter, takes 13 s for large-v3 (flax 0.12.8).
         rngs: Any = SimpleNamespace(params=lambda: key)
-        return Whisper(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention_fn=attention_fn)
+        options: dict[str, Any] = {"attention_fn": attention_fn, "kv_cache_dtype": kv_cache_dtype}
+        return Whisper(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype, **options)
 
     return nnx.eval_shape(make)
 

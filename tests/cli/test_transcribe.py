@@ -191,7 +191,7 @@ def test_numbers_on_the_cpu(
 ) -> None:
     assert run("a.wav", "--device", "cpu", *arguments) == 0
     where = dict.fromkeys(("tokenizer", "cache_dir", "revision", "token"))
-    assert calls[0] == ("turbo", {"dtype": dtype, "weights": None, **where})
+    assert calls[0] == ("turbo", {"dtype": dtype, "weights": None, "kv_cache_dtype": None, **where})
     assert warning in capsys.readouterr().err
 
 
@@ -203,10 +203,10 @@ def test_contradicting_numbers_are_refused(run: Run, capsys: pytest.CaptureFixtu
 
 def test_where_the_model_comes_from_reaches_the_loader(run: Run, calls: list) -> None:
     arguments = ("--model", "me/mine", "--model_dir", "x", "--revision", "v2", "--token", "t", "--tokenizer", "y")
-    arguments += ("--weights", "int8")
+    arguments += ("--weights", "int8", "--kv_cache_dtype", "int8")
     assert run("a.wav", *arguments) == 0
     where = {"tokenizer": "y", "cache_dir": "x", "revision": "v2", "token": "t"}
-    assert calls[0] == ("me/mine", {"dtype": None, "weights": "int8", **where})
+    assert calls[0] == ("me/mine", {"dtype": None, "weights": "int8", "kv_cache_dtype": "int8", **where})
 
 
 def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:

@@ -10,7 +10,8 @@ from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
 from weight_loader import load_model, save_pretrained
 from weight_loader.folder import CheckpointError
 from whisper_nnx import transcribe
-from whisper_nnx.model.quantized import Int8Embedding, Int8Linear, Scale, quantize, quantize_model
+from whisper_nnx.model.quantized import Int8Embedding, Int8Linear, Scale, quantize_model
+from whisper_nnx.ops import quantize
 
 RANDOM = np.random.default_rng(0)
 
@@ -25,16 +26,16 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_weight_is_off_by_half_a_scale_at_most(axis):
     matrix = jnp.asarray(RANDOM.normal(0, np.geomspace(1e-6, 1e3, 20)[:, None], (20, 30)).astype(np.float32))
-    numbers, scale = quantize(matrix, axis)
+    rounded = quantize(matrix, axis)
+    numbers, steps = rounded.values, rounded.scale
     assert numbers.dtype == jnp.int8
     assert np.abs(numbers).max(axis=axis).min() == 127
-    steps = np.expand_dims(scale, axis)
     assert (np.abs(numbers * steps - matrix) <= 0.5001 * steps).all()
 
 
 def test_a_channel_of_zeros_stays_zero():
-    numbers, scale = quantize(jnp.zeros((3, 4)), 0)
-    np.testing.assert_array_equal(numbers * scale, np.zeros((3, 4)))
+    rounded = quantize(jnp.zeros((3, 4)), 0)
+    np.testing.assert_array_equal(rounded.values * rounded.scale, np.zeros((3, 4)))
 
 
 @pytest.mark.parametrize("use_bias", [True, False])

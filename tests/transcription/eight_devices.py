@@ -12,7 +12,18 @@ from flax import nnx
 from tests.cli.test_bad_input import write_wav
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
 from weight_loader import load_model, save_pretrained
-from whisper_nnx import align, decode, detect_language, keep_programs, make_mesh, score, shard_model, transcribe, warmup
+from whisper_nnx import (
+    align,
+    decode,
+    detect_language,
+    keep_programs,
+    make_mesh,
+    ops,
+    score,
+    shard_model,
+    transcribe,
+    warmup,
+)
 from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.cli.transcribe import main
 from whisper_nnx.model.whisper import Whisper
@@ -98,6 +109,16 @@ def test_each_device_holds_its_part(model: Whisper, data: int, parts: int) -> No
     mel = small_mel(8)
     [whole], [own] = (bytes_by_device(encode_windows(m, mel).cross) for m in (model, meshed))
     assert own * data * parts == whole
+
+
+def test_keys_and_values_of_8_bits_are_divided_by_heads_too() -> None:
+    heads = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
+    model = small_model(kv_cache_dtype="int8", **heads)
+    meshed, mel = shard_model(model, make_mesh(2, 4)), small_mel(4)
+    with ops.using("accelerator"):  # heads side by side
+        [whole], [own] = (bytes_by_device(encode_windows(m, mel).cross) for m in (model, meshed))
+        assert 8 * own == whole
+        assert transcribed(meshed, BEAM) == transcribed(model, BEAM)
 
 
 def test_a_loaded_model_is_where_the_table_says(model: Whisper, meshed: Whisper, tmp_path: Path) -> None:

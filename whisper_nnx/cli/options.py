@@ -68,6 +68,7 @@ KINDS = {
     "mesh": how(_mesh, "AXES"),
     "dtype": how(str, None, choices=FLOATS),
     "weights": how(str, None, choices=[*FLOATS, "int8"]),
+    "kv_cache_dtype": how(str, None, choices=["int8"]),
     "cache": how(_cache, "WHERE"),
 }
 
@@ -143,6 +144,13 @@ class CommandOptions:
     weights: str | None = field(
         default=None,
         metadata=_machine("of the parameters in memory (default: as --dtype); int8 takes the least", kind="weights"),
+    )
+    kv_cache_dtype: str | None = field(
+        default=None,
+        metadata=_machine(
+            "of the audio's keys and values, which each token reads (default: as --dtype); int8 takes half of bfloat16",
+            kind="kv_cache_dtype",
+        ),
     )
     fp16: bool | None = field(
         default=None,

@@ -75,7 +75,10 @@ class ServeOptions:
 
 
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-_OF_MODELS = ("model_dir", "tokenizer", "revision", "token", "device", "devices", "mesh", "dtype", "weights", "threads")
+_OF_MODELS = (
+    *("model_dir", "tokenizer", "revision", "token", "device", "devices", "mesh"),
+    *("dtype", "weights", "kv_cache_dtype", "threads"),
+)
 _SHARED = {
     flag.dest: flag
     for flag in map(flag_of, options_of(CommandOptions).values())

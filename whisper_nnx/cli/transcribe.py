@@ -132,7 +132,8 @@ def load_named_model(name: str, args: argparse.Namespace, device: jax.Device) ->
     where = {"cache_dir": args.model_dir, "revision": args.revision, "token": args.token}
     if (mesh := find_mesh(args.mesh or args.devices, device)) is not None:
         where["mesh"] = mesh
-    return load_model(name, dtype=dtype, weights=args.weights, tokenizer=args.tokenizer, **where)
+    small = {"weights": args.weights, "kv_cache_dtype": args.kv_cache_dtype}
+    return load_model(name, dtype=dtype, tokenizer=args.tokenizer, **small, **where)
 
 
 def transcribe_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from whisper_nnx import ops
+from whisper_nnx.ops import Int8Array
+from whisper_nnx.runtime.devices import over_model
 from whisper_nnx.runtime.programs import exportable
 
 
 @exportable
 class KeysValues(NamedTuple):
-    """Keys and values of one attention: each [B,H,T,K], heads first; or as `to_cache` stores them."""
+    """Keys and values of one attention: each [B,H,T,K], heads first; or as `to_cache` stores them.
 
-    k: jax.Array
-    v: jax.Array
-
-
-def to_cache(cross_attention: tuple[KeysValues, ...]) -> tuple[KeysValues, ...]:
-    """Stores audio keys and values in the dtype and the layout that the token loop reads fastest.
-
-    Each is then [B,H,T,K] or [B,T,D], as `ops.pack` makes them. What is stored already stays as it is.
+    They are of type `jax.Array`, or `ops.Int8Array` if stored in 8 bits.
     """
 
-    def store(x: jax.Array) -> jax.Array:
-        x = x.astype(ops.current().cache_dtypes(x.dtype)[1])
-        return ops.pack(x[:, None])[..., 0, :] if x.ndim == 4 else x
+    k: Any
+    v: Any
 
-    return jax.tree.map(store, cross_attention)
+
+def checked_kv_dtype(dtype: Any) -> str | None:
+    """A dtype in which `to_cache` stores audio keys and values, by its name. Raises ValueError for any but int8."""
+    if dtype is None or dtype in ("int8", jnp.int8, jnp.dtype("int8")):
+        return dtype and "int8"
+    raise ValueError(f"kv_cache_dtype={dtype!r} is not supported; choose int8, or None for the dtype of the model")
+
+
+def to_cache(cross_attention: tuple[KeysValues, ...], dtype: str | None = None) -> tuple[KeysValues, ...]:
+    """Stores audio keys and values in the dtype and the layout that the token loop reads fastest.
+
+    Each is then [B,H,T,K] or [B,T,D] (`ops.pack_audio`), on a mesh divided by heads over `model`. What is stored
+    already stays as it is.
+
+    dtype: "int8" rounds them to 8 bits, with a scale for each channel of each row.
+    """
+
+    def store(x: Any) -> Any:
+        if isinstance(x, Int8Array):
+            return x
+        if dtype == "int8":
+            return jax.tree.map(pack, ops.quantize(x, -2, x.dtype))
+        return pack(x.astype(ops.current().cache_dtypes(x.dtype)[1]))
+
+    def pack(x: jax.Array) -> jax.Array:
+        return over_model(ops.pack_audio(x), ops.current().heads_axis)
+
+    return tuple(KeysValues(store(k), store(v)) for k, v in cross_attention)
 
 
 def from_cache(stored: KeysValues, heads: int) -> KeysValues:
-    """The keys and values [B,H,T,K] of what `to_cache` stored."""
-    return KeysValues(*(ops.unpack(x, heads) if x.ndim == 3 else x for x in stored))
+    """The keys and values [B,H,T,K] of what `to_cache` stored, or was given."""
+    return KeysValues(*(ops.unpack(x, heads) for x in stored))
 
 
 @jax.tree_util.register_dataclass

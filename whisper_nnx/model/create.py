@@ -21,6 +21,7 @@ def create_whisper(
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     attention_fn: AttentionFn | None = None,
+    kv_cache_dtype: Dtype = None,
     **changes: Any,
 ) -> Whisper:
     """A model with random weights; `size` is a released name ("tiny", "large-v3") or a config, `changes` alter it.
@@ -35,6 +36,7 @@ def create_whisper(
     if "d_model" in changes:  # reset the MLP widths to 4 * d_model
         changes = {"encoder_ffn_dim": 0, "decoder_ffn_dim": 0, **changes}
     options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "attention_fn": attention_fn}
+    options["kv_cache_dtype"] = kv_cache_dtype
     return Whisper(replace(size, **changes), rngs=rngs, **options)
 
 

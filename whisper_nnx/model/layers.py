@@ -117,7 +117,8 @@ class MultiHeadAttention(Module):
         self, x: jax.Array, kv: KeysValues, source: jax.Array | None = None, end: jax.Array | int = 0
     ) -> jax.Array:
         """x [R,n,D], rows that share windows, attends to a cache as in `ops.cached_attention` -> [R,n,D]."""
-        q = self._split(self.q_proj(x.reshape(len(kv.k), -1, x.shape[-1])))  # rows of a window are more queries to it
+        windows = kv.k.shape[0]  # whose rows are more queries to it
+        q = self._split(self.q_proj(x.reshape(windows, -1, x.shape[-1])))
         if self.attention_fn is None:
             return self._join(ops.cached_attention(q, kv.k, kv.v, source, end)).reshape(x.shape)
         mask = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from whisper_nnx import ops
@@ -20,22 +19,13 @@ class Scale(nnx.Param):
     """The factor of each output channel's integers."""
 
 
-def quantize(matrix: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """Quantizes `matrix` [M,N] -> int8 [M,N] and float32 scales [M or N], one per channel; `axis` is summed over.
-
-    The largest magnitude of a channel becomes 127, so the error is at most half a scale.
-    """
-    matrix = matrix.astype(jnp.float32)
-    scale = jnp.maximum(jnp.abs(matrix).max(axis=axis), jnp.finfo(jnp.float32).tiny) / 127
-    return jnp.round(matrix / jnp.expand_dims(scale, axis)).astype(jnp.int8), scale
-
-
 class Int8Linear(Module):
     """`layers.Linear` whose kernel is int8. The scales are applied to the product, so the operand stays int8."""
 
     def __init__(self, linear: nnx.Linear):
-        kernel, scale = quantize(linear.kernel[...], axis=0)
-        self.kernel, self.scale, self.bias, self.dtype = nnx.Param(kernel), Scale(scale), linear.bias, linear.dtype
+        kernel = ops.quantize(linear.kernel[...], axis=0)
+        self.kernel, self.scale = nnx.Param(kernel.values), Scale(kernel.scale[0])
+        self.bias, self.dtype = linear.bias, linear.dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [...,n_in] -> [...,n_out]."""
@@ -47,8 +37,8 @@ class Int8Embedding(Embedding):
     """`layers.Embedding` whose table is int8, with a scale for each token."""
 
     def __init__(self, embedding: Embedding):
-        table, scale = quantize(embedding.embedding[...], axis=1)
-        self.embedding, self.scale = nnx.Param(table), Scale(scale)
+        table = ops.quantize(embedding.embedding[...], axis=1)
+        self.embedding, self.scale = nnx.Param(table.values), Scale(table.scale[:, 0])
         self.num_embeddings, self.features, self.dtype = embedding.num_embeddings, embedding.features, embedding.dtype
 
     def _scale(self) -> jax.Array:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from whisper_nnx import ops
-from whisper_nnx.model.cache import KeysValues, KVCache, from_cache
+from whisper_nnx.model.cache import KeysValues, KVCache, checked_kv_dtype, from_cache
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.layers import AttentionFn, DecoderLayer, Dtype, EncoderLayer, LayerFactory, run_layer
 from whisper_nnx.model.outputs import (
@@ -123,9 +123,9 @@ class AudioEncoder(Module):
 class TextDecoder(Module):
     """Token and position embeddings, masked self-attention, attention to the audio, logits over the vocabulary."""
 
-    def __init__(self, config: WhisperConfig, make: LayerFactory):
+    def __init__(self, config: WhisperConfig, make: LayerFactory, kv_cache_dtype: Dtype = None):
         width = config.d_model
-        self.dtype = make.dtype
+        self.dtype, self.kv_cache_dtype = make.dtype, checked_kv_dtype(kv_cache_dtype)
         self.embed_tokens = make.embedding(config.vocab_size, width)
         self.embed_positions = make.embedding(config.max_target_positions, width)
         shape = (width, config.decoder_attention_heads, config.decoder_ffn_dim, config.dropout)
@@ -234,7 +234,8 @@ class Whisper(Module):
 
     `dtype` is that of the computation, `param_dtype` that of the parameters; LayerNorm, softmax and logits are float32.
     `tokenizer` is the checkpoint's own, None for a model without one. `attention_fn` computes all attention in place of
-    `ops.attention`; see `MultiHeadAttention`.
+    `ops.attention`; see `MultiHeadAttention`. `kv_cache_dtype` "int8": the token loop reads the audio's keys and values
+    in 8 bits.
     """
 
     def __init__(
@@ -246,16 +247,18 @@ class Whisper(Module):
         param_dtype: Dtype = jnp.float32,
         tokenizer: Tokenizer | None = None,
         attention_fn: AttentionFn | None = None,
+        kv_cache_dtype: Dtype = None,
     ):
         refuse_after_fork()
         make = LayerFactory(rngs or nnx.Rngs(0), dtype, param_dtype, attention_fn)
         self.config, self.tokenizer = config, tokenizer
         self.encoder = AudioEncoder(config, make)
-        self.decoder = TextDecoder(config, make)
+        self.decoder = TextDecoder(config, make, kv_cache_dtype)
 
     def __repr__(self) -> str:
         dtype = jnp.dtype(self.decoder.dtype).name
-        return summarize(self, f"computes in {dtype}", str(self.tokenizer or "no tokenizer"))
+        cache = ["audio keys and values in int8"] if self.decoder.kv_cache_dtype else []
+        return summarize(self, f"computes in {dtype}", *cache, str(self.tokenizer or "no tokenizer"))
 
     @overload
     def encode(

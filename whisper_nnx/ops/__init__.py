@@ -15,12 +15,14 @@ from typing import Any
 import jax
 
 from whisper_nnx.ops.implementation import Implementation
+from whisper_nnx.ops.int8 import Int8Array, quantize, times
 from whisper_nnx.ops.reference import attention_scores, cache_mask, precision_of
 from whisper_nnx.runtime.programs import key_by
 from whisper_nnx.runtime.startup import OPERATIONS, chosen_operations
 
 __all__ = [
     "Implementation",
+    "Int8Array",
     "argmax",
     "attention",
     "attention_scores",
@@ -32,7 +34,9 @@ __all__ = [
     "linear",
     "named",
     "pack",
+    "pack_audio",
     "precision_of",
+    "quantize",
     "unembed",
     "unembedding",
     "unpack",
@@ -114,13 +118,25 @@ def pack(x: jax.Array) -> jax.Array:
     return current().pack(x)
 
 
-def unpack(stored: jax.Array, heads: int) -> jax.Array:
+def pack_audio(x: jax.Array) -> jax.Array:
+    """Keys or values of the audio [B,H,T,K] in that layout, without the axis of the rows; as they are if in it."""
+    return current().pack_audio(x)
+
+
+def unpack(stored: jax.Array | Int8Array, heads: int) -> jax.Array:
     """Keys or values of a cache, without the axis of the rows: [B,H,T,K] or [B,T,D] -> [B,H,T,K]."""
+    if isinstance(stored, Int8Array):
+        values = unpack(stored.values, heads).astype(stored.dtype)
+        return times(values, unpack(stored.scale, heads))
     return current().unpack(stored, heads)
 
 
 def cached_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None = None, end: jax.Array | int = 0
+    q: jax.Array,
+    k: jax.Array | Int8Array,
+    v: jax.Array | Int8Array,
+    source: jax.Array | None = None,
+    end: jax.Array | int = 0,
 ) -> jax.Array:
     """The attention of the token loop: q [B,H,G*n,K] to buffers k and v -> [B,H,G*n,K] of q's dtype.
 
@@ -128,7 +144,16 @@ def cached_attention(
     were written; the last n of them, up to `(end - 1) % S`, are those of the n queries of each row. source [B*G,S]: the
     place that each row reads at each position; -1: none. A query reads its own position, and no later one. Without
     source there is no axis of the rows, and all is read.
+
+    k and v in 8 bits, with a scale for each channel: the operands of both matmuls are the integers, converted to q's
+    dtype; the scales are applied to the queries and to the result, so that no other copy of k and v is needed.
     """
+    if isinstance(k, Int8Array):
+        assert isinstance(v, Int8Array)
+        heads = q.shape[1]
+        attended = cached_attention(times(q, unpack(k.scale, heads)), k.values, v.values, source, end)
+        return times(attended, unpack(v.scale, heads))
+    assert not isinstance(v, Int8Array)
     return current().cached_attention(q, k, v, source, end)
 
 

@@ -44,8 +44,15 @@ def pack(x: jax.Array) -> jax.Array:
     return x.transpose(0, 3, 1, 2, 4).reshape(windows, positions, group, -1)
 
 
+def pack_audio(x: jax.Array) -> jax.Array:
+    """[B,H,T,K] -> [B,T,D]."""
+    return x if x.ndim == 3 else x.swapaxes(1, 2).reshape(len(x), x.shape[2], -1)
+
+
 def unpack(stored: jax.Array, heads: int) -> jax.Array:
     """[B,T,D] -> [B,H,T,K]."""
+    if stored.ndim == 4:
+        return stored
     return stored.reshape(*stored.shape[:2], heads, -1).swapaxes(1, 2)
 
 
@@ -63,6 +70,7 @@ def cached_attention(
         size, group = k.shape[1:3]
         mask = reference.cache_mask(source, end, queries // group, group, size)
         k, v = (jax.lax.collapse(x, 1, 3) for x in (k, v))
+    k, v = reference.operands(q, k, v)
     own = jnp.eye(heads, dtype=k.dtype)[:, None, :, None]
     wide = ((q * width**-0.5).astype(k.dtype)[:, :, :, None] * own).reshape(windows, heads * queries, -1)
     precision = precision_of(k.dtype)
@@ -89,7 +97,9 @@ def create() -> Implementation:
         unembedding=unembedding,
         cached_attention=cached_attention,
         pack=pack,
+        pack_audio=pack_audio,
         unpack=unpack,
+        heads_axis=-1,
         attention=fused.attention,
         key=key,
     )

@@ -17,6 +17,7 @@ class Implementation:
     """The functions behind `whisper_nnx.ops`, which documents them. `dataclasses.replace` makes another one.
 
     Args:
+      heads_axis: the axis of a cache, with or without that of the rows, along which the heads are.
       cache_dtypes: of a model that computes in a dtype, the dtypes in which the token loop's cache stores the keys and
         values of the text, and those of the audio.
       key: what else decides the programs that are traced with it, as text: which kernels the processor has.
@@ -31,7 +32,9 @@ class Implementation:
     attention: Callable[[Array, Array, Array, Array | None], Array]
     cached_attention: Callable[[Array, Array, Array, Array | None, Array | int], Array]
     pack: Callable[[Array], Array]
+    pack_audio: Callable[[Array], Array]
     unpack: Callable[[Array, int], Array]
+    heads_axis: int
     argmax: Callable[[Array], Array]
     first_positions: Callable[[Array, Array, Array], Array]
     cache_dtypes: Callable[[Dtype], tuple[Dtype, Dtype]]

@@ -83,15 +83,26 @@ def pack(x: jax.Array) -> jax.Array:
     return x.transpose(0, 2, 3, 1, 4)
 
 
+def pack_audio(x: jax.Array) -> jax.Array:
+    """[B,H,T,K], as it is."""
+    return x
+
+
 def unpack(stored: jax.Array, heads: int) -> jax.Array:
     """[B,H,T,K], as it is."""
     return stored
+
+
+def operands(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """k and v as operands of matmuls: integers become q's dtype, in which they are exact."""
+    return (k.astype(q.dtype), v.astype(q.dtype)) if k.dtype == jnp.int8 else (k, v)
 
 
 def cached_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int
 ) -> jax.Array:
     """q [B,H,G*n,K], k and v [B,H,S,G,K], source [B*G,S]; without source k and v [B,H,T,K] -> [B,H,G*n,K]."""
+    k, v = operands(q, k, v)
     if source is None:
         return attention(q, k, v)
     group = k.shape[3]
@@ -114,7 +125,9 @@ def create() -> Implementation:
         attention=attention,
         cached_attention=cached_attention,
         pack=pack,
+        pack_audio=pack_audio,
         unpack=unpack,
+        heads_axis=1,
         argmax=lambda logits: jnp.argmax(logits, axis=-1),
         first_positions=lambda cost, n, m: warp_by_diagonals(cost, jnp.stack([n, m]).astype(jnp.int32)),
         cache_dtypes=lambda dtype: (dtype, dtype),

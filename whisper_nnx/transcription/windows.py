@@ -22,7 +22,7 @@ from whisper_nnx.model.cache import KeysValues, to_cache
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import AudioEncoder, TextDecoder, Whisper, warn_of_precision
-from whisper_nnx.runtime.devices import fetch, over_model, put_rows, rounded_up
+from whisper_nnx.runtime.devices import fetch, put_rows, rounded_up
 from whisper_nnx.runtime.forking import refuse_after_fork
 from whisper_nnx.runtime.programs import exportable, program
 from whisper_nnx.text.languages import to_language_code
@@ -173,8 +173,7 @@ def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> Enco
 @program(rows=("features",))
 def _with_cross_attention(decoder: TextDecoder, features: jax.Array) -> EncodedWindows:
     """Adds cross-attention keys and values, in the dtype in which the token loop reads them."""
-    cross = to_cache(decoder.cross_attention(features))
-    return EncodedWindows(features, jax.tree.map(lambda x: over_model(x, axis=1 if x.ndim == 4 else 2), cross))  # heads
+    return EncodedWindows(features, to_cache(decoder.cross_attention(features), decoder.kv_cache_dtype))
 
 
 def _filled_up(model: Whisper, windows: jax.Array) -> jax.Array:

@@ -17,7 +17,14 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from whisper_nnx.ops import accelerator, reference
 from whisper_nnx.ops.cpu import kernels
 from whisper_nnx.ops.implementation import Implementation
-from whisper_nnx.ops.reference import attention_scores, cache_mask, precision_of, rescaled, scale_and_shift
+from whisper_nnx.ops.reference import (
+    attention_scores,
+    cache_mask,
+    operands,
+    precision_of,
+    rescaled,
+    scale_and_shift,
+)
 from whisper_nnx.ops.warping import warp_by_diagonals
 
 Dtype = Any
@@ -125,7 +132,7 @@ def cached_attention(
 ) -> jax.Array:
     """The kernel reads what each row reads; XLA all places that are written, rounded up."""
     if source is None:
-        return attention(q, k, v)
+        return attention(q, k, v) if _attends_by_kernel(k, q.shape[2]) else attention(q, *operands(q, k, v))
     size, group = k.shape[2:4]
     n = q.shape[2] // group
     if n == 1 and _attends_by_kernel(k):
@@ -200,7 +207,9 @@ def create() -> Implementation:
         attention=attention,
         cached_attention=cached_attention,
         pack=reference.pack,
+        pack_audio=reference.pack_audio,
         unpack=reference.unpack,
+        heads_axis=1,
         argmax=argmax,
         first_positions=first_positions,
         cache_dtypes=cache_dtypes,
