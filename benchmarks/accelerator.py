@@ -1,24 +1,34 @@
 """What our programs cost on accelerators, by their compilers, which need no device.
 
-    python benchmarks/accelerator.py --chip v5e h200 --size base --batch 64 --result FILE
+    python benchmarks/accelerator.py                                   # the whole table, into the documents
+    python benchmarks/accelerator.py --chip h200 --size base --program step --batch 16 --layers 2
 
-The weights are abstract. Figures: flops and bytes as XLA counts them (custom calls, such as fused attention, count as
-nothing), the memory of the arguments and the temporary one, and on TPUs the cycles that the compiler estimates, those
-of loops times their number. `prompt` and `step` are one pass of the decoder, over 32 ids and over one, with the next
-token; `beam` is a step of five beams. Needs libtpu for TPUs, jax-cuda13-plugin and jax-cuda13-pjrt for GPUs.
+Figures of a compiled program, whose weights are abstract:
+
+- gflop, mb: what XLA counts. It counts nothing for cuDNN's attention, whose own are added.
+- arguments_mb, temporary_mb, peak_mb: memory of the device; the peak includes arguments and results.
+- mcycles, on TPUs: what the compiler estimates, those of loops times their number, without kernels of our own.
+
+The table is a file of JSON lines in `results/`. A finished row is appended at once, and is left out the next time
+unless the program or a compiler has changed. Sizes whose layers take too long to compile are compiled with two small
+numbers of layers, whose difference stands for each of the others. --batch prints figures and keeps nothing.
+
+Needs `pip install -r benchmarks/compilers.txt`, and for GPUs their description (XLA's GpuTargetConfigProto as text).
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import hashlib
+import itertools
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,88 +44,79 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from benchmarks.scoring import write_result
+from benchmarks import tables
+from benchmarks.plan import CHECKED, CHIPS, TABLE, Row, plan, read, worse
+from benchmarks.programs import PROGRAMS
 from weight_loader.load import abstract_model
 from whisper_nnx import ops
-from whisper_nnx.decoding.loop import PREFILL_CHUNK, padded_positions
-from whisper_nnx.model.cache import KVCache
-from whisper_nnx.model.config import RELEASED
-from whisper_nnx.model.whisper import TextDecoder, Whisper
-from whisper_nnx.timing import token_times as timing
+from whisper_nnx.model.config import RELEASED, WhisperConfig
+from whisper_nnx.ops import fused
 from whisper_nnx.timing.alignment_heads import alignment_heads
-from whisper_nnx.transcription import windows
 
 TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
-PROGRAMS = ("encode", "prompt", "step", "beam", "align")
-BEAMS = 5
-TEXT = 128  # ids of a window that is aligned
+SHARED = Path(os.environ.get("WHISPER_NNX_SHARED", Path(__file__).parents[2] / "shared"))
+DESCRIPTIONS = {"h200": SHARED / "aot" / "h200.txtpb"}
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) .*?\{\n(.*?)^\}", re.M | re.S)
 _LOOP = re.compile(r" while\(.*?condition=%([\w.\-]+), body=%([\w.\-]+)")
 _LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
+_KERNEL = re.compile(r'backend_config = "(?:[^"])*"')
+_KERNELS = ('custom_call_target="__cudnn$fmha', 'custom_call_target="tpu_custom_call"')  # attention
 
 
 @cache
-def device(chip: str, gpu_description: Path | None = None) -> Any:
-    """A device of a chip that need not be there. `gpu_description`: text of XLA's GpuTargetConfigProto."""
+def device(chip: str) -> Any:
+    """A device of a chip that need not be there."""
     if chip in TPUS:
         return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[chip]).devices[0]
-    if gpu_description is None:
-        raise SystemExit(f"--chip {chip} needs --gpu_description, the text of XLA's GpuTargetConfigProto of the GPU")
-    described = {"target_config": gpu_description.read_text(), "topology": "1x1x1"}
+    path = DESCRIPTIONS[chip]
+    if not path.is_file():
+        raise SystemExit(f"{path} does not exist: set WHISPER_NNX_SHARED, or give --gpu_description FILE")
+    described = {"target_config": path.read_text(), "topology": "1x1x1"}
     return topologies.get_topology_desc(platform="cuda", topology_name="", **described).devices[0]
 
 
-def advance(decoder: TextDecoder, cache: KVCache, ids: jax.Array, rows: jax.Array | None) -> tuple[jax.Array, KVCache]:
-    """ids [R,n] -> the most probable next tokens [R]; beams first go on from `rows` [R]."""
-    hidden, cache = decoder.step(ids, cache if rows is None else cache.reorder(rows))
-    return ops.argmax(decoder.logits(hidden[:, -1])), cache
+def config_of(size: str, layers: int) -> WhisperConfig:
+    """A released size with that many layers in encoder and decoder (turbo's few stay as they are); 0: all."""
+    config = RELEASED[size]
+    if not layers:
+        return config
+    encoder, decoder = layers, layers if config.decoder_layers == config.encoder_layers else config.decoder_layers
+    heads = {(min(layer, decoder - 1), head) for layer, head in alignment_heads(config)}
+    return replace(config, encoder_layers=encoder, decoder_layers=decoder, alignment_heads=tuple(sorted(heads)))
 
 
-def program(name: str, model: Whisper, batch: int) -> tuple[Any, tuple[Any, ...]]:
-    """A jitted function by its name, and its abstract arguments for a batch of windows."""
-    config, decoder = model.config, model.decoder
-    ints, bools = partial(jax.ShapeDtypeStruct, dtype=jnp.int32), partial(jax.ShapeDtypeStruct, dtype=jnp.bool_)
-    mel = jax.ShapeDtypeStruct((batch, config.num_mel_bins, 2 * config.max_source_positions), jnp.float32)
-    if name == "encode":
-        return windows._encode.jitted, (model.encoder, decoder, mel)
-    cross = jax.eval_shape(windows._encode.jitted, model.encoder, decoder, mel).cross
-    if name == "align":
-        text = timing.AlignedText(*map(ints, ((batch, TEXT), (batch,), (batch, TEXT), (batch,), (batch,))))
-        aligned = partial(timing.token_times.jitted, heads=alignment_heads(config))
-        return jax.jit(aligned), (decoder, cross, text, bools((config.vocab_size,)))
-    group = BEAMS if name == "beam" else 1
-    size = padded_positions(config.max_target_positions)
-    held = jax.eval_shape(lambda cross: KVCache.init(cross, size).repeat(group), cross)
-    ids = ints((batch * group, PREFILL_CHUNK if name == "prompt" else 1))
-    rows = ints((batch * group,)) if name == "beam" else None
-    return jax.jit(advance, donate_argnums=1), (decoder, held, ids, rows)
-
-
-def compiled(name: str, chip: str, model: Whisper, batch: int, gpu: Path | None = None) -> Any:
-    """A program, compiled for a chip."""
-    place = jax.sharding.SingleDeviceSharding(device(chip, gpu))
+def lowered(row: Row, layers: int) -> Any:
+    """A program with that many layers, traced for a chip."""
+    place = jax.sharding.SingleDeviceSharding(device(row.chip))
 
     def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     with ops.using("accelerator"):
-        function, args = program(name, model, batch)
-        return function.lower(*jax.tree.map(abstract, args)).compile()
+        model = abstract_model(config_of(row.size, layers), jnp.bfloat16, jnp.bfloat16, kv_cache_dtype=row.cross)
+        function, args, static = PROGRAMS[row.program](model, row.batch)
+        return function.lower(*jax.tree.map(abstract, args), **static)
 
 
-def figures(program: Any, chip: str) -> dict[str, float]:
+def figures(program: Any, row: Row) -> dict[str, float]:
     """Flops, bytes and memory of a compiled program, and on TPUs the cycles."""
-    memory = program.memory_analysis()
+    memory, text = program.memory_analysis(), program.as_text()
+    config = RELEASED[row.size]
+    # Queries (or keys, values, results) of all layers that a kernel of ours, or cuDNN's, attends.
+    attended = row.batch * config.max_source_positions * config.d_model * sum(map(text.count, _KERNELS))
+    kernel = {"flops": 4 * attended * config.max_source_positions, "bytes accessed": 4 * 2 * attended}
     found = {"arguments_mb": memory.argument_size_in_bytes / 1e6, "temporary_mb": memory.temp_size_in_bytes / 1e6}
-    if chip in TPUS:
+    found["peak_mb"] = memory.peak_memory_in_bytes / 1e6
+    if row.chip in TPUS:
         costs = program.cost_analysis()
-        found["mcycles"] = cycles(program.as_text()) / 1e6
+        found |= {"mcycles": cycles(text) / 1e6, "kernel_gflop": kernel["flops"] / 1e9}
     else:  # a GPU's executable has no analysis of its own
         from jaxlib import _jax
 
         [module] = program.runtime_executable().hlo_modules()
         costs = _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
+        costs = {name: costs[name] + own for name, own in kernel.items()}
     return found | {"gflop": costs["flops"] / 1e9, "mb": costs["bytes accessed"] / 1e6}
 
 
@@ -134,53 +135,102 @@ def cycles(text: str) -> int:
     return total(next(name for name in parts if f"\nENTRY %{name} " in text))
 
 
-def table(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for size in args.size:
-        config = RELEASED[size]
-        if args.layers:
-            heads = tuple((layer, head) for layer, head in alignment_heads(config) if layer < args.layers)
-            changes = {"encoder_layers": args.layers, "decoder_layers": args.layers}
-            config = replace(config, alignment_heads=heads or ((args.layers - 1, 0),), **changes)
-        model = abstract_model(config, jnp.bfloat16, jnp.bfloat16, kv_cache_dtype=args.kv_cache_dtype)
-        for chip in args.chip:
-            for batch in args.batch:
-                for name in args.program:
-                    began = time.monotonic()
-                    made = compiled(name, chip, model, batch, args.gpu_description)
-                    if args.text:
-                        (args.text / f"{size}-{chip}-{batch}-{name}.txt").write_text(made.as_text())
-                    found = {key: round(value, 3) for key, value in figures(made, chip).items()}
-                    about = {"size": size, "layers": args.layers, "chip": chip, "batch": batch, "program": name}
-                    about |= {"kv_cache_dtype": args.kv_cache_dtype} if args.kv_cache_dtype else {}
-                    yield about | found | {"compiled_s": round(time.monotonic() - began)}
+def measured(row: Row, programs: list[Any]) -> dict[str, float]:
+    """Figures of a row from its traced programs, one for each number of layers."""
+    found = [figures(program.compile(), row) for program in programs]
+    scale = 0.0
+    if len(found) == 2:  # from the larger one on, each layer costs as much as those by which they differ
+        fewer, more = row.layers
+        scale = (RELEASED[row.size].encoder_layers - more) / (more - fewer)
+    return {name: round(value + scale * (value - found[0][name]), 3) for name, value in found[-1].items()}
+
+
+def compilers(row: Row) -> str:
+    """The versions that decide the figures of a row."""
+    names = ["jax", "libtpu"] if row.chip in TPUS else ["jax", "jax-cuda13-plugin"]
+    names += ["nvidia-cudnn-cu13"] if row.chip not in TPUS and row.program == "encode" else []
+    try:
+        return ", ".join(f"{name} {version(name)}" for name in names)
+    except PackageNotFoundError as error:
+        raise SystemExit(f"{error.name} is not installed: pip install -r benchmarks/compilers.txt") from None
+
+
+def fingerprint(programs: list[Any]) -> str:
+    """Identifies traced programs, in any folder: a kernel, in which JAX notes the file, stands for its source."""
+    texts = [_KERNEL.sub("", program.as_text()) for program in programs]
+    texts.append(Path(fused.__file__).read_text())
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
+
+
+def fill(table: Path, rows: list[Row]) -> None:
+    """Adds rows to a table, each as soon as it is known, and at last leaves out what is superseded."""
+    done = read(table)
+    for row in rows:
+        began = time.monotonic()
+        programs = [lowered(row, layers) for layers in row.layers]
+        of = {"compilers": compilers(row), "fingerprint": fingerprint(programs)}
+        if row in done and of.items() <= done[row].items():
+            continue
+        found = measured(row, programs) | of | {"date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+        done[row] = vars(row) | found
+        line = json.dumps(done[row])
+        print(line, f"# {time.monotonic() - began:.0f} s", flush=True)
+        table.parent.mkdir(parents=True, exist_ok=True)
+        with table.open("a") as file:
+            file.write(line + "\n")
+        jax.clear_caches()
+    kept = [done[row] for row in plan() if row in done]
+    partial = table.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    partial.replace(table)
+
+
+def check(table: Path) -> int:
+    """Compiles what CI checks; returns how many programs have a figure that is worse than in the table."""
+    expected, failed = read(table), 0
+    for row in CHECKED:
+        known, now = expected[row], compilers(row)
+        if now != known["compilers"]:
+            raise SystemExit(
+                f"the table was made with {known['compilers']}, not {now}: fill it again (see CONTRIBUTING.md)"
+            )
+        problems = worse(measured(row, [lowered(row, layers) for layers in row.layers]), known)
+        name = f"{row.chip}, {row.size}, {row.program}, {row.batch} windows"
+        print(f"{name}: {'; '.join(problems) or 'no worse than the table'}", flush=True)
+        failed += bool(problems)
+    return failed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chip", nargs="+", default=["v5e"])
-    parser.add_argument("--size", nargs="+", default=["base"], choices=list(RELEASED))
-    parser.add_argument("--batch", nargs="+", type=int, default=[64])
-    parser.add_argument("--program", nargs="+", default=list(PROGRAMS), choices=PROGRAMS)
-    parser.add_argument("--layers", type=int, help="of encoder and decoder each, where all take too long to compile")
-    parser.add_argument("--kv_cache_dtype", help="of the audio's keys and values, as in load_model")
-    parser.add_argument("--gpu_description", type=Path, help="text of XLA's GpuTargetConfigProto")
-    parser.add_argument("--text", type=Path, help="folder for the compiled programs as text")
-    parser.add_argument("--result", type=Path)
+    parser.add_argument("--chip", nargs="+", default=list(CHIPS), choices=CHIPS)
+    parser.add_argument("--size", nargs="+", default=list(RELEASED), choices=list(RELEASED))
+    parser.add_argument("--program", nargs="+", default=list(PROGRAMS), choices=list(PROGRAMS))
+    parser.add_argument("--batch", type=int, help="print figures for this many windows, and keep nothing")
+    parser.add_argument("--layers", type=int, default=0, help="with --batch: of encoder and decoder each; default: all")
+    parser.add_argument("--kv_cache_dtype", help="with --batch: of the audio keys and values, as in load_model")
+    parser.add_argument("--text", type=Path, help="with --batch: folder for the compiled programs as text")
+    parser.add_argument("--gpu_description", type=Path, help=f"default: {DESCRIPTIONS['h200']}")
+    parser.add_argument(
+        "--check", action="store_true", help="fail where a few programs are over 10 %% worse than the table"
+    )
+    parser.add_argument("--table", type=Path, default=TABLE, help="default: %(default)s")
     args = parser.parse_args()
-    rows = []
-    for row in table(args):
-        print(json.dumps(row), flush=True)
-        rows.append(row)
-    if args.result:
-        write_result(args.result, "compiled", dict(_versions()), programs=rows)
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in ("jax", "libtpu", "jax-cuda13-plugin"):
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue
+    if args.gpu_description:
+        DESCRIPTIONS["h200"] = args.gpu_description
+    if args.check:
+        sys.exit(min(check(args.table), 1))
+    if args.batch is None:
+        order = itertools.product(args.chip, args.size, args.program)
+        fill(args.table, [row for wanted in order for row in plan() if wanted == (row.chip, row.size, row.program)])
+        tables.main([])
+        return
+    for chip, size, program in ((c, s, p) for c in args.chip for s in args.size for p in args.program):
+        row = Row(chip, size, program, args.batch, (args.layers,), args.kv_cache_dtype)
+        compiled = lowered(row, args.layers).compile()
+        if args.text:
+            (args.text / f"{size}-{chip}-{args.batch}-{program}.txt").write_text(compiled.as_text())
+        print(json.dumps(vars(row) | figures(compiled, row)), flush=True)
 
 
 if __name__ == "__main__":

@@ -80,11 +80,17 @@ class WhisperNNX:
         self.fixed = _fixed(tokens)
 
     def version(self) -> str:
-        return f"{self.nnx.__version__}, jax {self.jax.__version__}"
+        device = self.jax.local_devices()[0]
+        place = "" if device.platform == "cpu" else f" on {device.device_kind}"
+        return f"{self.nnx.__version__}, jax {self.jax.__version__}{place}"
 
     def encode(self, audio: np.ndarray) -> Callable[[], object]:
         mel = self.nnx.log_mel_spectrogram(self.nnx.pad_or_trim(audio), self.model.config.num_mel_bins)
         return lambda: self.encoder(self.model.encoder, mel[None]).block_until_ready()
+
+    def device_mb(self) -> float | None:
+        stats = self.jax.local_devices()[0].memory_stats()
+        return stats["peak_bytes_in_use"] / 1e6 if stats else None
 
     def _options(self, work: Work) -> dict[str, Any]:
         options: dict[str, Any] = {} if work.defaults else GREEDY | self.fixed
@@ -151,6 +157,9 @@ class Transformers:
     def version(self) -> str:
         return f"{self.transformers.__version__}, torch {self.torch.__version__}"
 
+    def device_mb(self) -> float | None:
+        return self.torch.cuda.max_memory_allocated() / 1e6 if self.torch.cuda.is_available() else None
+
     def _features(self, recordings: Sequence[np.ndarray]) -> dict[str, Any]:
         longer = max(map(len, recordings)) > 30 * SAMPLE_RATE
         padding = {"truncation": False, "padding": "longest"} if longer else {}
@@ -159,6 +168,7 @@ class Transformers:
             sampling_rate=SAMPLE_RATE,
             return_tensors="pt",
             return_attention_mask=True,
+            device=str(self.model.device),
             **padding,
         ).to(self.model.device)
         return {
@@ -198,6 +208,8 @@ class FasterWhisper:
         ctranslate2.set_random_seed(0)
         self.about = f"{faster_whisper.__version__}, ctranslate2 {ctranslate2.__version__}"
         device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
+        if compute_type == "half":
+            compute_type = "float16" if device == "cuda" else "float32"
         place = {"device": device, "compute_type": compute_type, "cpu_threads": CORES}
         self.model = faster_whisper.WhisperModel(str(checkpoint / "ctranslate2"), **place)
         # Its length limit includes the prompt (4 ids) and is then halved.
@@ -305,6 +317,8 @@ SYSTEMS |= (
             WhisperNNX, "bfloat16", "bfloat16", kv_cache_dtype="int8"
         ),
         "transformers, bfloat16": partial(Transformers, "bfloat16"),
+        "faster-whisper, half": partial(FasterWhisper, "half"),  # float32 on CPUs
+        "faster-whisper, batched, half": partial(FasterWhisperBatched, "half"),
     }
 )
 

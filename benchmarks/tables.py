@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/numbers/speed.md", "docs/numbers/accuracy.md")
+DOCUMENTS = ("README.md", "docs/numbers/speed.md", "docs/numbers/accuracy.md", "docs/numbers/accelerators.md")
 _MARK = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _OURS = "whisper_nnx"
 _NOT_RUN = "(not measured)\n"
@@ -159,13 +159,62 @@ def serving(result: dict[str, Any]) -> str:
     return markdown(header, rows) + short + load + about(result)
 
 
-KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
+def compiled(found: list[dict[str, Any]]) -> str:
+    """A table per chip, with a row per program of each size."""
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        layers = f", {row['layers'][0]} layers" if row["layers"][0] and len(row["layers"]) == 1 else ""
+        memory = [f"{row[name]:,.0f}" for name in ("arguments_mb", "temporary_mb", "peak_mb")]
+        cost = [f"{row['mb'] / 1e3:,.1f}", f"{row['gflop'] / 1e3:,.2f}"]
+        cost += [f"{row['mcycles']:,.1f}"] if "mcycles" in row else []
+        program = row["program"] + (f", {row['cross']} audio keys and values" if row["cross"] else "")
+        return [row["size"] + layers, program, str(row["batch"]), *memory, *cost]
+
+    text = []
+    for chip in dict.fromkeys(row["chip"] for row in found):
+        rows = [row for row in found if row["chip"] == chip]
+        header = [f"{chip}", "program", "windows", "arguments, MB", "temporary, MB", "peak, MB", "traffic, GB", "TFLOP"]
+        header += ["M cycles"] if "mcycles" in rows[0] else []
+        made = "; ".join(
+            dict.fromkeys(f"{row['compilers']}, {row['date']}" for row in rows if row["program"] == "encode")
+        )
+        text.append(f"{markdown(header, [cells(row) for row in rows])}\n{made}.\n")
+    return "\n".join(text)
+
+
+def estimate(result: dict[str, Any]) -> str:
+    """A row per case: seconds and what bounds them at the data sheet's rates, and at a part of these with the parts."""
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        sheet, reached = row["sheet"], row["reached"]
+        about = [f"{row['hours']}", f"{row['batch']}{' x 5 beams' if row['beam'] else ''}", f"{8 * row['cross_bytes']}"]
+        about += ["yes" if row["refilled"] else "no", f"{row['files']}", f"{row['steps']:,}"]
+        parts = [f"{part} {seconds(s)}" for part, s in reached["parts"].items()]
+        both = [f"{seconds(found['s'])} ({found['times']:,} x)" for found in (sheet, reached)]
+        name = f"{row['size']}, {row['chip']}" + (f", {row['faster']:g} times the tokens" if row["faster"] != 1 else "")
+        return [name, *about, *both, ", ".join(parts), reached["bound"]]
+
+    host, (memory, matrix) = result["host"], result["reached"]
+    header = ["", "hours", "rows", "bits of cross-attention", "refilled", "files an hour", "steps"]
+    header += ["s, all of the sheet's rates", f"s, {memory:.0%} of the memory's, {matrix:.0%} of the matrix rate"]
+    header += ["of these", "bound by"]
+    assumed = (
+        f"\nAssumed of the host: {host['cores']} cores, {host['decoding_s']:g} core seconds to decode an hour of MP3, "
+        f"{host['program_ms']:g} ms a program, {host['window_ms']:g} ms a window.\n"
+    )
+    windows = f"\nTokens drawn from {result['versions']['windows']}; {result['date']}.\n"
+    return markdown(header, [cells(row) for row in result["estimates"]]) + assumed + windows
+
+
+KINDS: dict[str, Callable[[Any], str]] = {
     "timings": timings,
     "summary": summary,
     "cold_start": cold_start,
     "precision": precision,
     "nonspeech": nonspeech,
     "serving": serving,
+    "compiled": compiled,
+    "estimate": estimate,
 }
 
 
@@ -173,6 +222,9 @@ def table(name: str, results: Path = RESULTS) -> str:
     """Returns the table of a name: "base.timings", or "base.summary" of the same file."""
     checkpoint, kind = name.rsplit(".", 1)
     path = results / f"{checkpoint}.{'timings' if kind == 'summary' else kind}.json"
+    lines = path.with_suffix(".jsonl")
+    if lines.exists():
+        return KINDS[kind]([json.loads(line) for line in lines.read_text().splitlines()])
     return KINDS[kind](json.loads(path.read_text())) if path.exists() else _NOT_RUN
 
 
@@ -181,10 +233,10 @@ def filled(text: str, results: Path = RESULTS) -> str:
     return _MARK.sub(lambda mark: f"{mark[1]}{table(mark[2], results)}{mark[3]}", text)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="report outdated documents without changing them")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     outdated = []
     for name in DOCUMENTS:
         text = (ROOT / name).read_text()

@@ -1,13 +1,15 @@
 """The benchmarks' own parts: loops are told apart, sound is cut without loss, documents hold what was measured."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 
-from benchmarks import speech, tables
+from benchmarks import estimate, gpu, plan, speech, tables
 from benchmarks.scoring import score, without_loops, write_result
 from benchmarks.systems import FORMATS, ON_REQUEST, SYSTEMS, Work, chosen, formats, is_able
+from benchmarks.worker import Stopped, Worker
 
 
 @pytest.mark.parametrize(
@@ -94,3 +96,99 @@ def test_tables_show_seconds_beside_the_words_written(tmp_path):
 def test_documents_hold_the_tables_of_the_results(document):
     text = (tables.ROOT / document).read_text()
     assert tables.filled(text) == text, "run python benchmarks/tables.py"
+
+
+def test_a_batch_takes_its_longest_row_and_refilled_rows_wait_for_none():
+    assert estimate.steps([7, 2, 5, 3], 2, None) == (7 + 5, 2)
+    assert estimate.steps([7, 2, 5, 3], 2, 1) == (10, 3)
+    assert estimate.steps([7, 2, 5, 3], 2, 4) == (11, 3)  # the second row is free for two steps
+    assert estimate.steps([7, 2, 5, 3], 4, None) == estimate.steps([7, 2, 5, 3], 4, 1) == (7, 1)
+
+
+def test_an_estimate_is_what_its_programs_take_at_the_rates_of_the_data_sheet():
+    program = {"arguments_mb": 1.0, "gflop": 989.0, "mb": 1.0}  # 1 ms
+    rows = {
+        ("h200", "large-v3", "encode"): program | {"batch": 16},
+        ("h200", "large-v3", "prompt"): program | {"batch": 128},
+        ("h200", "large-v3", "step"): {"arguments_mb": 1.0, "gflop": 1.0, "mb": 48_000.0, "batch": 128},  # 10 ms
+    }
+    host = estimate.Host(decoding_s=1.6, cores=16, program_ms=0.0, window_ms=0.0)
+    found = estimate.estimate(estimate.Case("h200", "large-v3"), rows, [100], 28.125, host)  # 128 windows
+    assert found["sheet"]["parts"] == {
+        "encoder": 0.008,
+        "prompt": 0.001,
+        "steps": 1.0,
+        "dispatch": 0.0,
+        "decoding": 0.1,
+        "driver": 0.0,
+    }
+    assert (found["sheet"]["s"], found["sheet"]["bound"], found["sheet"]["step_bound"]) == (1.009, "steps", "memory")
+    alone = estimate.estimate(estimate.Case("h200", "large-v3", files=1), rows, [100], 28.125, host)
+    assert (alone["sheet"]["s"], alone["sheet"]["bound"]) == (1.6, "decoding")
+    cross_mb = 128 * 2 * 32 * 1500 * 1280 * 2 / 1e6  # half of which 8 bits save
+    eight = estimate.estimate(estimate.Case("h200", "large-v3", cross_bytes=1), rows, [100], 28.125, host)
+    assert eight["sheet"]["step_ms"] == pytest.approx(10 - cross_mb / 2 / 4.8e3, abs=1e-3)
+
+
+def test_a_program_that_needs_more_than_a_tenth_more_is_worse_than_the_table():
+    expected = {"mb": 100.0, "gflop": 10.0, "date": "2026-11-29"}
+    assert plan.worse({"mb": 109.0, "gflop": 5.0}, expected) == []
+    assert plan.worse({"mb": 111.0, "gflop": 10.0}, expected) == ["mb is 111.0, 11 % above 100.0"]
+    assert set(plan.CHECKED) <= set(plan.read()), "run python benchmarks/accelerator.py"
+
+
+class OutOfMemoryFrom:
+    """Stands for a worker of which batches of more than `most` do not fit into the device's memory."""
+
+    def __init__(self, most):
+        self.most, self.batches = most, []
+
+    def run(self, audio, work, limit_s):
+        self.batches.append(work.batch_size)
+        if work.batch_size > self.most:
+            raise Stopped("a system: OutOfMemoryError: CUDA out of memory")
+        return {"s": 2.0, "mb": 100.0, "texts": ["a b"], "tokens": 2}
+
+
+def task_and_run(tmp_path, batch_size=8, limit_s=60.0):
+    run = gpu.Run("base", tmp_path / "gpu.base.timings.json", time.monotonic() + limit_s, repeats=2, is_random=False)
+    return gpu.Task(tmp_path / "clips.npz", Work(batch_size=batch_size), 30.0, "a b c"), run
+
+
+def test_what_does_not_fit_on_a_gpu_is_tried_with_half_the_batch_and_each_figure_is_written(tmp_path):
+    (task, run), worker = task_and_run(tmp_path), OutOfMemoryFrom(3)
+    for row in gpu.measure(worker, task, run):
+        run.add("clips", task, "a system", row)
+        written = json.loads(run.result.read_text())["timings"]["clips"]["systems"]["a system"]
+        assert written == row
+    assert worker.batches == [8, 4, 2, 2, 2]
+    assert (row["s"], row["runs"], row["batch_size"], row["words"], row["deletions"]) == (2.0, 2, 2, 2, 1)
+    with pytest.raises(Stopped, match="out of memory"):
+        list(gpu.measure(OutOfMemoryFrom(0), task, run))
+
+
+def test_a_missing_system_leaves_its_reason_and_the_others_their_time(tmp_path, monkeypatch):
+    task, run = task_and_run(tmp_path, limit_s=20.0)
+    monkeypatch.setitem(SYSTEMS, "missing", SYSTEMS["faster-whisper"])  # here, but not in the worker's process
+    gpu.measure_system("missing", tmp_path, {"one window": task._replace(work=Work())}, run, 0.5)
+    assert json.loads(run.result.read_text())["failed"] == {"one window": {"missing": "missing: KeyError: 'missing'"}}
+    assert run.left_s() > 10
+    late = time.monotonic() + 0.01
+    run.deadline = late
+    gpu.measure_system("missing", tmp_path, {"one window": task._replace(work=Work())}, run, 1)
+    assert run.failed["one window"]["missing"] == "no time was left"
+    with pytest.raises(Stopped, match="missing was stopped after 0 s"):
+        Worker("missing", tmp_path, limit_s=0.01)
+
+
+def test_the_summary_of_a_gpu_names_the_goal_and_what_is_not_the_same_work(tmp_path):
+    run = gpu.Run("large-v3", tmp_path / "gpu.large-v3.timings.json", time.monotonic() + 60, repeats=1, is_random=True)
+    task = gpu.Task(tmp_path / "clips.npz", Work(batch_size=128), 1800.0, "")
+    for system, s, tokens in ((gpu.OURS[0], 1.0, 84), (gpu.OURS[1], 1.2, 84), (gpu.PEERS[0], 5.0, 80)):
+        run.add("clips", task, system, {"s": s, "first_s": 9.0, "tokens": tokens})
+    assert list(gpu.summary([run])) == [
+        f"large-v3, clips, {gpu.OURS[0]}: 1.00 s; the goal of 1.15 s is reached",
+        f"large-v3, clips, {gpu.OURS[1]}: 1.20 s; the goal of 1.15 s is missed",
+        f"large-v3, clips, {gpu.PEERS[0]}: 5.0 times as long as {gpu.OURS[0]}",
+        f"large-v3, clips, {gpu.PEERS[0]}: 80 tokens, not 84: not the same work",
+    ]
