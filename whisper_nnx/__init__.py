@@ -50,13 +50,13 @@ if TYPE_CHECKING:
     from whisper_nnx.text.languages import LANGUAGES as LANGUAGES
     from whisper_nnx.text.special_tokens import SpecialTokens as SpecialTokens
     from whisper_nnx.text.tokenizer import Tokenizer as Tokenizer
+    from whisper_nnx.transcription.attempts import Alternative as Alternative
+    from whisper_nnx.transcription.attempts import DecodingResult as DecodingResult
     from whisper_nnx.transcription.options import TranscribeOptions as TranscribeOptions
     from whisper_nnx.transcription.stream import iter_segments as iter_segments
     from whisper_nnx.transcription.stream import iter_transcripts as iter_transcripts
     from whisper_nnx.transcription.stream import transcribe as transcribe
     from whisper_nnx.transcription.warmup import warmup as warmup
-    from whisper_nnx.transcription.windows import Alternative as Alternative
-    from whisper_nnx.transcription.windows import DecodingResult as DecodingResult
     from whisper_nnx.transcription.windows import decode as decode
     from whisper_nnx.transcription.windows import detect_language as detect_language
 
@@ -80,7 +80,8 @@ _EXPORTS = {
         "create_whisper_turbo",
     ],
     "whisper_nnx.decoding.options": ["DecodingOptions"],
-    "whisper_nnx.transcription.windows": ["Alternative", "DecodingResult", "decode", "detect_language"],
+    "whisper_nnx.transcription.attempts": ["Alternative", "DecodingResult"],
+    "whisper_nnx.transcription.windows": ["decode", "detect_language"],
     "whisper_nnx.audio.options": ["VadOptions"],
     "whisper_nnx.audio.vad": ["speech_spans"],
     "whisper_nnx.transcription.options": ["TranscribeOptions"],

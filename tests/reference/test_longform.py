@@ -19,12 +19,14 @@ import whisper.decoding
 import whisper.timing
 
 from tests.reference.placing import placed
+from tests.transcription.scripted import scripted
 from whisper_nnx import transcribe
 from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.transcription import opening, row_times, stream
 from whisper_nnx.transcription import recording as recording_module
+from whisper_nnx.transcription.attempts import DecodingResult
 from whisper_nnx.transcription.batch import Batch
-from whisper_nnx.transcription.windows import DecodingResult, EncodedWindows
+from whisper_nnx.transcription.windows import EncodedWindows
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning", "ignore:.*digital silence")
 
@@ -160,12 +162,12 @@ def our_transcript(model, invention: Invention, samples: int, options: dict, mon
         places = np.asarray(cross[0].k, int).tolist()
         return [invention.align(*place, text) for place, text in zip(places, texts, strict=True)]
 
-    def mel(waveform, n_mels, n_frames) -> SimpleNamespace:
+    def mel(waveform, n_mels, n_frames, together) -> SimpleNamespace:
         window, fingerprint = (lambda *place: np.array(place)), (lambda *place: 0)
         return SimpleNamespace(content_frames=len(waveform) // 160, window=window, fingerprint=fingerprint)
 
     monkeypatch.setattr(opening, "RecordingMel", mel)
-    monkeypatch.setattr(stream, "Batch", partial(Batch, encode=encode, decode=decode))
+    monkeypatch.setattr(stream, "Batch", partial(Batch, encode=encode, make_decoder=scripted(decode)))
     monkeypatch.setattr(row_times, "align_tokens", align)
     return transcribe(model, np.zeros(samples, np.float32), **options)
 

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
+from tests.transcription.scripted import scripted
 from whisper_nnx import load_audio, load_model, transcribe
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.transcription.attempts import DecodingResult
 from whisper_nnx.transcription.batch import Batch
 from whisper_nnx.transcription.fallback import FallbackOptions
 from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.queue import RoundRobin
 from whisper_nnx.transcription.recording import Recording
 from whisper_nnx.transcription.rows import Live
-from whisper_nnx.transcription.windows import DecodingResult, EncodedWindows
+from whisper_nnx.transcription.windows import EncodedWindows
 
 LADDER = FallbackOptions(temperatures=(0.0, 0.4, 0.8))
 
@@ -80,7 +82,7 @@ class Decoder:
         return results
 
     def make_batch(self, size: int, **options) -> Batch:
-        self.batch = Batch(self.model, size, encode=self.encode, decode=self.decode, **options)
+        self.batch = Batch(self.model, size, encode=self.encode, make_decoder=scripted(self.decode), **options)
         return self.batch
 
     def run(self, size: int) -> list[int]:

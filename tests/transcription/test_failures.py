@@ -15,7 +15,9 @@ from whisper_nnx.cli.transcribe import main
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.transcription import batch, stream
 from whisper_nnx.transcription.recording import Recording
+from whisper_nnx.transcription.row_decoder import RowDecoder
 from whisper_nnx.transcription.stream import iter_segments
+from whisper_nnx.transcription.windows import encode_windows
 
 OPTIONS = {"language": "en", "temperature": 0.0}
 
@@ -120,24 +122,28 @@ def test_a_recording_that_fails_in_its_second_window_is_alone_with_it(model, alo
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-@pytest.mark.parametrize("function", ["decode_windows", "encode_windows"])
+@pytest.mark.parametrize("work", ["decode", "encode"])
 @pytest.mark.parametrize("message", ["INTERNAL: the device has a fault", "RESOURCE_EXHAUSTED: out of memory"])
 @pytest.mark.filterwarnings("ignore:out of memory")
-def test_a_recording_that_the_device_cannot_do_is_alone_with_it(
-    model, alone, monkeypatch, function, message, batch_size
-):
+def test_a_recording_that_the_device_cannot_do_is_alone_with_it(model, alone, monkeypatch, work, message, batch_size):
     """Whatever the device raises, even when memory does not suffice for one row."""
-    right = getattr(batch, function)
 
-    def fails(model: Whisper, what: object, options: object = (), *rest: object, **more: object) -> object:
-        german = [row for row in options or () if row and row.language == "de"]
-        if german or (function == "encode_windows" and bool((np.asarray(what) == german_mel).all())):
+    class Fails(RowDecoder):
+        def decode(self, wanted, *rest):
+            if any(one.options.language == "de" for one in wanted.values()):
+                self._rows, self._begun = None, {}
+                raise jax.errors.JaxRuntimeError(message)
+            return super().decode(wanted, *rest)
+
+    def encode(model: Whisper, windows: object) -> object:
+        if bool((np.asarray(windows) == german_mel).all()):
             raise jax.errors.JaxRuntimeError(message)
-        return right(model, what, options, *rest, **more) if function == "decode_windows" else right(model, what)
+        return encode_windows(model, windows)
 
     frames = 2 * model.config.max_source_positions
     german_mel = np.asarray(RecordingMel(noise(7), model.config.num_mel_bins, frames).window(0, frames)[None])
-    monkeypatch.setattr(stream, "Batch", partial(batch.Batch, **{function.removesuffix("_windows"): fails}))
+    changed = {"make_decoder": Fails} if work == "decode" else {"encode": encode}
+    monkeypatch.setattr(stream, "Batch", partial(batch.Batch, **changed))
     bad = {"audio": noise(7), "language": "de"}
     first, error, *others = transcribe(model, [GOOD[0], bad, *GOOD[1:]], batch_size=batch_size, **OPTIONS)
     assert isinstance(error, jax.errors.JaxRuntimeError)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.transcription.attempts import DecodingResult
 from whisper_nnx.transcription.fallback import FallbackOptions
-from whisper_nnx.transcription.windows import DecodingResult
 
 GOOD: dict[str, Any] = {"avg_logprob": -0.3, "compression_ratio": 1.5, "no_speech_prob": 0.1}
 NAN = float("nan")

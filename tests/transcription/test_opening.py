@@ -35,7 +35,7 @@ def heard(monkeypatch) -> list[tuple[int, int]]:
             {"en": 0.3 if german else 0.6, "de": 0.45 if german else 0.25, "es": 0.15, "fr": 0.1 if german else 0.0}
         ]
 
-    def mel(samples, n_mels, n_frames) -> SimpleNamespace:
+    def mel(samples, n_mels, n_frames, together) -> SimpleNamespace:
         return SimpleNamespace(content_frames=len(samples) // 160, window=window)
 
     monkeypatch.setattr(opening, "RecordingMel", mel)
@@ -72,7 +72,7 @@ def test_a_language_is_detected_from_the_first_window_which_is_then_decoded_as_i
     it = opened(model)
     assert (it.language, heard) == ("de", [(0, WINDOW)])
     assert list(it.lives[0].encoded) == [(0, WINDOW)]
-    assert it.lives[0].options.language == "de"
+    assert it.lives[0].recording.language == "de"
 
 
 def test_a_given_language_is_not_detected(model, heard):

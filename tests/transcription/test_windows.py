@@ -17,16 +17,9 @@ from whisper_nnx import ops, transcribe
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.transcription.attempts import compression_ratio, initial_ids
 from whisper_nnx.transcription.suppression import suppressed_tokens
-from whisper_nnx.transcription.windows import (
-    _encode,
-    compression_ratio,
-    decode,
-    decode_windows,
-    detect_language,
-    encode_windows,
-    initial_ids,
-)
+from whisper_nnx.transcription.windows import _encode, decode, decode_windows, detect_language, encode_windows
 
 CONTEXT = small_config().max_target_positions
 TOKENIZER = small_tokenizer()
@@ -173,30 +166,6 @@ def test_the_alternatives_are_the_best_candidates_in_order(model, mel, strategy)
         assert len({a.tokens for a in three.alternatives}) == 3
         assert [*map(score, three.alternatives)] == sorted(map(score, three.alternatives), reverse=True)
         assert all(a.text == TOKENIZER.decode(a.tokens).strip() for a in three.alternatives)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        [GERMAN] * ROWS,
-        [GERMAN, replace(GERMAN, suppress_blank=False), None, replace(GERMAN, suppress_tokens=())],
-        [replace(GERMAN, task="lang_id")] * ROWS,
-        [None] * ROWS,
-    ],
-    ids=["one program", "three", "languages alone", "idle"],
-)
-def test_something_else_is_done_once_while_windows_are_decoded(model, mel, options, monkeypatch):
-    done = []
-    get = jax.device_get
-
-    def fetch(x):
-        done.extend(["fetched"] if isinstance(x, tuple) else [])  # candidates, not languages
-        return get(x)
-
-    monkeypatch.setattr(jax, "device_get", fetch)
-    decode_windows(model, encode_windows(model, mel), options, range(ROWS), meanwhile=lambda: done.append("meanwhile"))
-    assert done.count("meanwhile") == 1
-    assert done[0] == "meanwhile"
 
 
 # Languages.

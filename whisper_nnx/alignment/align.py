@@ -29,7 +29,8 @@ from whisper_nnx.text.words import TextWord, words_of
 from whisper_nnx.timing.alignment_heads import Heads as Pairs
 from whisper_nnx.timing.token_times import padded_ids
 from whisper_nnx.timing.word_times import Heads, Layout, SpelledWord, word_heads, word_times
-from whisper_nnx.transcription.windows import compression_ratio, encode_windows, tokenizer_of
+from whisper_nnx.transcription.attempts import compression_ratio
+from whisper_nnx.transcription.windows import encode_windows, tokenizer_of
 
 PAUSE_S = 1.0  # a pause that starts a new segment
 

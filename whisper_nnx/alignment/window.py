@@ -20,7 +20,8 @@ from whisper_nnx.runtime.devices import fetch
 from whisper_nnx.timing.alignment_heads import Heads
 from whisper_nnx.timing.alignment_heads import alignment_heads as heads_of
 from whisper_nnx.timing.token_times import align_tokens, alignment_matrix, padded_ids, text_ids
-from whisper_nnx.transcription.windows import DecodingResult, decode, encode_windows, tokenizer_of
+from whisper_nnx.transcription.attempts import DecodingResult
+from whisper_nnx.transcription.windows import decode, encode_windows, tokenizer_of
 
 
 @dataclass(frozen=True)

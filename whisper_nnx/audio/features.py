@@ -7,6 +7,7 @@ The spectrum is computed by FFT, not as a matmul with the DFT matrix: on CPU the
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -109,9 +110,10 @@ class RecordingMel:
     window. All windows of all recordings share compiled programs.
 
     waveform: [N], 16 kHz, in [-1, 1]. n_window_frames: frames per window. content_frames: frames of the recording.
+    together: how many windows the first pass computes at once.
     """
 
-    def __init__(self, waveform: np.ndarray, n_mels: int = 80, n_window_frames: int = N_FRAMES):
+    def __init__(self, waveform: np.ndarray, n_mels: int = 80, n_window_frames: int = N_FRAMES, together: int = 1):
         self.waveform = np.asarray(waveform, np.float32)
         if self.waveform.ndim != 1:
             raise ValueError(f"waveform has shape {self.waveform.shape}, expected [N]; load_audio() mixes channels")
@@ -119,8 +121,11 @@ class RecordingMel:
         self._n_window_frames = n_window_frames
         self.content_frames = len(self.waveform) // HOP_LENGTH
         maximum: Any = np.log10(np.float32(_FLOOR))
-        for start in reversed(range(0, self.content_frames + _TAIL_FRAMES, n_window_frames + _TAIL_FRAMES)):
-            log_mel, maximum = _louder(maximum, self._samples(start), n_mels)
+        length, step = self.content_frames + _TAIL_FRAMES, n_window_frames + _TAIL_FRAMES
+        for start in reversed(range(0, length, step * together)):
+            # What is beyond the end is silent, which no maximum depends on.
+            samples = np.stack([self._samples(start + i * step) for i in range(together)])
+            log_mel, maximum = _louder(maximum, samples, n_mels)
         self._first, self._maximum = log_mel, maximum  # short recordings need only the first window
 
     def window(self, start_frame: int, n_frames: int) -> jax.Array:
@@ -128,14 +133,25 @@ class RecordingMel:
 
         The rest of the window is 0, as in the reference's `pad_or_trim`.
         """
-        if start_frame < 0 or n_frames < 0:
-            raise ValueError(f"start_frame={start_frame} and n_frames={n_frames} must not be negative")
-        available = self.content_frames + self._n_window_frames - start_frame
-        n_frames = max(0, min(int(n_frames), available))
+        n_frames = self._available(start_frame, n_frames)
         log_mel = self._first
         if start_frame:
-            log_mel, _ = _louder(self._maximum, self._samples(start_frame), self._n_mels)
+            log_mel, _ = _louder(self._maximum, self._samples(start_frame)[None], self._n_mels)
         return _window(log_mel, self._maximum, n_frames, self._n_window_frames)
+
+    def _available(self, start_frame: int, n_frames: int) -> int:
+        if start_frame < 0 or n_frames < 0:
+            raise ValueError(f"start_frame={start_frame} and n_frames={n_frames} must not be negative")
+        return max(0, min(int(n_frames), self.content_frames + self._n_window_frames - start_frame))
+
+    @staticmethod
+    def windows(places: Sequence[tuple[RecordingMel, int, int]]) -> jax.Array:
+        """Windows of several recordings, computed at once: `window` of each (recording, start_frame, n_frames)."""
+        (first, *_), *_ = places
+        samples = np.stack([mel._samples(start) for mel, start, _ in places])
+        n_frames = np.array([mel._available(start, n) for mel, start, n in places], np.int32)
+        maxima = tuple(mel._maximum for mel, *_ in places)
+        return _windows(maxima, samples, n_frames, first._n_mels, first._n_window_frames)
 
     def fingerprint(self, start_frame: int, n_frames: int) -> int:
         """Hashes the window's samples to 64 bits."""
@@ -158,11 +174,27 @@ def fingerprint(numbers: np.ndarray) -> int:
 
 @program(static_argnames=("n_mels",))
 def _louder(maximum: jax.Array, samples: jax.Array, n_mels: int) -> tuple[jax.Array, jax.Array]:
-    log_mel = _log10_mel(samples, n_mels)
-    return log_mel, jnp.maximum(maximum, log_mel.max())
+    """samples [B,N] of stretches -> log10 mels [M,T] of the first, and the maximum of all and of `maximum`."""
+    log_mel = _stretches(samples, n_mels)
+    return log_mel[0], jnp.maximum(maximum, log_mel.max())
 
 
 @program(static_argnames=("n_window_frames",))
 def _window(log_mel: jax.Array, maximum: jax.Array, n_frames: jax.Array, n_window_frames: int) -> jax.Array:
     mel = _normalize(log_mel[:, :n_window_frames], maximum)
     return jnp.where(jnp.arange(n_window_frames) < n_frames, mel, 0)
+
+
+@program(static_argnames=("n_mels", "n_window_frames"))
+def _windows(
+    maxima: tuple[jax.Array, ...], samples: jax.Array, n_frames: jax.Array, n_mels: int, n_window_frames: int
+) -> jax.Array:
+    log_mel = _stretches(samples, n_mels)
+    return jax.vmap(partial(_window, n_window_frames=n_window_frames))(log_mel, jnp.stack(maxima), n_frames)
+
+
+def _stretches(samples: jax.Array, n_mels: int) -> jax.Array:
+    """[B,N] -> [B,M,T], in one piece: B is small."""
+    if len(samples) == 1:
+        return _log10_mel(samples[0], n_mels)[None]
+    return jax.vmap(partial(_log10_mel, n_mels=n_mels))(samples)

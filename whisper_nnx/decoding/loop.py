@@ -1,4 +1,7 @@
-"""The jitted part of decoding: prefill, then one token a step for all rows until every row is done.
+"""The jitted part of decoding: prefill, then one token a step for all rows.
+
+`generate` decodes windows from beginning to end. `begin` and `advance` do so while rows come and go: the loop is left
+when some rows are done, and continued after others have begun in their places.
 
 Whatever may differ between calls (prompt lengths, temperatures, languages, limits) is traced. Only the strategy, the
 kinds of the rules and the vocabulary's special ids are static, so one compiled program serves all calls.
@@ -6,16 +9,17 @@ kinds of the rules and the vocabulary's special ids are static, so one compiled 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from whisper_nnx.decoding.rules import Rule
-from whisper_nnx.decoding.strategies import Candidates, State, Strategy
-from whisper_nnx.model.cache import KeysValues, KVCache
+from whisper_nnx.decoding.strategies import Candidates, Strategy
+from whisper_nnx.model.cache import KeysValues, KVCache, to_cache
 from whisper_nnx.model.whisper import TextDecoder
+from whisper_nnx.runtime.devices import divided, over_data, put_rows_of, traced_mesh
 from whisper_nnx.runtime.programs import exportable, program
 from whisper_nnx.text.special_tokens import SpecialTokens
 
@@ -90,12 +94,88 @@ def prefill(
     return jax.lax.while_loop(lambda carry: carry[0].end < chunks * PREFILL_CHUNK, feed, carry)
 
 
-class _Loop(NamedTuple):
-    step: jax.Array
-    hidden: jax.Array
+@exportable
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """B windows in the loop, R = B*G rows, each at a token of its own.
+
+    Attributes:
+      hidden: [R,D], at the last token.
+      cache: without the audio's keys and values, which do not change. Outside the loop, its `end` is [B].
+      rules: as they are before the next token.
+      state: of the strategy.
+      no_speech_prob: [B], as in `Generated`.
+    """
+
+    hidden: Any
     cache: KVCache
     rules: tuple[Rule, ...]
-    state: State
+    state: Any
+    no_speech_prob: Any
+
+
+def start(
+    decoder: TextDecoder,
+    cross: tuple[KeysValues, ...],
+    batch: DecodingBatch,
+    strategy: Strategy,
+    special: SpecialTokens,
+) -> Rows:
+    """Feeds the initial ids of B windows."""
+    cache, at_sot, at_last = prefill(decoder, cross, batch)
+    group, size = strategy.group, batch.initial_ids.shape[1]
+    return Rows(
+        jnp.repeat(at_last, group, axis=0),
+        replace(cache.repeat(group), cross_attention=()),
+        tuple(rule.repeat(group) for rule in batch.rules),
+        strategy.init(batch.limit, size, batch.temperature, batch.seed, special.eot),
+        _no_speech_prob(decoder.logits(at_sot), special),
+    )
+
+
+def run(
+    decoder: TextDecoder,
+    cross: tuple[KeysValues, ...],
+    rows: Rows,
+    strategy: Strategy,
+    special: SpecialTokens,
+    leave_at: jax.Array | int | None = None,
+    most_steps: jax.Array | int | None = None,
+) -> Rows:
+    """Samples tokens until all rows are done, or `leave_at` more windows are, or for `most_steps` steps."""
+    unembed = decoder.unembedding(len(rows.hidden))
+    already = _done(rows.state, strategy).sum()
+
+    def goes_on(loop: tuple[jax.Array, Rows]) -> jax.Array:
+        step, rows = loop
+        going = ~rows.state.done.all()
+        if leave_at is not None:
+            going &= _done(rows.state, strategy).sum() < already + leave_at
+        return going if most_steps is None else going & (step < most_steps)
+
+    def step(loop: tuple[jax.Array, Rows]) -> tuple[jax.Array, Rows]:
+        n, rows = loop
+        logits, rules, cache = unembed(rows.hidden), rows.rules, rows.cache
+        for rule in rules:
+            logits = rule.apply(logits)
+        token, source, state = strategy.step(rows.state, logits, special.eot)
+        if source is not None:
+            rules, cache = tuple(rule.take(source) for rule in rules), cache.reorder(source)
+        rules = tuple(rule.append(token) for rule in rules)
+        for rule in rules:
+            if (stops := rule.stops()) is not None:
+                state = state.stop(stops & ~rows.state.done)
+        hidden, cache = decoder.step(token[:, None], replace(cache, cross_attention=cross))
+        return n + 1, Rows(hidden[:, 0], replace(cache, cross_attention=()), rules, state, rows.no_speech_prob)
+
+    cross = to_cache(cross)
+    return jax.lax.while_loop(goes_on, step, (jnp.int32(0), rows))[1]
+
+
+def _done(state: Any, strategy: Strategy) -> jax.Array:
+    """Which of B windows are done: all their rows are."""
+    return state.done.reshape(-1, strategy.group).all(axis=1)
 
 
 @program(static_argnames=("strategy", "special"), rows=("cross", "batch"))
@@ -107,30 +187,126 @@ def generate(
     special: SpecialTokens,
 ) -> Generated:
     """Decodes B windows, given their cross-attention, with one strategy."""
-    cache, at_sot, at_last = prefill(decoder, cross, batch)
-    group, size = strategy.group, batch.initial_ids.shape[1]
+    rows = run(decoder, cross, start(decoder, cross, batch, strategy, special), strategy, special)
+    return Generated(strategy.result(rows.state), rows.no_speech_prob)
 
-    def step(loop: _Loop) -> _Loop:
-        logits = unembed(loop.hidden)
-        for rule in loop.rules:
-            logits = rule.apply(logits)
-        token, source, state = strategy.step(loop.state, logits, loop.step, special.eot)
-        rules, cache = loop.rules, loop.cache
-        if source is not None:
-            rules, cache = tuple(rule.take(source) for rule in rules), cache.reorder(source)
-        rules = tuple(rule.append(token) for rule in rules)
-        for rule in rules:
-            if (stops := rule.stops()) is not None:
-                state = state.stop(stops & ~loop.state.done)
-        hidden, cache = decoder.step(token[:, None], cache)
-        return _Loop(loop.step + 1, hidden[:, 0], cache, rules, state)
 
-    unembed = decoder.unembedding(batch.limit.shape[0] * group)
-    rules = tuple(rule.repeat(group) for rule in batch.rules)
-    state = strategy.init(batch.limit, size, batch.temperature, batch.seed, special.eot)
-    loop = _Loop(jnp.int32(0), jnp.repeat(at_last, group, axis=0), cache.repeat(group), rules, state)
-    loop = jax.lax.while_loop(lambda loop: ~loop.state.done.all(), step, loop)
-    return Generated(strategy.result(loop.state), _no_speech_prob(unembed(at_sot), special))
+@program(static_argnames=("size", "strategy", "special"))
+def idle_rows(
+    decoder: TextDecoder,
+    cross: tuple[KeysValues, ...],
+    rules: tuple[Rule, ...],
+    size: int,
+    strategy: Strategy,
+    special: SpecialTokens,
+) -> Rows:
+    """Rows for B windows in which nothing has begun; rules: of any number of windows, size: `padded_positions`."""
+    mesh, cache = traced_mesh(jax.tree.leaves(cross)[0]), KVCache.init(cross, size)
+    windows = cache.length.shape[0]
+    nothing = jnp.zeros(windows, jnp.int32)
+    rows = Rows(
+        jnp.zeros((windows * strategy.group, decoder.embed_tokens.features), decoder.dtype),
+        _put_away(cache.repeat(strategy.group), windows),
+        (),
+        strategy.init(nothing, size, nothing.astype(jnp.float32), nothing.astype(jnp.uint32), special.eot),
+        jnp.zeros(windows, jnp.float32),
+    )
+
+    def zeros(x: jax.Array) -> jax.Array:
+        return over_data(jnp.zeros((windows * strategy.group, *x.shape[1:]), x.dtype), mesh)
+
+    rows = jax.tree.map(lambda x: over_data(x, mesh), rows)
+    return replace(rows, rules=tuple(rule.changed(zeros) for rule in rules))
+
+
+@program(static_argnames=("strategy", "special"), donated=("rows",))
+def begin(
+    decoder: TextDecoder,
+    cross: tuple[KeysValues, ...],
+    batch: DecodingBatch,
+    places: jax.Array,
+    rows: Rows,
+    going: jax.Array,
+    strategy: Strategy,
+    special: SpecialTokens,
+) -> Rows:
+    """Begins n windows in the places of others.
+
+    Args:
+      decoder: of the model.
+      cross: audio keys and values of the n windows.
+      batch: how they are decoded.
+      places: [n], which of the B windows each of them replaces; -1: none, it is not decoded.
+      rows: of B windows.
+      going: [B], those that are not done.
+      strategy: of all.
+      special: the vocabulary's special ids.
+    """
+    static: dict[str, Any] = {"strategy": strategy, "special": special}
+    new = divided(_start_apart, ("cross", "batch"), tuple(static))(decoder, cross, batch, **static)
+    return divided(_insert, ("rows", "going"))(rows, new, places, going)
+
+
+def _start_apart(
+    decoder: TextDecoder,
+    cross: tuple[KeysValues, ...],
+    batch: DecodingBatch,
+    strategy: Strategy,
+    special: SpecialTokens,
+) -> Rows:
+    """`start`, with the last initial ids at the cache's last position: parts of a mesh feed different numbers."""
+    rows = start(decoder, cross, batch, strategy, special)
+    return replace(rows, cache=_put_away(_turned(rows.cache, -rows.cache.end), len(batch.limit)))
+
+
+def _turned(cache: KVCache, by: jax.Array) -> KVCache:
+    """The cache with everything that many positions further in the ring."""
+    buffers = jax.tree.map(lambda x: jnp.roll(x, by, x.ndim - 3), cache.self_attention)
+    return replace(cache, self_attention=buffers, source=jnp.roll(cache.source, by, axis=1))
+
+
+def _insert(rows: Rows, new: Rows, places: jax.Array, going: jax.Array) -> Rows:
+    """`rows` with those of `new` in their places. The initial ids are moved to end where all rows write next."""
+    size, end, new_end = new.cache.source.shape[1], rows.cache.end[0], new.cache.end.max()
+    # A ring that is not full yet has nothing before its first position; as a full one, it continues at its end.
+    end = jnp.where(going.any(), jnp.where(end < new_end, end + size, end), new_end)
+    end = jnp.where(end < 2 * size, end, end % size + size)
+    new = replace(new, cache=_turned(new.cache, end))
+
+    def put(old: Any, new: Any) -> Any:
+        if isinstance(old, Rule):
+            return new.changed(lambda own, old: put(old, own), old)
+        return put_rows_of(old, new, places)
+
+    rows = jax.tree.map(put, rows, new, is_leaf=lambda x: isinstance(x, Rule))
+    return replace(rows, cache=replace(rows.cache, end=jnp.full_like(rows.cache.end, end)))
+
+
+@program(static_argnames=("strategy", "special"), rows=("cross", "rows", "wanted"), donated=("rows",))
+def advance(
+    decoder: TextDecoder,
+    cross: tuple[KeysValues, ...],
+    rows: Rows,
+    wanted: jax.Array,
+    leave_at: jax.Array,
+    most_steps: jax.Array,
+    strategy: Strategy,
+    special: SpecialTokens,
+) -> tuple[Rows, Generated, jax.Array]:
+    """Continues the `wanted` [B] windows -> (rows, what was generated so far, which are done [B]).
+
+    Leaves as soon as `leave_at` of them are done, on a mesh in each part of its axis `data`, or after `most_steps`.
+    """
+    state = rows.state.idle(jnp.repeat(~wanted, strategy.group))
+    rows = replace(rows, state=state, cache=replace(rows.cache, end=rows.cache.end[0]))
+    rows = run(decoder, cross, rows, strategy, special, leave_at, most_steps)
+    generated = Generated(strategy.result(rows.state), rows.no_speech_prob)
+    return replace(rows, cache=_put_away(rows.cache, len(wanted))), generated, _done(rows.state, strategy)
+
+
+def _put_away(cache: KVCache, windows: int) -> KVCache:
+    """The cache between programs: `end` as an array [B], which parts of a mesh have different ones of."""
+    return replace(cache, cross_attention=(), end=jnp.full(windows, cache.end))
 
 
 def _no_speech_prob(logits: jax.Array, special: SpecialTokens) -> jax.Array:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from whisper_nnx.runtime.programs import exportable
 from whisper_nnx.text.special_tokens import SpecialTokens
 
 NO_LIMIT = 1 << 20  # more timestamps than any vocabulary has, and more tokens than any context
@@ -48,25 +49,29 @@ class Rule(ABC):
 
     def repeat(self, group: int) -> Self:
         """Returns the rule for B * group rows instead of B windows."""
-        return self._changed(lambda x: jnp.repeat(x, group, axis=0), "row", "window")
+        return self.changed(lambda x: jnp.repeat(x, group, axis=0))
 
     def take(self, rows: jax.Array) -> Self:
         """Returns the rule in which row i continues the sequence of row rows[i], of the same window."""
-        return self._changed(lambda x: x[rows], "row")
+        return self.changed(lambda x: x[rows], owners=("row",))
+
+    def changed(self, change: Callable[..., Any], *others: Self, owners: Sequence[str] = ("row", "window")) -> Self:
+        """Returns the rule with change(own, that of others...) in place of each array [R,...] of these owners."""
+        for f in fields(self):
+            if "belongs_to" not in f.metadata:
+                where = f"{type(self).__name__}.{f.name}"
+                raise TypeError(f"{where} does not state what it belongs to; use field(metadata=PER_ROW), for example")
+        names = [f.name for f in fields(self) if f.metadata["belongs_to"] in owners]
+        return replace(
+            self,
+            **{n: jax.tree.map(change, getattr(self, n), *(getattr(other, n) for other in others)) for n in names},
+        )
 
     def by_rows(self, row: Any, other: Any) -> Self:
         """Returns the rule with `row` in place of each array [R,...], and `other` in place of the others."""
         owners = {f.name: f.metadata["belongs_to"] for f in fields(self)}
         placed = {"row": row, "window": row, "batch": other}
         return replace(self, **{name: placed[owner] for name, owner in owners.items() if owner in placed})
-
-    def _changed(self, change: Callable[[jax.Array], jax.Array], *owners: str) -> Self:
-        for f in fields(self):
-            if "belongs_to" not in f.metadata:
-                where = f"{type(self).__name__}.{f.name}"
-                raise TypeError(f"{where} does not state what it belongs to; use field(metadata=PER_ROW), for example")
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["belongs_to"] in owners}
-        return replace(self, **jax.tree.map(change, own))
 
 
 def is_timestamp(token: jax.Array, special: SpecialTokens) -> jax.Array:
@@ -84,27 +89,29 @@ def suppress(logits: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, -jnp.inf, logits)
 
 
+@exportable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SuppressRule(Rule):
-    """Excludes the tokens of mask `always` [V], and those of `at_start` [V] as the first token."""
+    """Excludes the tokens of mask `always` [V], and those of `at_start` [V] as the first token of a row."""
 
     always: Any = field(metadata=SHARED)
     at_start: Any = field(metadata=SHARED)
-    started: Any = field(metadata=SHARED)
+    started: Any = field(metadata=PER_ROW)
 
     @classmethod
-    def from_masks(cls, always: np.ndarray, at_start: np.ndarray) -> SuppressRule:
-        """The rule before the first token."""
-        return cls(always, at_start, np.zeros((), bool))
+    def from_masks(cls, always: np.ndarray, at_start: np.ndarray, rows: int) -> SuppressRule:
+        """The rule before the first token of R rows."""
+        return cls(always, at_start, np.zeros(rows, bool))
 
     def apply(self, logits: jax.Array) -> jax.Array:
-        return suppress(logits, self.always | (self.at_start & ~self.started))
+        return suppress(logits, self.always | (self.at_start & ~self.started[:, None]))
 
     def append(self, token: jax.Array) -> SuppressRule:
         return replace(self, started=jnp.ones_like(self.started))
 
 
+@exportable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TimestampRule(Rule):
@@ -188,6 +195,7 @@ class TimestampRule(Rule):
         return jnp.where(column.enabled, ruled, logits)
 
 
+@exportable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RepetitionRule(Rule):

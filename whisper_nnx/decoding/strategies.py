@@ -22,6 +22,9 @@ class State(Protocol):
     def stop(self, rows: jax.Array) -> State:
         """Ends the rows [R] that a rule stops."""
 
+    def idle(self, rows: jax.Array) -> State:
+        """Ends the rows [R] that nothing is to be decoded in."""
+
 
 class Strategy(Protocol):
     """How the next token is chosen; hashable, since it is static. `group`: rows per window."""
@@ -32,17 +35,18 @@ class Strategy(Protocol):
     def init(self, limit: jax.Array, size: int, temperature: jax.Array, seed: jax.Array, eot: int) -> Any:
         """The state before the first token of B windows: limit, temperature, seed [B]; room for `size` tokens."""
 
-    def step(self, state: Any, logits: jax.Array, step: jax.Array, eot: int) -> tuple[jax.Array, jax.Array | None, Any]:
+    def step(self, state: Any, logits: jax.Array, eot: int) -> tuple[jax.Array, jax.Array | None, Any]:
         """logits [R,V] -> the next tokens [R], the rows [R] that they continue (None: their own), the new state."""
 
     def result(self, state: Any) -> Candidates:
         """The candidates found."""
 
 
+@exportable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sequences:
-    """R sequences, to which each step appends a token.
+    """R sequences, to which each step appends a token, unless they have ended. They need not begin together.
 
     tokens [R,N], logprobs [R,N]: chosen tokens and their log-probabilities after the rules. length [R]: tokens before
     the end of text. total [R]: sum of the log-probabilities, including the end's. limit [R]: the most tokens to sample.
@@ -65,15 +69,16 @@ class Sequences:
         tokens = jnp.full((rows, size), eot, jnp.int32)
         return cls(tokens, zeros, jnp.zeros(rows, jnp.int32), zeros[:, 0], limit, limit <= 0, jnp.zeros(rows, bool))
 
-    def append(self, step: jax.Array, token: jax.Array, logprob: jax.Array, eot: int) -> Sequences:
+    def append(self, token: jax.Array, logprob: jax.Array, eot: int) -> Sequences:
         """Appends token [R] and its logprob [R] in rows that are not done."""
         active = ~self.done
         token, logprob = jnp.where(active, token, eot), jnp.where(active, logprob, 0.0)
         length = self.length + (active & (token != eot))
+        here = active[:, None] & (jnp.arange(self.tokens.shape[1]) == self.length[:, None])
         return replace(
             self,
-            tokens=jax.lax.dynamic_update_slice(self.tokens, token[:, None], (0, step)),
-            logprobs=jax.lax.dynamic_update_slice(self.logprobs, logprob[:, None], (0, step)),
+            tokens=jnp.where(here, token[:, None], self.tokens),
+            logprobs=jnp.where(here, logprob[:, None], self.logprobs),
             length=length,
             total=self.total + logprob,
             done=self.done | (token == eot) | (length >= self.limit),
@@ -82,6 +87,9 @@ class Sequences:
     def stop(self, rows: jax.Array) -> Sequences:
         """Ends the rows [R] that a rule stops."""
         return replace(self, stopped=self.stopped | rows, done=self.done | rows)
+
+    def idle(self, rows: jax.Array) -> Sequences:
+        return replace(self, done=self.done | rows)
 
 
 @exportable
@@ -114,10 +122,11 @@ class Candidates:
         return jax.tree.map(lambda x: pick(x, index), self)
 
 
+@exportable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Samples:
-    """Independent sequences; temperature [R], random keys [R]."""
+    """Independent sequences; temperature [R], the data of random keys [R,2]."""
 
     sequences: Sequences
     temperature: jax.Array
@@ -130,6 +139,9 @@ class Samples:
     def stop(self, rows: jax.Array) -> Samples:
         return replace(self, sequences=self.sequences.stop(rows))
 
+    def idle(self, rows: jax.Array) -> Samples:
+        return replace(self, sequences=self.sequences.idle(rows))
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -140,17 +152,15 @@ class Sampling:
     def init(self, limit: jax.Array, size: int, temperature: jax.Array, seed: jax.Array, eot: int) -> Samples:
         keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), self.group))(seed).reshape(-1)
         limit, temperature = (jnp.repeat(x, self.group) for x in (limit, temperature))
-        return Samples(Sequences.init(limit, size, eot), temperature, keys)
+        return Samples(Sequences.init(limit, size, eot), temperature, jax.random.key_data(keys))
 
-    def step(
-        self, state: Samples, logits: jax.Array, step: jax.Array, eot: int
-    ) -> tuple[jax.Array, jax.Array | None, Samples]:
+    def step(self, state: Samples, logits: jax.Array, eot: int) -> tuple[jax.Array, jax.Array | None, Samples]:
         """Samples a token; a row whose logits are all -inf ends."""
         best, temperature = ops.argmax(logits), state.temperature
 
         def draw() -> jax.Array:
             scaled = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-            keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, step)
+            keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(state.keys), state.sequences.length)
             return jnp.where(temperature > 0, jax.vmap(jax.random.categorical)(keys, scaled), best)
 
         token = jax.lax.cond(jnp.any(temperature > 0), draw, lambda: best).astype(jnp.int32)
@@ -158,12 +168,13 @@ class Sampling:
         nothing = chosen == -jnp.inf
         token = jnp.where(nothing, eot, token)
         logprob = jnp.where(nothing, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
-        return token, None, replace(state, sequences=state.sequences.append(step, token, logprob, eot))
+        return token, None, replace(state, sequences=state.sequences.append(token, logprob, eot))
 
     def result(self, state: Samples) -> Candidates:
         return Candidates.from_sequences(state.sequences, self.group)
 
 
+@exportable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BeamState:
@@ -184,6 +195,9 @@ class BeamState:
         best = jnp.repeat(stopped.reshape(windows, -1)[:, 0], stopped.shape[0] // windows)  # `Beam.step` puts it first
         return replace(self, beams=replace(self.beams, stopped=stopped, done=self.beams.done | best))
 
+    def idle(self, rows: jax.Array) -> BeamState:
+        return replace(self, beams=self.beams.idle(rows))
+
 
 @dataclass(frozen=True)
 class Beam:
@@ -199,14 +213,12 @@ class Beam:
         slots = windows * self.max_candidates
         empty = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype), sequences)
         return BeamState(
-            replace(sequences, total=jnp.where(first, 0.0, -jnp.inf)),
+            replace(sequences, total=jnp.where(first, 0.0, -jnp.inf).astype(jnp.float32)),
             Candidates.from_sequences(empty, self.max_candidates),
             jnp.zeros(windows, jnp.int32),
         )
 
-    def step(
-        self, state: BeamState, logits: jax.Array, step: jax.Array, eot: int
-    ) -> tuple[jax.Array, jax.Array | None, BeamState]:
+    def step(self, state: BeamState, logits: jax.Array, eot: int) -> tuple[jax.Array, jax.Array | None, BeamState]:
         """Ranks the G*(G+1) best continuations of a window; those that end become candidates.
 
         The first G others continue; an end that ranks below them is dropped. As openai-whisper's BeamSearchDecoder,
@@ -239,7 +251,7 @@ class Beam:
         total = jnp.take_along_axis(score, kept, axis=1).reshape(-1)
         beams = jax.tree.map(lambda x: x[row], state.beams)
         beams = replace(
-            beams.append(step, next_token, total - beams.total, eot), total=jnp.where(beams.done, beams.total, total)
+            beams.append(next_token, total - beams.total, eot), total=jnp.where(beams.done, beams.total, total)
         )
         full = jnp.repeat(count >= self.max_candidates, group)
         return next_token, row, BeamState(replace(beams, done=beams.done | full), ended, count)

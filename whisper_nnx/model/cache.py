@@ -59,6 +59,7 @@ def from_cache(stored: KeysValues, heads: int) -> KeysValues:
     return KeysValues(*(ops.unpack(x, heads) for x in stored))
 
 
+@exportable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:

@@ -151,7 +151,7 @@ def divided(function: Callable[..., Any], rows: Sequence[str], static: Sequence[
             lambda arrays: compute(**arrays),
             mesh=mesh,
             in_specs=(specs,),
-            out_specs=row,
+            out_specs=_specs(jax.eval_shape(lambda arrays: compute(**arrays), arrays), row, other),
             axis_names={DATA} if _size(mesh, MODEL) > 1 else set(mesh.axis_names),
             check_vma=False,
         )
@@ -167,15 +167,24 @@ def _specs(value: Any, row: PartitionSpec, other: PartitionSpec) -> Any:
     return jax.tree.map(lambda x: x.by_rows(row, other) if knows(x) else row, value, is_leaf=knows)
 
 
-def put_row(rows: jax.Array, one: jax.Array, row: jax.Array) -> jax.Array:
-    """Within `divided`: rows [B,...] with `one` [1,...] as the one of this number in the whole batch."""
-    mesh = traced_mesh(rows)
-    if mesh is None or DATA not in mesh.manual_axes:
-        return jax.lax.dynamic_update_slice_in_dim(rows, one, row, axis=0)
-    at = row - jax.lax.axis_index(DATA) * len(rows)
-    mine, at = (at >= 0) & (at < len(rows)), jnp.clip(at, 0, len(rows) - 1)
-    one = jnp.where(mine, one, jax.lax.dynamic_slice_in_dim(rows, at, 1))
-    return jax.lax.dynamic_update_slice_in_dim(rows, one, at, axis=0)
+def put_rows_of(array: jax.Array, new: jax.Array, places: jax.Array) -> jax.Array:
+    """Within `divided`: an array of B windows with those of `new` in some of their places.
+
+    array [B*K,...], new [n*K,...]: K rows for each window. places [n]: numbers in the whole batch; -1: none.
+    """
+    each = len(new) // len(places)
+    mesh = traced_mesh(array)
+    if mesh is not None and DATA in mesh.manual_axes:
+        places = places - jax.lax.axis_index(DATA) * (len(array) // each)
+
+    def put(i: Any, array: jax.Array) -> jax.Array:
+        place = places[i] * each
+        here, at = (place >= 0) & (place < len(array)), jnp.clip(place, 0, len(array) - each)
+        one = jax.lax.dynamic_slice_in_dim(new, i * each, each)
+        one = jnp.where(here, one, jax.lax.dynamic_slice_in_dim(array, at, each))
+        return jax.lax.dynamic_update_slice_in_dim(array, one, at, axis=0)
+
+    return put(0, array) if len(places) == 1 else jax.lax.fori_loop(0, len(places), put, array)
 
 
 def traced_mesh(array: Any) -> Any:
@@ -195,9 +204,9 @@ def over_model(array: jax.Array, axis: int) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
-def over_data(array: jax.Array) -> jax.Array:
-    """Within a program: divides the rows over `data`, and leaves the other axes to the compiler."""
-    mesh = traced_mesh(array)
+def over_data(array: jax.Array, mesh: Any = None) -> jax.Array:
+    """Within a program: divides the rows over `data` of its mesh or of this one; other axes as the compiler likes."""
+    mesh = mesh or traced_mesh(array)
     if not (rows := rows_spec(len(array), mesh)):
         return array
     spec = PartitionSpec(*rows, *[PartitionSpec.UNCONSTRAINED] * (array.ndim - 1))

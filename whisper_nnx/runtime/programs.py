@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import pickle
 import re
 import sys
 import threading
@@ -22,6 +23,7 @@ import jax
 import jax.export
 
 from whisper_nnx.runtime.devices import divided
+from whisper_nnx.runtime.flat import Structure, flat, takes_flat, whole
 from whisper_nnx.runtime.forking import refuse_after_fork
 from whisper_nnx.runtime.user_cache import locked, read_own, refuse_if_others_can_write, write_whole
 
@@ -75,13 +77,13 @@ def keep_programs(folder: str | os.PathLike[str] | None) -> None:
 
 
 def exportable(kind: AnyType) -> AnyType:
-    """Lets stored programs return a named tuple, or a dataclass of arrays that is registered with JAX."""
+    """Lets stored programs return a named tuple, or a dataclass that is registered with JAX."""
     name = f"{kind.__module__}.{kind.__name__}"
     if issubclass(kind, tuple):
         jax.export.register_namedtuple_serialization(kind, serialized_name=name)
     else:
         jax.export.register_pytree_node_serialization(
-            kind, serialized_name=name, serialize_auxdata=lambda _: b"", deserialize_auxdata=lambda _: ()
+            kind, serialized_name=name, serialize_auxdata=pickle.dumps, deserialize_auxdata=pickle.loads
         )
     return kind
 
@@ -100,21 +102,31 @@ def key_by(part: Callable[[], str | None]) -> Callable[[], str | None]:
 class Program:
     """`jax.jit` of a function, stored by `keep_programs`. On a mesh, its `rows` are `divided`.
 
+    The arrays of `donated` arguments are reused for the results; the caller's are gone.
+
     Plain `jax.jit` where the arguments are traced or sharded, or have functions or modules from outside this package:
     these could be identified by name only, which does not identify a program.
     """
 
     __name__: str
 
-    def __init__(self, function: Callable[..., Any], static_argnames: Sequence[str] = (), rows: Sequence[str] = ()):
-        self._function, self._static = function, tuple(static_argnames)
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        static_argnames: Sequence[str] = (),
+        rows: Sequence[str] = (),
+        donated: Sequence[str] = (),
+    ):
+        self._function, self._static, self.donated = function, tuple(static_argnames), tuple(donated)
         self._signature = inspect.signature(function)
-        traced = divided(function, rows, self._static) if rows else function
-        self.jitted = jax.jit(traced, static_argnames=self._static)
+        taking = takes_flat(function)
+        traced = divided(taking, rows, self._static) if rows else taking
+        self.jitted = jax.jit(traced, static_argnames=self._static, donate_argnames=self.donated)
         update_wrapper(self, function)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         refuse_after_fork()
+        args, options = tuple(map(flat, args)), {name: flat(value) for name, value in options.items()}
         if _folder is None or (context := _context()) is None:
             return self.jitted(*args, **options)
         bound = self._signature.bind(*args, **options)
@@ -127,20 +139,28 @@ class Program:
         call = _find(self, tree, tuple(map(jax.typeof, leaves)), tuple(statics.items()), context)
         return self.jitted(*args, **options) if call is None else call(*_together(leaves))
 
+    def places_of_donated(self, tree: Any) -> tuple[int, ...]:
+        """The numbers of the arrays that are donated, among those of a structure of arguments by name."""
+        numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
+        return tuple(number for name in self.donated for number in jax.tree.leaves(numbered[name]))
+
     def exported(self, tree: Any, shapes: Sequence[Any], statics: dict[str, Any]) -> jax.export.Exported:
         """Traces and lowers it for leaves of these shapes."""
 
         def flat(*leaves: Any) -> Any:
-            return self._function(**jax.tree.unflatten(tree, leaves), **statics)
+            given = jax.tree.unflatten(tree, leaves)
+            return self._function(**{name: whole(value) for name, value in given.items()}, **statics)
 
         checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in _custom_calls]
         structs = [jax.ShapeDtypeStruct(s.shape, s.dtype, weak_type=s.weak_type) for s in shapes]
         return jax.export.export(jax.jit(flat), disabled_checks=checks)(*structs)
 
 
-def program(static_argnames: Sequence[str] = (), rows: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Program]:
-    """A decorator: as `jax.jit`; `rows`: see `divided`."""
-    return lambda function: Program(function, static_argnames, rows)
+def program(
+    static_argnames: Sequence[str] = (), rows: Sequence[str] = (), donated: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Program]:
+    """A decorator: as `jax.jit`; `rows`: see `divided`; `donated`: see `Program`."""
+    return lambda function: Program(function, static_argnames, rows, donated)
 
 
 def _context() -> tuple[Any, ...] | None:
@@ -159,15 +179,19 @@ def _find(*call: Any) -> Callable[..., Any] | None:
     if (found := _found.get(call, _MISSING)) is _MISSING:
         with _finding:
             if (found := _found.get(call, _MISSING)) is _MISSING:
-                _, tree, _, statics, _ = call
+                program, tree, _, statics, _ = call
+                donated = program.places_of_donated(tree)
                 can_be_kept = _is_known(tree) and _shows_all(statics)
-                found = _found[call] = jax.jit(_kept_or_made(*call).call) if can_be_kept else None
+                made = jax.jit(_kept_or_made(*call).call, donate_argnums=donated) if can_be_kept else None
+                found = _found[call] = made
     return found
 
 
 def _is_known(tree: Any) -> bool:
     """Whether the text of a structure identifies everything in it."""
     kind, static = tree.node_data() or (None, None)
+    if isinstance(static, Structure):  # of a Flat module
+        return _is_known(static.tree)
     return _shows_all((kind, static)) and all(map(_is_known, tree.children()))
 
 
@@ -203,7 +227,7 @@ def _kept_or_made(
     """Loads the stored program; if it is missing or damaged, makes it and writes it atomically."""
     assert _folder is not None
     # The structure has all static values of modules, and functions and classes by name.
-    structure = _ADDRESS.sub("", str(tree))
+    structure = _ADDRESS.sub("", str(_whole_structure(tree)))
     parts = (jax.default_backend(), program.__name__, structure, shapes, statics, context, _sources())
     name = hashlib.blake2b(repr(parts).encode(), digest_size=20).hexdigest()
     file = _folder / f"{program.__name__}-{name}.stablehlo"
@@ -260,6 +284,12 @@ def _together(leaves: list[Any]) -> list[Any]:
         leaf if device in (None, first) else jax.device_put(leaf, first)
         for leaf, device in zip(leaves, devices, strict=True)
     ]
+
+
+def _whole_structure(tree: Any) -> Any:
+    """The structure of arguments by name, with that of modules in place of that of `Flat` ones."""
+    given = jax.tree.unflatten(tree, range(tree.num_leaves))
+    return jax.tree.structure({name: whole(value) for name, value in given.items()})
 
 
 @cache

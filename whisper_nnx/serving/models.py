@@ -14,10 +14,10 @@ import jax
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.serving.encoder_cache import EncoderCache
 from whisper_nnx.serving.job import Job
+from whisper_nnx.transcription.attempts import strategy_of
 from whisper_nnx.transcription.batch import Batch
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.queue import RoundRobin
-from whisper_nnx.transcription.windows import strategy_of
 
 Program = Hashable
 

@@ -310,7 +310,7 @@ class Scheduler:
             assert slot.model is not None
             assert slot.encode is not None
             with self._of(job):
-                opened = open_audio(slot.model, audio, job.options, job.number, slot.encode)
+                opened = open_audio(slot.model, audio, job.options, job.number, slot.encode, at_once=False)
             job.report_opened(opened)
             if opened.done:
                 self._end(job)

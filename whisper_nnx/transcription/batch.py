@@ -6,41 +6,33 @@ Rows do not depend on each other, so that a transcript is the same in any compan
 from __future__ import annotations
 
 import warnings
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
 
-from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx import ops
 from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.output.results import Segment
 from whisper_nnx.runtime.allocator import close_gaps
-from whisper_nnx.runtime.devices import divided, empty_rows, over_data, put_row, rounded_up
+from whisper_nnx.runtime.devices import fetch, rounded_up
 from whisper_nnx.timing.words import WordTiming
+from whisper_nnx.transcription.attempts import Attempt, DecodingResult, row_seed
+from whisper_nnx.transcription.encoding import Encode, encode_rows, is_known
 from whisper_nnx.transcription.queue import InOrder, Queue
-from whisper_nnx.transcription.recording import Draft, Window
+from whisper_nnx.transcription.recording import Draft
+from whisper_nnx.transcription.row_decoder import NO_LIMIT, RowDecoder
 from whisper_nnx.transcription.row_times import UNTIMED, RowTimes
-from whisper_nnx.transcription.rows import Live, Row
-from whisper_nnx.transcription.windows import (
-    DecodingResult,
-    EncodedWindows,
-    decode_windows,
-    detect_languages,
-    encode_windows,
-    most_probable,
-    row_seed,
-)
+from whisper_nnx.transcription.rows import Live, Prepared, Row
+from whisper_nnx.transcription.windows import FlatWhisper, encode_windows, most_probable, named_probs
 
 T = TypeVar("T")
-AHEAD = 4  # windows that are prepared while others decode; each holds its keys and values in memory
-
-Encode = Callable[[Whisper, jax.Array], EncodedWindows]
-Decode = Callable[..., list[DecodingResult | None]]
+AHEAD = 4  # windows that one CPU prepares while others decode; each holds its keys and values in memory
+MakeDecoder = Callable[..., RowDecoder]  # with RowDecoder's arguments
 
 
 # A recording and the segments of its next window; None: it is done; an exception: it failed.
@@ -58,9 +50,10 @@ class Batch:
       size: how many windows are decoded together; on a mesh, rounded up to a multiple of its axis `data`.
       sizes: the numbers of rows that may be used: each step takes the least that suffices; default: `size` alone.
       queue: decides which chain gets the next row; default: `InOrder`.
-      ahead: the most windows that are encoded while others are decoded.
+      ahead: the most windows that are encoded while others are decoded; default: as many as rows, on a CPU few.
+      most_steps: the most tokens of each row in a step; default: until some rows are done.
       encode: replaces `encode_windows`.
-      decode: replaces `decode_windows`.
+      make_decoder: replaces `RowDecoder`.
 
     Attributes:
       retries: how often windows were tried again, by the threshold that they failed.
@@ -73,19 +66,24 @@ class Batch:
         *,
         sizes: Sequence[int] = (),
         queue: Queue | None = None,
-        ahead: int = AHEAD,
+        ahead: int | None = None,
+        most_steps: int = NO_LIMIT,
         encode: Encode = encode_windows,
-        decode: Decode = decode_windows,
+        make_decoder: MakeDecoder = RowDecoder,
     ):
-        self._model, self._encode_windows, self._decode_windows = model, encode, decode
+        self._model: Any = FlatWhisper(model)
+        self._encode_windows = encode
+        self._make_decoder = partial(make_decoder, self._model, most_steps=most_steps)
         self._mesh = mesh_of(model)
         self._all_sizes = self._sizes = sorted({rounded_up(n, self._mesh) for n in (*sizes, size)})
         self._rows: list[Row | None] = [None] * self._sizes[0]
-        self._encoded: EncodedWindows | None = None
+        self._decoder = self._make_decoder(len(self._rows))
         self._queue = InOrder() if queue is None else queue
-        self._prepared: deque[tuple[Row, EncodedWindows]] = deque()
+        self._prepared: deque[Prepared] = deque()
         self._finished: deque[Live] = deque()
         self._failed: deque[tuple[Live, Exception]] = deque()
+        if ahead is None:
+            ahead = AHEAD if ops.current().window_by_window else self._sizes[-1]
         self._most_ahead = self._ahead = ahead
         self.retries: Counter[str] = Counter()
         if size > 1:
@@ -107,14 +105,14 @@ class Batch:
         self._queue.put(live)
 
     def step(self) -> list[Event]:
-        """Gives windows to free rows and decodes all rows once.
+        """Gives windows to free rows and decodes all rows until some are done.
 
         Only rows that failed a threshold are tried again, beside the first attempts of others. A recording that fails
         ends its other chains too. Where memory does not suffice, half the rows do the work until all is done.
 
         Returns:
-          What was decoded in the rows that are done (none where all are to be tried again), and each recording that
-          ended.
+          What was decoded in the rows that are done (perhaps none: they may be tried again, or `most_steps` were not
+          enough), and each recording that ended.
         """
         accepted: list[Event] = []
         try:
@@ -150,7 +148,7 @@ class Batch:
         number = recording.number if isinstance(recording, Live) else recording
         self._queue.discard(number)
         self._rows[:] = [None if row and row.live.number == number else row for row in self._rows]
-        self._prepared = deque(ready for ready in self._prepared if ready[0].live.number != number)
+        self._prepared = deque(ready for ready in self._prepared if ready.row.live.number != number)
 
     def _fail(self, live: Live, error: Exception) -> None:
         """An exception fails the recording that raised it, unless fewer rows may avoid it."""
@@ -168,72 +166,80 @@ class Batch:
         size = next((size for size in self._sizes if size >= wanted), self._sizes[-1])
         if size == len(self._rows):
             return
-        if kept and self._encoded is not None:
-            rows = np.array([*kept, *[0] * (size - len(kept))], np.int32)
-            self._encoded = _take(self._encoded, rows)
-        else:
-            self._encoded = None
+        self._decoder = self._decoder.resized(kept, size)
         self._rows = [*(self._rows[i] for i in kept), *[None] * (size - len(kept))]
 
     def _fill(self) -> None:
         """Gives free rows windows, first of recordings that have begun, then of new ones."""
-        for i, busy in enumerate(self._rows):
-            if busy is not None:
-                continue
-            ready = self._next(started=True)
-            if ready is None:
-                ready = self._prepared.popleft() if self._prepared else self._next(started=False)
-            if ready is None:
-                return
-            self._rows[i], encoded = ready
-            self._put(i, encoded)
-
-    def _next(self, *, started: bool) -> tuple[Row, EncodedWindows] | None:
-        """The next window of the queue's next chain that has one."""
-        while (live := self._queue.get(started=started)) is not None:
-            if (ready := self._ready(live)) is not None:
-                return ready
-        return None
-
-    def _ready(self, live: Live) -> tuple[Row, EncodedWindows] | None:
-        """The next window of a recording, encoded; None if it is done."""
+        free = [i for i, row in enumerate(self._rows) if row is None]
+        if not free:
+            return
+        # In the order of their turns: those that have begun, those that were encoded in advance, and the others.
+        waiting, self._prepared = self._prepared, deque()
         try:
-            window = live.recording.next_window()
+            self._prepare(len(free), started=True)
+        finally:
+            self._prepared += waiting
+        self._prepare(len(free), started=False)
+        ready = [self._prepared.popleft() for _ in free[: len(self._prepared)]]
+        self._place(dict(zip(free, ready, strict=False)))
+
+    def _prepare(self, most: int, *, started: bool) -> None:
+        """Encodes the next windows of the queue, in groups, until `most` are prepared. Waits for nothing."""
+        rows: list[Row] = []
+        while len(rows) + len(self._prepared) < most and (live := self._queue.get(started=started)) is not None:
+            try:
+                window = live.recording.next_window()
+            except Exception as error:
+                self._fail(live, error)
+                continue
             if window is None:
                 self._finished.append(live)
-                return None
-            encoded = self._encode(live, window)
-            language = live.recording.language
-            if live.recording.options.multilingual:
-                [probs] = detect_languages(self._model, encoded)
-                language = choose_language(probs, live.allowed_languages)
-        except Exception as error:
-            if is_out_of_memory(error) and self.may_halve:
+            else:
+                rows.append(Row(live, window))
+        order = {id(row): n for n, row in enumerate(rows)}
+        known, others = [row for row in rows if is_known(row)], [row for row in rows if not is_known(row)]
+        self._encode(known, alone=True)
+        self._encode(others)
+        self._prepared = deque(sorted(self._prepared, key=lambda ready: order.get(id(ready.row), -1)))
+
+    def _encode(self, rows: list[Row], *, alone: bool = False) -> None:
+        """Encodes windows and adds them to those that are prepared; one that fails ends its recording."""
+        groups = [[row] for row in rows] if alone else [*self._decoder.groups.split(rows)]
+        for n, group in enumerate(groups):
+            try:
+                self._prepared += encode_rows(self._model, group, self._encode_windows)
+            except Exception as error:
+                own = [row for row in group if row is not None]
+                if is_out_of_memory(error) and self.may_halve:
+                    self._queue.put_back([row.live for rest in groups[n:] for row in rest if row is not None])
+                    raise
+                if len(own) == 1:
+                    self._fail(own[0].live, error)
+                else:
+                    self._encode(own, alone=True)
+
+    def _place(self, ready: dict[int, Prepared]) -> None:
+        """Puts windows into rows, and reads the languages that were detected in them."""
+        detected = dict(zip(ready, fetch([one.languages for one in ready.values()]), strict=True))
+        groups = defaultdict[int, dict[int, int]](dict)
+        for i, one in ready.items():
+            live = one.row.live
+            if detected[i] is not None:
+                [probs] = named_probs(self._model, detected[i][one.at : one.at + 1])
+                if live.on_language is not None:
+                    live.on_language(probs)
+                one.row.language = choose_language(probs, live.allowed_languages)
+            if not live.recording.options.multilingual:
+                one.row.language = live.recording.language
+            if one.row.language is None:  # its recording's first piece is still to come
                 self._queue.put_back([live])
-            self._fail(live, error)
-            return None
-        nothing = encoded.features[:, :0]  # the encoder output takes memory and is not used here
-        return Row(live, window, language), encoded._replace(features=nothing)
-
-    def _encode(self, live: Live, window: Window) -> EncodedWindows:
-        known, live.encoded = live.encoded, {}
-        place = window.start_frame, window.n_frames
-        return known[place] if place in known else self._encode_windows(self._model, live.mel.window(*place)[None])
-
-    def _prepare(self) -> None:
-        """Encodes the next windows while the device decodes, without waiting for it."""
-        for _ in range(min(self._ahead, len(self._rows)) - len(self._prepared)):
-            if (ready := self._next(started=False)) is None:
-                return
-            self._prepared.append(ready)
-
-    def _put(self, row: int, encoded: EncodedWindows) -> None:
-        if len(self._rows) == 1:
-            self._encoded = encoded
-            return
-        if self._encoded is None:
-            self._encoded = empty_rows(encoded, len(self._rows))
-        self._encoded = _put(self._encoded, encoded, np.int32(row))
+                continue
+            self._rows[i] = one.row
+            groups[id(one.encoded)][one.at] = i
+        for one in {id(one.encoded): one for one in ready.values()}.values():
+            if places := groups[id(one.encoded)]:
+                self._decoder.put([places.get(at) for at in range(len(one.encoded.features))], one.encoded)
 
     def _halve(self, error: Exception) -> None:
         """Uses fewer rows after the device ran out of memory; windows in progress begin again, with the same result."""
@@ -245,13 +251,13 @@ class Batch:
         if size == half:  # prepared windows took the memory
             self._ahead = 0
         warnings.warn(f"out of memory with batch_size={size}: going on with {half}", stacklevel=2)
-        begun = [row for row in [*self._rows, *(row for row, _ in self._prepared)] if row]
+        begun = [row for row in [*self._rows, *(ready.row for ready in self._prepared)] if row]
         self._queue.put_back([row.live for row in begun])
-        self._rows, self._encoded = [None] * half, None
+        self._rows, self._decoder = [None] * half, self._make_decoder(half)
         self._prepared.clear()
 
     def _decode_rows(self) -> list[Event]:
-        """Decodes all rows once -> the segments of those that are done, which are then free.
+        """Decodes all rows until some are done -> their segments; they are then free.
 
         Nothing changes before all that may fail for lack of memory is done.
         """
@@ -260,7 +266,7 @@ class Batch:
         done, again = dict[int, Row](), list[tuple[Row, str]]()
         for i, row in rows.items():
             fallback = row.live.fallback
-            if row.attempt + 1 < len(fallback.temperatures) and (failed := fallback.failed_threshold(results[i])):
+            if row.tries + 1 < len(fallback.temperatures) and (failed := fallback.failed_threshold(results[i])):
                 again.append((row, failed))
             else:
                 done[i] = row
@@ -269,13 +275,13 @@ class Batch:
             lambda rows: {i: row.live.recording.draft(row.window, results[i]) for i, row in rows.items()}, spoken
         )
         drafted = {i: row for i, row in spoken.items() if i in drafts}
-        timer = RowTimes(self._model, self._encoded, len(self._rows))
+        timer = RowTimes(self._model, self._decoder)
         times = self._each(lambda rows: timer.tokens({i: (row, drafts[i]) for i, row in rows.items()}), drafted)
         words = self._each(
             lambda rows: timer.words({i: (row, drafts[i], times.get(i, UNTIMED)) for i, row in rows.items()}), drafted
         )
         for row, failed in again:
-            row.attempt += 1
+            row.tries, row.attempt = row.tries + 1, None
             self.retries[failed] += 1
 
         def accept(rows: dict[int, Row]) -> dict[int, list[Segment]]:
@@ -303,24 +309,23 @@ class Batch:
             return {}
 
     def _decode(self, rows: dict[int, Row]) -> dict[int, DecodingResult]:
-        assert self._encoded is not None
-        every = [rows.get(i) for i in range(len(self._rows))]
-        options = [self._options(row) if row else None for row in every]
-        seeds = [self._seed(row) if row else 0 for row in every]
-        results = self._decode_windows(self._model, self._encoded, options, seeds, meanwhile=self._prepare)
-        return {i: result for i, result in enumerate(results) if result is not None}
+        for row in rows.values():
+            if row.attempt is None:
+                row.attempt = self._attempt(row)
+        wanted = {i: row.attempt for i, row in rows.items() if row.attempt}
+        return self._decoder.decode(wanted, self._prepare_ahead)
 
-    def _seed(self, row: Row) -> int:
-        """Depends on the window's audio too: the samples of unrelated recordings are independent, in any batch."""
-        place = row.window.start_frame, row.window.n_frames
-        samples = row.live.fallback.temperatures[row.attempt] > 0
-        fingerprint = row.live.mel.fingerprint(*place) if samples else 0
-        return row_seed(row.live.seed, row.window.start_frame, row.attempt, fingerprint)
+    def _prepare_ahead(self) -> None:
+        self._prepare(min(self._ahead, len(self._rows)), started=False)
 
-    def _options(self, row: Row) -> DecodingOptions:
-        temperature = row.live.fallback.temperatures[row.attempt]
-        options = replace(row.live.options, prompt=row.window.prompt, language=row.language)
-        return row.live.fallback.options_at(temperature, options)
+    def _attempt(self, row: Row) -> Attempt:
+        """Its seed depends on the window's audio too: samples of unrelated recordings are independent, in any batch."""
+        live = row.live
+        temperature = live.fallback.temperatures[row.tries]
+        fingerprint = live.mel.fingerprint(*row.window.place) if temperature > 0 else 0
+        seed = row_seed(live.seed, row.window.start_frame, row.tries, fingerprint)
+        options = replace(live.options, prompt=row.window.prompt, language=row.language)
+        return Attempt(live.fallback.options_at(temperature, options), seed)
 
     def _accept(
         self, i: int, row: Row, draft: Draft | None, words: list[WordTiming] | None, begins_s: list[float]
@@ -340,26 +345,6 @@ class Batch:
         else:
             self._finished.append(row.live)
         return segments
-
-
-@partial(jax.jit, donate_argnums=0)
-@partial(divided, rows=("encoded",))
-def _put(encoded: EncodedWindows, one: EncodedWindows, row: jax.Array) -> EncodedWindows:
-    """Replaces one of the windows, in place."""
-    return jax.tree.map(lambda x, new: put_row(x, new, row), encoded, one)
-
-
-@jax.jit
-def _take(encoded: EncodedWindows, rows: jax.Array) -> EncodedWindows:
-    return jax.tree.map(lambda x: over_data(x[rows]), encoded)
-
-
-def compile_sizes(encoded: EncodedWindows, sizes: Sequence[int]) -> None:
-    """Compiles what changes from one number of rows to another; encoded: any window."""
-    for old in sizes:
-        rows = empty_rows(encoded, old)
-        for new in sizes:
-            _take(rows, np.zeros(new, np.int32))
 
 
 def choose_language(probs: Mapping[str, float], allowed: Sequence[str] = ()) -> str:

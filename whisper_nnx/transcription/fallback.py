@@ -11,7 +11,7 @@ from whisper_nnx.decoding.options import DecodingOptions, whole_number
 from whisper_nnx.runtime.options import explained, option
 
 if TYPE_CHECKING:
-    from whisper_nnx.transcription.windows import DecodingResult
+    from whisper_nnx.transcription.attempts import DecodingResult
 
 
 _option = partial(option, scope="window", group="decoding")

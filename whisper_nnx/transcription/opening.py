@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from whisper_nnx import ops
 from whisper_nnx.audio.features import HOP_LENGTH, RecordingMel
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, load_audio
 from whisper_nnx.audio.vad import VadOptions, pack_spans, speech_spans
@@ -18,18 +19,14 @@ from whisper_nnx.model.whisper import Whisper, warn_of_precision
 from whisper_nnx.output.results import Segment, Transcript
 from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.word_times import word_heads
+from whisper_nnx.transcription.attempts import initial_ids
 from whisper_nnx.transcription.batch import choose_language
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.recording import Recording
+from whisper_nnx.transcription.row_decoder import LARGEST_GROUP
 from whisper_nnx.transcription.rows import Live, Place
 from whisper_nnx.transcription.suppression import check_choice
-from whisper_nnx.transcription.windows import (
-    EncodedWindows,
-    detect_languages,
-    encode_windows,
-    initial_ids,
-    tokenizer_of,
-)
+from whisper_nnx.transcription.windows import EncodedWindows, detect_languages, encode_windows, tokenizer_of
 
 
 class Opened:
@@ -44,12 +41,13 @@ class Opened:
         options: TranscribeOptions,
         *,
         number: int,
-        language: str,
+        language: str | None,
         duration_s: float,
         channels: np.ndarray | None = None,
         language_probs: Mapping[str, float] | None = None,
     ):
-        self.number, self.language, self.duration_s, self.lives = number, language, duration_s, lives
+        self.number, self.duration_s, self.lives = number, duration_s, lives
+        self._language = language
         self.language_probs = language_probs or {}  # where the language was detected
         self._options = options
         content_frames = round(duration_s * FRAMES_PER_SECOND)
@@ -62,6 +60,18 @@ class Opened:
         self._held: list[list[Segment]] = [[] for _ in lives]  # of pieces after the first unfinished one
         self._finished = [False for _ in lives]
         self._current = 0  # the first piece that is not done
+
+    @property
+    def language(self) -> str:
+        """Its code; "" until it is detected in the first window, if that was not done at once."""
+        return self._language or ""
+
+    def detect(self, probs: dict[str, float]) -> None:
+        """Takes the languages' probabilities in the first window."""
+        self.language_probs = probs
+        self._language = choose_language(probs, tuple(self._options.allowed_languages or ()))
+        for live in self.lives:
+            live.recording.language, live.on_language = self._language, None
 
     @property
     def done(self) -> bool:
@@ -158,12 +168,15 @@ class RecordingAudio:
     channels: np.ndarray | None = None
 
 
-def open_recording(model: Whisper, source: Any, options: TranscribeOptions, number: int = 0) -> Opened:
+def open_recording(
+    model: Whisper, source: Any, options: TranscribeOptions, number: int = 0, *, at_once: bool = True
+) -> Opened:
     """Reads audio, finds its speech and its language, where these are wanted; `number`: among those of one call.
 
-    Raises AudioError or OSError for what cannot be read, ValueError for options that the model cannot meet.
+    at_once: as in `open_audio`. Raises AudioError or OSError for what cannot be read, ValueError for options that the
+    model cannot meet.
     """
-    return open_audio(model, read_recording(model.config, source, options), options, number)
+    return open_audio(model, read_recording(model.config, source, options), options, number, at_once=at_once)
 
 
 def read_recording(config: WhisperConfig, source: Any, options: TranscribeOptions) -> RecordingAudio:
@@ -179,7 +192,8 @@ def read_samples(source: Any, options: TranscribeOptions) -> Samples:
 
 def prepare_audio(config: WhisperConfig, read: Samples) -> RecordingAudio:
     """The part of `read_recording` that follows `read_samples`."""
-    mel = RecordingMel(read.samples, config.num_mel_bins, 2 * config.max_source_positions)
+    together = 1 if ops.current().window_by_window else LARGEST_GROUP
+    mel = RecordingMel(read.samples, config.num_mel_bins, 2 * config.max_source_positions, together)
     return RecordingAudio(mel, read.pieces, read.channels)
 
 
@@ -189,20 +203,21 @@ def open_audio(
     options: TranscribeOptions,
     number: int = 0,
     encode: Callable[[Whisper, jax.Array], EncodedWindows] = encode_windows,
+    *,
+    at_once: bool = True,
 ) -> Opened:
-    """The part of `open_recording` that needs the model, which detects the language; `encode`: as `encode_windows`."""
+    """The part of `open_recording` that needs the model.
+
+    encode: as `encode_windows`. at_once: detect the language here, not in the first window that is decoded.
+    """
     mel, pieces, config = audio.mel, audio.pieces, model.config
     frames = 2 * config.max_source_positions
     options = _fit_model(model, options)
     warn_of_precision(model, options.decoding.fp16)
-    language, encoded, probs = options.decoding.language, dict[Place, EncodedWindows](), dict[str, float]()
-    if language is None:
-        probs, encoded = _detect_language(model, mel, pieces if options.vad_filter else None, options, encode)
-        language = choose_language(probs, tuple(options.allowed_languages or ()))
-
-    decoding = replace(options.decoding, language=language)
+    decoding, language = options.decoding, options.decoding.language
     check_choice(tokenizer_of(model), config.vocab_size, decoding)
-    initial = initial_ids(decoding, tokenizer_of(model), config.max_target_positions)
+    known = replace(decoding, language=language or "en")  # any language has as many ids
+    initial = initial_ids(known, tokenizer_of(model), config.max_target_positions)
     room = min(config.max_target_positions // 2 - 1, config.max_target_positions - 2 - len(initial.ids))
     longform = options.longform
     if longform.condition_on_previous_text is None:
@@ -229,10 +244,19 @@ def open_audio(
         )
         for piece in (pieces if pieces is not None else [None])
     ]
-    if lives:
-        lives[0].encoded = encoded
-    about: dict[str, Any] = {"number": number, "language": language, "language_probs": probs}
-    return Opened(lives, options, **about, duration_s=mel.content_frames / FRAMES_PER_SECOND, channels=audio.channels)
+    about: dict[str, Any] = {"number": number, "language": language, "channels": audio.channels}
+    opened = Opened(lives, options, **about, duration_s=mel.content_frames / FRAMES_PER_SECOND)
+    if language is None:
+        places = _detection_places(mel.content_frames, frames, pieces if options.vad_filter else None)
+        first = lives[0].recording.next_window() if lives else None
+        if at_once or options.language_detection_segments > 1 or first is None or first.place != places[0]:
+            probs, encoded = _detect_language(model, mel, places, options, encode)
+            opened.detect(probs)
+            if lives:
+                lives[0].encoded = encoded
+        else:
+            lives[0].on_language = opened.detect
+    return opened
 
 
 def _read(source: Any, options: TranscribeOptions) -> tuple[np.ndarray, np.ndarray | None]:
@@ -283,22 +307,28 @@ def _pieces(samples: np.ndarray, content_frames: int, options: TranscribeOptions
     return pieces
 
 
+def _detection_places(content_frames: int, frames: int, pieces: list[Place] | None) -> list[Place]:
+    """The windows in which a language may be detected, from the start of the recording or in pieces of it.
+
+    A recording shorter than a window ends in zeros, as in the windows that are decoded, so that one is encoded once.
+    """
+    stretches = pieces or [(0, content_frames or frames)]
+    return [(at, min(frames, end - at)) for start, end in stretches for at in range(start, end, frames)]
+
+
 def _detect_language(
     model: Whisper,
     mel: RecordingMel,
-    pieces: list[Place] | None,
+    places: list[Place],
     options: TranscribeOptions,
     encode: Callable[[Whisper, jax.Array], EncodedWindows],
 ) -> tuple[dict[str, float], dict[Place, EncodedWindows]]:
-    """Each language's probability, and the first window encoded for it: the first 30 s of all or of the first piece.
+    """Each language's probability, and the first window encoded for it.
 
     Of several windows the first that is surer than the threshold decides; else all of them, by the sum of their
     probabilities.
     """
-    frames = 2 * model.config.max_source_positions
     most, surely = options.language_detection_segments, options.language_detection_threshold
-    stretches = pieces or [(0, max(mel.content_frames, frames))]
-    places = [(at, min(frames, end - at)) for start, end in stretches for at in range(start, end, frames)]
     totals: dict[str, float] = {}
     first: dict[Place, EncodedWindows] = {}
     allowed = tuple(options.allowed_languages or ())

@@ -16,7 +16,7 @@ from whisper_nnx.transcription.segments import ends_in_single_timestamp, place_s
 
 if TYPE_CHECKING:
     from whisper_nnx.text.tokenizer import Tokenizer
-    from whisper_nnx.transcription.windows import DecodingResult
+    from whisper_nnx.transcription.attempts import DecodingResult
 
 SHORTEST_REST = 10  # frames; a shorter rest of a clip or recording contains no word and is not decoded
 
@@ -28,6 +28,11 @@ class Window:
     start_frame: int
     n_frames: int
     prompt: tuple[int, ...]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """What the audio depends on."""
+        return self.start_frame, self.n_frames
 
 
 @dataclass
@@ -60,7 +65,7 @@ class Recording:
 
     Attributes:
       tokenizer: of the model.
-      language: code of the transcript's language.
+      language: code of the transcript's language; None until it is detected in the first window.
       content_frames: length in frames of 10 ms.
       options: how windows follow each other.
       window_frames: frames of a window.
@@ -71,7 +76,7 @@ class Recording:
     """
 
     tokenizer: Tokenizer
-    language: str
+    language: str | None
     content_frames: int
     options: LongformOptions
     _: KW_ONLY
@@ -269,7 +274,7 @@ class Recording:
         """The transcript of all windows accepted so far."""
         tokens = self._history[len(self._initial) :]
         text = self.tokenizer.decode(token for token in tokens if token != self.tokenizer.special.sot_lm)
-        transcript: Transcript = {"text": text, "segments": self.segments, "language": self.language}
+        transcript: Transcript = {"text": text, "segments": self.segments, "language": self.language or ""}
         if self.alternatives:
             transcript["alternatives"] = self.alternatives
         return transcript

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.timing.alignment_heads import Heads
 from whisper_nnx.timing.word_times import Heads as WordHeads
+from whisper_nnx.transcription.attempts import Attempt
 from whisper_nnx.transcription.fallback import FallbackOptions
 from whisper_nnx.transcription.recording import Recording, Window
 from whisper_nnx.transcription.windows import EncodedWindows
@@ -30,6 +33,8 @@ class Live:
       word_heads: that refine the times of words.
       allowed_languages: to choose from for each window; empty: all.
       encoded: windows that are encoded already, from detecting the language.
+      on_language: is called with the languages' probabilities in its first window, if the recording's language is
+        still to be detected in it.
     """
 
     recording: Recording
@@ -43,13 +48,31 @@ class Live:
     word_heads: WordHeads | None = None
     allowed_languages: tuple[str, ...] = ()
     encoded: dict[Place, EncodedWindows] = field(default_factory=dict)
+    on_language: Callable[[dict[str, float]], None] | None = None
 
 
 @dataclass
 class Row:
-    """A row of the batch: a window, at one of the temperatures."""
+    """A row of the batch: a window, at one of the temperatures.
+
+    language: None until it is known. tries: how many attempts have failed. attempt: the present one.
+    """
 
     live: Live
     window: Window
-    language: str
-    attempt: int = 0
+    language: str | None = None
+    tries: int = 0
+    attempt: Attempt | None = None
+
+
+@dataclass
+class Prepared:
+    """A window that waits for a row: the `at`-th of those that were encoded with it.
+
+    languages: their languages' probabilities [B, languages], on the device, if any of them needs them.
+    """
+
+    row: Row
+    encoded: EncodedWindows
+    at: int = 0
+    languages: Any = None

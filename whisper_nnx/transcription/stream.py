@@ -322,7 +322,7 @@ class _Recordings(Iterator[Live]):
         if isinstance(reading.result, Exception):
             raise reading.result
         audio = prepare_audio(self._model.config, reading.result)
-        return open_audio(self._model, audio, reading.source[1], reading.number)
+        return open_audio(self._model, audio, reading.source[1], reading.number, at_once=False)
 
     def _draw(self, sources: Iterator[Source | Exception]) -> Iterator[Source | Exception]:
         try:

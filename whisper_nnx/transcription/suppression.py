@@ -15,6 +15,13 @@ from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.text.special_tokens import SpecialTokens
 from whisper_nnx.text.tokenizer import Tokenizer
 
+NO_LIMITS = (1.0, 0, None)
+
+
+def limits_of(options: DecodingOptions) -> tuple[float, int, int | None]:
+    """What `RepetitionRule` does; `NO_LIMITS` needs none."""
+    return options.repetition_penalty, options.no_repeat_ngram_size, options.max_repeats
+
 
 def rules_of(
     tokenizer: Tokenizer,
@@ -28,15 +35,14 @@ def rules_of(
     """
     special, first = tokenizer.special, next(o for o in options if o is not None)
     rules: list[Rule] = []
-    no_limits = (1.0, 0, None)
-    limits = [(o.repetition_penalty, o.no_repeat_ngram_size, o.max_repeats) if o else no_limits for o in options]
-    if {*limits} != {no_limits}:
+    limits = [limits_of(o) if o else NO_LIMITS for o in options]
+    if {*limits} != {NO_LIMITS}:
         penalty, ngram, repeats = zip(*limits, strict=True)
         size = config.max_target_positions
         rules.append(
             RepetitionRule.from_prefixes(prefixes, special, size=size, penalty=penalty, ngram=ngram, repeats=repeats)
         )
-    rules.append(SuppressRule.from_masks(*suppressed_tokens(tokenizer, config.vocab_size, first)))
+    rules.append(SuppressRule.from_masks(*suppressed_tokens(tokenizer, config.vocab_size, first), len(options)))
     every = [o or first for o in options]
     latest_s = [o.max_initial_timestamp for o in every]
     rules.append(

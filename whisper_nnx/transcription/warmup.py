@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import jax.numpy as jnp
@@ -16,11 +17,12 @@ from whisper_nnx.runtime.options import options_of
 from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.token_times import BUCKETS, align_tokens, bucket, text_ids
 from whisper_nnx.timing.word_times import Layout, word_heads, word_times
-from whisper_nnx.transcription.batch import compile_sizes
+from whisper_nnx.transcription.attempts import Attempt, strategy_of
 from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.options import TranscribeOptions
+from whisper_nnx.transcription.row_decoder import Groups, compile_sizes
 from whisper_nnx.transcription.stream import transcribe
-from whisper_nnx.transcription.windows import encode_windows, strategy_of, tokenizer_of
+from whisper_nnx.transcription.windows import encode_windows, tokenizer_of
 
 if TYPE_CHECKING:
     from whisper_nnx.model.whisper import Whisper
@@ -69,17 +71,22 @@ def warmup(
     samples = model.config.max_source_positions * SAMPLE_RATE // POSITIONS_PER_SECOND  # of one window
     noise = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
     batch_sizes = sorted({rounded_up(size, mesh_of(model)) for size in batch_sizes})
-    if len(batch_sizes) > 1:
-        silence = jnp.zeros((1, model.config.num_mel_bins, 2 * model.config.max_source_positions))
-        compile_sizes(encode_windows(model, silence), batch_sizes)
     for size in batch_sizes:
         for attempt in tries.values():
-            strategy: dict[str, Any] = {"temperature": attempt.temperature, "n_best": attempt.n_best}
-            for result in transcribe(model, [noise] * size, chosen, batch_size=size, **whole, **short, **strategy):
-                if isinstance(result, Exception):
-                    raise result
+            own: dict[str, Any] = {"temperature": attempt.temperature, "n_best": attempt.n_best, "batch_size": size}
+            for number in {min(size, max(2, group)) for group in (size, *Groups.of(model, size).sizes)}:
+                for result in transcribe(model, [noise] * number, chosen, **whole, **short, **own):
+                    if isinstance(result, Exception):
+                        raise result
         if chosen.longform.timed:
-            _time_texts(model, size, chosen.longform)
+            for group in Groups.of(model, size).sizes:
+                _time_texts(model, group, chosen.longform)
+    if batch_sizes[-1] > 1:
+        decoding = {name: value for name, value in short.items() if hasattr(chosen.decoding, name)}
+        language = chosen.decoding.language or "en"
+        alone = [Attempt(replace(attempt, **decoding, language=language)) for attempt in tries.values()]
+        silence = jnp.zeros((1, model.config.num_mel_bins, 2 * model.config.max_source_positions))
+        compile_sizes(model, encode_windows(model, silence), alone, batch_sizes)
 
 
 def _time_texts(model: Whisper, size: int, options: LongformOptions) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast
 
 import jax
@@ -15,19 +14,19 @@ import numpy as np
 from whisper_nnx import ops
 from whisper_nnx.audio.features import fingerprint
 from whisper_nnx.decoding.language import language_probs
-from whisper_nnx.decoding.loop import DecodingBatch, generate, padded_positions
+from whisper_nnx.decoding.loop import Generated, generate
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling, Strategy
 from whisper_nnx.model.cache import KeysValues, to_cache
-from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import AudioEncoder, TextDecoder, Whisper, warn_of_precision
 from whisper_nnx.runtime.devices import fetch, put_rows, rounded_up
+from whisper_nnx.runtime.flat import Flat
 from whisper_nnx.runtime.forking import refuse_after_fork
 from whisper_nnx.runtime.programs import exportable, program
 from whisper_nnx.text.languages import to_language_code
 from whisper_nnx.text.tokenizer import Tokenizer
-from whisper_nnx.transcription.suppression import check_choice, require_timestamps, rules_of
+from whisper_nnx.transcription.attempts import Attempt, DecodingResult, best_of, loop_inputs, row_seed
+from whisper_nnx.transcription.suppression import check_choice
 
 if TYPE_CHECKING:
     from whisper_nnx.transcription.changes import DecodingChanges
@@ -42,39 +41,6 @@ class EncodedWindows(NamedTuple):
 
     features: jax.Array
     cross: tuple[KeysValues, ...]
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """A candidate of a window's transcript; avg_logprob as in DecodingResult."""
-
-    tokens: tuple[int, ...]
-    text: str
-    avg_logprob: float
-
-
-@dataclass(frozen=True)
-class DecodingResult:
-    """Transcript of a window.
-
-    audio_features [T,D]. language_probs: by code, None unless the language was detected. avg_logprob: mean over tokens
-    and the end of text, as in openai-whisper. token_logprobs: one per token, after the rules. compression_ratio: of the
-    text, by zlib; high if it repeats itself. looped: stopped because a phrase occurred max_repeats times in a row.
-    alternatives: the n_best candidates if n_best is above 1, best first; the first is the transcript.
-    """
-
-    audio_features: jax.Array
-    language: str
-    language_probs: dict[str, float] | None = None
-    tokens: tuple[int, ...] = ()
-    text: str = ""
-    avg_logprob: float = np.nan
-    no_speech_prob: float = np.nan
-    temperature: float = np.nan
-    compression_ratio: float = np.nan
-    token_logprobs: tuple[float, ...] = ()
-    looped: bool = False
-    alternatives: tuple[Alternative, ...] = ()
 
 
 def decode(
@@ -143,6 +109,14 @@ def detect_language(model: Whisper, mel: Any) -> tuple[Any, Any]:
     return (tokens, probs) if mel.ndim == 3 else (tokens[0], probs[0])
 
 
+class FlatWhisper:
+    """A model as a batch uses it: a snapshot, whose programs are called in a fraction of the time (see `Flat`)."""
+
+    def __init__(self, model: Whisper):
+        self.config, self.tokenizer = model.config, tokenizer_of(model)
+        self.encoder, self.decoder = Flat(model.encoder), Flat(model.decoder)
+
+
 def tokenizer_of(model: Whisper) -> Tokenizer:
     """The tokenizer. Raises TypeError unless model is a Whisper, ValueError without one, RuntimeError after a fork."""
     refuse_after_fork()
@@ -151,13 +125,6 @@ def tokenizer_of(model: Whisper) -> Tokenizer:
     if model.tokenizer is None:
         raise ValueError("this model has no tokenizer; give tokenizer=FOLDER when it is loaded, or set model.tokenizer")
     return model.tokenizer
-
-
-def row_seed(*numbers: int) -> int:
-    """Hashes several numbers to a seed. Raises ValueError for a negative one."""
-    if min(numbers) < 0:
-        raise ValueError(f"seed={min(numbers)} must be 0 or more")
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @program(rows=("mel",))
@@ -194,11 +161,20 @@ def encode_windows(model: Whisper, windows: jax.Array) -> EncodedWindows:
 
 def detect_languages(model: Whisper, encoded: EncodedWindows) -> list[dict[str, float]]:
     """{code: probability} of the languages, for each window. Raises ValueError for an English-only model."""
+    return named_probs(model, fetch(start_detection(model, encoded)))
+
+
+def start_detection(model: Whisper, encoded: EncodedWindows) -> jax.Array:
+    """Probabilities of the languages [B, languages], on the device, for `named_probs`. Raises as `detect_languages`."""
     tokenizer = tokenizer_of(model)
     if not tokenizer.is_multilingual or not tokenizer.special.languages:
         raise ValueError("this model is English-only and cannot detect languages; use a multilingual checkpoint")
-    probs = fetch(language_probs(model.decoder, encoded.cross, tokenizer.special))
-    codes = [code for code, _ in tokenizer.special.languages]
+    return language_probs(model.decoder, encoded.cross, tokenizer.special)
+
+
+def named_probs(model: Whisper, probs: np.ndarray) -> list[dict[str, float]]:
+    """{code: probability} for each row of probabilities."""
+    codes = [code for code, _ in tokenizer_of(model).special.languages]
     return [dict(zip(codes, map(float, row), strict=True)) for row in probs]
 
 
@@ -208,44 +184,50 @@ def most_probable(probs: dict[str, float]) -> str:
 
 
 def decode_windows(
-    model: Whisper,
-    encoded: EncodedWindows,
-    options: Sequence[DecodingOptions | None],
-    seeds: Sequence[int],
-    *,
-    meanwhile: Callable[[], None] | None = None,
+    model: Whisper, encoded: EncodedWindows, options: Sequence[DecodingOptions | None], seeds: Sequence[int]
 ) -> list[DecodingResult | None]:
     """Decodes encoded windows, each with its own options and seed; a row without options is idle.
 
     Rows that need different programs (beams, samples, other suppressed tokens) are decoded one program after the other
-    while the rest is idle, so that only the number of rows decides what is compiled. `meanwhile` is called once, while
-    the device decodes.
+    while the rest is idle, so that only the number of rows decides what is compiled.
     """
-    tokenizer = tokenizer_of(model)
-    options, probs = _with_languages(model, encoded, options)
-    together: dict[Any, list[int]] = defaultdict(list)
+    known, probs = _with_languages(model, encoded, options)
     results: list[DecodingResult | None] = [None] * len(options)
-    for row, o in enumerate(options):
+    attempts: list[Attempt | None] = [None] * len(options)
+    together: dict[Any, list[int]] = defaultdict(list)
+    for row, o in enumerate(known):
         if o is not None:
             results[row] = DecodingResult(encoded.features[row], o.language or "en", probs.get(row))
             if o.task != "lang_id":
-                together[strategy_of(o), *_suppression(o)].append(row)
-    for (strategy, *_), rows in together.items():
-        batch = _batch(model.config, tokenizer, [o if r in rows else None for r, o in enumerate(options)], seeds)
-        generated = generate(model.decoder, encoded.cross, batch, strategy, tokenizer.special)
-        if meanwhile is not None:
-            meanwhile()
-            meanwhile = None
-        candidates, no_speech = fetch(tuple(generated))
-        for row in rows:
-            known, o = results[row], options[row]
-            assert known is not None
-            assert o is not None
-            chosen = _best(tokenizer, o, jax.tree.map(lambda x, row=row: x[row], candidates))
-            results[row] = replace(known, no_speech_prob=float(no_speech[row]), **chosen)
-    if meanwhile is not None:  # nothing was to be decoded
-        meanwhile()
+                attempts[row] = one = Attempt(o, seeds[row])
+                together[one.program].append(row)
+    for rows in together.values():
+        own = [one if row in rows else None for row, one in enumerate(attempts)]
+        for row, found in results_of(model, own, fetch(generate_windows(model, encoded, own))).items():
+            results[row] = replace(found, audio_features=encoded.features[row], language_probs=probs.get(row))
     return results
+
+
+def generate_windows(model: Whisper, encoded: EncodedWindows, attempts: Sequence[Attempt | None]) -> Generated:
+    """Decodes windows with one program, on the device; idle rows have no attempt."""
+    special = tokenizer_of(model).special
+    batch = loop_inputs(model.config, tokenizer_of(model), attempts)
+    strategy, *_ = next(one for one in attempts if one).program
+    return generate(model.decoder, encoded.cross, batch, strategy, special)
+
+
+def results_of(model: Whisper, attempts: Sequence[Attempt | None], generated: Generated) -> dict[int, DecodingResult]:
+    """Results of the rows that have an attempt, without audio_features, from what `fetch` returned."""
+    tokenizer, results = tokenizer_of(model), dict[int, DecodingResult]()
+    for row, one in enumerate(attempts):
+        if one is not None:
+            best = best_of(tokenizer, one.options, jax.tree.map(lambda x, row=row: x[row], generated.candidates))
+            about: dict[str, Any] = {"no_speech_prob": float(generated.no_speech_prob[row]), **best}
+            results[row] = DecodingResult(NO_FEATURES, one.options.language or "en", **about)
+    return results
+
+
+NO_FEATURES: Any = np.zeros((0, 0), np.float32)
 
 
 def _with_languages(
@@ -255,11 +237,8 @@ def _with_languages(
     tokenizer = tokenizer_of(model)
     options = [replace(o, language=to_language_code(o.language)) if o and o.language else o for o in options]
     for o in options:
-        if o and not tokenizer.is_multilingual and (o.task != "transcribe" or o.language not in (None, "en")):
-            raise ValueError(
-                f"this model is English-only: it cannot do task={o.task!r}, language={o.language!r}; "
-                "use a multilingual checkpoint"
-            )
+        if o:
+            _require_languages(tokenizer, o)
     unknown = [r for r, o in enumerate(options) if o and (o.language is None or o.task == "lang_id")]
     if not tokenizer.is_multilingual or not unknown:
         return [o and replace(o, language=o.language or "en") for o in options], {}
@@ -270,114 +249,9 @@ def _with_languages(
     ], probs
 
 
-def strategy_of(options: DecodingOptions) -> Strategy:
-    """The decoding strategy of these options."""
-    if options.beam_size is not None:
-        return Beam(options.beam_size, options.max_candidates)
-    return Sampling(options.best_of or 1)
-
-
-def _suppression(options: DecodingOptions) -> tuple[Any, ...]:
-    """The options that decide which tokens are suppressed."""
-    return options.suppress_tokens, options.suppress_blank, options.suppress_regex, options.tinydiarize
-
-
-def _batch(
-    config: WhisperConfig, tokenizer: Tokenizer, options: Sequence[DecodingOptions | None], seeds: Sequence[int]
-) -> DecodingBatch:
-    """Inputs of one program. Idle rows (options None) have a limit of 0 tokens."""
-    special, n_ctx = tokenizer.special, config.max_target_positions
-    first = next(o for o in options if o is not None)
-    initial = [initial_ids(o, tokenizer, n_ctx) if o else InitialIds([special.sot], 0, []) for o in options]
-    padded = np.full((len(options), padded_positions(n_ctx)), special.eot, np.int32)
-    for row, (ids, _, _) in zip(padded, initial, strict=True):
-        row[: len(ids)] = ids
-
-    def limit(o: DecodingOptions | None, ids: Sequence[int]) -> int:
-        if o is None:
-            return 0
-        most = o.max_new_tokens or o.sample_len or n_ctx // 2
-        return min(most, n_ctx - len(ids) + 1)  # the last one sampled is not fed
-
-    return DecodingBatch(
-        initial_ids=padded,
-        initial_length=np.array([len(i.ids) for i in initial], np.int32),
-        sot_index=np.array([i.sot_index for i in initial], np.int32),
-        limit=np.array([limit(o, i.ids) for o, i in zip(options, initial, strict=True)], np.int32),
-        temperature=np.array([(o or first).temperature for o in options], np.float32),
-        seed=np.array(seeds, np.uint32),
-        rules=rules_of(tokenizer, config, options, [i.prefix for i in initial]),
-    )
-
-
-class InitialIds(NamedTuple):
-    """The ids before the first sampled one; the index of the start sequence; the prefix, part of the transcript."""
-
-    ids: list[int]
-    sot_index: int
-    prefix: list[int]
-
-
-def initial_ids(options: DecodingOptions, tokenizer: Tokenizer, n_ctx: int) -> InitialIds:
-    """The ids that precede the sampled tokens of a window.
-
-    Previous text takes up to half the context, less what the prefix needs beyond its half; both lose their beginning.
-    If sample_len is given, the prefix leaves room for that many tokens within half the context.
-    """
-    special, half = tokenizer.special, n_ctx // 2
-    require_timestamps(options, special)
-    start = list(tokenizer.sot_sequence(options.language, options.task, not options.without_timestamps))
-    prefix = _ids(options.prefix, tokenizer)
-    if prefix:
-        room = half - options.sample_len if options.sample_len and options.sample_len < half else half - 1
-        prefix = prefix[-room:]
-        if not options.without_timestamps and not tokenizer.is_timestamp(prefix[0]):
-            prefix = [special.timestamp_begin, *prefix]
-    room = min(half - 1, n_ctx - 2 - len(start) - len(prefix))
-    prompt = _ids(options.prompt, tokenizer)[-room:] if room > 0 else []
-    previous = [special.sot_prev, *prompt] if prompt else []
-    return InitialIds([*previous, *start, *prefix], len(previous), prefix)
-
-
-def _ids(text: str | tuple[int, ...] | None, tokenizer: Tokenizer) -> list[int]:
-    if isinstance(text, str):
-        return tokenizer.encode(" " + text.strip()) if text.strip() else []
-    for token in text or ():
-        if not 0 <= token < tokenizer.vocab_size:
-            raise ValueError(f"token {token} in a prompt or prefix is outside the vocabulary of {tokenizer.vocab_size}")
-    return list(text or ())
-
-
-def _best(tokenizer: Tokenizer, options: DecodingOptions, candidates: Candidates) -> dict[str, Any]:
-    """The best of one window's candidates [K,...], as fields of its DecodingResult."""
-    lengths, totals = candidates.length.tolist(), candidates.total.tolist()
-
-    def score(k: int) -> float:
-        alpha, n = options.length_penalty, lengths[k]
-        # max: the reference divides by zero for an empty sequence
-        return totals[k] / (max(n, 1) if alpha is None else ((5 + n) / 6) ** alpha)
-
-    def alternative(k: int) -> Alternative:
-        tokens = tuple(candidates.tokens[k, : lengths[k]].tolist())
-        text = tokenizer.decode(i for i in tokens if i != tokenizer.special.sot_lm)  # a speaker turn is not text
-        return Alternative(tokens, text.strip(), totals[k] / (lengths[k] + 1))
-
-    valid = [k for k in range(len(lengths)) if candidates.valid[k]]
-    ranked = sorted(valid, key=score, reverse=True) or [0]
-    best, *others = map(alternative, ranked[: options.n_best])
-    return {
-        "tokens": best.tokens,
-        "text": best.text,
-        "avg_logprob": best.avg_logprob,
-        "temperature": options.temperature,
-        "compression_ratio": compression_ratio(best.text),
-        "token_logprobs": tuple(candidates.logprobs[ranked[0], : len(best.tokens)].tolist()),
-        "looped": bool(candidates.stopped[ranked[0]]),
-        "alternatives": (best, *others) if options.n_best > 1 else (),
-    }
-
-
-def compression_ratio(text: str) -> float:
-    """Length of the text in UTF-8 over that of its zlib compression: above 2.4, the text is usually a loop."""
-    raw = text.encode("utf-8")
-    return len(raw) / len(zlib.compress(raw))
+def _require_languages(tokenizer: Tokenizer, o: DecodingOptions) -> None:
+    if not tokenizer.is_multilingual and (o.task != "transcribe" or o.language not in (None, "en")):
+        raise ValueError(
+            f"this model is English-only: it cannot do task={o.task!r}, language={o.language!r}; "
+            "use a multilingual checkpoint"
+        )

@@ -264,29 +264,34 @@ void attention(ffi::ThreadPool& pool, const float* q, const T* k, const T* v, co
   });
 }
 
-// q [B,H,G,K] attends to k and v [B,H,S,G,K] -> out [B,H,G,K]: of the first `end` positions, row b * G + g reads the
-// place source [B*G,S] of each, none where that is negative. Places that are not adjacent are first put together.
+// q [B,H,G,K] attends to k and v [B,H,S,G,K] -> out [B,H,G,K]: row b * G + g reads the place source [B*G,S] of each
+// position, none where that is negative. `end` positions were written, in a ring: what a row reads is in the order in
+// which it was written, whatever its place in the ring, and is put together where it is not adjacent.
 template <typename T>
 void cached_attention(ffi::ThreadPool& pool, const float* q, const T* k, const T* v, const int32_t* source, int64_t end,
                       float* out, int64_t windows, int64_t heads, int64_t s_size, int64_t group, int64_t width) {
-  for_each(pool, windows * heads * group, windows * heads * group * end * width, [=](int64_t i) {
+  const int64_t written = std::clamp<int64_t>(end, 1, s_size), oldest = end > s_size ? end % s_size : 0;
+  for_each(pool, windows * heads * group, windows * heads * group * written * width, [=](int64_t i) {
+    static thread_local std::vector<int64_t> places;
     static thread_local std::vector<T> keys, values;
     const int64_t place = i % group, head = i / group, window = head / heads;
     const int32_t* from = source + (window * group + place) * s_size;
-    if (group == 1 && std::all_of(from, from + end, [](int32_t place) { return place == 0; })) {
-      const int64_t at = head * s_size * width;
-      attend_few(q + i * width, k + at, v + at, out + i * width, 1, end, width);
+    places.clear();
+    for (int64_t j = 0; j < written; ++j) {
+      const int64_t t = oldest + j < s_size ? oldest + j : oldest + j - s_size;
+      if (from[t] >= 0 && from[t] < group) places.push_back((head * s_size + t) * group + from[t]);
+    }
+    const int64_t n = places.size();
+    if (n > 0 && places.back() - places.front() == n - 1) {  // adjacent: places increase, except where the ring begins again
+      const int64_t at = places.front() * width;
+      attend_few(q + i * width, k + at, v + at, out + i * width, 1, n, width);
       return;
     }
-    int64_t n = 0;
-    keys.resize(end * width);
-    values.resize(end * width);
-    for (int64_t t = 0; t < end; ++t) {
-      if (from[t] < 0 || from[t] >= group) continue;
-      const int64_t at = ((head * s_size + t) * group + from[t]) * width;
-      std::copy_n(k + at, width, keys.data() + n * width);
-      std::copy_n(v + at, width, values.data() + n * width);
-      ++n;
+    keys.resize(n * width);
+    values.resize(n * width);
+    for (int64_t j = 0; j < n; ++j) {
+      std::copy_n(k + places[j] * width, width, keys.data() + j * width);
+      std::copy_n(v + places[j] * width, width, values.data() + j * width);
     }
     attend_few(q + i * width, keys.data(), values.data(), out + i * width, 1, n, width);
   });
@@ -349,11 +354,10 @@ ffi::Error Attention(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyB
 ffi::Error CachedAttention(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuffer v, Numbers source,
                            Numbers end, ffi::Result<Floats> out) {
   auto size = k.dimensions();  // [B,H,S,G,K]
-  const int64_t written = std::clamp<int64_t>(end.typed_data()[0], 1, size[2]);
   return by_type(k.element_type(), [&](auto kind) {
     using T = decltype(kind);
     cached_attention(pool, q.typed_data(), (const T*)k.untyped_data(), (const T*)v.untyped_data(), source.typed_data(),
-                     written, out->typed_data(), size[0], size[1], size[2], size[3], size[4]);
+                     end.typed_data()[0], out->typed_data(), size[0], size[1], size[2], size[3], size[4]);
   });
 }
 

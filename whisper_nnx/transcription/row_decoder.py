@@ -1,0 +1,240 @@
+"""Decodes the windows in the rows of a batch: each begins when its row is free, and ends by itself."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from whisper_nnx import ops
+from whisper_nnx.decoding.loop import Generated, Rows, advance, begin, idle_rows
+from whisper_nnx.decoding.rules import Rule
+from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.sharding import mesh_of
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.runtime.devices import divided, empty_rows, fetch, over_data, put_rows_of, rounded_up
+from whisper_nnx.transcription.attempts import Attempt, DecodingResult, loop_inputs
+from whisper_nnx.transcription.windows import NO_FEATURES, EncodedWindows, generate_windows, results_of, tokenizer_of
+
+LARGEST_GROUP = 16  # windows that are encoded, begun or timed together, on each device
+NO_LIMIT = 1 << 30
+
+
+class Groups(NamedTuple):
+    """The numbers of windows that programs are compiled for, largest first, beside those of all rows."""
+
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: Whisper, rows: int) -> Groups:
+        """One CPU takes windows one by one; others 16, 4 or 1 at a time on each device, and at most all rows."""
+        mesh = mesh_of(model)
+        if ops.current().window_by_window and mesh is None:
+            return cls((1,))
+        sizes = {min(rows, rounded_up(1, mesh) * n) for n in (1, 4, LARGEST_GROUP)}
+        return cls(tuple(sorted(sizes, reverse=True)))
+
+    def split(self, items: Sequence[Any]) -> Iterator[list[Any]]:
+        """The items in groups of these sizes, as few as possible; None fills up the last one."""
+        rest = list(items)
+        while rest:
+            size = next((size for size in self.sizes if size <= len(rest)), self.sizes[-1])
+            yield rest[:size] + [None] * (size - len(rest))
+            rest = rest[size:]
+
+
+class RowDecoder:
+    """The token loop over `size` rows, left when some are done, so that others begin in their place.
+
+    Windows that need another program than those in the loop (beams or samples, other suppressed tokens) are decoded
+    apart, from beginning to end, in small groups.
+
+    Args:
+      model: a model with a tokenizer.
+      size: how many rows there are.
+      most_steps: the most tokens of each row after which the loop is left.
+    """
+
+    def __init__(self, model: Whisper, size: int, most_steps: int = NO_LIMIT):
+        self._model, self.size, self._most_steps = model, size, most_steps
+        self.groups = Groups.of(model, size)
+        parts = rounded_up(1, mesh_of(model))
+        # Initial ids are fed to more windows at once than a CPU encodes.
+        self._starts = Groups(tuple(sorted({min(size, LARGEST_GROUP * parts), *self.groups.sizes}, reverse=True)))
+        # As many ends as a group can replace, but not so many that most rows wait for the last of them.
+        largest, smallest = self.groups.sizes[0], self.groups.sizes[-1]
+        self._leave_at = max(smallest, min(largest, size // 4)) // parts
+        self._cross: tuple[KeysValues, ...] | None = None
+        self._rows: Rows | None = None
+        self._program: tuple[Any, ...] = ()
+        self._begun: dict[int, Attempt] = {}
+
+    def put(self, places: Sequence[int | None], encoded: EncodedWindows) -> None:
+        """Places windows in rows; None: not this one."""
+        if self.size == 1:
+            self._cross = encoded.cross
+            return
+        if self._cross is None:
+            self._cross = empty_rows(encoded.cross, self.size)
+        self._cross = _put(self._cross, encoded.cross, _numbers(places))
+
+    def windows(self, rows: Sequence[int | None]) -> EncodedWindows:
+        """The windows in these rows, without the encoder output; None: any."""
+        assert self._cross is not None
+        cross = self._cross
+        if list(rows) != list(range(self.size)):
+            cross = _take(cross, np.array([row or 0 for row in rows], np.int32))
+        return EncodedWindows(NO_FEATURES, cross)
+
+    def decode(
+        self, wanted: dict[int, Attempt], meanwhile: Callable[[], None] = lambda: None
+    ) -> dict[int, DecodingResult]:
+        """Continues the rows that are wanted, of which some may be new; others are given up.
+
+        Args:
+          wanted: how each row is decoded; the same object as long as its window is.
+          meanwhile: called while the device decodes.
+
+        Returns:
+          The results of those rows that are done.
+        """
+        try:
+            apart = self._begin(wanted)
+            generated: list[tuple[list[int | None], Any]] = []
+            if self._begun:
+                generated.append((self._in_loop, self._advance()))
+            generated += [(rows, self.decode_apart(rows, wanted)) for rows in apart]
+            meanwhile()
+            return self._results(fetch([device for _, device in generated]), [rows for rows, _ in generated], wanted)
+        except Exception:
+            self._rows, self._begun = None, {}  # what was given to a program that failed may be gone
+            raise
+
+    @property
+    def _in_loop(self) -> list[int | None]:
+        return [row if row in self._begun else None for row in range(self.size)]
+
+    def _begin(self, wanted: dict[int, Attempt]) -> list[list[int | None]]:
+        """Begins new rows in the loop -> groups of those that are to be decoded apart."""
+        self._begun = {row: one for row, one in self._begun.items() if wanted.get(row) is one}
+        new = {row: one for row, one in wanted.items() if row not in self._begun}
+        if not self._begun and new:
+            program = Counter(one.program for one in new.values()).most_common(1)[0][0]
+            if program != self._program:
+                self._program, self._rows = program, None
+        others = defaultdict[Any, list[int]](list)
+        for row, one in new.items():
+            others[one.program].append(row)
+        for rows in self._starts.split(others.pop(self._program, [])):
+            self._begin_group(rows, wanted)
+        return [rows for own in others.values() for rows in self.groups.split(own)]
+
+    def _begin_group(self, rows: list[int | None], wanted: dict[int, Attempt]) -> None:
+        model, special, (strategy, *_) = self._model, tokenizer_of(self._model).special, self._program
+        attempts = [None if row is None else wanted[row] for row in rows]
+        batch = loop_inputs(model.config, tokenizer_of(model), attempts)
+        if self._rows is None:
+            size = batch.initial_ids.shape[1]
+            self._rows = idle_rows(model.decoder, self._cross, batch.rules, size, strategy, special)
+        self._rows = begin(
+            model.decoder,
+            self.windows(rows).cross,
+            batch,
+            _numbers(rows),
+            self._rows,
+            self._going,
+            strategy,
+            special,
+        )
+        self._begun |= {row: wanted[row] for row in rows if row is not None}
+
+    @property
+    def _going(self) -> np.ndarray:
+        return np.isin(np.arange(self.size), list(self._begun))
+
+    def _advance(self) -> tuple[Generated, jax.Array]:
+        assert self._cross is not None
+        model, (strategy, *_) = self._model, self._program
+        limits = np.int32(self._leave_at), np.int32(self._most_steps)
+        special = tokenizer_of(model).special
+        self._rows, generated, done = advance(
+            model.decoder, self._cross, self._rows, self._going, *limits, strategy, special
+        )
+        return generated, done
+
+    def decode_apart(self, rows: Sequence[int | None], wanted: dict[int, Attempt]) -> tuple[Generated, None]:
+        """Decodes the windows in these rows from beginning to end, on the device."""
+        attempts = [None if row is None else wanted[row] for row in rows]
+        return generate_windows(self._model, self.windows(rows), attempts), None
+
+    def _results(
+        self,
+        fetched: list[tuple[Generated, np.ndarray | None]],
+        places: list[list[int | None]],
+        wanted: dict[int, Attempt],
+    ) -> dict[int, DecodingResult]:
+        results: dict[int, DecodingResult] = {}
+        for (generated, done), rows in zip(fetched, places, strict=True):
+            ended = [row if done is None or done[i] else None for i, row in enumerate(rows)]
+            found = results_of(self._model, [None if row is None else wanted[row] for row in ended], generated)
+            results |= {row: found[i] for i, row in enumerate(ended) if row is not None}
+        self._begun = {row: one for row, one in self._begun.items() if row not in results}
+        return results
+
+    def resized(self, kept: Sequence[int], size: int) -> RowDecoder:
+        """One with another number of rows, of which the first are the kept ones. On a mesh, these begin again."""
+        other = type(self)(self._model, size, self._most_steps)
+        rows = np.array([*kept, *[0] * (size - len(kept))], np.int32)
+        if kept and self._cross is not None:
+            other._cross = _take(self._cross, rows)
+            if self._rows is not None and mesh_of(self._model) is None:
+                other._program, other._rows = self._program, _take_rows(self._rows, rows)
+                other._begun = {new: self._begun[old] for new, old in enumerate(kept) if old in self._begun}
+        return other
+
+
+def _numbers(rows: Sequence[int | None]) -> np.ndarray:
+    return np.array([-1 if row is None else row for row in rows], np.int32)
+
+
+@partial(jax.jit, donate_argnums=0)
+@partial(divided, rows=("cross",))
+def _put(cross: tuple[KeysValues, ...], new: tuple[KeysValues, ...], places: jax.Array) -> tuple[KeysValues, ...]:
+    """Replaces some of the windows, in place."""
+    return jax.tree.map(lambda x, new: put_rows_of(x, new, places), cross, new)
+
+
+@jax.jit
+def _take(cross: tuple[KeysValues, ...], rows: jax.Array) -> tuple[KeysValues, ...]:
+    return jax.tree.map(lambda x: over_data(x[rows]), cross)
+
+
+@jax.jit
+def _take_rows(rows: Rows, places: jax.Array) -> Rows:
+    windows = len(rows.no_speech_prob)
+
+    def take(x: Any) -> Any:
+        if isinstance(x, Rule):
+            return x.changed(take)
+        return x.reshape(windows, -1, *x.shape[1:])[places].reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(take, rows, is_leaf=lambda x: isinstance(x, Rule))
+
+
+def compile_sizes(model: Whisper, encoded: EncodedWindows, attempts: Sequence[Attempt], sizes: Sequence[int]) -> None:
+    """Compiles what changes from one number of rows to another, and what is decoded apart; encoded: any window."""
+    for attempt in attempts:
+        for old in sizes:
+            decoder = RowDecoder(model, old, most_steps=1)
+            decoder.put([0], encoded)
+            decoder.decode({0: attempt})
+            for new in sizes:
+                if new != old:
+                    decoder.resized([0], new)
+            if old > 1:
+                for group in decoder.groups.sizes:
+                    decoder.decode_apart([0] * group, {0: attempt})
