@@ -110,16 +110,23 @@ def fetch(tree: Any) -> Any:
 
 
 def empty_rows(one: Any, rows: int) -> Any:
-    """Zeros for `rows` rows like that of `one` [1,...], on the same devices."""
+    """Zeros for `rows` rows like those of `one` [B,...], on the same devices."""
+    if mesh_of(jax.tree.leaves(one)[0]) is None:
+        return _zeros(one, rows)
 
     def zeros(x: jax.Array) -> jax.Array:
         shape, mesh, sharding = (rows, *x.shape[1:]), mesh_of(x), x.sharding
-        if mesh is None or not isinstance(sharding, NamedSharding):
-            return jnp.zeros(shape, x.dtype)
+        assert isinstance(sharding, NamedSharding)
+        assert mesh is not None
         spec = PartitionSpec(*rows_spec(rows, mesh) or (None,), *sharding.spec[1:])
         return jnp.zeros(shape, x.dtype, device=NamedSharding(mesh, spec))
 
     return jax.tree.map(zeros, one)
+
+
+@partial(jax.jit, static_argnames="rows")
+def _zeros(one: Any, rows: int) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), one)
 
 
 def divided(function: Callable[..., Any], rows: Sequence[str], static: Sequence[str] = ()) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.queue import RoundRobin
 
 Program = Hashable
+MOST_STEPS = 32  # tokens of each row after which a request that came meanwhile gets a free row
 
 
 @dataclass
@@ -92,7 +93,8 @@ class ModelSlot:
 
     def insert(self, model: Whisper) -> None:
         self.model, self.encode = model, EncoderCache(self.cache_bytes)
-        self.batch = Batch(model, max(self.sizes), sizes=self.sizes, queue=self.queue, ahead=0, encode=self.encode)
+        about: dict[str, Any] = {"sizes": self.sizes, "queue": self.queue, "encode": self.encode}
+        self.batch = Batch(model, max(self.sizes), ahead=0, most_steps=MOST_STEPS, **about)
         self.batch.retries = self.retries
         self.used_at = time.monotonic()
 

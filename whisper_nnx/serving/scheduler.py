@@ -88,7 +88,7 @@ class Scheduler:
         self._wake = threading.Condition()
         self.ready = False  # set by whoever has loaded what is to be there from the start
         self._stopping, self._ended = False, False
-        self._steps, self._step_s = 0, 1.0
+        self._steps, self._busy_s, self._window_s = 0, 0.0, 0.5  # seconds since a window was done, and for each
         self._readers = ThreadPoolExecutor(readers, "read")
         self._loader = ThreadPoolExecutor(1, "load")
         self._current = threading.local()  # .job: whose warnings they are
@@ -164,11 +164,11 @@ class Scheduler:
 
     def check(self, model: str) -> None:
         """Raises what `submit` would raise at present."""
-        slot = self._slot(model)
+        self._slot(model)
         if not self.accepting:
             raise Unavailable("the server is stopping" if self._stopping else "the server is starting")
         if len(self._jobs) >= self._max_requests:
-            raise Busy(max(1, math.ceil(len(self._jobs) * self._step_s / max(slot.sizes))))
+            raise Busy(max(1, math.ceil(len(self._jobs) * self._window_s)))
 
     def submit(self, model: str, audio: Any, options: TranscribeOptions) -> Job:
         """Takes a request. To be called in the event loop. Raises Busy, UnknownModel, Unavailable."""
@@ -231,7 +231,10 @@ class Scheduler:
                 self._end(failed, error)
             return
         self._steps += 1
-        self._step_s += 0.1 * (time.monotonic() - started - self._step_s)
+        self._busy_s += time.monotonic() - started
+        if done := sum(isinstance(result, list) for _, result in events):
+            self._window_s += 0.1 * (self._busy_s / done - self._window_s)
+            self._busy_s = 0.0
         for live, result in events:
             if (job := self._jobs.get(live.number)) is not None:
                 self._report(job, live, result)

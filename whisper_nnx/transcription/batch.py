@@ -239,7 +239,7 @@ class Batch:
             groups[id(one.encoded)][one.at] = i
         for one in {id(one.encoded): one for one in ready.values()}.values():
             if places := groups[id(one.encoded)]:
-                self._decoder.put([places.get(at) for at in range(len(one.encoded.features))], one.encoded)
+                self._decoder.put([places.get(at) for at in range(one.encoded.windows)], one.encoded)
 
     def _halve(self, error: Exception) -> None:
         """Uses fewer rows after the device ran out of memory; windows in progress begin again, with the same result."""

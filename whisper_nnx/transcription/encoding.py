@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.transcription.rows import Prepared, Row
-from whisper_nnx.transcription.windows import EncodedWindows, start_detection
+from whisper_nnx.transcription.windows import NO_FEATURES, EncodedWindows, start_detection
 
 Encode = Callable[[Whisper, jax.Array], EncodedWindows]
 
@@ -25,7 +25,7 @@ def encode_rows(model: Whisper, rows: Sequence[Row | None], encode: Encode) -> l
     encoded = _known(own[0]) if len(own) == 1 else None
     if encoded is None:
         encoded = encode(model, _mel([row or own[-1] for row in rows]))
-    encoded = encoded._replace(features=encoded.features[:, :0])  # it takes memory and is not used here
+    encoded = encoded._replace(features=NO_FEATURES)  # it takes memory and is not used here
     detects = any(row.live.recording.options.multilingual or row.live.on_language for row in own)
     languages = start_detection(model, encoded) if detects else None
     return [Prepared(row, encoded, at, languages) for at, row in enumerate(own)]

@@ -42,6 +42,11 @@ class EncodedWindows(NamedTuple):
     features: jax.Array
     cross: tuple[KeysValues, ...]
 
+    @property
+    def windows(self) -> int:
+        """B, also where the encoder output was discarded."""
+        return self.cross[0].k.shape[0]
+
 
 def decode(
     model: Whisper,
