@@ -149,8 +149,7 @@ class Scheduler:
 
     async def load(self, name: str) -> None:
         """Loads a model, unless it is in memory. Raises what loading raised."""
-        slot = self._slot(name)
-        started = threading.Event()
+        slot, started = self._slot(name), threading.Event()
 
         def load() -> None:
             self._load(slot)
@@ -222,7 +221,7 @@ class Scheduler:
     def _step(self, slot: ModelSlot) -> None:
         assert slot.batch is not None
         slot.queue.start_round()
-        started, slot.used_at = time.monotonic(), time.monotonic()
+        started = slot.used_at = time.monotonic()
         try:
             events = slot.batch.step()
         except Exception as error:  # of the device, not of one recording
@@ -230,11 +229,9 @@ class Scheduler:
             for failed in [job for job in jobs if job.has_opened] or jobs:
                 self._end(failed, error)
             return
-        self._steps += 1
-        self._busy_s += time.monotonic() - started
+        self._steps, self._busy_s = self._steps + 1, self._busy_s + time.monotonic() - started
         if done := sum(isinstance(result, list) for _, result in events):
-            self._window_s += 0.1 * (self._busy_s / done - self._window_s)
-            self._busy_s = 0.0
+            self._window_s, self._busy_s = 0.9 * self._window_s + 0.1 * self._busy_s / done, 0.0
         for live, result in events:
             if (job := self._jobs.get(live.number)) is not None:
                 self._report(job, live, result)
