@@ -33,6 +33,14 @@ def step(model, ids, cache):
     return model.decoder.logits(hidden), cache
 
 
+@jax.jit
+def prefill(model, ids, cross, lengths):
+    return model.decoder.step(ids, KVCache.init(cross, SIZE), lengths)[1]
+
+
+reorder, repeat = jax.jit(KVCache.reorder), jax.jit(KVCache.repeat, static_argnums=1)
+
+
 @pytest.fixture(scope="module")
 def model() -> Whisper:
     return small_model()
@@ -141,11 +149,12 @@ def test_teacher_forced_logits_equal_step_by_step_logits(model, mel, ids, cross,
 
 def test_rows_of_different_lengths_go_on_side_by_side(model, mel, ids, cross):
     expected, lengths = decode(model, ids, encode(model, mel)), np.array([5, 2, 4])
-    padded = jnp.take_along_axis(ids, jnp.maximum(jnp.arange(5) - 5 + lengths[:, None], 0), axis=1)
-    _, cache = model.decoder.step(padded, KVCache.init(cross, SIZE), jnp.asarray(lengths))
+    ids = np.asarray(ids)
+    padded = np.take_along_axis(ids, np.maximum(np.arange(5) - 5 + lengths[:, None], 0), axis=1)
+    cache = prefill(model, padded, cross, lengths)
     for n in range(4):
         now = lengths + n
-        logits, cache = step(model, jnp.take_along_axis(ids, now[:, None], axis=1), cache)
+        logits, cache = step(model, np.take_along_axis(ids, now[:, None], axis=1), cache)
         np.testing.assert_allclose(logits[:, 0], expected[np.arange(3), now], atol=1e-4)
 
 
@@ -159,20 +168,17 @@ def test_rows_that_share_a_window_equal_rows_of_their_own(model, cross, ids):
 def test_beams_equal_texts_of_their_own(model, mel, cross, ids, implementation):
     """Each beam goes on from another one, again and again, beside windows with other beams and prompts."""
     lengths, random = np.array([3, 2, 1]), np.random.default_rng(0)
-    texts = np.repeat([ids[row, :3] for row in range(3)], 3, axis=0)
+    texts = np.repeat(np.asarray(ids)[:, :3], 3, axis=0)
     with ops.using(implementation):
-        _, cache = model.decoder.step(ids[:, :3], KVCache.init(cross, SIZE), jnp.asarray(lengths))
-        cache, rows = (
-            cache.repeat(3),
-            [list(text[3 - n :]) for text, n in zip(texts, np.repeat(lengths, 3), strict=True)],
-        )
+        cache = repeat(prefill(model, ids[:, :3], cross, lengths), 3)
+        rows = [list(text[3 - n :]) for text, n in zip(texts, np.repeat(lengths, 3), strict=True)]
         for _ in range(4):
             source = (np.arange(9) // 3 * 3 + random.integers(0, 3, 9)).astype(np.int32)
             new = random.integers(0, 50, 9)
             rows = [[*rows[a], int(b)] for a, b in zip(source, new, strict=True)]
-            logits, cache = step(model, jnp.asarray(new)[:, None], cache.reorder(jnp.asarray(source)))
-        padded = jnp.array([text + [0] * (S - len(text)) for text in rows])
-        expected = decode(model, padded, jnp.repeat(encode(model, mel), 3, axis=0))  # at once
+            logits, cache = step(model, new[:, None], reorder(cache, source))
+        padded = np.array([text + [0] * (S - len(text)) for text in rows], np.int32)
+        expected = decode(model, padded, np.repeat(encode(model, mel), 3, axis=0))  # at once
         for row, text in enumerate(rows):
             np.testing.assert_allclose(logits[row, 0], expected[row, len(text) - 1], atol=1e-4)
 
