@@ -1,11 +1,7 @@
 """Attention that holds few scores in memory: in blocks, and by the kernel for TPUs, interpreted."""
 
-import os
-import subprocess
-import sys
 import warnings
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tests.small import quick_compilation, small_config  # noqa: F401
 from whisper_nnx import ops
@@ -74,29 +69,6 @@ def test_the_kernel_for_tpus_may_be_mapped_over_more_rows_and_shared_keys():
     expected = reference.attention(q[:, 0], jnp.broadcast_to(k, v[:, 0].shape), v[:, 0])
     found = jax.vmap(interpreted, in_axes=(0, None, 0))(q, k, v)[:, 0]
     np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=0.03)
-
-
-def on_a_mesh() -> None:
-    """Rows and heads on four devices, each of which computes its own; a head alone on each, which the kernel cannot."""
-    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    sharding = NamedSharding(mesh, PartitionSpec("data", "model"))
-    fused.usable, fused.KERNELS = lambda: ("cpu",), {"cpu": interpreted}
-    for heads in (4, 2):
-        inputs = [normal(2, heads, 128, 64, dtype=jnp.bfloat16) for _ in range(3)]
-        expected = value_and_slopes(reference.attention, *inputs)
-        placed = jax.device_put(inputs, sharding)
-        program = jax.jit(lambda *inputs: fused.attention(*inputs), out_shardings=sharding).lower(*placed).compile()
-        assert ("all-gather" in program.as_text()) == (heads == 2)
-        for found, exact in zip(jax.jit(partial(value_and_slopes, fused.attention))(*placed), expected, strict=True):
-            np.testing.assert_allclose(found.astype(jnp.float32), exact.astype(jnp.float32), atol=0.05)
-
-
-def test_on_a_mesh_each_device_computes_its_rows_and_heads():
-    root = Path(__file__).parents[2]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-c", "from tests.ops.test_fused import on_a_mesh; on_a_mesh()"]
-    finished = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr
 
 
 def test_programs_have_the_kernel_of_the_platform_that_they_are_lowered_for():

@@ -1,15 +1,19 @@
 """Tests that need eight devices: `test_devices.py` runs them in a process that has as many."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.cli.test_bad_input import write_wav
+from tests.ops.test_fused import interpreted, normal, value_and_slopes
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
 from weight_loader import load_model, save_pretrained
 from whisper_nnx import (
@@ -27,6 +31,7 @@ from whisper_nnx import (
 from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.cli.transcribe import main
 from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.ops import fused, reference
 from whisper_nnx.transcription.windows import encode_windows
 
 GREEDY = {"temperature": 0.0, "sample_len": 12, "no_speech_threshold": None}
@@ -78,6 +83,32 @@ def test_both_are_divided_and_warmup_compiles_all_that_is_run(
     compilations.clear()
     assert transcribed(meshed, SAMPLES) == expected
     assert compilations == []
+
+
+@pytest.mark.real
+def test_a_real_checkpoint_transcribes_on_two_devices_as_on_one(real_tiny_en: Path, real_speech: Any) -> None:
+    model = load_model(real_tiny_en)
+    audio = [real_speech(name) for name in ("en_libri_5s.flac", "en_lj_2s.wav")]
+    one, two = (transcribe(model, audio, batch_size=2, temperature=0.0, devices=devices) for devices in (1, 2))
+    assert of_segments(two) == of_segments(one)
+    assert all(result["text"] for result in one)
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+def test_each_device_computes_fused_attention_of_its_rows_and_heads(
+    monkeypatch: pytest.MonkeyPatch, heads: int
+) -> None:
+    """On four devices; a head alone on each is what the kernel cannot compute."""
+    sharding = NamedSharding(make_mesh(2, 2), PartitionSpec("data", "model"))
+    monkeypatch.setattr(fused, "usable", lambda: ("cpu",))
+    monkeypatch.setattr(fused, "KERNELS", {"cpu": interpreted})
+    inputs = [normal(2, heads, 128, 64, dtype=jnp.bfloat16) for _ in range(3)]
+    expected = value_and_slopes(reference.attention, *inputs)
+    placed = jax.device_put(inputs, sharding)
+    program = jax.jit(lambda *inputs: fused.attention(*inputs), out_shardings=sharding).lower(*placed).compile()
+    assert ("all-gather" in program.as_text()) == (heads == 2)
+    for found, exact in zip(jax.jit(partial(value_and_slopes, fused.attention))(*placed), expected, strict=True):
+        np.testing.assert_allclose(found.astype(jnp.float32), exact.astype(jnp.float32), atol=0.05)
 
 
 def test_other_functions_follow_the_model(model: Whisper, meshed: Whisper) -> None:
