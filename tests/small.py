@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,22 +34,36 @@ def quick_compilation() -> Iterator[None]:
         yield
 
 
+# The older code generator of XLA's CPU compiler takes half the time where nothing is optimized.
+_WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+_HAS_OLDER_GENERATOR = jax.__version_info__ < (0, 11)
+
+
 @contextmanager
 def compiling_quickly() -> Iterator[None]:
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
-        if jax.__version_info__ < (0, 11):  # later versions have no such option
+        if _HAS_OLDER_GENERATOR:
             patch.setattr(compiler, "get_compile_options", partial(_without_emitters, compiler.get_compile_options))
         yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _without_emitters(get_compile_options: Any, *args: Any, **options: Any) -> Any:
-    """The older code generator of XLA's CPU compiler takes half the time where nothing is optimized."""
-    quick = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
-    overrides = {**(options.pop("env_options_overrides", None) or {}), **quick}
+    overrides = {**(options.pop("env_options_overrides", None) or {}), **_WITHOUT_EMITTERS}
     return get_compile_options(*args, env_options_overrides=overrides, **options)
+
+
+def quick_environment(*xla_flags: str) -> dict[str, str]:
+    """The environment of a process on the CPU where programs take longer to compile than to run."""
+    quick = [f"--{name}={str(value).lower()}" for name, value in _WITHOUT_EMITTERS.items() if _HAS_OLDER_GENERATOR]
+    return os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *quick, *xla_flags]).strip(),
+    }
 
 
 def _byte_letters() -> list[str]:

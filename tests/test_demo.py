@@ -1,6 +1,5 @@
 """The model in the package, on the recordings in examples/audio: what a user sees first."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import jiwer
 import numpy as np
 import pytest
 
+from tests.small import quick_environment
 from weight_loader import load_model
 from whisper_nnx import detect_language, log_mel_spectrogram, pad_or_trim, transcribe
 from whisper_nnx.audio.loading import SAMPLE_RATE, load_audio
@@ -71,7 +71,7 @@ def test_silence_gives_no_text(level):
 
 def test_the_first_command_of_the_readme_prints_lines_with_times(tmp_path):
     command = [sys.executable, "-m", "whisper_nnx.transcribe", str(AUDIO / "en.flac"), "--model", "demo"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = quick_environment() | {"HF_HUB_OFFLINE": "1"}
     finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     lines = [line for line in finished.stdout.splitlines() if "-->" in line]

@@ -1,7 +1,6 @@
 """The command line with a faked model behind it: fixtures for tests of what it hands on and prints."""
 
 import importlib
-import os
 import subprocess
 import sys
 import warnings
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 import weight_loader
+from tests.small import quick_environment
 from whisper_nnx.cli.transcribe import main
 from whisper_nnx.runtime.startup import ENVIRONMENT
 
@@ -37,16 +37,15 @@ sys.exit(main(["-", "--output_dir", sys.argv[1], "--compilation_cache", "False"]
 Run = Callable[..., int]
 
 
-def environment() -> dict[str, str]:
-    """Of a process of its own, where programs take longer to compile than to run."""
-    quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | quick
-
-
 def python(*arguments: str, stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     """Runs Python in a process of its own, where nothing is imported yet."""
     return subprocess.run(
-        [sys.executable, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=100, env=environment()
+        [sys.executable, *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=100,
+        env=quick_environment(),
     )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cli.command import FAKED, RESULT, Run, calls, environment, python, run, transcribes  # noqa: F401
-from tests.small import quick_compilation, small_model  # noqa: F401
+from tests.cli.command import FAKED, RESULT, Run, calls, python, run, transcribes  # noqa: F401
+from tests.small import quick_compilation, quick_environment, small_model  # noqa: F401
 from whisper_nnx import iter_transcripts, transcribe
 from whisper_nnx.output import writers
 from whisper_nnx.runtime.console import Terminated, interrupts_wait
@@ -288,7 +288,7 @@ def test_an_interrupted_command_keeps_what_it_wrote(digits: Path, shared: Path, 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=quick_environment(),
     )
     assert process.stdout is not None
     process.stdout.readline()

@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from tests.cli.command import environment
+from tests.small import quick_environment
 from whisper_nnx.cli import main
 from whisper_nnx.cli.serve import _named, _settings, build_parser
 
@@ -18,7 +18,7 @@ from whisper_nnx.cli.serve import _named, _settings, build_parser
 def test_a_server_says_when_it_is_ready_serves_and_ends_with_status_0(digits, shared):
     options = ["--model", f"digits={digits}", "--port", "0", "--batch_size", "1", "--warm_up", "False"]
     command = [sys.executable, "-m", "whisper_nnx", "serve", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=quick_environment())
     assert process.stderr is not None
     try:
         lines = []

@@ -4,7 +4,6 @@ Layers may be divided or not.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 from jax.tree_util import keystr
 
-from tests.small import quick_compilation, small_model  # noqa: F401
+from tests.small import quick_compilation, quick_environment, small_model  # noqa: F401
 from tests.training.batches import Run, random_batch, small_run
 from whisper_nnx.training.config import AugmentConfig
 from whisper_nnx.training.step import trained_model
@@ -53,12 +52,7 @@ def train(model_parallel: int = 1) -> dict[str, object]:
 
 def test_eight_devices_train_like_one():
     root = Path(__file__).parents[2]
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(root),
-    }
+    environment = quick_environment("--xla_force_host_platform_device_count=8")
     command = [sys.executable, "-m", "tests.training.test_devices"]
     finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr

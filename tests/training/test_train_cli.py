@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.small import quick_compilation, small_config, small_model  # noqa: F401
+from tests.small import quick_compilation, quick_environment, small_config, small_model  # noqa: F401
 from tests.training.recordings import cache, write_manifest  # noqa: F401
 from weight_loader import load_model, save_pretrained
 from whisper_nnx.cli.train import main, make_evaluate
@@ -96,11 +96,7 @@ def run(words, capsys, monkeypatch):
 
 
 def in_a_process(killed_at: int | None, words: list[str], *more: str) -> int:
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    environment = quick_environment()
     command = [sys.executable, "-c", CHILD, str(killed_at), *words, *more]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert "Traceback" not in done.stderr, done.stderr
