@@ -48,7 +48,7 @@ def plan() -> Iterator[Row]:
         for size in SIZES:
             is_large = size.startswith("large")
             batch = BATCHES[chip] if is_large else SMALL_BATCH
-            for program in ("encode", "prompt", "step", "beam", "align"):
+            for program in ("encode", "prompt", "step", "beam", "align", "begin", "advance"):
                 windows = {"encode": ENCODED, "beam": batch // 4}.get(program, batch)
                 whole = not is_large or (size == "large-v3-turbo" and program != "encode")
                 row = Row(chip, size, program, windows, (0,) if whole else SCALED[chip])

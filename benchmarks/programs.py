@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from whisper_nnx import ops
-from whisper_nnx.decoding.loop import PREFILL_CHUNK, DecodingBatch, generate, padded_positions
+from whisper_nnx.decoding.loop import (
+    PREFILL_CHUNK,
+    DecodingBatch,
+    advance,
+    begin,
+    generate,
+    idle_rows,
+    padded_positions,
+)
 from whisper_nnx.decoding.rules import SuppressRule, TimestampRule
 from whisper_nnx.decoding.strategies import Beam, Sampling, Strategy
 from whisper_nnx.model.cache import KeysValues, KVCache
@@ -26,6 +34,7 @@ from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.transcription import windows
 
 BEAMS = 5
+GROUP = 16  # windows that begin together
 TEXT = 128  # ids of a window that is aligned
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]  # a jitted function, its arguments, and its static ones
@@ -78,14 +87,41 @@ def special_tokens(vocab_size: int) -> SpecialTokens:
 
 def _decoding(strategy: Strategy, model: Whisper, batch: int) -> Call:
     """The prompt and the whole token loop, with the rules of the defaults."""
+    inputs, static = _inputs(strategy, model, batch)
+    return generate.jitted, (model.decoder, _cross(model, batch), inputs), static
+
+
+def _inputs(strategy: Strategy, model: Whisper, batch: int) -> tuple[DecodingBatch, dict[str, Any]]:
     special, nothing = special_tokens(model.config.vocab_size), np.zeros(model.config.vocab_size, bool)
     limits = {"enabled": [True] * batch, "max_initial": [50] * batch}
-    rules = (SuppressRule.from_masks(nothing, nothing), TimestampRule.from_prefixes([[]] * batch, special, **limits))
+    timestamps = TimestampRule.from_prefixes([[]] * batch, special, **limits)
+    rules = (SuppressRule.from_masks(nothing, nothing, batch), timestamps)
     rows = np.zeros(batch, np.int32)
     ids = np.zeros((batch, padded_positions(model.config.max_target_positions)), np.int32)
     inputs = DecodingBatch(ids, rows, rows, rows, rows.astype(np.float32), rows.astype(np.uint32), rules)
-    static = {"strategy": strategy, "special": special}
-    return generate.jitted, (model.decoder, _cross(model, batch), inputs), static
+    return inputs, {"strategy": strategy, "special": special}
+
+
+def _rows(strategy: Strategy, model: Whisper, batch: int) -> Any:
+    inputs, static = _inputs(strategy, model, batch)
+    size = inputs.initial_ids.shape[1]
+    build = partial(idle_rows.jitted, size=size, **static)
+    return jax.eval_shape(build, model.decoder, _cross(model, batch), inputs.rules)
+
+
+def _begin(strategy: Strategy, model: Whisper, batch: int) -> Call:
+    """The prompts of 16 windows, which take the places of others."""
+    inputs, static = _inputs(strategy, model, GROUP)
+    going = jax.ShapeDtypeStruct((batch,), jnp.bool_)
+    args = _cross(model, GROUP), inputs, _ints((GROUP,)), _rows(strategy, model, batch), going
+    return begin.jitted, (model.decoder, *args), static
+
+
+def _continue(strategy: Strategy, model: Whisper, batch: int) -> Call:
+    """The token loop until some rows are done."""
+    wanted = jax.ShapeDtypeStruct((batch,), jnp.bool_)
+    args = _cross(model, batch), _rows(strategy, model, batch), wanted, _ints(()), _ints(())
+    return advance.jitted, (model.decoder, *args), _inputs(strategy, model, 1)[1]
 
 
 PROGRAMS: dict[str, Callable[[Whisper, int], Call]] = {
@@ -94,6 +130,8 @@ PROGRAMS: dict[str, Callable[[Whisper, int], Call]] = {
     "step": partial(_pass, 1, 1),
     "beam": partial(_pass, 1, BEAMS),
     "align": align,
+    "begin": partial(_begin, Sampling()),
+    "advance": partial(_continue, Sampling()),
     "generate": partial(_decoding, Sampling()),
     "generate beam": partial(_decoding, Beam(BEAMS, BEAMS)),
 }
