@@ -157,6 +157,10 @@ class Batch:
         self.cancel(live)
         self._failed.append((live, error))
 
+    def _has_failed(self, row: Row) -> bool:
+        """Whether its recording failed in this step, in another piece."""
+        return any(live.number == row.live.number for live, _ in self._failed)
+
     def _resize(self) -> None:
         """Takes the least number of rows that suffices, and keeps the windows that are to be tried again."""
         if self._sizes == [len(self._rows)]:
@@ -187,40 +191,67 @@ class Batch:
     def _prepare(self, most: int, *, started: bool) -> None:
         """Encodes the next windows of the queue, in groups, until `most` are prepared. Waits for nothing."""
         rows: list[Row] = []
-        while len(rows) + len(self._prepared) < most and (live := self._queue.get(started=started)) is not None:
-            try:
-                window = live.recording.next_window()
-            except Exception as error:
-                self._fail(live, error)
-                continue
-            if window is None:
-                self._finished.append(live)
-            else:
-                rows.append(Row(live, window))
+        try:
+            while len(rows) + len(self._prepared) < most and (live := self._queue.get(started=started)) is not None:
+                if (row := self._next_row(live)) is not None:
+                    rows.append(row)
+        except BaseException:  # of opening the next recording
+            self._queue.put_back([row.live for row in rows])
+            raise
         order = {id(row): n for n, row in enumerate(rows)}
         known, others = [row for row in rows if is_known(row)], [row for row in rows if not is_known(row)]
-        self._encode(known, alone=True)
-        self._encode(others)
+        alone: list[list[Row | None]] = [[row] for row in known]
+        self._encode([*alone, *self._decoder.groups.split(others)])
         self._prepared = deque(sorted(self._prepared, key=lambda ready: order.get(id(ready.row), -1)))
 
-    def _encode(self, rows: list[Row], *, alone: bool = False) -> None:
+    def _next_row(self, live: Live) -> Row | None:
+        """The next window of a recording; None if it is done."""
+        try:
+            window = live.recording.next_window()
+        except Exception as error:
+            self._fail(live, error)
+            return None
+        if window is None:
+            self._finished.append(live)
+            return None
+        return Row(live, window)
+
+    def _encode(self, groups: list[list[Row | None]]) -> None:
         """Encodes windows and adds them to those that are prepared; one that fails ends its recording."""
-        groups = [[row] for row in rows] if alone else [*self._decoder.groups.split(rows)]
-        for n, group in enumerate(groups):
+        waiting = deque(groups)
+        while waiting:
+            group = waiting.popleft()
             try:
                 self._prepared += encode_rows(self._model, group, self._encode_windows)
             except Exception as error:
                 own = [row for row in group if row is not None]
                 if is_out_of_memory(error) and self.may_halve:
-                    self._queue.put_back([row.live for rest in groups[n:] for row in rest if row is not None])
+                    self._queue.put_back([row.live for rest in (group, *waiting) for row in rest if row is not None])
                     raise
                 if len(own) == 1:
                     self._fail(own[0].live, error)
                 else:
-                    self._encode(own, alone=True)
+                    waiting.extendleft([row] for row in reversed(own))
+        self._prepared = deque(ready for ready in self._prepared if not self._has_failed(ready.row))
 
     def _place(self, ready: dict[int, Prepared]) -> None:
-        """Puts windows into rows, and reads the languages that were detected in them."""
+        """Puts windows into rows; one for which that fails ends its recording."""
+        try:
+            self._put(ready)
+        except Exception as error:
+            if is_out_of_memory(error) and self.may_halve:
+                self._queue.put_back([one.row.live for i, one in ready.items() if self._rows[i] is not one.row])
+                raise
+            if len(ready) == 1:
+                [one] = ready.values()
+                self._fail(one.row.live, error)
+            else:
+                for i, one in ready.items():
+                    if not self._has_failed(one.row):
+                        self._place({i: one})
+
+    def _put(self, ready: dict[int, Prepared]) -> None:
+        """Reads the languages that were detected in windows, and puts these into rows."""
         detected = dict(zip(ready, fetch([one.languages for one in ready.values()]), strict=True))
         groups = defaultdict[int, dict[int, int]](dict)
         for i, one in ready.items():
