@@ -13,7 +13,9 @@ from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.audio.loading import AudioError
 from whisper_nnx.cli.transcribe import main
 from whisper_nnx.model.whisper import Whisper
-from whisper_nnx.transcription import batch, stream
+from whisper_nnx.transcription import batch, encoding, stream
+from whisper_nnx.transcription.opening import open_recording
+from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.recording import Recording
 from whisper_nnx.transcription.row_decoder import RowDecoder
 from whisper_nnx.transcription.stream import iter_segments
@@ -148,6 +150,44 @@ def test_a_recording_that_the_device_cannot_do_is_alone_with_it(model, alone, mo
     first, error, *others = transcribe(model, [GOOD[0], bad, *GOOD[1:]], batch_size=batch_size, **OPTIONS)
     assert isinstance(error, jax.errors.JaxRuntimeError)
     assert [*map(told, [first, *others])] == alone
+
+
+@pytest.mark.parametrize("message", ["INTERNAL: the device has a fault", "RESOURCE_EXHAUSTED: out of memory"])
+@pytest.mark.parametrize(
+    ("where", "name"), [(stream._Recordings, "_open"), (encoding, "start_detection"), (batch, "fetch")]
+)
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_windows_on_their_way_to_a_row_survive_an_error(model, monkeypatch, where, name, message):
+    """It is raised once: while a recording is opened, while a window is encoded, or when its language is read."""
+    right, calls = getattr(where, name), []
+    options = {"temperature": 0.0, "sample_len": 4}
+    # The first window with these options is encoded before the others, its language detected again when it is decoded.
+    several = {"audio": GOOD[0], "language_detection_segments": 2, "multilingual": True}
+    expected = [told(transcribe(model, source, **options)) for source in [several, *GOOD[1:]]]
+
+    def fails(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == (3 if name == "_open" else 1):
+            raise jax.errors.JaxRuntimeError(message)
+        return right(*args)
+
+    monkeypatch.setattr(where, name, fails)
+    results = [*map(told, transcribe(model, [several, *GOOD[1:]], batch_size=4, **options))]
+    wrong = [result for result, right in zip(results, expected, strict=True) if result != right]
+    assert len(wrong) <= message.startswith("INTERNAL")
+    assert all(isinstance(error, jax.errors.JaxRuntimeError) for error in wrong)
+
+
+def test_no_other_piece_of_a_recording_begins_after_one_has_failed(model):
+    """Also of those that were taken from the queue together with it."""
+    options = TranscribeOptions.of(language="en", clip_timestamps="0,0.5,1,1.5,2,2.4", independent_clips=True)
+    opened = open_recording(model, GOOD[0], options)
+    opened.lives[1].recording.next_window = lambda: 1 / 0
+    driven = batch.Batch(model, 4)
+    for live in opened.lives:
+        driven.submit(live)
+    [(_, error)] = driven.run(iter(()))
+    assert isinstance(error, ZeroDivisionError)
 
 
 def test_the_other_pieces_of_a_recording_that_failed_are_dropped(model, alone, monkeypatch):

@@ -253,7 +253,7 @@ class Batch:
     def _put(self, ready: dict[int, Prepared]) -> None:
         """Reads the languages that were detected in windows, and puts these into rows."""
         detected = dict(zip(ready, fetch([one.languages for one in ready.values()]), strict=True))
-        groups = defaultdict[int, dict[int, int]](dict)
+        groups, early = defaultdict[int, dict[int, int]](dict), list[Live]()
         for i, one in ready.items():
             live = one.row.live
             if detected[i] is not None:
@@ -264,13 +264,14 @@ class Batch:
             if not live.recording.options.multilingual:
                 one.row.language = live.recording.language
             if one.row.language is None:  # its recording's first piece is still to come
-                self._queue.put_back([live])
-                continue
-            self._rows[i] = one.row
-            groups[id(one.encoded)][one.at] = i
+                early.append(live)
+            else:
+                self._rows[i] = one.row
+                groups[id(one.encoded)][one.at] = i
         for one in {id(one.encoded): one for one in ready.values()}.values():
             if places := groups[id(one.encoded)]:
                 self._decoder.put([places.get(at) for at in range(one.encoded.windows)], one.encoded)
+        self._queue.put_back(early)
 
     def _halve(self, error: Exception) -> None:
         """Uses fewer rows after the device ran out of memory; windows in progress begin again, with the same result."""

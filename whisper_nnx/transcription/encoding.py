@@ -17,7 +17,7 @@ Encode = Callable[[Whisper, jax.Array], EncodedWindows]
 
 
 def encode_rows(model: Whisper, rows: Sequence[Row | None], encode: Encode) -> list[Prepared]:
-    """Encodes the windows of a group of rows; None: the last window again, to fill it up. Waits for nothing.
+    """Encodes the windows of a group of rows; None, at its end: the last window again. Waits for nothing.
 
     A window that is encoded already, which is alone in its group, is not encoded again.
     """
