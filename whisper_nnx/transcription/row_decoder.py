@@ -51,7 +51,7 @@ class RowDecoder:
     """The token loop over `size` rows, left when some are done, so that others begin in their place.
 
     Windows that need another program than those in the loop (beams or samples, other suppressed tokens) are decoded
-    apart, from beginning to end, in small groups.
+    apart, from beginning to end, in small groups. So is the window of a single row, which nothing else waits for.
 
     Args:
       model: a model with a tokenizer.
@@ -120,6 +120,8 @@ class RowDecoder:
 
     def _begin(self, wanted: dict[int, Attempt]) -> list[list[int | None]]:
         """Begins new rows in the loop -> groups of those that are to be decoded apart."""
+        if self.size == 1 and self._most_steps == NO_LIMIT:
+            return [[row] for row in wanted]
         self._begun = {row: one for row, one in self._begun.items() if wanted.get(row) is one}
         new = {row: one for row, one in wanted.items() if row not in self._begun}
         if not self._begun and new:
