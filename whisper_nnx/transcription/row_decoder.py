@@ -120,7 +120,7 @@ class RowDecoder:
 
     def _begin(self, wanted: dict[int, Attempt]) -> list[list[int | None]]:
         """Begins new rows in the loop -> groups of those that are to be decoded apart."""
-        if self.size == 1:
+        if self.size == 1 and self._most_steps == NO_LIMIT:
             return [[row] for row in wanted]
         self._begun = {row: one for row, one in self._begun.items() if wanted.get(row) is one}
         new = {row: one for row, one in wanted.items() if row not in self._begun}
