@@ -81,12 +81,11 @@ def warmup(
         if chosen.longform.timed:
             for group in Groups.of(model, size).sizes:
                 _time_texts(model, group, chosen.longform)
-    if batch_sizes[-1] > 1:
-        decoding = {name: value for name, value in short.items() if hasattr(chosen.decoding, name)}
-        language = chosen.decoding.language or "en"
-        alone = [Attempt(replace(attempt, **decoding, language=language)) for attempt in tries.values()]
-        silence = jnp.zeros((1, model.config.num_mel_bins, 2 * model.config.max_source_positions))
-        compile_sizes(model, encode_windows(model, silence), alone, batch_sizes)
+    decoding = {name: value for name, value in short.items() if hasattr(chosen.decoding, name)}
+    language = chosen.decoding.language or "en"
+    alone = [Attempt(replace(attempt, **decoding, language=language)) for attempt in tries.values()]
+    silence = jnp.zeros((1, model.config.num_mel_bins, 2 * model.config.max_source_positions))
+    compile_sizes(model, encode_windows(model, silence), alone, batch_sizes)
 
 
 def _time_texts(model: Whisper, size: int, options: LongformOptions) -> None:
