@@ -1,4 +1,4 @@
-"""Recordings are read ahead on other threads, in their order and within limits, and stop when nobody waits."""
+"""Recordings are read ahead on other threads, in their order and within limits, until they are no longer needed."""
 
 import io
 import itertools

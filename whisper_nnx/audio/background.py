@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Stopped(Exception):
-    """Nobody waits for this audio anymore."""
+    """The audio is no longer needed."""
 
 
 class Background:
