@@ -115,7 +115,7 @@ class Rows:
     no_speech_prob: Any
 
 
-def start(
+def prefilled(
     decoder: TextDecoder,
     cross: tuple[KeysValues, ...],
     batch: DecodingBatch,
@@ -187,7 +187,7 @@ def generate(
     special: SpecialTokens,
 ) -> Generated:
     """Decodes B windows, given their cross-attention, with one strategy."""
-    rows = run(decoder, cross, start(decoder, cross, batch, strategy, special), strategy, special)
+    rows = run(decoder, cross, prefilled(decoder, cross, batch, strategy, special), strategy, special)
     return Generated(strategy.result(rows.state), rows.no_speech_prob)
 
 
@@ -206,7 +206,7 @@ def idle_rows(
     nothing = jnp.zeros(windows, jnp.int32)
     rows = Rows(
         jnp.zeros((windows * strategy.group, decoder.embed_tokens.features), decoder.dtype),
-        _put_away(cache.repeat(strategy.group), windows),
+        _between_programs(cache.repeat(strategy.group), windows),
         (),
         strategy.init(nothing, size, nothing.astype(jnp.float32), nothing.astype(jnp.uint32), special.eot),
         jnp.zeros(windows, jnp.float32),
@@ -243,20 +243,20 @@ def begin(
       special: the vocabulary's special ids.
     """
     static: dict[str, Any] = {"strategy": strategy, "special": special}
-    new = divided(_start_apart, ("cross", "batch"), tuple(static))(decoder, cross, batch, **static)
+    new = divided(_prefilled_apart, ("cross", "batch"), tuple(static))(decoder, cross, batch, **static)
     return divided(_insert, ("rows", "going"))(rows, new, places, going)
 
 
-def _start_apart(
+def _prefilled_apart(
     decoder: TextDecoder,
     cross: tuple[KeysValues, ...],
     batch: DecodingBatch,
     strategy: Strategy,
     special: SpecialTokens,
 ) -> Rows:
-    """`start`, with the last initial ids at the cache's last position: parts of a mesh feed different numbers."""
-    rows = start(decoder, cross, batch, strategy, special)
-    return replace(rows, cache=_put_away(_turned(rows.cache, -rows.cache.end), len(batch.limit)))
+    """`prefilled`, with the last initial ids at the cache's last position: parts of a mesh feed different numbers."""
+    rows = prefilled(decoder, cross, batch, strategy, special)
+    return replace(rows, cache=_between_programs(_turned(rows.cache, -rows.cache.end), len(batch.limit)))
 
 
 def _turned(cache: KVCache, by: jax.Array) -> KVCache:
@@ -301,10 +301,10 @@ def advance(
     rows = replace(rows, state=state, cache=replace(rows.cache, end=rows.cache.end[0]))
     rows = run(decoder, cross, rows, strategy, special, leave_at, most_steps)
     generated = Generated(strategy.result(rows.state), rows.no_speech_prob)
-    return replace(rows, cache=_put_away(rows.cache, len(wanted))), generated, _done(rows.state, strategy)
+    return replace(rows, cache=_between_programs(rows.cache, len(wanted))), generated, _done(rows.state, strategy)
 
 
-def _put_away(cache: KVCache, windows: int) -> KVCache:
+def _between_programs(cache: KVCache, windows: int) -> KVCache:
     """The cache between programs: `end` as an array [B], which parts of a mesh have different ones of."""
     return replace(cache, cross_attention=(), end=jnp.full(windows, cache.end))
 

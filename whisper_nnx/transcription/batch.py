@@ -237,7 +237,7 @@ class Batch:
     def _place(self, ready: dict[int, Prepared]) -> None:
         """Puts windows into rows; one for which that fails ends its recording."""
         try:
-            self._put(ready)
+            self._assign(ready)
         except Exception as error:
             if is_out_of_memory(error) and self.may_halve:
                 self._queue.put_back([one.row.live for i, one in ready.items() if self._rows[i] is not one.row])
@@ -250,7 +250,7 @@ class Batch:
                     if not self._has_failed(one.row):
                         self._place({i: one})
 
-    def _put(self, ready: dict[int, Prepared]) -> None:
+    def _assign(self, ready: dict[int, Prepared]) -> None:
         """Reads the languages that were detected in windows, and puts these into rows."""
         detected = dict(zip(ready, fetch([one.languages for one in ready.values()]), strict=True))
         groups, early = defaultdict[int, dict[int, int]](dict), list[Live]()

@@ -46,9 +46,5 @@ def _mel(rows: Sequence[Row]) -> Any:
     places = [(row.live.mel, *row.window.place) for row in rows]
     if len(places) > 1 and all(isinstance(mel, RecordingMel) for mel, *_ in places):
         return RecordingMel.windows(places)
-    return jnp.stack([mel.window(*place) for mel, *place in places]) if len(places) > 1 else _one(places[0])
-
-
-def _one(place: tuple[Any, int, int]) -> Any:
-    mel, *at = place
-    return mel.window(*at)[None]
+    windows = [mel.window(*place) for mel, *place in places]
+    return jnp.stack(windows) if len(windows) > 1 else windows[0][None]

@@ -64,7 +64,9 @@ class RowDecoder:
         self.groups = Groups.of(model, size)
         parts = rounded_up(1, mesh_of(model))
         # Initial ids are fed to more windows at once than a CPU encodes.
-        self._starts = Groups(tuple(sorted({min(size, LARGEST_GROUP * parts), *self.groups.sizes}, reverse=True)))
+        self._prompt_groups = Groups(
+            tuple(sorted({min(size, LARGEST_GROUP * parts), *self.groups.sizes}, reverse=True))
+        )
         # As many ends as a group can replace, but not so many that most rows wait for the last of them.
         largest, smallest = self.groups.sizes[0], self.groups.sizes[-1]
         self._leave_at = max(smallest, min(largest, size // 4)) // parts
@@ -131,7 +133,7 @@ class RowDecoder:
         others = defaultdict[Any, list[int]](list)
         for row, one in new.items():
             others[one.program].append(row)
-        for rows in self._starts.split(others.pop(self._program, [])):
+        for rows in self._prompt_groups.split(others.pop(self._program, [])):
             self._begin_group(rows, wanted)
         return [rows for own in others.values() for rows in self.groups.split(own)]
 
