@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from whisper_nnx.audio.vad import speech_spans as speech_spans
     from whisper_nnx.decoding.options import DecodingOptions as DecodingOptions
     from whisper_nnx.evaluation.run import evaluate as evaluate
+    from whisper_nnx.model.audio_context import with_audio_ctx as with_audio_ctx
     from whisper_nnx.model.cache import KVCache as KVCache
     from whisper_nnx.model.config import RELEASED as RELEASED
     from whisper_nnx.model.config import WhisperConfig as WhisperConfig
@@ -90,6 +91,7 @@ _EXPORTS = {
     "whisper_nnx.runtime.programs": ["keep_programs"],
     "whisper_nnx.runtime.allocator": ["keep_memory"],
     "whisper_nnx.runtime.devices": ["make_mesh"],
+    "whisper_nnx.model.audio_context": ["with_audio_ctx"],
     "whisper_nnx.model.sharding": ["shard_model"],
     "whisper_nnx.alignment.likelihood": ["TextScore", "score"],
     "whisper_nnx.alignment.align": ["align"],

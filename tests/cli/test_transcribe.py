@@ -252,7 +252,7 @@ def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:
         ),
         (["--multilingual", "True", "--language", "de"], "--multilingual True detects each window's language"),
         (["--language_detection_threshold", "0.7"], "set --language_detection_segments too"),
-        (["--print_colors", "True", "--verbose", "False"], "--print_colors colors what --verbose True prints"),
+        (["--print_colors", "True", "--verbose", "False"], "--print_colors changes what --verbose True prints"),
         (["--offset_s", "-1"], "--offset_s -1.0 must be 0 s or more"),
         (["--duration_s", "5", "--clip_timestamps", "1,2"], "drop one or the other"),
         (["--suppress_regex", "("], "is not a valid regular expression"),

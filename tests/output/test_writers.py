@@ -1,6 +1,7 @@
 """Contents of output files, which are complete or absent."""
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -200,6 +201,16 @@ def test_full_json_contains_token_probabilities() -> None:
     assert segment["token_details"] == [{**token, "probability": pytest.approx(0.60653, abs=1e-5)}]
     with pytest.raises(ValueError, match=r"json_full .* transcribe with token_timestamps=True"):
         WRITERS["json_full"]({"segments": [{"text": " one", "tokens": [7]}]})
+
+
+def test_score_has_the_probability_of_each_token(tmp_path: Path) -> None:
+    texts = [("<|0.00|>", 0.0), (" one\ttwo", math.log(0.25)), ("\n", -20.0)]
+    tokens = [{"id": i, "text": text, "logprob": p, "start": 0.0, "end": 0.5} for i, (text, p) in enumerate(texts)]
+    result = {**WORDS, "segments": [{**WORDS["segments"][0], "tokens": [0, 1, 2], "token_details": tokens}]}
+    [path] = get_writer("score", tmp_path)(result, "a.wav")
+    assert (path.name, path.read_text()) == ("a.score.txt", "<|0.00|>\t1\n one two\t0.25\n \t2.06115e-09\n")
+    with pytest.raises(ValueError, match=r"score needs .* token_timestamps=True"):
+        WRITERS["score"]({"segments": [{"text": " one", "tokens": [7]}]})
 
 
 @pytest.mark.parametrize("name", ["max_line_width", "max_line_count", "max_words_per_line", "max_len"])

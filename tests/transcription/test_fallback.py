@@ -1,12 +1,13 @@
 """The temperature ladder: what fails, and what is tried next."""
 
+import math
 from typing import Any
 
 import pytest
 
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.transcription.attempts import DecodingResult
-from whisper_nnx.transcription.fallback import FallbackOptions
+from whisper_nnx.transcription.fallback import FallbackOptions, last_entropy
 
 GOOD: dict[str, Any] = {"avg_logprob": -0.3, "compression_ratio": 1.5, "no_speech_prob": 0.1}
 NAN = float("nan")
@@ -38,6 +39,11 @@ def result(**changes: Any) -> DecodingResult:
         ({}, {"no_speech_prob": NAN, "avg_logprob": -1.1}, True),
         ({"no_speech_threshold": None}, {"no_speech_prob": 0.9, "avg_logprob": -1.1}, True),
         ({"logprob_threshold": None}, {"no_speech_prob": 0.9, "compression_ratio": 2.5}, True),
+        ({}, {"tokens": (1,) * 40}, False),
+        ({"entropy_threshold": 2.4}, {"tokens": (1,) * 40}, True),
+        ({"entropy_threshold": 2.4}, {"tokens": (1,) * 32}, False),
+        ({"entropy_threshold": 2.4}, {"tokens": tuple(range(40))}, False),
+        ({"entropy_threshold": 2.4}, {"tokens": (*range(40), *(1, 2, 3) * 12)}, True),
     ],
 )
 def test_a_repeating_or_improbable_window_is_tried_again_unless_nobody_speaks(options, changes, again):
@@ -48,6 +54,14 @@ def test_a_window_that_is_tried_again_names_the_threshold_that_it_failed():
     options = FallbackOptions()
     assert options.failed_threshold(result(compression_ratio=2.5, avg_logprob=-1.1)) == "compression_ratio"
     assert options.failed_threshold(result(avg_logprob=-1.1)) == "logprob"
+    strict = FallbackOptions(entropy_threshold=2.4)
+    assert strict.failed_threshold(result(tokens=(1, 2) * 20)) == "entropy"
+
+
+def test_the_entropy_is_that_of_the_last_32_tokens():
+    assert last_entropy((*range(100, 140), *(1, 2) * 16)) == pytest.approx(math.log(2))
+    assert last_entropy(tuple(range(33))) == pytest.approx(math.log(32))
+    assert last_entropy(tuple(range(32))) == math.inf
 
 
 @pytest.mark.parametrize(

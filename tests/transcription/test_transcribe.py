@@ -80,6 +80,11 @@ def test_print_colors_shows_each_word_in_the_color_of_its_probability(model, sho
     assert colored(" Six zero nine.", np.exp(segment["avg_logprob"])) in capsys.readouterr().out
 
 
+def test_print_special_shows_timestamps_as_tokens(model, short, capsys):
+    transcribe(model, short, temperature=0.0, verbose=True, language="en", print_special=True)
+    assert "] <|0.16|> Six zero nine.<|1.68|>" in capsys.readouterr().out
+
+
 def test_verbose_false_shows_a_bar_of_seconds_on_a_terminal(model, short, capsys, monkeypatch):
     monkeypatch.setattr("whisper_nnx.output.progress._is_terminal", lambda: True)
     transcribe(model, short, temperature=0.0, verbose=False, language="en")

@@ -89,7 +89,8 @@ class CommandOptions:
     output_format: str = field(
         default="all",
         metadata=_files(
-            f"{', '.join(WRITERS)}; srt,json: several; all: the first five; json_full needs token_timestamps=True",
+            f"{', '.join(WRITERS)}; srt,json: several; all: the first five; json_full and score need "
+            "token_timestamps=True",
             kind="formats",
         ),
     )

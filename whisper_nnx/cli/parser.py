@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from whisper_nnx.cli.options import KINDS
 from whisper_nnx.runtime.console import NAME
-from whisper_nnx.transcription.other_names import OPENAI_OPTIONS, OTHER_OPTIONS
+from whisper_nnx.transcription.other_names import MEANT_OPTIONS, OPENAI_OPTIONS, OTHER_OPTIONS
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,8 +57,9 @@ class Version(argparse.Action):
 def spelled_out(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     """`--beam-size=5` -> `--beam_size=5`, and `--diarize` alone -> `--diarize=True`. Nothing changes after `--`.
 
-    Ends the command where an option has another name here.
+    Options of whisper.cpp become those of the same meaning. Ends the command where another option has no counterpart.
     """
+    arguments = with_own_names(arguments, parser)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     actions = {name: action for name, action in parser._option_string_actions.items() if name.startswith("--")}
     flags = (KINDS["flag"]["metavar"], KINDS["flag or none"]["metavar"])
@@ -77,6 +78,46 @@ def spelled_out(arguments: Sequence[str], parser: argparse.ArgumentParser) -> li
             equals, value = "=", "True"
         spelled.append(f"{name}{equals}{value}")
     return [*spelled, *arguments[end:]]
+
+
+def with_own_names(arguments: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Replaces options of whisper.cpp's command: `-t 4 -osrt -ovtt` -> `--threads=4 --output_format=srt,vtt`."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    known, rest, own, formats = parser._option_string_actions, iter(arguments[:end]), list[str](), list[str]()
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        name = f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
+        words = MEANT_OPTIONS.get(name, "").split()
+        if name in known or not words or any(word.startswith("--") and word not in known for word in words):
+            own.append(argument)
+            continue
+        if not {"{}", "{ms}", "gpu:{}"}.isdisjoint(words) and not equals:
+            value = next(rest, "")
+        if not value and (equals or "{" in MEANT_OPTIONS[name]):
+            parser.error(f"{name} requires a value")
+        filled = [word.format(value, ms=_seconds(parser, name, value)) for word in words]
+        if len(filled) == 1:
+            own += filled
+        for option, given in zip(filled[::2], filled[1::2], strict=False):
+            if option == "--output_format":
+                formats.append(given)
+            elif (option, given) != ("--duration_s", "0.0"):  # all of it
+                own.append(f"{option}={given}")
+    if formats:
+        if twice := [a for a in arguments[:end] if a.partition("=")[0].replace("-", "_") in ("_f", "__output_format")]:
+            parser.error(f"{twice[0]} and options such as -o{formats[0]} both choose the formats; drop one of the two")
+        own.append(f"--output_format={','.join(formats)}")
+    return [*own, *arguments[end:]]
+
+
+def _seconds(parser: argparse.ArgumentParser, name: str, value: str) -> float | None:
+    """Of a time in ms, if the option's value is one."""
+    if "{ms}" not in MEANT_OPTIONS[name]:
+        return None
+    try:
+        return int(value) / 1000
+    except ValueError:
+        parser.error(f"{name}: {value!r} is not a whole number of milliseconds")
 
 
 def _is_no_value(argument: str) -> bool:

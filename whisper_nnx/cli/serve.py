@@ -24,6 +24,7 @@ from whisper_nnx.runtime.options import option, options_of
 from whisper_nnx.runtime.packages import require_packages
 from whisper_nnx.runtime.startup import start
 from whisper_nnx.serving.settings import ServerSettings
+from whisper_nnx.transcription.options import CallOptions
 
 if TYPE_CHECKING:
     import uvicorn
@@ -83,7 +84,7 @@ _SHARED = {
     flag.dest: flag
     for flag in map(flag_of, options_of(CommandOptions).values())
     if flag.dest in (*_OF_MODELS, "compilation_cache")
-}
+} | {"audio_ctx": flag_of(options_of(CallOptions)["audio_ctx"])}
 _SETTINGS = [flag_of(one) for one in options_of(ServerSettings).values()]
 _OWN = [*map(flag_of, options_of(ServeOptions).values()), *_SETTINGS]
 

@@ -25,7 +25,14 @@ from whisper_nnx.cli.options import (
 )
 from whisper_nnx.cli.parser import Help, Parser, Version, parse_spelled
 from whisper_nnx.output.subtitles import SubtitleOptions
-from whisper_nnx.output.writers import WRITERS, format_timestamp, make_output_folder, parse_formats, write_files
+from whisper_nnx.output.writers import (
+    TOKEN_FORMATS,
+    WRITERS,
+    format_timestamp,
+    make_output_folder,
+    parse_formats,
+    write_files,
+)
 from whisper_nnx.runtime.console import (
     NAME,
     exit_status,
@@ -127,13 +134,15 @@ def _inputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[
 def load_named_model(name: str, args: argparse.Namespace, device: jax.Device) -> Whisper:
     """Loads a model with the options of the command."""
     from weight_loader import load_model
+    from whisper_nnx.model.audio_context import with_audio_ctx
 
     dtype = _choose_dtype(args.dtype, getattr(args, "fp16", None), device.platform)
     where = {"cache_dir": args.model_dir, "revision": args.revision, "token": args.token}
     if (mesh := find_mesh(args.mesh or args.devices, device)) is not None:
         where["mesh"] = mesh
     small = {"weights": args.weights, "kv_cache_dtype": args.kv_cache_dtype}
-    return load_model(name, dtype=dtype, tokenizer=args.tokenizer, **small, **where)
+    model = load_model(name, dtype=dtype, tokenizer=args.tokenizer, **small, **where)
+    return with_audio_ctx(model, args.audio_ctx) if args.audio_ctx else model
 
 
 def transcribe_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -242,10 +251,14 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         needed = "token_timestamps" if flag.dest == "max_len" and not args.split_on_word else "word_timestamps"
         if getattr(args, flag.dest) and not getattr(args, needed):
             parser.error(f"{flag.name} requires --{needed} True")
-    if "json_full" in parse_formats(args.output_format) and not args.token_timestamps:
-        parser.error("--output_format json_full requires --token_timestamps True")
-    if args.print_colors and not args.verbose:
-        parser.error(f"--print_colors colors what --verbose True prints, but it is {args.verbose}")
+    for name in TOKEN_FORMATS:
+        if name in parse_formats(args.output_format) and not args.token_timestamps:
+            parser.error(f"--output_format {name} requires --token_timestamps True")
+    for name in ("print_colors", "print_special"):
+        if getattr(args, name) and not args.verbose:
+            parser.error(f"--{name} changes what --verbose True prints, but it is {args.verbose}")
+    if args.print_colors and args.print_special:
+        parser.error("--print_colors and --print_special show a text in two ways; drop one of the two")
     check_devices(parser, args)
     if args.fp16 is not None and args.dtype not in (None, "float16" if args.fp16 else "float32"):
         parser.error(f"--fp16 {args.fp16} contradicts --dtype {args.dtype}; drop one of the two")

@@ -188,5 +188,6 @@ def released_short_piece_heads(config: WhisperConfig) -> tuple[tuple[int, int], 
 
 
 def _released_name(config: WhisperConfig) -> str | None:
-    shape = replace(config, alignment_heads=None, condition_on_prev_tokens=None, dropout=0.0)
+    ignored = {"alignment_heads": None, "condition_on_prev_tokens": None, "dropout": 0.0, "max_source_positions": 1500}
+    shape = replace(config, **ignored)
     return next((name for name in reversed(RELEASED) if RELEASED[name] == shape), None)

@@ -1,4 +1,4 @@
-"""Writes transcripts as txt, vtt, srt, tsv and json (openai-whisper's content), csv, lrc, ass and json_full."""
+"""Writes transcripts as txt, vtt, srt, tsv and json (openai-whisper's content), csv, lrc, ass, json_full and score."""
 
 from __future__ import annotations
 
@@ -199,15 +199,24 @@ def to_json_full(result: Result, **_: Any) -> str:
 
     Raises ValueError if the result lacks token details.
     """
-    segments = []
-    for segment in result["segments"]:
-        if segment["tokens"] and "token_details" not in segment:
-            raise ValueError(
-                "json_full needs each token's probability and times; transcribe with token_timestamps=True"
-            )
-        details = [{**t, "probability": math.exp(t["logprob"])} for t in segment.get("token_details", [])]
-        segments.append({**segment, "token_details": details})
+    segments = [{**segment, "token_details": _details(segment, "json_full")} for segment in result["segments"]]
     return json.dumps({**result, "segments": segments}, ensure_ascii=False, indent=2) + "\n"
+
+
+def to_score(result: Result, **_: Any) -> str:
+    """The text and the probability of each token, tab-separated, one per line, as whisper.cpp's log_score.
+
+    Raises ValueError if the result lacks token details.
+    """
+    tokens = [token for segment in result["segments"] for token in _details(segment, "score")]
+    texts = [_one_line(token["text"]).replace("\t", " ") for token in tokens]
+    return "".join(f"{text}\t{t['probability']:.6g}\n" for text, t in zip(texts, tokens, strict=True))
+
+
+def _details(segment: Segment, format: str) -> list[dict[str, Any]]:
+    if segment["tokens"] and "token_details" not in segment:
+        raise ValueError(f"{format} needs each token's probability and times; transcribe with token_timestamps=True")
+    return [{**token, "probability": math.exp(token["logprob"])} for token in segment.get("token_details", [])]
 
 
 WRITERS: dict[str, Callable[..., str]] = {
@@ -220,9 +229,11 @@ WRITERS: dict[str, Callable[..., str]] = {
     "lrc": to_lrc,
     "ass": to_ass,
     "json_full": to_json_full,
+    "score": to_score,
 }
 OPENAI_FORMATS = ("txt", "vtt", "srt", "tsv", "json")  # "all", as in openai-whisper
-_ENDINGS = {"json_full": "full.json"}  # others: their name
+TOKEN_FORMATS = ("json_full", "score")  # need token_details
+_ENDINGS = {"json_full": "full.json", "score": "score.txt"}  # others: their name
 
 
 def parse_formats(formats: str) -> list[str]:
@@ -254,7 +265,8 @@ def get_writer(format: str, output_dir: str | os.PathLike[str]) -> Callable[...,
     """Returns a function `(result, audio_path, **options) -> paths` that writes `output_dir/NAME.format`.
 
     format: one, several ("srt,json"), or "all", openai-whisper's txt, vtt, srt, tsv and json. NAME is the audio's name
-    without folder and extension; json_full is written to NAME.full.json. The options are those of SubtitleOptions.
+    without folder and extension; json_full is written to NAME.full.json, score to NAME.score.txt. The options are those of
+    SubtitleOptions.
     Files are written completely or not at all, in UTF-8 with "\\n" line ends, and replace existing files.
     Raises ValueError for an unknown format. The returned function raises OSError if it cannot write, and ValueError if
     the result lacks what a format or option needs.

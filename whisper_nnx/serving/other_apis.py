@@ -47,6 +47,7 @@ _CPP_NAMES = {
     "prompt": "initial_prompt",
     "logprob_thold": "logprob_threshold",
     "no_speech_thold": "no_speech_threshold",
+    "entropy_thold": "entropy_threshold",
     "no_timestamps": "without_timestamps",
     "vad": "vad_filter",
     "temperature_inc": INCREMENT,

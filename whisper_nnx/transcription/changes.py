@@ -50,6 +50,7 @@ class RecordingChanges(TypedDict, total=False):
     n_best: int
     compression_ratio_threshold: float | None
     logprob_threshold: float | None
+    entropy_threshold: float | None
     no_speech_threshold: float | None
     task: str
     language: str | None
@@ -102,6 +103,8 @@ class TranscribeChanges(RecordingChanges, total=False):
 
     batch_size: int
     devices: int | str | Mesh | None
+    audio_ctx: int | None
     verbose: bool | None
     print_colors: bool
+    print_special: bool
     progress: Callable[[float, float], None] | None

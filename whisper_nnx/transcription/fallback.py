@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,8 @@ from whisper_nnx.runtime.options import explained, option
 if TYPE_CHECKING:
     from whisper_nnx.transcription.attempts import DecodingResult
 
+
+ENTROPY_TOKENS = 32  # a number of whisper.cpp
 
 _option = partial(option, scope="window", group="decoding")
 _threshold = partial(option, scope="window", group="retries of a window")
@@ -70,6 +74,14 @@ class FallbackOptions:
     logprob_threshold: float | None = field(
         default=-1.0, metadata=_threshold("retry if the average log-probability of the tokens is lower")
     )
+    entropy_threshold: float | None = field(
+        default=None,
+        metadata=_threshold(
+            "retry if the entropy of the last 32 tokens is lower: they repeat each other (whisper.cpp: 2.4)",
+            more="In nats, of how often each token occurs among them, timestamps included; texts of up to 32 tokens "
+            "pass. whisper.cpp's entropy_thold.",
+        ),
+    )
     no_speech_threshold: float | None = field(
         default=0.6,
         metadata=_threshold("improbable text counts as silence if the probability of no speech is higher"),
@@ -103,23 +115,32 @@ class FallbackOptions:
         return self.logprob_threshold is not None and result.avg_logprob < self.logprob_threshold
 
     def failed_threshold(self, result: DecodingResult) -> str | None:
-        """Why to try again: "compression_ratio", the text repeats itself, or "logprob", it is improbable; or None.
+        """Why to try again: "compression_ratio" or "entropy" (it repeats itself), "logprob" (it is improbable), or None.
 
         Improbable text is accepted if there is no speech.
         """
         threshold = self.compression_ratio_threshold
         repeats = result.looped or (threshold is not None and result.compression_ratio > threshold)
+        monotonous = self.entropy_threshold is not None and last_entropy(result.tokens) < self.entropy_threshold
         silent = self.no_speech_threshold is not None and result.no_speech_prob > self.no_speech_threshold
         improbable = self.is_improbable(result)
         if silent and improbable:
             return None
-        return "compression_ratio" if repeats else "logprob" if improbable else None
+        return "compression_ratio" if repeats else "entropy" if monotonous else "logprob" if improbable else None
 
     def is_silence(self, result: DecodingResult) -> bool:
         """The window has no speech, and its text is not probable enough to contradict that."""
         if self.no_speech_threshold is None or not result.no_speech_prob > self.no_speech_threshold:
             return False
         return self.logprob_threshold is None or not result.avg_logprob > self.logprob_threshold
+
+
+def last_entropy(tokens: Sequence[int]) -> float:
+    """Entropy in nats of the distribution of the last 32 tokens, as in whisper.cpp; infinite for up to 32 tokens."""
+    if len(tokens) <= ENTROPY_TOKENS:
+        return math.inf
+    shares = [n / ENTROPY_TOKENS for n in Counter(tokens[-ENTROPY_TOKENS:]).values()]
+    return -sum(p * math.log(p) for p in shares)
 
 
 def temperature_ladder(first: float, increment: float | None) -> tuple[float, ...]:

@@ -91,7 +91,7 @@ class LongformOptions:
     token_timestamps: bool = field(
         default=False,
         metadata=_timed(
-            "time every token, too, for json, json_full and max_len",
+            "time every token, too, for json, json_full, score and max_len",
             evaluate=False,
             more="Segments have token_details.",
         ),

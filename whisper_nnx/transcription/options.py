@@ -53,6 +53,16 @@ class CallOptions:
             "load_model(..., mesh=...), does so once for many calls.",
         ),
     )
+    audio_ctx: int | None = field(
+        default=None,
+        metadata=_call(
+            "encoder positions of a window, 20 ms each: 500 makes windows of 10 s (default: all, 30 s)",
+            group="performance",
+            kind="count or none",
+            more="Shorter windows cost less; longer recordings take more of them, and lose accuracy where the model "
+            "was not trained for it. 0: all. Each number has its own compiled programs (`with_audio_ctx`, for `warmup`).",
+        ),
+    )
     verbose: bool | None = field(
         default=None,
         metadata=_call(
@@ -68,6 +78,14 @@ class CallOptions:
             "color what is printed from red to green, by its probability", group="input and output", evaluate=False
         ),
     )
+    print_special: bool = field(
+        default=False,
+        metadata=_call(
+            "print timestamps and other special tokens, too, as in <|1.08|>",
+            group="input and output",
+            evaluate=False,
+        ),
+    )
     progress: Callable[[float, float], None] | None = field(
         default=None,
         metadata=_call(
@@ -80,6 +98,7 @@ class CallOptions:
 
     def __post_init__(self):
         object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, 1))
+        object.__setattr__(self, "audio_ctx", whole_number("audio_ctx", self.audio_ctx, 0, or_none=True))
         if self.progress is not None and not callable(self.progress):
             raise ValueError(f"progress={self.progress!r} is no function; verbose=False shows a progress bar")
 

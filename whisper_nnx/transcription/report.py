@@ -34,6 +34,7 @@ class Report:
 
     def __init__(self, call: CallOptions, count: int | None, known: Sequence[Source | Exception] | None = None):
         self.verbose, self._colors, self._callback = call.verbose, call.print_colors, call.progress
+        self._special = call.print_special
         self._several = count != 1
         self._names: dict[int, str | None] = {}  # of the files in progress
         self._language_shown: set[int] = set()
@@ -80,7 +81,7 @@ class Report:
         for segment in segments if self.verbose else []:
             if segment["text"]:
                 start, end = format_timestamp(segment["start"]), format_timestamp(segment["end"])
-                print(f"{self._label(opened.number)}[{start} --> {end}] {self._shown(segment)}", flush=True)
+                print(f"{self._label(opened.number)}[{start} --> {end}] {self._shown(segment, opened)}", flush=True)
 
     def done(self, opened: Opened) -> None:
         """Says why, where there is no text."""
@@ -122,7 +123,9 @@ class Report:
             self._callback(*now)
         self._now = now
 
-    def _shown(self, segment: Segment) -> str:
+    def _shown(self, segment: Segment, opened: Opened) -> str:
+        if self._special:
+            return opened.lives[0].recording.tokenizer.decode_with_timestamps(segment["tokens"])
         text = segment["text"]
         if not self._colors:
             return text[: len(text) - len(text.lstrip())] + text_with_speaker(segment)

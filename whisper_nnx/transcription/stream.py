@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
+from whisper_nnx.model.audio_context import with_audio_ctx
 from whisper_nnx.model.sharding import mesh_of, on_devices
 from whisper_nnx.output.results import Segment, Transcript
 from whisper_nnx.runtime.devices import rounded_up
@@ -49,7 +50,7 @@ def transcribe(
       hallucination_silence_threshold);
     - `DecodingOptions`: each window (language, task, suppression, limits, repetition);
     - `TranscribeOptions`: the recording (seed, audio_track, vad_filter, language detection, diarize);
-    - `CallOptions`: this call (batch_size, devices, verbose, print_colors, progress).
+    - `CallOptions`: this call (batch_size, devices, audio_ctx, verbose, print_colors, print_special, progress).
 
     Args:
       model: a model with a tokenizer.
@@ -92,7 +93,7 @@ def iter_transcripts(
     _require_several(audio)
     tokenizer_of(model)
     call, changed = CallOptions.split(changes)
-    model = on_devices(model, call.devices)
+    model = on_devices(with_audio_ctx(model, call.audio_ctx), call.devices)
     shared = TranscribeOptions.of(options, **changed)  # an error in the shared options is raised at once
     sources = (_source_or_error(one, options, changed, shared) for one in audio)
     count = len(audio) if isinstance(audio, Sized) else None
@@ -115,7 +116,7 @@ def iter_segments(
     """Like `transcribe` of one recording, but yields its segments as soon as they are known."""
     tokenizer_of(model)
     call, changed = CallOptions.split(changes)
-    model = on_devices(model, call.devices)
+    model = on_devices(with_audio_ctx(model, call.audio_ctx), call.devices)
     source, chosen = _source(audio, options, changed)
     batch_size = _useful(call.batch_size, model, chosen)
     report = Report(call, 1, [(source, chosen)])

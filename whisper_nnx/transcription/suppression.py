@@ -42,7 +42,11 @@ def rules_of(
         rules.append(
             RepetitionRule.from_prefixes(prefixes, special, size=size, penalty=penalty, ngram=ngram, repeats=repeats)
         )
-    rules.append(SuppressRule.from_masks(*suppressed_tokens(tokenizer, config.vocab_size, first), len(options)))
+    never, at_start = suppressed_tokens(tokenizer, config.vocab_size, first)
+    never[special.timestamp_begin + config.max_source_positions + 1 : special.timestamp_end + 1] = (
+        True  # past the window
+    )
+    rules.append(SuppressRule.from_masks(never, at_start, len(options)))
     every = [o or first for o in options]
     latest_s = [o.max_initial_timestamp for o in every]
     rules.append(
