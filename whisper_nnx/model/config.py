@@ -188,6 +188,7 @@ def released_short_piece_heads(config: WhisperConfig) -> tuple[tuple[int, int], 
 
 
 def _released_name(config: WhisperConfig) -> str | None:
-    ignored = {"alignment_heads": None, "condition_on_prev_tokens": None, "dropout": 0.0, "max_source_positions": 1500}
+    ignored: dict[str, Any] = {"alignment_heads": None, "condition_on_prev_tokens": None, "dropout": 0.0}
+    ignored["max_source_positions"] = 1500  # fewer with audio_ctx
     shape = replace(config, **ignored)
     return next((name for name in reversed(RELEASED) if RELEASED[name] == shape), None)

@@ -265,8 +265,8 @@ def get_writer(format: str, output_dir: str | os.PathLike[str]) -> Callable[...,
     """Returns a function `(result, audio_path, **options) -> paths` that writes `output_dir/NAME.format`.
 
     format: one, several ("srt,json"), or "all", openai-whisper's txt, vtt, srt, tsv and json. NAME is the audio's name
-    without folder and extension; json_full is written to NAME.full.json, score to NAME.score.txt. The options are those of
-    SubtitleOptions.
+    without folder and extension; json_full is written to NAME.full.json, score to NAME.score.txt. The options are those
+    of SubtitleOptions.
     Files are written completely or not at all, in UTF-8 with "\\n" line ends, and replace existing files.
     Raises ValueError for an unknown format. The returned function raises OSError if it cannot write, and ValueError if
     the result lacks what a format or option needs.

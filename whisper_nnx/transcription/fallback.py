@@ -115,7 +115,7 @@ class FallbackOptions:
         return self.logprob_threshold is not None and result.avg_logprob < self.logprob_threshold
 
     def failed_threshold(self, result: DecodingResult) -> str | None:
-        """Why to try again: "compression_ratio" or "entropy" (it repeats itself), "logprob" (it is improbable), or None.
+        """Why to try again: "compression_ratio" or "entropy" (it repeats itself), "logprob" (improbable), or None.
 
         Improbable text is accepted if there is no speech.
         """

@@ -60,7 +60,7 @@ class CallOptions:
             group="performance",
             kind="count or none",
             more="Shorter windows cost less; longer recordings take more of them, and lose accuracy where the model "
-            "was not trained for it. 0: all. Each number has its own compiled programs (`with_audio_ctx`, for `warmup`).",
+            "was not trained for it. 0: all. Each number has its own programs (for `warmup`: `with_audio_ctx`).",
         ),
     )
     verbose: bool | None = field(
