@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from whisper_nnx import ops
-from whisper_nnx.ops import Int8Array
 from whisper_nnx.runtime.devices import over_model
 from whisper_nnx.runtime.programs import exportable
 
 
 @exportable
-class KeysValues(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KeysValues:
     """Keys and values of one attention: each [B,H,T,K], heads first; or as `to_cache` stores them.
 
-    They are of type `jax.Array`, or `ops.Int8Array` if stored in 8 bits.
+    They are of type `jax.Array`, or `ops.Int8Array` if stored in 8 bits. `positions`: how many of those stored for the
+    audio are not padding; None for others.
     """
 
     k: Any
     v: Any
+    positions: int | None = field(default=None, metadata={"static": True})
 
 
 def checked_kv_dtype(dtype: Any) -> str | None:
@@ -35,28 +38,30 @@ def checked_kv_dtype(dtype: Any) -> str | None:
 def to_cache(cross_attention: tuple[KeysValues, ...], dtype: str | None = None) -> tuple[KeysValues, ...]:
     """Stores audio keys and values in the dtype and the layout that the token loop reads fastest.
 
-    Each is then [B,H,T,K] or [B,T,D] (`ops.pack_audio`), on a mesh divided by heads over `model`. What is stored
-    already stays as it is.
+    Each is then [B,H,T,K] or [B,T,D] (`ops.pack_audio`), padded on the right, on a mesh divided by heads over `model`.
+    What is stored already stays as it is.
 
     dtype: "int8" rounds them to 8 bits, with a scale for each channel of each row.
     """
+    operations = ops.current()
 
-    def store(x: Any) -> Any:
-        if isinstance(x, Int8Array):
-            return x
+    def store(x: jax.Array) -> Any:
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % operations.audio_multiple), (0, 0)))
         if dtype == "int8":
             return jax.tree.map(pack, ops.quantize(x, -2, x.dtype))
-        return pack(x.astype(ops.current().cache_dtypes(x.dtype)[1]))
+        return pack(x.astype(operations.cache_dtypes(x.dtype)[1]))
 
     def pack(x: jax.Array) -> jax.Array:
-        return over_model(ops.pack_audio(x), ops.current().heads_axis)
+        return over_model(ops.pack_audio(x), operations.heads_axis)
 
-    return tuple(KeysValues(store(k), store(v)) for k, v in cross_attention)
+    return tuple(
+        KeysValues(store(kv.k), store(kv.v), kv.k.shape[2]) if kv.positions is None else kv for kv in cross_attention
+    )
 
 
 def from_cache(stored: KeysValues, heads: int) -> KeysValues:
     """The keys and values [B,H,T,K] of what `to_cache` stored, or was given."""
-    return KeysValues(*(ops.unpack(x, heads) for x in stored))
+    return KeysValues(*(ops.unpack(x, heads)[:, :, : stored.positions] for x in (stored.k, stored.v)))
 
 
 @exportable

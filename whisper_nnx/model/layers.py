@@ -114,7 +114,7 @@ class MultiHeadAttention(Module):
         return self._join((self.attention_fn or ops.attention)(q, kv.k, kv.v, mask))
 
     def cached(
-        self, x: jax.Array, kv: KeysValues, source: jax.Array | None = None, end: jax.Array | int = 0
+        self, x: jax.Array, kv: KeysValues, source: jax.Array | None = None, end: jax.Array | int | None = None
     ) -> jax.Array:
         """x [R,n,D], rows that share windows, attends to a cache as in `ops.cached_attention` -> [R,n,D]."""
         windows = kv.k.shape[0]  # whose rows are more queries to it
@@ -124,8 +124,9 @@ class MultiHeadAttention(Module):
         mask = None
         if source is not None:
             mask = ops.cache_mask(source, end, x.shape[1], *kv.k.shape[-2:-4:-1])
-            kv = KeysValues(*(jax.lax.collapse(buffer, buffer.ndim - 3, buffer.ndim - 1) for buffer in kv))
-        return self._join(self.attention_fn(q, *from_cache(kv, self.heads), mask)).reshape(x.shape)
+            kv = jax.tree.map(lambda buffer: jax.lax.collapse(buffer, buffer.ndim - 3, buffer.ndim - 1), kv)
+        kv = from_cache(kv, self.heads)
+        return self._join(self.attention_fn(q, kv.k, kv.v, mask)).reshape(x.shape)
 
     def _join(self, attended: jax.Array) -> jax.Array:
         """[B,H,S,K] -> [B,S,D]: heads side by side, and projected."""
@@ -228,7 +229,7 @@ class DecoderLayer(Layer):
         x = x + self.self_attn.cached(h, kv, source, end)
 
         h = self.encoder_attn_layer_norm(x).astype(x.dtype)
-        x = x + self.encoder_attn.cached(h, cross)
+        x = x + self.encoder_attn.cached(h, cross, end=cross.positions)
 
         h = self.final_layer_norm(x).astype(x.dtype)
         return x + self.mlp(h), kv

@@ -46,7 +46,7 @@ def pack(x: jax.Array) -> jax.Array:
 
 def pack_audio(x: jax.Array) -> jax.Array:
     """[B,H,T,K] -> [B,T,D]."""
-    return x if x.ndim == 3 else x.swapaxes(1, 2).reshape(len(x), x.shape[2], -1)
+    return x.swapaxes(1, 2).reshape(len(x), x.shape[2], -1)
 
 
 def unpack(stored: jax.Array, heads: int) -> jax.Array:
@@ -57,7 +57,7 @@ def unpack(stored: jax.Array, heads: int) -> jax.Array:
 
 
 def cached_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int
+    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int | None
 ) -> jax.Array:
     """q [B,H,Q,K], k and v [B,S,G,D], source [B*G,S], Q = G*n; without source k and v [B,T,D] -> [B,H,Q,K].
 
@@ -70,6 +70,8 @@ def cached_attention(
         size, group = k.shape[1:3]
         mask = reference.cache_mask(source, end, queries // group, group, size)
         k, v = (jax.lax.collapse(x, 1, 3) for x in (k, v))
+    elif end not in (None, k.shape[1]):
+        mask = jnp.arange(k.shape[1]) < end
     k, v = reference.operands(q, k, v)
     own = jnp.eye(heads, dtype=k.dtype)[:, None, :, None]
     wide = ((q * width**-0.5).astype(k.dtype)[:, :, :, None] * own).reshape(windows, heads * queries, -1)
@@ -100,6 +102,7 @@ def create() -> Implementation:
         pack_audio=pack_audio,
         unpack=unpack,
         heads_axis=-1,
+        audio_multiple=32,  # rows of a TPU's tile in 8 bits; others would be copied before each product
         attention=fused.attention,
         key=key,
     )

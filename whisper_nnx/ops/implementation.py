@@ -22,6 +22,7 @@ class Implementation:
         values of the text, and those of the audio.
       key: what else decides the programs that are traced with it, as text: which kernels the processor has.
       window_by_window: whether work is cut into windows, heads and pieces that stay in a core's cache.
+      audio_multiple: the cache's number of audio positions is padded to a multiple of it.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Implementation:
     unembed: Callable[[Array, Array, Array | None], Array]
     unembedding: Callable[[Array, Array | None, Dtype, int], Callable[[Array], Array]]
     attention: Callable[[Array, Array, Array, Array | None], Array]
-    cached_attention: Callable[[Array, Array, Array, Array | None, Array | int], Array]
+    cached_attention: Callable[[Array, Array, Array, Array | None, Array | int | None], Array]
     pack: Callable[[Array], Array]
     pack_audio: Callable[[Array], Array]
     unpack: Callable[[Array, int], Array]
@@ -40,3 +41,4 @@ class Implementation:
     cache_dtypes: Callable[[Dtype], tuple[Dtype, Dtype]]
     key: Callable[[], str] = str
     window_by_window: bool = False
+    audio_multiple: int = 1
