@@ -43,7 +43,7 @@ def test_attention_is_off_by_what_was_rounded(implementation, width, dtype):
     q, k, v = (normal(i, ROWS, HEADS, n, width, dtype=dtype) for i, n in enumerate((4, T, T)))
     k = k * jnp.asarray(np.geomspace(0.01, 10, width) / width, dtype)  # channels differ in size
     [stored] = to_cache((KeysValues(k, v),), "int8")
-    rounded = jax.tree.leaves(from_cache(stored, HEADS))
+    rounded = tuple(from_cache(stored, HEADS))
     found = jax.jit(partial(ops.cached_attention, end=stored.positions))(q, stored.k, stored.v)
     assert found.dtype == dtype
     exact = ops.attention(*(x.astype(jnp.float32) for x in (q, *rounded)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +26,10 @@ class KeysValues:
 
     k: Any
     v: Any
-    positions: int | None = field(default=None, metadata={"static": True})
+    positions: int | None = field(default=None, kw_only=True, metadata={"static": True})
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.k, self.v))
 
 
 def checked_kv_dtype(dtype: Any) -> str | None:
@@ -35,18 +39,29 @@ def checked_kv_dtype(dtype: Any) -> str | None:
     raise ValueError(f"kv_cache_dtype={dtype!r} is not supported; choose int8, or None for the dtype of the model")
 
 
-def to_cache(cross_attention: tuple[KeysValues, ...], dtype: str | None = None) -> tuple[KeysValues, ...]:
+def padded_audio(x: jax.Array) -> jax.Array:
+    """x [B,T,...] with as many audio positions as `to_cache` stores."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % ops.current().audio_multiple), *[(0, 0)] * (x.ndim - 2)))
+
+
+def to_cache(
+    cross_attention: tuple[KeysValues, ...], dtype: str | None = None, positions: int | None = None
+) -> tuple[KeysValues, ...]:
     """Stores audio keys and values in the dtype and the layout that the token loop reads fastest.
 
     Each is then [B,H,T,K] or [B,T,D] (`ops.pack_audio`), padded on the right, on a mesh divided by heads over `model`.
     What is stored already stays as it is.
 
-    dtype: "int8" rounds them to 8 bits, with a scale for each channel of each row.
+    Args:
+      cross_attention: keys and values of each layer.
+      dtype: "int8" rounds them to 8 bits, with a scale for each channel of each row.
+      positions: how many positions are not padding, if they are those of `padded_audio`. Padding before the projections
+        saves a copy.
     """
     operations = ops.current()
 
     def store(x: jax.Array) -> Any:
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % operations.audio_multiple), (0, 0)))
+        x = padded_audio(x.swapaxes(1, 2)).swapaxes(1, 2)
         if dtype == "int8":
             return jax.tree.map(pack, ops.quantize(x, -2, x.dtype))
         return pack(x.astype(operations.cache_dtypes(x.dtype)[1]))
@@ -55,13 +70,14 @@ def to_cache(cross_attention: tuple[KeysValues, ...], dtype: str | None = None) 
         return over_model(ops.pack_audio(x), operations.heads_axis)
 
     return tuple(
-        KeysValues(store(kv.k), store(kv.v), kv.k.shape[2]) if kv.positions is None else kv for kv in cross_attention
+        KeysValues(store(kv.k), store(kv.v), positions=positions or kv.k.shape[2]) if kv.positions is None else kv
+        for kv in cross_attention
     )
 
 
 def from_cache(stored: KeysValues, heads: int) -> KeysValues:
     """The keys and values [B,H,T,K] of what `to_cache` stored, or was given."""
-    return KeysValues(*(ops.unpack(x, heads)[:, :, : stored.positions] for x in (stored.k, stored.v)))
+    return KeysValues(*(ops.unpack(x, heads)[:, :, : stored.positions] for x in stored))
 
 
 @exportable

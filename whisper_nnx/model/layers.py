@@ -114,7 +114,7 @@ class MultiHeadAttention(Module):
         return self._join((self.attention_fn or ops.attention)(q, kv.k, kv.v, mask))
 
     def cached(
-        self, x: jax.Array, kv: KeysValues, source: jax.Array | None = None, end: jax.Array | int | None = None
+        self, x: jax.Array, kv: KeysValues, source: jax.Array | None = None, end: jax.Array | int = 0
     ) -> jax.Array:
         """x [R,n,D], rows that share windows, attends to a cache as in `ops.cached_attention` -> [R,n,D]."""
         windows = kv.k.shape[0]  # whose rows are more queries to it
@@ -229,7 +229,7 @@ class DecoderLayer(Layer):
         x = x + self.self_attn.cached(h, kv, source, end)
 
         h = self.encoder_attn_layer_norm(x).astype(x.dtype)
-        x = x + self.encoder_attn.cached(h, cross, end=cross.positions)
+        x = x + self.encoder_attn.cached(h, cross, end=cross.positions or 0)
 
         h = self.final_layer_norm(x).astype(x.dtype)
         return x + self.mlp(h), kv

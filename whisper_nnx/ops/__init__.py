@@ -136,14 +136,14 @@ def cached_attention(
     k: jax.Array | Int8Array,
     v: jax.Array | Int8Array,
     source: jax.Array | None = None,
-    end: jax.Array | int | None = None,
+    end: jax.Array | int = 0,
 ) -> jax.Array:
     """The attention of the token loop: q [B,H,G*n,K] to buffers k and v -> [B,H,G*n,K] of q's dtype.
 
     k and v, laid out by `pack`, have a place for each of the G rows of a window at each of S positions. `end` positions
     were written; the last n of them, up to `(end - 1) % S`, are those of the n queries of each row. source [B*G,S]: the
     place that each row reads at each position; -1: none. A query reads its own position, and no later one. Without
-    source there is no axis of the rows, and the first `end` positions are read; None: all.
+    source there is no axis of the rows, and the first `end` positions are read; 0: all.
 
     k and v in 8 bits, with a scale for each channel: the operands of both matmuls are the integers, converted to q's
     dtype; the scales are applied to the queries and to the result, so that no other copy of k and v is needed.

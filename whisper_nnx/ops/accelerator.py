@@ -57,7 +57,7 @@ def unpack(stored: jax.Array, heads: int) -> jax.Array:
 
 
 def cached_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int | None
+    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int
 ) -> jax.Array:
     """q [B,H,Q,K], k and v [B,S,G,D], source [B*G,S], Q = G*n; without source k and v [B,T,D] -> [B,H,Q,K].
 

@@ -31,7 +31,7 @@ class Implementation:
     unembed: Callable[[Array, Array, Array | None], Array]
     unembedding: Callable[[Array, Array | None, Dtype, int], Callable[[Array], Array]]
     attention: Callable[[Array, Array, Array, Array | None], Array]
-    cached_attention: Callable[[Array, Array, Array, Array | None, Array | int | None], Array]
+    cached_attention: Callable[[Array, Array, Array, Array | None, Array | int], Array]
     pack: Callable[[Array], Array]
     pack_audio: Callable[[Array], Array]
     unpack: Callable[[Array, int], Array]

@@ -99,12 +99,12 @@ def operands(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def cached_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int | None
+    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int
 ) -> jax.Array:
     """q [B,H,G*n,K], k and v [B,H,S,G,K], source [B*G,S]; without source k and v [B,H,T,K] -> [B,H,G*n,K]."""
     k, v = operands(q, k, v)
     if source is None:
-        return attention(q, k, v, None if end in (None, k.shape[2]) else jnp.arange(k.shape[2]) < end)
+        return attention(q, k, v, None if end in (0, k.shape[2]) else jnp.arange(k.shape[2]) < end)
     group = k.shape[3]
     keys, values = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
     return attention(q, keys, values, cache_mask(source, end, q.shape[2] // group, *k.shape[3:1:-1]))

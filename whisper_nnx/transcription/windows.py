@@ -16,7 +16,7 @@ from whisper_nnx.audio.features import fingerprint
 from whisper_nnx.decoding.language import language_probs
 from whisper_nnx.decoding.loop import Generated, generate
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.model.cache import KeysValues, to_cache
+from whisper_nnx.model.cache import KeysValues, padded_audio, to_cache
 from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import AudioEncoder, TextDecoder, Whisper, warn_of_precision
 from whisper_nnx.runtime.devices import fetch, put_rows, rounded_up
@@ -145,7 +145,8 @@ def _encode(encoder: AudioEncoder, decoder: TextDecoder, mel: jax.Array) -> Enco
 @program(rows=("features",))
 def _with_cross_attention(decoder: TextDecoder, features: jax.Array) -> EncodedWindows:
     """Adds cross-attention keys and values, in the dtype in which the token loop reads them."""
-    return EncodedWindows(features, to_cache(decoder.cross_attention(features), decoder.kv_cache_dtype))
+    cross = decoder.cross_attention(padded_audio(features))
+    return EncodedWindows(features, to_cache(cross, decoder.kv_cache_dtype, features.shape[1]))
 
 
 def _filled_up(model: Whisper, windows: jax.Array) -> jax.Array:

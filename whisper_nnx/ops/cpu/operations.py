@@ -128,7 +128,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
 
 
 def cached_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int | None
+    q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int
 ) -> jax.Array:
     """The kernel reads what each row reads; XLA all places that are written, rounded up."""
     if source is None:
