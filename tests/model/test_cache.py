@@ -101,3 +101,25 @@ def test_a_cache_is_a_frozen_pytree_that_jit_takes_and_returns(cache):
     assert isinstance(jax.tree.unflatten(treedef, leaves), KVCache)
     moved = jax.jit(KVCache.reorder)(cache, jnp.array([1, 2, 0]))
     jax.tree.map(np.testing.assert_array_equal, moved, cache.reorder(jnp.array([1, 2, 0])))
+
+
+def test_rejected_positions_become_gaps_and_are_written_again(cache):
+    longer = cache.appended(3).keep(3, jnp.array([2, 0, 1]))
+    assert (longer.length.tolist(), int(longer.end)) == ([2, 2, 2], 4)
+    assert longer.source.tolist() == [[-1, -1, 0, 0, -1, -1], [0, 0, -1, -1, -1, -1], [-1, 0, 0, -1, -1, -1]]
+
+
+def test_closed_up_rows_read_the_same_keys_and_values_without_gaps_at_the_end(cache):
+    cache = cache.appended(3).keep(3, jnp.array([2, 0, 1]))
+    closed = cache.closed_up(jnp.array([True, True, False]))
+    assert (closed.length.tolist(), int(closed.end)) == ([2, 2, 2], 2)
+    assert closed.source.tolist() == [[0, 0, -1, -1, -1, -1]] * ROWS
+    for before, after in zip(
+        jax.tree.leaves(cache.self_attention), jax.tree.leaves(closed.self_attention), strict=True
+    ):
+        for row in range(ROWS):
+            reads = [
+                np.asarray(x)[row][:, np.asarray(source[row]) == 0]
+                for x, source in ((before, cache.source), (after, closed.source))
+            ]
+            np.testing.assert_array_equal(*reads)

@@ -48,6 +48,7 @@ BY_NAME: dict[str, list[Any]] = {
     "vad_parameters": [{"speech_pad_ms": 100.0}, VadOptions(threshold=0.3)],
     "progress": [print],
     "devices": [1, "all"],
+    "draft": ["ngram"],
 }
 BY_TYPE: dict[str, list[Any]] = {
     "bool": [True, False],

@@ -44,7 +44,7 @@ from whisper_nnx.runtime.console import (
 )
 from whisper_nnx.runtime.startup import find_mesh, start
 from whisper_nnx.transcription.fallback import temperature_ladder
-from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
+from whisper_nnx.transcription.options import NGRAM, CallOptions, TranscribeOptions
 
 if TYPE_CHECKING:
     import jax
@@ -95,7 +95,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     options = transcribe_options(args)
     if not args.detect_language:
         make_output_folder(args.output_dir)
-    check_options(parser, args, options)
+    draft = options.pop("draft", None)
+    check_options(parser, args, options if draft is None else {**options, "draft": NGRAM})
     inputs, failed = _inputs(parser, args)
     if not inputs:
         return failed
@@ -104,6 +105,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
     with jax.default_device(device):
         model = load_named_model(args.model, args, device)
+        if draft is not None:
+            options["draft"] = draft if draft == NGRAM else load_named_model(draft, args, device)
         run = _detect_languages if args.detect_language else _transcribe
         return run(model, inputs, args, options) or failed
 
@@ -289,6 +292,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, opt
             options["alignment_heads"] = parse_heads(options["alignment_heads"])
         SubtitleOptions(**_changed(args, SUBTITLE_FLAGS))
         with warnings.catch_warnings(action="ignore"):  # they are issued again later
-            TranscribeOptions.of(**CallOptions.split(options)[1])
+            call, of_recordings = CallOptions.split(options)
+            call.check(TranscribeOptions.of(**of_recordings))
     except ValueError as error:
         parser.error(as_flags(one_line(error)))

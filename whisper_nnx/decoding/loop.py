@@ -156,21 +156,29 @@ def run(
 
     def step(loop: tuple[jax.Array, Rows]) -> tuple[jax.Array, Rows]:
         n, rows = loop
-        logits, rules, cache = unembed(rows.hidden), rows.rules, rows.cache
-        for rule in rules:
-            logits = rule.apply(logits)
-        token, source, state = strategy.step(rows.state, logits, special.eot)
-        if source is not None:
-            rules, cache = tuple(rule.take(source) for rule in rules), cache.reorder(source)
-        rules = tuple(rule.append(token) for rule in rules)
-        for rule in rules:
-            if (stops := rule.stops()) is not None:
-                state = state.stop(stops & ~rows.state.done)
+        token, source, rules, state = choose(unembed(rows.hidden), rows.rules, rows.state, strategy, special)
+        cache = rows.cache if source is None else rows.cache.reorder(source)
         hidden, cache = decoder.step(token[:, None], replace(cache, cross_attention=cross))
         return n + 1, Rows(hidden[:, 0], replace(cache, cross_attention=()), rules, state, rows.no_speech_prob)
 
     cross = to_cache(cross)
     return jax.lax.while_loop(goes_on, step, (jnp.int32(0), rows))[1]
+
+
+def choose(
+    logits: jax.Array, rules: tuple[Rule, ...], state: Any, strategy: Strategy, special: SpecialTokens
+) -> tuple[jax.Array, jax.Array | None, tuple[Rule, ...], Any]:
+    """logits [R,V] -> the next tokens [R], the rows [R] that they continue (None: their own), rules and state."""
+    for rule in rules:
+        logits = rule.apply(logits)
+    token, source, after = strategy.step(state, logits, special.eot)
+    if source is not None:
+        rules = tuple(rule.take(source) for rule in rules)
+    rules = tuple(rule.append(token) for rule in rules)
+    for rule in rules:
+        if (stops := rule.stops()) is not None:
+            after = after.stop(stops & ~state.done)
+    return token, source, rules, after
 
 
 def _done(state: Any, strategy: Strategy) -> jax.Array:

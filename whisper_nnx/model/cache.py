@@ -148,6 +148,40 @@ class KVCache:
             end=self.end + n,
         )
 
+    def keep(self, n: int, kept: jax.Array) -> KVCache:
+        """Returns the cache with the first `kept` [R] of each row's last n positions; the others become gaps.
+
+        What no row keeps is written again. The ring must not have come round yet.
+        """
+        position = jnp.arange(self.source.shape[1]) - (self.end - n)
+        dropped = (position >= kept[:, None]) & (position < n)
+        return replace(
+            self,
+            source=jnp.where(dropped, -1, self.source),
+            length=self.length - n + kept,
+            end=self.end - n + kept.max(),
+        )
+
+    def closed_up(self, going: jax.Array) -> KVCache:
+        """Moves keys and values together, so that no `going` [R] row, each of a window of its own, has gaps at the end.
+
+        The ring must not have come round yet.
+        """
+        position, end = jnp.arange(self.source.shape[1]), jnp.where(going, self.length, 0).max()
+        order = jnp.roll(jnp.argsort(self.source >= 0, axis=1, stable=True), end, axis=1)  # gaps, then what is read
+
+        def move(buffer: jax.Array) -> jax.Array:
+            places = jnp.expand_dims(order, [*range(1, buffer.ndim - 3), -1, -2])
+            return jnp.take_along_axis(buffer, places, axis=-3)
+
+        reads = (position >= end - self.length[:, None]) & (position < end)
+        return replace(
+            self,
+            self_attention=jax.tree.map(move, self.self_attention),
+            source=jnp.where(reads, 0, -1),
+            end=end,
+        )
+
     def reorder(self, rows: jax.Array) -> KVCache:
         """Row i goes on from what row `rows[i]` of the same window has read, as in beam search."""
         return replace(self, source=self.source[rows], length=self.length[rows])

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from jax.sharding import Mesh
 
 from whisper_nnx.audio.options import VadOptions
+from whisper_nnx.model.whisper import Whisper
 
 
 class DecodingChanges(TypedDict, total=False):
@@ -104,6 +105,7 @@ class TranscribeChanges(RecordingChanges, total=False):
     batch_size: int
     devices: int | str | Mesh | None
     audio_ctx: int | None
+    draft: Whisper | str | None
     verbose: bool | None
     print_colors: bool
     print_special: bool

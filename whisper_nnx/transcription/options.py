@@ -21,11 +21,15 @@ from whisper_nnx.transcription.other_names import OTHER_KEYWORDS
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from whisper_nnx.model.whisper import Whisper
     from whisper_nnx.transcription.changes import RecordingChanges
 
 _call = partial(option, scope="call")
 _option = partial(option, scope="recording")
 _detection = partial(_option, group="task", detection=True)
+
+
+NGRAM = "ngram"
 
 
 @explained
@@ -61,6 +65,18 @@ class CallOptions:
             kind="count or none",
             more="Shorter windows cost less; longer recordings take more of them, and lose accuracy where the model "
             "was not trained for it. 0: all. Each number has its own programs (for `warmup`: `with_audio_ctx`).",
+        ),
+    )
+    draft: Whisper | str | None = field(
+        default=None,
+        metadata=_call(
+            "a smaller model that proposes tokens to this one, or ngram: the same text, sooner (needs beam_size=None)",
+            group="performance",
+            kind="name",
+            after="batch_size",
+            more="The smaller model has the same vocabulary; with the same encoder, it uses this one's encoder output. "
+            '"ngram" needs no model: it proposes what followed the latest tokens where they occurred before, in the '
+            "prompt or in the window. Attempts at temperatures above 0 are decoded without a draft.",
         ),
     )
     verbose: bool | None = field(
@@ -99,8 +115,20 @@ class CallOptions:
     def __post_init__(self):
         object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, 1))
         object.__setattr__(self, "audio_ctx", whole_number("audio_ctx", self.audio_ctx, 0, or_none=True))
+        if isinstance(self.draft, str) and self.draft != NGRAM:
+            raise ValueError(f"draft={self.draft!r} must be a model (load_model), or {NGRAM!r}")
         if self.progress is not None and not callable(self.progress):
             raise ValueError(f"progress={self.progress!r} is no function; verbose=False shows a progress bar")
+
+    def check(self, options: TranscribeOptions) -> None:
+        """Raises ValueError for options of recordings with which the draft would never be used."""
+        beam_size, temperatures = options.fallback.beam_size, options.fallback.temperatures
+        if self.draft is None:
+            return
+        if beam_size is not None and 0 in temperatures:
+            raise ValueError(f"draft needs greedy decoding, got beam_size={beam_size}; set it to None, or drop draft")
+        if 0 not in temperatures:
+            raise ValueError(f"draft needs a temperature of 0, got temperature={temperatures}; add it, or drop draft")
 
     @classmethod
     def split(cls, changes: Mapping[str, Any]) -> tuple[CallOptions, dict[str, Any]]:

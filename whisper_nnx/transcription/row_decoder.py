@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,10 +18,18 @@ from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.runtime.devices import divided, empty_rows, fetch, over_data, put_rows_of, rounded_up
 from whisper_nnx.transcription.attempts import Attempt, DecodingResult, loop_inputs
-from whisper_nnx.transcription.windows import NO_FEATURES, EncodedWindows, generate_windows, results_of, tokenizer_of
+from whisper_nnx.transcription.windows import (
+    NO_FEATURES,
+    EncodedWindows,
+    generate_windows,
+    results_of,
+    takes_draft,
+    tokenizer_of,
+)
 
 LARGEST_GROUP = 16  # windows that are encoded, begun or timed together, on each device
 NO_LIMIT = 1 << 30
+Stored = tuple[tuple[KeysValues, ...], tuple[KeysValues, ...]]  # audio keys and values, and those of a draft model
 
 
 class Groups(NamedTuple):
@@ -50,8 +58,9 @@ class Groups(NamedTuple):
 class RowDecoder:
     """The token loop over `size` rows, left when some are done, so that others begin in their place.
 
-    Windows that need another program than those in the loop (beams or samples, other suppressed tokens) are decoded
-    apart, from beginning to end, in small groups. So is the window of a single row, which nothing else waits for.
+    Windows that need another program than those in the loop (beams or samples, other suppressed tokens), and those with
+    a draft, are decoded apart, from beginning to end, in small groups. So is the window of a single row, which nothing
+    else waits for.
 
     Args:
       model: a model with a tokenizer.
@@ -70,27 +79,28 @@ class RowDecoder:
         # As many ends as a group can replace, but not so many that most rows wait for the last of them.
         largest, smallest = self.groups.sizes[0], self.groups.sizes[-1]
         self._leave_at = max(smallest, min(largest, size // 4)) // parts
-        self._cross: tuple[KeysValues, ...] | None = None
+        self._stored: Stored | None = None
         self._rows: Rows | None = None
         self._program: tuple[Any, ...] = ()
         self._begun: dict[int, Attempt] = {}
 
     def put(self, places: Sequence[int | None], encoded: EncodedWindows) -> None:
         """Places windows in rows; None: not this one."""
+        new = encoded.cross, encoded.draft
         if self.size == 1:
-            self._cross = encoded.cross
+            self._stored = new
             return
-        if self._cross is None:
-            self._cross = empty_rows(encoded.cross, self.size)
-        self._cross = _put(self._cross, encoded.cross, _numbers(places))
+        if self._stored is None:
+            self._stored = empty_rows(new, self.size)
+        self._stored = _put(self._stored, new, _numbers(places))
 
     def windows(self, rows: Sequence[int | None]) -> EncodedWindows:
         """The windows in these rows, without the encoder output; None: any."""
-        assert self._cross is not None
-        cross = self._cross
+        assert self._stored is not None
+        stored = self._stored
         if list(rows) != list(range(self.size)):
-            cross = _take(cross, np.array([row or 0 for row in rows], np.int32))
-        return EncodedWindows(NO_FEATURES, cross)
+            stored = _take(stored, np.array([row or 0 for row in rows], np.int32))
+        return EncodedWindows(NO_FEATURES, *stored)
 
     def decode(
         self, wanted: dict[int, Attempt], meanwhile: Callable[[], None] = lambda: None
@@ -126,14 +136,15 @@ class RowDecoder:
             return [[row] for row in wanted]
         self._begun = {row: one for row, one in self._begun.items() if wanted.get(row) is one}
         new = {row: one for row, one in wanted.items() if row not in self._begun}
-        if not self._begun and new:
-            program = Counter(one.program for one in new.values()).most_common(1)[0][0]
-            if program != self._program:
-                self._program, self._rows = program, None
         others = defaultdict[Any, list[int]](list)
         for row, one in new.items():
-            others[one.program].append(row)
-        for rows in self._prompt_groups.split(others.pop(self._program, [])):
+            others[takes_draft(self._model, one), one.program].append(row)
+        in_loop = {program: len(rows) for (drafted, program), rows in others.items() if not drafted}
+        if not self._begun and in_loop:
+            program = max(in_loop, key=in_loop.__getitem__)
+            if program != self._program:
+                self._program, self._rows = program, None
+        for rows in self._prompt_groups.split(others.pop((False, self._program), [])):
             self._begin_group(rows, wanted)
         return [rows for own in others.values() for rows in self.groups.split(own)]
 
@@ -143,7 +154,8 @@ class RowDecoder:
         batch = loop_inputs(model.config, tokenizer_of(model), attempts)
         if self._rows is None:
             size = batch.initial_ids.shape[1]
-            self._rows = idle_rows(model.decoder, self._cross, batch.rules, size, strategy, special)
+            assert self._stored is not None
+            self._rows = idle_rows(model.decoder, self._stored[0], batch.rules, size, strategy, special)
         self._rows = begin(
             model.decoder,
             self.windows(rows).cross,
@@ -161,12 +173,12 @@ class RowDecoder:
         return np.isin(np.arange(self.size), list(self._begun))
 
     def _advance(self) -> tuple[Generated, jax.Array]:
-        assert self._cross is not None
+        assert self._stored is not None
         model, (strategy, *_) = self._model, self._program
         limits = np.int32(self._leave_at), np.int32(self._most_steps)
         special = tokenizer_of(model).special
         self._rows, generated, done = advance(
-            model.decoder, self._cross, self._rows, self._going, *limits, strategy, special
+            model.decoder, self._stored[0], self._rows, self._going, *limits, strategy, special
         )
         return generated, done
 
@@ -193,8 +205,8 @@ class RowDecoder:
         """One with another number of rows, of which the first are the kept ones. On a mesh, these begin again."""
         other = type(self)(self._model, size, self._most_steps)
         rows = np.array([*kept, *[0] * (size - len(kept))], np.int32)
-        if kept and self._cross is not None:
-            other._cross = _take(self._cross, rows)
+        if kept and self._stored is not None:
+            other._stored = _take(self._stored, rows)
             if self._rows is not None and mesh_of(self._model) is None:
                 other._program, other._rows = self._program, _take_rows(self._rows, rows)
                 other._begun = {new: self._begun[old] for new, old in enumerate(kept) if old in self._begun}
@@ -206,15 +218,15 @@ def _numbers(rows: Sequence[int | None]) -> np.ndarray:
 
 
 @partial(jax.jit, donate_argnums=0)
-@partial(divided, rows=("cross",))
-def _put(cross: tuple[KeysValues, ...], new: tuple[KeysValues, ...], places: jax.Array) -> tuple[KeysValues, ...]:
+@partial(divided, rows=("stored",))
+def _put(stored: Stored, new: Stored, places: jax.Array) -> Stored:
     """Replaces some of the windows, in place."""
-    return jax.tree.map(lambda x, new: put_rows_of(x, new, places), cross, new)
+    return jax.tree.map(lambda x, new: put_rows_of(x, new, places), stored, new)
 
 
 @jax.jit
-def _take(cross: tuple[KeysValues, ...], rows: jax.Array) -> tuple[KeysValues, ...]:
-    return jax.tree.map(lambda x: over_data(x[rows]), cross)
+def _take(stored: Stored, rows: jax.Array) -> Stored:
+    return jax.tree.map(lambda x: over_data(x[rows]), stored)
 
 
 @jax.jit

@@ -15,6 +15,7 @@ from whisper_nnx.model.sharding import mesh_of, on_devices
 from whisper_nnx.output.results import Segment, Transcript
 from whisper_nnx.runtime.devices import rounded_up
 from whisper_nnx.transcription.batch import Batch, is_out_of_memory
+from whisper_nnx.transcription.drafts import with_draft
 from whisper_nnx.transcription.opening import Opened, open_audio, open_recording, prepare_audio, read_samples
 from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 from whisper_nnx.transcription.reading import ReadAhead, Reading, Source
@@ -50,7 +51,7 @@ def transcribe(
       hallucination_silence_threshold);
     - `DecodingOptions`: each window (language, task, suppression, limits, repetition);
     - `TranscribeOptions`: the recording (seed, audio_track, vad_filter, language detection, diarize);
-    - `CallOptions`: this call (batch_size, devices, audio_ctx, verbose, print_colors, print_special, progress).
+    - `CallOptions`: this call (batch_size, devices, audio_ctx, draft, verbose, print_colors, print_special, progress).
 
     Args:
       model: a model with a tokenizer.
@@ -93,8 +94,9 @@ def iter_transcripts(
     _require_several(audio)
     tokenizer_of(model)
     call, changed = CallOptions.split(changes)
-    model = on_devices(with_audio_ctx(model, call.audio_ctx), call.devices)
+    model = with_draft(on_devices(with_audio_ctx(model, call.audio_ctx), call.devices), call.draft)
     shared = TranscribeOptions.of(options, **changed)  # an error in the shared options is raised at once
+    call.check(shared)
     sources = (_source_or_error(one, options, changed, shared) for one in audio)
     count = len(audio) if isinstance(audio, Sized) else None
     known = list(sources) if count == 1 or isinstance(audio, list | tuple) else None
@@ -116,8 +118,9 @@ def iter_segments(
     """Like `transcribe` of one recording, but yields its segments as soon as they are known."""
     tokenizer_of(model)
     call, changed = CallOptions.split(changes)
-    model = on_devices(with_audio_ctx(model, call.audio_ctx), call.devices)
+    model = with_draft(on_devices(with_audio_ctx(model, call.audio_ctx), call.devices), call.draft)
     source, chosen = _source(audio, options, changed)
+    call.check(chosen)
     batch_size = _useful(call.batch_size, model, chosen)
     report = Report(call, 1, [(source, chosen)])
     report.add(0, (source, chosen))

@@ -18,6 +18,7 @@ from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.token_times import BUCKETS, align_tokens, bucket, text_ids
 from whisper_nnx.timing.word_times import Layout, word_heads, word_times
 from whisper_nnx.transcription.attempts import Attempt, strategy_of
+from whisper_nnx.transcription.drafts import with_draft
 from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.row_decoder import Groups, compile_sizes
@@ -35,6 +36,8 @@ def warmup(
     model: Whisper,
     batch_sizes: Sequence[int] = (1,),
     options: TranscribeOptions | None = None,
+    *,
+    draft: Whisper | str | None = None,
     **changes: Unpack[RecordingChanges],
 ) -> None:
     """Compiles everything that `transcribe(model, ..., batch_size=..., **changes)` runs with these sizes and options.
@@ -47,11 +50,13 @@ def warmup(
       model: a model with a tokenizer.
       batch_sizes: the sizes to compile for.
       options: as in `transcribe`.
+      draft: as in `transcribe`.
       changes: as in `transcribe`.
 
     Raises:
       ValueError: options that `transcribe` refuses.
     """
+    model = with_draft(model, draft)
     chosen, special = TranscribeOptions.of(options, **changes), tokenizer_of(model).special
     attempts = [chosen.fallback.options_at(t, chosen.decoding) for t in chosen.fallback.temperatures]
     tries = {strategy_of(attempt): attempt for attempt in attempts}

@@ -16,6 +16,7 @@ from whisper_nnx.audio.features import fingerprint
 from whisper_nnx.decoding.language import language_probs
 from whisper_nnx.decoding.loop import Generated, generate
 from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.decoding.speculative import GREEDY, generate_speculative
 from whisper_nnx.model.cache import KeysValues, padded_audio, to_cache
 from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import AudioEncoder, TextDecoder, Whisper, warn_of_precision
@@ -26,6 +27,7 @@ from whisper_nnx.runtime.programs import exportable, program
 from whisper_nnx.text.languages import to_language_code
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.transcription.attempts import Attempt, DecodingResult, best_of, loop_inputs, row_seed
+from whisper_nnx.transcription.drafts import DraftModel, draft_of
 from whisper_nnx.transcription.suppression import check_choice
 
 if TYPE_CHECKING:
@@ -36,11 +38,12 @@ if TYPE_CHECKING:
 class EncodedWindows(NamedTuple):
     """Encoder output [B,T,D] of B windows, and each decoder layer's cross-attention keys and values.
 
-    Decoding and alignment both use this, so that a window is encoded once.
+    Decoding and alignment both use this, so that a window is encoded once. draft: as `cross`, of a draft model.
     """
 
     features: jax.Array
     cross: tuple[KeysValues, ...]
+    draft: tuple[KeysValues, ...] = ()
 
     @property
     def windows(self) -> int:
@@ -120,6 +123,8 @@ class FlatWhisper:
     def __init__(self, model: Whisper):
         self.config, self.tokenizer = model.config, tokenizer_of(model)
         self.encoder, self.decoder = Flat(model.encoder), Flat(model.decoder)
+        draft = draft_of(model)
+        self.draft = draft.flat if isinstance(draft, DraftModel) else draft
 
 
 def tokenizer_of(model: Whisper) -> Tokenizer:
@@ -157,12 +162,18 @@ def _filled_up(model: Whisper, windows: jax.Array) -> jax.Array:
 
 def encode_windows(model: Whisper, windows: jax.Array) -> EncodedWindows:
     """Encodes windows: log-mel [B,M,T], or encoder output [B,T,D], to which only keys and values are added."""
-    config, mesh = model.config, mesh_of(model)
+    config, mesh, draft = model.config, mesh_of(model), draft_of(model)
     if mesh is not None:
         windows = put_rows(windows, mesh)
     if windows.shape[-2:] == (config.max_source_positions, config.d_model):
         return _with_cross_attention(model.decoder, windows.astype(model.decoder.dtype))
-    return _encode(model.encoder, model.decoder, windows)
+    encoded = _encode(model.encoder, model.decoder, windows)
+    if not isinstance(draft, DraftModel):
+        return encoded
+    if draft.encoder is not None:
+        return encoded._replace(draft=_encode(draft.encoder, draft.decoder, windows).cross)
+    features = encoded.features.astype(draft.decoder.dtype)
+    return encoded._replace(draft=_with_cross_attention(draft.decoder, features).cross)
 
 
 def detect_languages(model: Whisper, encoded: EncodedWindows) -> list[dict[str, float]]:
@@ -216,10 +227,19 @@ def decode_windows(
 
 def generate_windows(model: Whisper, encoded: EncodedWindows, attempts: Sequence[Attempt | None]) -> Generated:
     """Decodes windows with one program, on the device; idle rows have no attempt."""
-    special = tokenizer_of(model).special
+    special, draft = tokenizer_of(model).special, draft_of(model)
     batch = loop_inputs(model.config, tokenizer_of(model), attempts)
+    if all(one is None or takes_draft(model, one) for one in attempts):
+        decoder = draft.decoder if isinstance(draft, DraftModel) else None
+        return generate_speculative(model.decoder, encoded.cross, batch, decoder, encoded.draft, special)
     strategy, *_ = next(one for one in attempts if one).program
     return generate(model.decoder, encoded.cross, batch, strategy, special)
+
+
+def takes_draft(model: Whisper, attempt: Attempt) -> bool:
+    """Whether an attempt is decoded with the model's draft: it has one, and the attempt is greedy."""
+    strategy, *_ = attempt.program
+    return draft_of(model) is not None and strategy == GREEDY and attempt.options.temperature == 0
 
 
 def results_of(model: Whisper, attempts: Sequence[Attempt | None], generated: Generated) -> dict[int, DecodingResult]:
