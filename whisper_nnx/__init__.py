@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from whisper_nnx.alignment.align import align as align
     from whisper_nnx.alignment.find_heads import find_alignment_heads as find_alignment_heads
     from whisper_nnx.alignment.likelihood import TextScore as TextScore
+    from whisper_nnx.alignment.likelihood import classify as classify
     from whisper_nnx.alignment.likelihood import score as score
     from whisper_nnx.audio.features import log_mel_spectrogram as log_mel_spectrogram
     from whisper_nnx.audio.loading import load_audio as load_audio
@@ -93,7 +94,7 @@ _EXPORTS = {
     "whisper_nnx.runtime.devices": ["make_mesh"],
     "whisper_nnx.model.audio_context": ["with_audio_ctx"],
     "whisper_nnx.model.sharding": ["shard_model"],
-    "whisper_nnx.alignment.likelihood": ["TextScore", "score"],
+    "whisper_nnx.alignment.likelihood": ["TextScore", "classify", "score"],
     "whisper_nnx.alignment.align": ["align"],
     "whisper_nnx.alignment.find_heads": ["find_alignment_heads"],
     "whisper_nnx.output.writers": ["get_writer"],

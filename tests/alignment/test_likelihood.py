@@ -5,7 +5,7 @@ import pytest
 
 from tests.small import quick_compilation, small_model  # noqa: F401
 from whisper_nnx.alignment.align import Reader, align
-from whisper_nnx.alignment.likelihood import score
+from whisper_nnx.alignment.likelihood import classify, score
 from whisper_nnx.alignment.pieces import RecognizedWord, transcribe_pieces
 from whisper_nnx.timing.word_times import word_heads
 
@@ -37,6 +37,20 @@ def test_texts_of_other_lengths_compile_nothing_anew(small, compilations):
     compilations.clear()
     score(small, audio, ["and the one two", "one", "two and three"], language="es", batch_size=2)
     assert compilations == []
+
+
+def test_phrases_have_probabilities_in_proportion_to_their_likelihoods(small):
+    recordings, phrases = [noise(16_000, seed) for seed in range(2)], ["one", "the two", "and"]
+    for recording, found in zip(recordings, classify(small, recordings, phrases, language="de"), strict=True):
+        assert list(found) == phrases
+        assert sum(found.values()) == pytest.approx(1)
+        logprobs = [one.logprob for one in score(small, recording, phrases, language="de")]
+        likelihoods = np.exp(logprobs)
+        assert list(found.values()) == pytest.approx((likelihoods / likelihoods.sum()).tolist(), rel=1e-3)
+        assert classify(small, recording, phrases, language="de") == pytest.approx(found, rel=1e-3)
+    for wrong in ([], "one", ["one", "one"]):
+        with pytest.raises(ValueError, match="must be a list of different texts"):
+            classify(small, recordings, wrong, language="de")
 
 
 def test_what_cannot_be_scored_is_refused_in_one_line(small):

@@ -177,3 +177,69 @@ def _score(model: Whisper, rows: Sequence[tuple[_Window, tuple[int, ...]]]) -> l
         *logprobs, end = np.diagonal(table, offset=1)[first - 1 : first + len(text)].tolist()
         scores.append(TextScore(text, tuple(logprobs), end))
     return scores
+
+
+@overload
+def classify(
+    model: Whisper,
+    audio: list[Any] | tuple[Any, ...],
+    phrases: Sequence[str],
+    *,
+    language: str | None = ...,
+    task: str = ...,
+    batch_size: int = ...,
+    sampling_rate: int | None = ...,
+) -> list[dict[str, float]]: ...
+@overload
+def classify(
+    model: Whisper,
+    audio: Any,
+    phrases: Sequence[str],
+    *,
+    language: str | None = ...,
+    task: str = ...,
+    batch_size: int = ...,
+    sampling_rate: int | None = ...,
+) -> dict[str, float]: ...
+def classify(
+    model: Whisper,
+    audio: Any,
+    phrases: Sequence[str],
+    *,
+    language: str | None = None,
+    task: str = "transcribe",
+    batch_size: int = 16,
+    sampling_rate: int | None = None,
+) -> dict[str, float] | list[dict[str, float]]:
+    """The probability of each phrase of a list, given that a recording is one of them (whisper.cpp's guided commands).
+
+    A recording is encoded once, and its phrases are scored together. Their likelihoods are divided by their sum.
+
+    Args:
+      model: a model with a tokenizer.
+      audio: anything that `load_audio` takes, of at most 30 s; or a list of recordings.
+      phrases: as Whisper would write them, with their capitals and punctuation.
+      language: a code or name; None detects it for each recording.
+      task: "transcribe" or "translate".
+      batch_size: phrases to score together.
+      sampling_rate: of an array, in Hz.
+
+    Returns:
+      {phrase: probability} in the order of the phrases; for a list of recordings, a list of them.
+
+    Raises:
+      ValueError: phrases that are none or occur twice; and what `score` refuses.
+      OSError: a file that cannot be opened.
+    """
+    if isinstance(phrases, str) or not phrases or len(set(phrases)) < len(phrases):
+        raise ValueError(f"phrases={phrases!r} must be a list of different texts, at least one; correct it")
+    recordings = audio if isinstance(audio, list | tuple) else [audio]
+    texts = [list(phrases)] * len(recordings)
+    about: dict[str, Any] = {"language": language, "task": task}
+    about |= {"batch_size": batch_size, "sampling_rate": sampling_rate}
+    results = []
+    for scores in score(model, list(recordings), texts, **about):
+        logprobs = np.array([one.logprob for one in scores])
+        likelihood = np.exp(logprobs - logprobs.max())
+        results.append(dict(zip(phrases, (likelihood / likelihood.sum()).tolist(), strict=True)))
+    return results if isinstance(audio, list | tuple) else results[0]

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from whisper_nnx.audio.options import VadOptions
@@ -40,6 +41,11 @@ def _device(text: str) -> tuple[str, int]:
     return match[1], int(match[2] or 0)
 
 
+def _grammar(text: str) -> str | Path:
+    """The path of a file if there is one, as in whisper.cpp; else a grammar itself."""
+    return Path(text) if os.path.isfile(text) else text
+
+
 def _devices(text: str) -> int | str:
     if text.lower() == "all":
         return "all"
@@ -60,6 +66,7 @@ FLOATS = ["float32", "bfloat16", "float16"]
 # Kind of value -> arguments of argparse's `add_argument`: the shared ones, and the command's own.
 KINDS = {
     **VALUES,
+    "grammar": how(_grammar, "FILE"),
     "folder": how(str, "FOLDER"),
     "name": how(str, "NAME"),
     "formats": how(_formats, "FORMATS"),
@@ -183,6 +190,7 @@ _GROUPS = {
     "model": "",
     "task": "",
     "decoding": "",
+    "grammar": "",
     "retries of a window": "",
     "long recordings": "",
     "voice activity": " (these need --vad_filter True)",

@@ -221,10 +221,13 @@ def idle_rows(
     )
 
     def zeros(x: jax.Array) -> jax.Array:
-        return over_data(jnp.zeros((windows * strategy.group, *x.shape[1:]), x.dtype), mesh)
+        return jnp.zeros((windows, *x.shape[1:]), x.dtype)
 
-    rows = jax.tree.map(lambda x: over_data(x, mesh), rows)
-    return replace(rows, rules=tuple(rule.changed(zeros) for rule in rules))
+    def placed(x: jax.Array) -> jax.Array:
+        return over_data(x, mesh)
+
+    rows, empty = jax.tree.map(placed, rows), [rule.changed(zeros).repeat(strategy.group) for rule in rules]
+    return replace(rows, rules=tuple(rule.changed(placed) for rule in empty))
 
 
 @program(static_argnames=("strategy", "special"), donated=("rows",))

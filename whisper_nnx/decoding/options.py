@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from whisper_nnx.grammar.grammar import Grammar, automaton_of
 from whisper_nnx.runtime.options import explained, option
 from whisper_nnx.text.languages import language_or_none
 
 TASKS = ("transcribe", "translate", "lang_id")
 _OR_NONE = ("sample_len", "max_new_tokens", "best_of", "beam_size", "max_repeats")
 _WHOLE = {**dict.fromkeys(_OR_NONE, 1), "max_repeats": 2, "n_best": 1, "no_repeat_ngram_size": 0}  # -> minimum
+_GRAMMARS = ("grammar", "choices", "regex", "json_schema")
 
 
 _option = partial(option, scope="window", group="decoding")
 _of_attempts = partial(_option, python_only="FallbackOptions has it, for each attempt")
+_grammar = partial(_option, group="grammar")
 _of_windows = partial(_option, python_only="meant for single windows and experiments")
 
 
@@ -167,7 +173,44 @@ class DecodingOptions:
         ),
     )
 
+    grammar: str | None = field(
+        default=None,
+        metadata=_grammar(
+            "what the text of each window must match, in GBNF as whisper.cpp reads it: a file or text",
+            kind="grammar",
+            accepts="str | os.PathLike[str] | None",
+            more="Text, or the path of a file as a `Path`. A rule that contains itself, other than at one end, does so "
+            "up to 5 levels deep.",
+        ),
+    )
+    grammar_rule: str = field(default="root", metadata=_grammar("the rule of --grammar that a text must match"))
+    grammar_penalty: float | None = field(
+        default=None,
+        metadata=_grammar(
+            "make text outside the grammar improbable by so much, not impossible (whisper.cpp: 100)",
+            more="Subtracted from the logits of text tokens; the end of text and timestamps are free, and after a "
+            "token that does not match, the grammar no longer counts.",
+        ),
+    )
+    choices: tuple[str, ...] | None = field(
+        default=None,
+        metadata=_grammar(
+            "the only texts that a window may have: yes,no", kind="texts or none", accepts="Sequence[str] | None"
+        ),
+    )
+    regex: str | None = field(
+        default=None, metadata=_grammar("a regular expression that the text of each window must match as a whole")
+    )
+    json_schema: str | None = field(
+        default=None,
+        metadata=_grammar(
+            "a JSON schema that the text of each window must match (needs outlines-core)",
+            accepts="str | Mapping[str, Any] | None",
+        ),
+    )
+
     def __post_init__(self):
+        self._normalize_grammar()
         for name in ("prompt", "prefix", "suppress_tokens"):
             value = getattr(self, name)
             if isinstance(value, Iterable) and not isinstance(value, str):
@@ -178,6 +221,7 @@ class DecodingOptions:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least, name in _OR_NONE))
         self._validate()
         self._validate_strategy()
+        self._validate_grammar()
 
     def _validate(self):
         if self.task not in TASKS:
@@ -223,6 +267,46 @@ class DecodingOptions:
                 f"n_best={self.n_best} needs beam_size or best_of of at least {self.n_best}, "
                 f"got {self.beam_size} and {self.best_of}"
             )
+
+    def _normalize_grammar(self):
+        if isinstance(self.grammar, os.PathLike):
+            object.__setattr__(self, "grammar", Path(self.grammar).read_text("utf-8"))
+        if isinstance(self.json_schema, Mapping):
+            object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
+        if isinstance(self.choices, str):
+            raise ValueError(f"choices={self.choices!r} must be several texts; give a list")
+        if self.choices is not None:
+            object.__setattr__(self, "choices", tuple(self.choices))
+
+    def _validate_grammar(self):
+        given = [name for name in _GRAMMARS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} both state what a text must match; drop one")
+        if not given:
+            if self.grammar_penalty is not None or self.grammar_rule != "root":
+                name = "grammar_rule" if self.grammar_penalty is None else "grammar_penalty"
+                raise ValueError(f"{name}={getattr(self, name)!r} needs a grammar; give one, or drop it")
+            return
+        if self.grammar_penalty is not None and not (self.grammar_penalty > 0 and math.isfinite(self.grammar_penalty)):
+            raise ValueError(f"grammar_penalty={self.grammar_penalty} must be above 0 and finite, or None to forbid")
+        if self.grammar_rule != "root" and self.grammar is None:
+            raise ValueError(f"grammar_rule={self.grammar_rule!r} is of a grammar, not of {given[0]}; drop it")
+        if self.grammar_penalty is None and self.no_repeat_ngram_size:
+            raise ValueError(
+                f"no_repeat_ngram_size={self.no_repeat_ngram_size} may leave {given[0]} no next token; drop it, or set "
+                "grammar_penalty"
+            )
+        if self.choices is not None and not (
+            self.choices and all(isinstance(x, str) and x.strip() for x in self.choices)
+        ):
+            raise ValueError(f"choices={self.choices!r} must be texts, at least one, and none of them empty")
+        automaton_of(self.constraint)
+
+    @property
+    def constraint(self) -> Grammar | None:
+        """The grammar that the text must match."""
+        name = next((name for name in _GRAMMARS if getattr(self, name) is not None), None)
+        return None if name is None else Grammar(name, getattr(self, name), self.grammar_rule)
 
     @property
     def max_candidates(self) -> int:

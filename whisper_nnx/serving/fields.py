@@ -27,6 +27,7 @@ _VAD = "vad_"
 _NO_FIELD = {"sampling_rate", "fp16", "vad_parameters", "prompt"}
 _TRUE, _FALSE = {"true", "1", "yes", "on", "t", "y"}, {"false", "0", "no", "off", "f", "n", ""}
 _SMALLEST_INCREMENT = 0.05
+_LONGEST_GRAMMAR = 20_000
 # A regular expression that takes for ever would stop the server.
 _SLOW_PATTERN = re.compile(r"\)[*+?{]|\\[1-9]|(?:[*+{].*){3}", re.DOTALL)
 
@@ -232,6 +233,10 @@ def _check_limits(changes: dict[str, Any], settings: ServerSettings) -> None:
     if _SLOW_PATTERN.search(pattern) or len(pattern) > 500:
         message = "suppress_regex may take too long; write one without repeated groups, and with at most two of * + {"
         raise bad_request(message, "suppress_regex")
+    for name in ("grammar", "regex", "json_schema"):
+        if len(changes.get(name) or "") > _LONGEST_GRAMMAR:
+            message = f"{name} has {len(changes[name])} characters; give at most {_LONGEST_GRAMMAR}"
+            raise bad_request(message, name)
 
 
 def subtitle_options(values: dict[str, Any], options: TranscribeOptions) -> dict[str, Any]:

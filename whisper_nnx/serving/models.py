@@ -16,8 +16,10 @@ from whisper_nnx.serving.encoder_cache import EncoderCache
 from whisper_nnx.serving.job import Job
 from whisper_nnx.transcription.attempts import strategy_of
 from whisper_nnx.transcription.batch import Batch
+from whisper_nnx.transcription.grammars import grammar_program
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.queue import RoundRobin
+from whisper_nnx.transcription.windows import tokenizer_of
 
 Program = Hashable
 MOST_STEPS = 32  # tokens of each row after which a request that came meanwhile gets a free row
@@ -79,7 +81,7 @@ class ModelSlot:
 
     def is_prepared(self, options: TranscribeOptions) -> bool:
         """Whether requests with these options run without compiling anything, as far as `compile` can see to it."""
-        return self.compile is None or programs_of(options) <= self.compiled
+        return self.compile is None or programs_of(options, self.model) <= self.compiled
 
     def prepare(self, options: TranscribeOptions) -> None:
         """Sees to it. Takes seconds; called on one thread alone."""
@@ -89,7 +91,7 @@ class ModelSlot:
         self.compiling = True
         with suppress(Exception):  # of options that cannot be met: the request itself fails at them
             self.compile(model, options)
-        self.compiling, self.compiled = False, self.compiled | programs_of(options)
+        self.compiling, self.compiled = False, self.compiled | programs_of(options, model)
 
     def insert(self, model: Whisper) -> None:
         self.model, self.encode = model, EncoderCache(self.cache_bytes)
@@ -103,10 +105,16 @@ class ModelSlot:
         self.model = self.batch = self.encode = None
 
 
-def programs_of(options: TranscribeOptions) -> frozenset[Program]:
-    """Names of what XLA compiles for a request, beside what all requests run."""
+def programs_of(options: TranscribeOptions, model: Whisper | None = None) -> frozenset[Program]:
+    """Names of what XLA compiles for a request, beside what all requests run; model: for the size of a grammar."""
     fallback, decoding, longform = options.fallback, options.decoding, options.longform
     limits = decoding.repetition_penalty, decoding.no_repeat_ngram_size, decoding.max_repeats
     strategies = {strategy_of(fallback.options_at(t, decoding)) for t in fallback.temperatures}
     timed = {("times", longform.refine_word_times, longform.alignment_heads)} if longform.timed else ()
-    return frozenset({*((strategy, limits != (1.0, 0, None)) for strategy in strategies), *timed})
+    grammar: tuple[Any, ...] = ()
+    if decoding.constraint is not None and model is not None:
+        with suppress(ValueError):  # no text can be written: the request itself fails at it
+            size = grammar_program(tokenizer_of(model), model.config.vocab_size, decoding)
+            grammar = (*size, decoding.grammar_penalty is None)
+    kinds = limits != (1.0, 0, None), *grammar
+    return frozenset({*((strategy, *kinds) for strategy in strategies), *timed})

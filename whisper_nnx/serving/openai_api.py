@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from whisper_nnx.serving.asked import OPENAI_FIELDS, TRANSLATION_FORMATS, Asked, ask
@@ -59,7 +60,7 @@ async def answer(request: Request, form: Form, ask: Callable[[], tuple[Asked, Up
     """
     async with AsyncExitStack() as stack:
         stack.callback(form.close)
-        asked, audio = ask()
+        asked, audio = await run_in_threadpool(ask)  # a grammar may take a second to read
         run = Run(request, asked, audio)
         stack.push_async_callback(run.close)
         await run.start()

@@ -15,22 +15,31 @@ from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling, Strategy
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.transcription.grammars import grammar_program, grammar_rule
 from whisper_nnx.transcription.suppression import NO_LIMITS, limits_of, require_timestamps, rules_of
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """How a window is decoded: options with a language, and the seed of the samples."""
+    """How a window is decoded: options with a language, and the seed of the samples.
+
+    grammar_program: see `grammars.grammar_program`; `Attempt.of` finds it.
+    """
 
     options: DecodingOptions
     seed: int = 0
+    grammar_program: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, config: WhisperConfig, tokenizer: Tokenizer, options: DecodingOptions, seed: int = 0) -> Attempt:
+        return cls(options, seed, grammar_program(tokenizer, config.vocab_size, options))
 
     @property
     def program(self) -> tuple[Any, ...]:
         """What is the same in all windows that are decoded together: the strategy, and the kinds of rules."""
         o = self.options
         suppressed = o.suppress_tokens, o.suppress_blank, o.suppress_regex, o.tinydiarize
-        return strategy_of(o), suppressed, limits_of(o) != NO_LIMITS
+        return strategy_of(o), suppressed, limits_of(o) != NO_LIMITS, self.grammar_program, o.grammar_penalty is None
 
 
 @dataclass(frozen=True)
@@ -96,14 +105,18 @@ def loop_inputs(config: WhisperConfig, tokenizer: Tokenizer, attempts: Sequence[
         most = o.max_new_tokens or o.sample_len or n_ctx // 2
         return min(most, n_ctx - len(ids) + 1)  # the last one sampled is not fed
 
+    limits = [limit(o, i.ids) for o, i in zip(options, initial, strict=True)]
+    grammar = None
+    if first.constraint is not None:
+        grammar = grammar_rule(tokenizer, config.vocab_size, options, limits)
     return DecodingBatch(
         initial_ids=padded,
         initial_length=np.array([len(i.ids) for i in initial], np.int32),
         sot_index=np.array([i.sot_index for i in initial], np.int32),
-        limit=np.array([limit(o, i.ids) for o, i in zip(options, initial, strict=True)], np.int32),
+        limit=np.array(limits, np.int32),
         temperature=np.array([(o or first).temperature for o in options], np.float32),
         seed=np.array([one.seed if one else 0 for one in attempts], np.uint32),
-        rules=rules_of(tokenizer, config, options, [i.prefix for i in initial]),
+        rules=rules_of(tokenizer, config, options, [i.prefix for i in initial], grammar),
     )
 
 

@@ -28,7 +28,7 @@ from whisper_nnx.transcription.recording import Draft
 from whisper_nnx.transcription.row_decoder import NO_LIMIT, RowDecoder
 from whisper_nnx.transcription.row_times import UNTIMED, RowTimes
 from whisper_nnx.transcription.rows import Live, Prepared, Row
-from whisper_nnx.transcription.windows import FlatWhisper, encode_windows, most_probable, named_probs
+from whisper_nnx.transcription.windows import FlatWhisper, encode_windows, most_probable, named_probs, tokenizer_of
 
 T = TypeVar("T")
 AHEAD = 4  # windows that one CPU prepares while others decode; each holds its keys and values in memory
@@ -357,7 +357,9 @@ class Batch:
         fingerprint = live.mel.fingerprint(*row.window.place) if temperature > 0 else 0
         seed = row_seed(live.seed, row.window.start_frame, row.tries, fingerprint)
         options = replace(live.options, prompt=row.window.prompt, language=row.language)
-        return Attempt(live.fallback.options_at(temperature, options), seed)
+        return Attempt.of(
+            self._model.config, tokenizer_of(self._model), live.fallback.options_at(temperature, options), seed
+        )
 
     def _accept(
         self, i: int, row: Row, draft: Draft | None, words: list[WordTiming] | None, begins_s: list[float]

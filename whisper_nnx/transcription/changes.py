@@ -5,6 +5,7 @@ Written by `python -m tests.transcription.test_changes` from the fields of the o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -39,6 +40,12 @@ class DecodingChanges(TypedDict, total=False):
     no_repeat_ngram_size: int
     n_best: int
     tinydiarize: bool
+    grammar: str | os.PathLike[str] | None
+    grammar_rule: str
+    grammar_penalty: float | None
+    choices: Sequence[str] | None
+    regex: str | None
+    json_schema: str | Mapping[str, Any] | None
 
 
 class RecordingChanges(TypedDict, total=False):
@@ -69,6 +76,12 @@ class RecordingChanges(TypedDict, total=False):
     repetition_penalty: float
     no_repeat_ngram_size: int
     tinydiarize: bool
+    grammar: str | os.PathLike[str] | None
+    grammar_rule: str
+    grammar_penalty: float | None
+    choices: Sequence[str] | None
+    regex: str | None
+    json_schema: str | Mapping[str, Any] | None
     initial_prompt: str | None
     carry_initial_prompt: bool
     hotwords: str | None

@@ -21,11 +21,11 @@ from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.word_times import word_heads
 from whisper_nnx.transcription.attempts import initial_ids
 from whisper_nnx.transcription.batch import choose_language
+from whisper_nnx.transcription.grammars import check_window
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.recording import Recording
 from whisper_nnx.transcription.row_decoder import LARGEST_GROUP
 from whisper_nnx.transcription.rows import Live, Place
-from whisper_nnx.transcription.suppression import check_choice
 from whisper_nnx.transcription.windows import EncodedWindows, detect_languages, encode_windows, tokenizer_of
 
 
@@ -215,7 +215,7 @@ def open_audio(
     options = _fit_model(model, options)
     warn_of_precision(model, options.decoding.fp16)
     decoding, language = options.decoding, options.decoding.language
-    check_choice(tokenizer_of(model), config.vocab_size, decoding)
+    check_window(tokenizer_of(model), config, decoding)
     known = replace(decoding, language=language or "en")  # any language has as many ids
     initial = initial_ids(known, tokenizer_of(model), config.max_target_positions)
     room = min(config.max_target_positions // 2 - 1, config.max_target_positions - 2 - len(initial.ids))

@@ -71,6 +71,8 @@ KINDS = {
     "whole or none": how(_optional(int), "N"),
     "text": how(str, "TEXT"),
     "texts": how(_texts, "TEXTS"),
+    "texts or none": how(_optional(_texts), "TEXTS"),
+    "grammar": how(str, "GBNF"),
     "task": how(str, None, choices=["transcribe", "translate"]),
     "language": how(_optional(_language), "NAME"),
     "languages": how(_languages, "NAMES"),

@@ -86,7 +86,6 @@ _WHISPER_CPP = {
     "-vo --vad_samples_overlap": "has no counterpart here: --vad_speech_pad_ms lengthens the pieces on both sides",
     "-oved --ov_e_device": "has no counterpart here: --device chooses the device",
     "-fa --flash_attn -nfa --no_flash_attn": "has no counterpart here: attention is fused where the device can",
-    "--grammar --grammar_rule --grammar_penalty": "has no counterpart here; --suppress_regex rules out tokens",
 }
 _FASTER_WHISPER_AND_WHISPERX = {
     "--compute_type": "is --dtype here, or --weights for int8",

@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
+from whisper_nnx.decoding.grammar import GrammarRule
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.rules import NO_LIMIT, RepetitionRule, Rule, SuppressRule, TimestampRule
 from whisper_nnx.model.config import WhisperConfig
@@ -28,10 +29,12 @@ def rules_of(
     config: WhisperConfig,
     options: Sequence[DecodingOptions | None],
     prefixes: Sequence[Sequence[int]],
+    grammar: GrammarRule | None = None,
 ) -> tuple[Rule, ...]:
     """The rules for R rows with their options (None: idle) and prefixes, in the order in which they are applied.
 
-    What the options suppress is the same in all rows.
+    What the options suppress is the same in all rows. A grammar comes before the timestamps, which look at the text
+    that is left; where it only takes a penalty, after them, as in whisper.cpp.
     """
     special, first = tokenizer.special, next(o for o in options if o is not None)
     rules: list[Rule] = []
@@ -57,6 +60,8 @@ def rules_of(
             max_initial=[NO_LIMIT if s is None else timestamp_steps(s) for s in latest_s],
         )
     )
+    if grammar is not None:
+        rules.insert(len(rules) - (first.grammar_penalty is None), grammar)
     return tuple(rules)
 
 
@@ -69,7 +74,7 @@ def suppressed_tokens(tokenizer: Tokenizer, vocab_size: int, options: DecodingOp
     known = np.asarray(tokenizer.known_ids)[:vocab_size]
     never[: len(known)] = ~known  # a padded vocabulary has rows without a token
     never[[int(i) for i in ids if int(i) >= 0]] = True
-    if -1 in ids:
+    if -1 in ids and options.constraint is None:  # a grammar itself states which symbols may be written
         never[list(tokenizer.non_speech_tokens)] = True
     if options.suppress_regex is not None:
         never[_matching_tokens(tokenizer, options.suppress_regex)] = True
@@ -84,7 +89,7 @@ def suppressed_tokens(tokenizer: Tokenizer, vocab_size: int, options: DecodingOp
     if never.all():
         raise ValueError(f"suppress_tokens leaves none of the {vocab_size} tokens to sample; drop some")
     first = np.zeros(vocab_size, bool)
-    if options.suppress_blank:
+    if options.suppress_blank and options.constraint is None:
         first[[*tokenizer.blank_tokens, special.eot]] = True
     return never, first
 

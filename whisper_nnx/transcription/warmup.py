@@ -19,6 +19,7 @@ from whisper_nnx.timing.token_times import BUCKETS, align_tokens, bucket, text_i
 from whisper_nnx.timing.word_times import Layout, word_heads, word_times
 from whisper_nnx.transcription.attempts import Attempt, strategy_of
 from whisper_nnx.transcription.drafts import with_draft
+from whisper_nnx.transcription.grammars import least_tokens
 from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.row_decoder import Groups, compile_sizes
@@ -67,7 +68,7 @@ def warmup(
         "logprob_threshold": None,
         "compression_ratio_threshold": None,
         "without_timestamps": True,
-        "sample_len": _TOKENS,
+        "sample_len": max(_TOKENS, least_tokens(tokenizer_of(model), model.config.vocab_size, chosen.decoding)),
         "max_new_tokens": None,
         "prefix": None,
         # Text alone, so that there are words to time.
@@ -88,7 +89,8 @@ def warmup(
                 _time_texts(model, group, chosen.longform)
     decoding = {name: value for name, value in short.items() if hasattr(chosen.decoding, name)}
     language = chosen.decoding.language or "en"
-    alone = [Attempt(replace(attempt, **decoding, language=language)) for attempt in tries.values()]
+    own_options = [replace(attempt, **decoding, language=language) for attempt in tries.values()]
+    alone = [Attempt.of(model.config, tokenizer_of(model), o) for o in own_options]
     silence = jnp.zeros((1, model.config.num_mel_bins, 2 * model.config.max_source_positions))
     compile_sizes(model, encode_windows(model, silence), alone, batch_sizes)
 

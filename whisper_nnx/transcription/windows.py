@@ -28,7 +28,7 @@ from whisper_nnx.text.languages import to_language_code
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.transcription.attempts import Attempt, DecodingResult, best_of, loop_inputs, row_seed
 from whisper_nnx.transcription.drafts import DraftModel, draft_of
-from whisper_nnx.transcription.suppression import check_choice
+from whisper_nnx.transcription.grammars import check_window
 
 if TYPE_CHECKING:
     from whisper_nnx.transcription.changes import DecodingChanges
@@ -79,7 +79,7 @@ def decode(
     refuse_after_fork()
     options = replace(options or DecodingOptions(), **cast(dict[str, Any], changes))
     if options.task != "lang_id":
-        check_choice(tokenizer_of(model), model.config.vocab_size, options)
+        check_window(tokenizer_of(model), model.config, options)
     warn_of_precision(model, options.fp16)
     mel = jnp.asarray(mel)
     windows = mel if mel.ndim == 3 else mel[None]
@@ -208,6 +208,7 @@ def decode_windows(
     Rows that need different programs (beams, samples, other suppressed tokens) are decoded one program after the other
     while the rest is idle, so that only the number of rows decides what is compiled.
     """
+    tokenizer = tokenizer_of(model)
     known, probs = _with_languages(model, encoded, options)
     results: list[DecodingResult | None] = [None] * len(options)
     attempts: list[Attempt | None] = [None] * len(options)
@@ -216,7 +217,7 @@ def decode_windows(
         if o is not None:
             results[row] = DecodingResult(encoded.features[row], o.language or "en", probs.get(row))
             if o.task != "lang_id":
-                attempts[row] = one = Attempt(o, seeds[row])
+                attempts[row] = one = Attempt.of(model.config, tokenizer, o, seeds[row])
                 together[one.program].append(row)
     for rows in together.values():
         own = [one if row in rows else None for row, one in enumerate(attempts)]
