@@ -12,6 +12,7 @@ from whisper_nnx.grammar.automaton import ByteAutomaton
 START, REJECTED = 0, 1  # states
 MAX_CELLS = 1 << 23  # of a table, 16 MB
 UNREACHABLE = np.iinfo(np.int16).max
+_LEAST = 128  # states and classes, for which a program is compiled
 _EOT_CLASS, _OTHER_CLASS = 1, 2  # 0: tokens that never match
 
 
@@ -160,5 +161,5 @@ def _distances(table: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 def _padded(n: int) -> int:
-    """The size class: a power of two, of at least 32."""
-    return 1 << max(5, (n - 1).bit_length())
+    """The size class: a power of two; small grammars are all of one class."""
+    return max(_LEAST, 1 << (n - 1).bit_length())
