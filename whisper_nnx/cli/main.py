@@ -1,4 +1,4 @@
-"""The command `whisper-nnx`: transcribes files, or serves (`whisper-nnx serve`)."""
+"""The command `whisper-nnx`: transcribes files, many of them as a job (`batch`), or serves (`serve`)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from whisper_nnx.cli import serve
 
         return serve.main(arguments[1:])
+    if arguments[:1] == ["batch"]:
+        from whisper_nnx.cli import batch
+
+        return batch.main(arguments[1:])
     from whisper_nnx.cli import transcribe
 
     return transcribe.main(arguments)

@@ -1,0 +1,37 @@
+"""A worker process whose transcripts are made up: `python -m tests.jobs.echo FOLDER NAME [POISON]`.
+
+Of two recordings that were asked for, the second is finished first. The recording named POISON ends the process.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from whisper_nnx.jobs.job import Job
+from whisper_nnx.jobs.worker import work
+
+
+def transcript(path: str) -> dict[str, Any]:
+    name = os.path.basename(path)
+    segment = {"seek": 0, "start": 0.0, "end": 1.0, "temperature": 0.0, "avg_logprob": -0.1, "compression_ratio": 1.0}
+    return {"text": f" {name} déjà vu", "segments": [segment], "language": "en"}
+
+
+def transcribe_all(paths: Iterator[str], poison: str = "", seconds: float = 0.0) -> Iterator[tuple[int, Any]]:
+    held: list[tuple[int, Any]] = []
+    for number, path in enumerate(paths):
+        if os.path.basename(path) == poison:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(seconds)
+        held.append((number, ValueError(f"{path}: broken") if path.endswith("bad.wav") else transcript(path)))
+        if len(held) == 2:
+            yield held.pop()
+    yield from held
+
+
+if __name__ == "__main__":
+    folder, name, poison = sys.argv[1:]
+    work(Job.open(folder), lambda paths: transcribe_all(paths, poison, seconds=0.01), name=name, expires_s=1)

@@ -1,0 +1,351 @@
+"""Jobs without a model: what is planned, and that dying workers change nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jobs.echo import transcribe_all, transcript
+from whisper_nnx.jobs.inputs import read_input
+from whisper_nnx.jobs.job import Job, plan
+from whisper_nnx.jobs.journal import reopen_failed
+from whisper_nnx.jobs.leases import Leases
+from whisper_nnx.jobs.status import Status, report, results, status, suspicions
+from whisper_nnx.jobs.supervise import supervise
+from whisper_nnx.jobs.worker import work
+
+
+def recordings(folder: Path, names: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x" * 2000)  # an eighth of a second, by its size
+    return folder
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    return recordings(tmp_path / "sounds", [f"{n:03d}.wav" for n in range(60)] + ["bad.wav"])
+
+
+def planned(sounds: Path, folder: Path) -> Job:
+    return plan(folder, read_input(str(sounds)), {"input": str(sounds)}, shard_s=1)
+
+
+def files(job: Job) -> dict[str, bytes]:
+    """What a job has written, by name: of `leases` and `work` nothing must be left."""
+    return {str(path.relative_to(job.folder)): path.read_bytes() for path in job.folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def undisturbed(sounds: Path, tmp_path: Path) -> dict[str, bytes]:
+    job = planned(sounds, tmp_path / "undisturbed")
+    work(job, transcribe_all)
+    return files(job)
+
+
+def failures(job: Job) -> list[dict[str, Any]]:
+    texts = [path.read_text(encoding="utf-8") for path in sorted((job.folder / "failed").iterdir())]
+    return [json.loads(line) for line in "".join(texts).splitlines()]
+
+
+def run(job: Job, workers: int = 2, poison: str = "") -> tuple[int, list[str]]:
+    lines: list[str] = []
+
+    def command(name: str, place: int) -> list[str]:
+        return [sys.executable, "-m", "tests.jobs.echo", str(job.folder), name, poison]
+
+    return supervise(job, command, workers, lines.append), lines
+
+
+# Input and plan.
+
+
+def test_a_folder_is_searched_to_any_depth_in_the_order_of_names(tmp_path):
+    recordings(tmp_path, ["b/2.MP3", "b/1.wav", "a.flac", ".hidden.wav", "notes.txt"])
+    found = list(read_input(str(tmp_path)))
+    assert [os.path.relpath(one.audio, tmp_path) for one in found] == ["a.flac", "b/1.wav", "b/2.MP3"]
+    assert {one.size for one in found} == {2000}
+
+
+def test_ids_are_those_of_path_and_size_wherever_the_folder_is(tmp_path):
+    recordings(tmp_path / "one", ["a.wav", "b.wav"])
+    recordings(tmp_path / "two", ["a.wav", "b.wav"])
+    (tmp_path / "two" / "b.wav").write_bytes(b"longer" * 2000)
+    one, two = ({Path(r.audio).name: r.id for r in read_input(str(tmp_path / name))} for name in ("one", "two"))
+    pattern = {Path(r.audio).name: r.id for r in read_input(str(tmp_path / "one" / "*.wav"))}
+    assert one["a.wav"] == two["a.wav"] != one["b.wav"] != two["b.wav"]
+    assert pattern == one
+
+
+def test_lists_and_json_lines_are_relative_to_their_folder(tmp_path):
+    recordings(tmp_path, ["a.wav"])
+    (tmp_path / "list.txt").write_text("a.wav\n\nmissing.wav\n")
+    rows = [{"id": "x1", "audio": "a.wav", "duration": 2}, {"audio_filepath": str(tmp_path / "a.wav")}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(r.audio, r.size) for r in read_input(str(tmp_path / "list.txt"))] == [
+        (str(tmp_path / "a.wav"), 2000),
+        (str(tmp_path / "missing.wav"), -1),
+    ]
+    first, second = read_input(str(tmp_path / "rows.jsonl"))
+    assert (first.id, first.duration, first.audio) == ("x1", 2.0, str(tmp_path / "a.wav"))
+    assert second.audio == first.audio
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "rows.jsonl, line 2: not JSON"),
+        ('{"text": "a"}', "rows.jsonl, line 2: no recording; name it by one of audio"),
+        ('{"audio": "a.wav", "duration": "long"}', "line 2: duration='long' must be a number of seconds"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, line, message):
+    (tmp_path / "rows.jsonl").write_text(f'{{"audio": "a.wav"}}\n{line}\n')
+    with pytest.raises(ValueError, match=message):
+        list(read_input(str(tmp_path / "rows.jsonl")))
+
+
+def test_an_input_that_does_not_exist_or_holds_nothing_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file, folder or pattern"):
+        list(read_input(str(tmp_path / "nowhere")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no recordings"):
+        planned(tmp_path / "empty", tmp_path / "job")
+    assert not list((tmp_path / "job").iterdir())
+
+
+def test_shards_hold_about_as_much_audio_each_and_a_recording_once(sounds, tmp_path):
+    listed = [*read_input(str(sounds))] * 2
+    job = plan(tmp_path / "job", listed, {}, shard_s=1)
+    assert [len(job.shard(n)) for n in range(job.shards)] == [8] * 7 + [5]
+    assert job.recordings == 61
+    assert [one for n in range(job.shards) for one in job.shard(n)] == listed[:61]
+
+
+def test_another_command_on_the_same_folder_is_refused_with_what_differs(sounds, tmp_path):
+    plan(tmp_path / "job", read_input(str(sounds)), {"language": "en"})
+    with pytest.raises(ValueError, match="holds a job with language='en', but this is one with language='de'"):
+        plan(tmp_path / "job", [], {"language": "de"})
+
+
+def test_many_planners_at_once_make_one_plan(sounds, tmp_path):
+    made: list[Job] = []
+    threads = [threading.Thread(target=lambda: made.append(planned(sounds, tmp_path / "job"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 8
+    assert len({job.recordings for job in made}) == 1
+    assert not list((tmp_path / "job").glob("*.partial"))
+
+
+def test_a_planner_that_died_leaves_nothing_that_counts(sounds, tmp_path, undisturbed):
+    (tmp_path / "job" / "plan.0123.partial").mkdir(parents=True)
+    (tmp_path / "job" / "plan.0123.partial" / "000000.jsonl").write_text("{")
+    job = planned(sounds, tmp_path / "job")
+    work(job, transcribe_all)
+    assert {name: content for name, content in files(job).items() if "partial" not in name} == undisturbed
+
+
+# Work.
+
+
+def test_results_are_in_the_order_of_the_plan_and_failures_apart(sounds, tmp_path):
+    job = planned(sounds, tmp_path / "job")
+    done: list[int] = []
+    work(job, transcribe_all, report=done.append)
+    rows = list(results(job))
+    assert sorted(done) == list(range(job.shards))
+    assert [Path(row["audio"]).name for row in rows] == [f"{n:03d}.wav" for n in range(60)]
+    assert rows[0]["text"] == " 000.wav déjà vu"
+    [failed] = failures(job)
+    assert failed["error"] == "ValueError"
+    assert failed["reason"].endswith("bad.wav: broken")
+    assert status(job) == Status(recordings=61, done=60, failed=1, shards=8, shards_done=8, workers=0)
+    assert report(job)["languages"] == {"en": 60}
+
+
+def test_a_recording_that_changed_since_the_plan_is_not_transcribed(sounds, tmp_path):
+    job = planned(sounds, tmp_path / "job")
+    (sounds / "004.wav").write_bytes(b"longer" * 1000)
+    (sounds / "005.wav").unlink()
+    work(job, transcribe_all)
+    assert [row["reason"].split(": ", 1)[1] for row in failures(job)] == [
+        "6000 bytes, but 2000 when the job was planned",
+        "file not found",
+        "broken",
+    ]
+
+
+def test_what_failed_is_tried_again_and_only_that(sounds, tmp_path, undisturbed):
+    job, asked = planned(sounds, tmp_path / "job"), list[str]()
+
+    def first(paths):
+        for number, path in enumerate(paths):
+            yield number, OSError("away") if path.endswith(("7.wav", "bad.wav")) else transcript(path)
+
+    def second(paths):
+        def noted():
+            for path in paths:
+                asked.append(Path(path).name)
+                yield path
+
+        return transcribe_all(noted())
+
+    work(job, first)
+    assert status(job).failed == 7
+    reopen_failed(job)
+    work(job, second)
+    assert asked == [*(f"0{n}7.wav" for n in range(6)), "bad.wav"]
+    [bad] = failures(job)
+    assert bad["reason"].endswith("bad.wav: broken")
+    assert files(job) == undisturbed
+
+
+def test_an_interrupted_worker_keeps_what_is_finished(sounds, tmp_path, undisturbed):
+    job, asked = planned(sounds, tmp_path / "job"), count()
+
+    def interrupted(paths):
+        for number, result in transcribe_all(paths):
+            if next(asked) == 25:
+                raise KeyboardInterrupt
+            yield number, result
+
+    with pytest.raises(KeyboardInterrupt):
+        work(job, interrupted)
+    assert not list((tmp_path / "job" / "leases").iterdir())
+    begun = list[str]()
+
+    def resumed(paths):
+        def noted():
+            for path in paths:
+                begun.append(path)
+                yield path
+
+        return transcribe_all(noted())
+
+    work(job, resumed)
+    assert len(begun) == 61 - 25
+    assert files(job) == undisturbed
+
+
+def test_workers_that_are_killed_at_any_moment_change_no_byte(sounds, tmp_path, undisturbed):
+    job, chance, killed = planned(sounds, tmp_path / "job"), random.Random(7), list[int]()
+    running = threading.Event()
+
+    def kill():
+        while not running.wait(0.1 + 0.3 * chance.random()) and len(killed) < 12:
+            found = subprocess.run(["pgrep", "-f", f"tests.jobs.echo {job.folder}"], capture_output=True, text=True)
+            if pids := found.stdout.split():
+                victim = int(chance.choice(pids))
+                try:
+                    os.kill(victim, signal.SIGKILL)
+                    killed.append(victim)
+                except ProcessLookupError:
+                    pass
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    for _ in range(5):  # the command is given again where it gave up
+        ended, _ = run(job)
+        if ended == 0:
+            break
+    running.set()
+    thread.join()
+    assert killed
+    assert files(job) == undisturbed
+
+
+def test_a_recording_that_ends_its_worker_three_times_is_quarantined_and_the_rest_goes_on(sounds, tmp_path):
+    job = planned(sounds, tmp_path / "job")
+    ended, lines = run(job, workers=1, poison="033.wav")
+    assert ended == 0
+    assert len(lines) == 3
+    assert status(job).done == 59
+    failed, _ = failures(job)
+    assert failed["reason"].endswith("033.wav: 3 workers ended while they transcribed it")
+
+
+def test_workers_that_die_before_they_begin_are_not_started_for_ever(sounds, tmp_path):
+    job, lines = planned(sounds, tmp_path / "job"), list[str]()
+    command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    assert supervise(job, lambda name, place: command, 1, lines.append) == 1
+    assert lines[-1] == "3 workers were ended by signals before they began: not enough memory?"
+    assert status(job).done == 0
+
+
+def test_a_full_disk_ends_the_worker_and_nothing_is_half_written(sounds, tmp_path, undisturbed, monkeypatch):
+    job = planned(sounds, tmp_path / "job")
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("whisper_nnx.jobs.worker.write_whole", full)
+        with pytest.raises(OSError, match="No space left"):
+            work(job, transcribe_all)
+    assert not list((tmp_path / "job" / "results").iterdir())
+    work(job, transcribe_all)
+    assert files(job) == undisturbed
+
+
+# Leases.
+
+
+def test_a_lease_is_taken_when_it_was_silent_for_long_enough_by_the_own_clock(sounds, tmp_path, monkeypatch):
+    job = planned(sounds, tmp_path / "job")
+    dead, other = Leases(job, "dead", expires_s=1000), Leases(job, "other", expires_s=1000)
+    assert dead.take(0)
+    os.utime(job.path("leases", 0), (0, 0))  # another machine's clock
+    assert not other.take(0)
+    later = time.monotonic() + 999
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert not other.take(0)
+    later += 2
+    assert other.take(0)
+    assert job.path("leases", 0).read_text().startswith("other ")
+    dead.release(0)  # it is not its own any more
+    assert job.path("leases", 0).exists()
+
+
+def test_a_lease_that_is_renewed_is_not_taken(sounds, tmp_path):
+    job = planned(sounds, tmp_path / "job")
+    alive, other = Leases(job, "alive", expires_s=0.2), Leases(job, "other", expires_s=0.6)
+    assert alive.take(0)
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        assert not other.take(0)
+        time.sleep(0.05)
+    alive.close()
+    assert other.take(0)
+    other.close()
+
+
+# The report.
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, []),
+        ({"compression_ratio": 3.0}, ["repetitive"]),
+        ({"avg_logprob": -1.5}, ["low probability"]),
+        ({"end": 0.1}, ["unlikely rate of speech"]),
+        ({"end": 29.0}, ["unlikely rate of speech"]),
+    ],
+)
+def test_transcripts_that_may_be_wrong_are_named(change, reason):
+    row = transcript("a.wav")
+    row["segments"][0] |= change
+    assert suspicions(row) == reason

@@ -1,0 +1,200 @@
+"""The command `whisper-nnx batch`: transcribes any number of recordings into a folder, and continues where it ended."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from whisper_nnx.cli.options import OPTIONS, Flag, add_option, as_flags, flag_of
+from whisper_nnx.cli.parser import Help, Parser, parse_spelled
+from whisper_nnx.cli.transcribe import check_devices, check_options, load_named_model, transcribe_options
+from whisper_nnx.jobs import inputs, job, journal, status, supervise, worker
+from whisper_nnx.runtime.console import NAME, run_command, say
+from whisper_nnx.runtime.options import option, options_of
+from whisper_nnx.runtime.startup import start
+
+_option = partial(option, scope="call", group="job")
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """Options of the command beside those of `transcribe`; only described, never made."""
+
+    output: str = field(default="", metadata=_option("folder of the job; created if missing", kind="folder"))
+    workers: int = field(default=1, metadata=_option("processes on this machine"))
+    shard_s: float = field(default=job.SHARD_S, metadata=_option("audio in a shard, in s: what a worker takes at once"))
+    retry_failed: bool = field(default=False, metadata=_option("try the recordings that failed once more"))
+    expires_s: float = field(
+        default=worker.EXPIRES_S,
+        metadata=_option("seconds of silence after which the shard of a worker on another machine is taken over"),
+    )
+
+
+_OWN = {flag.dest: flag for flag in map(flag_of, options_of(BatchOptions).values())}
+_LEFT_OUT = {"detect_language", "verbose", "print_colors", "print_special", "progress", "fp16"}
+_SHARED = {
+    title: [flag for flag in flags if flag.dest not in _LEFT_OUT]
+    for title, flags in OPTIONS.items()
+    if title != "input and output" and not title.startswith("subtitles")
+}
+# Options that change no result: each worker may have its own.
+_OF_MACHINES = ("device", "devices", "mesh", "threads", "compilation_cache", "model_dir", "token")
+_MODES = {
+    "work": "Work on a job that is planned, beside other workers, on this machine or others that share its folder.",
+    "status": "Show how far a job is.",
+    "report": "Show what the transcripts of a job are like, as JSON.",
+}
+
+
+def build_parser(mode: str = "") -> argparse.ArgumentParser:
+    parser = Parser(
+        prog=f"{NAME} batch {mode}".strip(),
+        usage=f"%(prog)s {'[options] FOLDER' if mode else 'INPUT --output FOLDER [options]'}",
+        description=_MODES.get(mode)
+        or "Transcribe a folder, a pattern, a list (.txt) or JSON lines (.jsonl) of recordings into FOLDER/results. "
+        "The same command continues a job that was interrupted. batch work, status and report take a job's folder.",
+        formatter_class=Help,
+        add_help=False,
+    )
+    group = parser.add_argument_group("job")
+    if mode:
+        group.add_argument("output", metavar="FOLDER", help="folder of the job")
+    else:
+        group.add_argument("input", metavar="INPUT", help="what is transcribed")
+    for flag in _OWN.values():
+        if not mode or (mode == "work" and flag.dest in ("workers", "expires_s")):
+            add_option(group, flag)
+    if mode in ("", "work"):
+        group.add_argument("--worker_name", help=argparse.SUPPRESS)
+        parser.set_defaults(**{flag.dest: flag.default for flags in OPTIONS.values() for flag in flags})
+        for title, flags in _SHARED.items():
+            if chosen := [flag for flag in flags if not mode or flag.dest in _OF_MACHINES]:
+                group = parser.add_argument_group(title)
+                for flag in chosen:
+                    add_option(group, flag)
+    group = parser.add_argument_group("help")
+    group.add_argument("--traceback", action="store_true", help="show where in the program an error happened")
+    group.add_argument("--help", "-h", action="help", help="show this and leave")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command -> exit status: 0, or 1 if a recording failed. Wrong usage raises SystemExit(2)."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    mode = arguments[0] if arguments[:1] and arguments[0] in _MODES else ""
+    run = {"": _run, "work": _work, "status": _status, "report": _report}[mode]
+    return run_command(arguments[1:] if mode else arguments, build_parser(mode), parse_spelled, run, as_flags)
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if not args.output:
+        parser.error("--output FOLDER is required")
+    check_devices(parser, args)
+    check_options(parser, args, transcribe_options(args))
+    if os.path.exists(args.model):
+        args.model = os.path.abspath(args.model)
+    options = {
+        flag.dest: value
+        for flags in _SHARED.values()
+        for flag in flags
+        if flag.dest not in _OF_MACHINES and (value := getattr(args, flag.dest)) != flag.default
+    }
+    planned = job.plan(
+        args.output,
+        inputs.read_input(args.input),
+        {"input": os.path.abspath(args.input), **options, "model": args.model},
+        args.shard_s,
+    )
+    if args.retry_failed:
+        journal.reopen_failed(planned)
+    return _supervised(planned, args)
+
+
+def _supervised(planned: job.Job, args: argparse.Namespace) -> int:
+    """Runs the workers -> exit status: 1 if a worker or a recording failed."""
+
+    def command(name: str, place: int) -> list[str]:
+        own = [sys.executable, "-m", "whisper_nnx", "batch", "work", str(planned.folder), f"--worker_name={name}"]
+        return [*own, f"--expires_s={args.expires_s}", *_machine_flags(args, place)]
+
+    if args.workers < 1:
+        raise ValueError(f"workers={args.workers} must be at least 1")
+    ended = supervise.supervise(planned, command, args.workers, say)
+    found = status.status(planned)
+    say(_line(found))
+    return ended or int(found.failed > 0 or found.shards_done < found.shards)
+
+
+def _machine_flags(args: argparse.Namespace, place: int) -> list[str]:
+    """The options of machines for one of several workers: cores are shared, and each has a device of its own."""
+    flags: list[Flag] = [flag for group in _SHARED.values() for flag in group if flag.dest in _OF_MACHINES]
+    values = {flag.dest: getattr(args, flag.dest) for flag in flags}
+    if args.workers > 1:
+        values["threads"] = values["threads"] or max(1, (os.cpu_count() or 1) // args.workers)
+        if values["device"] is not None and values["device"][0] != "cpu":
+            values["device"] = values["device"][0], place
+    if values["device"] is not None:
+        values["device"] = ":".join(map(str, values["device"]))
+    if isinstance(values["mesh"], dict):
+        values["mesh"] = ",".join(f"{axis}={size}" for axis, size in values["mesh"].items())
+    return [f"--{name}={value}" for name, value in values.items() if value is not None]
+
+
+def _work(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    planned = job.Job.open(args.output)
+    if args.worker_name is None:
+        return _supervised(planned, args)
+    options = {name: value for name, value in planned.settings.items() if name not in ("input", "version")}
+    full = build_parser().parse_args(["-", *_spelled(options)])
+    for name in _OF_MACHINES:
+        setattr(full, name, getattr(args, name))
+    device = start(args.threads, args.compilation_cache, args.device)
+    import jax
+
+    from whisper_nnx.transcription.stream import iter_transcripts
+
+    with jax.default_device(device):
+        model = load_named_model(full.model, full, device)
+        chosen = transcribe_options(full)
+        check_options(parser, full, chosen)
+        chosen["verbose"] = None
+        worker.work(
+            planned,
+            lambda paths: iter_transcripts(model, paths, **chosen),
+            name=args.worker_name,
+            expires_s=args.expires_s,
+        )
+    return 0
+
+
+def _spelled(options: dict[str, Any]) -> list[str]:
+    """Options as they are stored in a job, as arguments of the command."""
+
+    def text(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return [f"--{name}={text(value)}" for name, value in options.items()]
+
+
+def _status(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    print(_line(status.status(job.Job.open(args.output))))
+    return 0
+
+
+def _line(found: status.Status) -> str:
+    numbers = asdict(found)
+    return (
+        "{done} of {recordings} recordings done, {failed} failed; "
+        "{shards_done} of {shards} shards; {workers} workers".format(**numbers)
+    )
+
+
+def _report(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    print(json.dumps(status.report(job.Job.open(args.output)), indent=1, ensure_ascii=False))
+    return 0

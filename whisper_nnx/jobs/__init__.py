@@ -1,0 +1,13 @@
+"""Transcribes millions of recordings, in any number of processes that may die: `run`, `plan`, `work`, `status`.
+
+A job is a folder, and all that is known of it is in files:
+
+    plan/job.json            what is done: input, settings, version
+    plan/000012.jsonl        the recordings of a shard, in order
+    leases/000012            which worker has the shard, and how often it has renewed that
+    work/000012.WORKER.jsonl what that worker has begun and finished
+    results/000012.jsonl     the transcripts of the shard; it is done when this file exists
+    failed/000012.jsonl      recordings without a transcript, and why
+
+Leases only save work. Where two workers have the same shard, both write the same results, each whole.
+"""

@@ -1,0 +1,122 @@
+"""What a job transcribes: the recordings of a folder, a pattern, a list, or JSON lines, one after the other."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whisper_nnx.audio.suffixes import SUFFIXES
+
+# Columns of JSON lines; the first one found is used. `audio_filepath` is NeMo's.
+_AUDIO_KEYS = ("audio", "audio_filepath", "file_name", "path")
+_LISTS, _TABLES = (".txt", ".lst"), (".jsonl", ".json")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording of a job.
+
+    Attributes:
+      id: that of its row, or of its path and size.
+      audio: path of the file.
+      size: in bytes; -1 if it does not exist.
+      duration: in s, if the input states it.
+    """
+
+    id: str
+    audio: str
+    size: int
+    duration: float | None = None
+
+
+def read_input(source: str) -> Iterator[Recording]:
+    """The recordings of an input, as they are found, in an order that does not change from one time to the next.
+
+    source: a folder, which is searched to any depth; a pattern (`talks/**/*.mp3`); a list of paths (.txt, .lst), one a
+      line; JSON lines (.jsonl, .json) with `audio` (or `audio_filepath`, `file_name`, `path`), and perhaps `id` and
+      `duration`. Paths are relative to the folder of the list; a recording that does not exist is listed, too.
+
+    Raises ValueError for a row that names no recording, and FileNotFoundError if the input does not exist.
+    """
+    path = Path(source)
+    if path.is_dir():
+        for found in _below(path):
+            yield _recording(found, found.relative_to(path).as_posix())
+    elif path.is_file() and path.suffix.lower() in _LISTS + _TABLES:
+        read = _listed if path.suffix.lower() in _LISTS else _rows
+        with path.open(encoding="utf-8-sig") as lines:
+            yield from read(path, lines)
+    elif path.is_file():
+        yield _recording(path, path.name)
+    elif glob.has_magic(source):
+        fixed = Path(*(part for part in path.parts[: _first_magic(path)]))
+        for match in sorted(glob.iglob(source, recursive=True)):
+            if os.path.isfile(match):
+                yield _recording(Path(match), Path(match).relative_to(fixed).as_posix())
+    else:
+        raise FileNotFoundError(f"{source}: no such file, folder or pattern; check the path")
+
+
+def _first_magic(path: Path) -> int:
+    return next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Recordings below a folder, in the order of their names; hidden ones and links to folders are left out."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(Path(entry.path))
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+            yield Path(entry.path)
+
+
+def _listed(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
+    for line in lines:
+        if name := line.strip():
+            yield _recording(path.parent / name, name)
+
+
+def _rows(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: not JSON ({error}); each line must be an object") from None
+        name = next((row[key] for key in _AUDIO_KEYS if row.get(key)), None) if isinstance(row, dict) else None
+        if not isinstance(name, str):
+            raise ValueError(f"{where}: no recording; name it by one of {', '.join(_AUDIO_KEYS)}")
+        yield _recording(path.parent / name, name, row.get("id"), _seconds(row.get("duration"), where))
+
+
+def _seconds(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"{where}: duration={value!r} must be a number of seconds")
+    return float(value)
+
+
+def _recording(path: Path, name: str, id_: Any = None, duration: float | None = None) -> Recording:
+    size = file_size(path)
+    if id_ is None:
+        id_ = hashlib.sha256(f"{name}\0{size}".encode()).hexdigest()[:16]
+    return Recording(str(id_), os.path.abspath(path), size, duration)
+
+
+def file_size(path: str | Path) -> int:
+    """In bytes; -1 if there is no such file."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1

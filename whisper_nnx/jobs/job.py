@@ -1,0 +1,138 @@
+"""`Job`: the folder of a job, its plan, and what is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from whisper_nnx import __version__
+from whisper_nnx.jobs.inputs import Recording
+from whisper_nnx.output.writers import make_output_folder, write_whole
+
+SHARD_S = 3600.0  # audio in a shard
+_MOST_RECORDINGS = 2000  # in a shard
+_BYTES_PER_S = 16_000  # assumed of recordings whose duration is not known
+_FORMAT = 1
+_ABOUT = "job.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that is planned.
+
+    Attributes:
+      folder: where it is.
+      settings: what its results depend on.
+      shards: how many there are.
+      recordings: how many there are.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    shards: int
+    recordings: int
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Job:
+        """The job in a folder. Raises FileNotFoundError if none is planned there, ValueError for another format."""
+        path = Path(folder) / "plan" / _ABOUT
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{folder} holds no planned job; start one with its input") from None
+        if found["format"] != _FORMAT:
+            raise ValueError(f"{path} has format {found['format']}, this version reads {_FORMAT}; use that of the job")
+        return cls(Path(folder), found["settings"], found["shards"], found["recordings"])
+
+    def shard(self, number: int) -> list[Recording]:
+        """The recordings of a shard, in order."""
+        with self.path("plan", number).open(encoding="utf-8") as lines:
+            return [Recording(**json.loads(line)) for line in lines]
+
+    def is_done(self, number: int) -> bool:
+        return self.path("results", number).exists()
+
+    def path(self, kind: str, number: int, worker: str = "") -> Path:
+        """Of a shard: the file in the folder `kind`."""
+        ending = "" if kind == "leases" else f"{worker and f'.{worker}'}.jsonl"
+        return self.folder / kind / f"{number:06d}{ending}"
+
+
+def plan(
+    folder: str | os.PathLike[str],
+    recordings: Iterable[Recording],
+    settings: dict[str, Any],
+    shard_s: float = SHARD_S,
+) -> Job:
+    """Plans a job, or opens the one that is planned there with the same settings.
+
+    Shards hold recordings that follow each other, about as much audio each. Several processes may plan the same job.
+
+    Args:
+      folder: of the job; created if needed.
+      recordings: all of them; not read where a job is planned already. Of those with the same id, the first counts.
+      settings: what results depend on, as JSON; the version is added.
+      shard_s: audio in a shard, in s; recordings of unknown duration are taken for 16,000 bytes a second.
+
+    Raises:
+      ValueError: another job is planned there, with what differs; or there are no recordings.
+    """
+    root, settings = Path(folder), json.loads(json.dumps({**settings, "version": __version__}))
+    make_output_folder(root)
+    if (root / "plan").exists():
+        return _same(Job.open(root), settings)
+    unfinished = root / f"plan.{secrets.token_hex(8)}.partial"
+    unfinished.mkdir()
+    try:
+        counts = [_write_shard(unfinished, n, rows) for n, rows in enumerate(_shards(recordings, shard_s))]
+        if not counts:
+            raise ValueError("the input holds no recordings; check the path, and the extensions in a folder")
+        about = {"format": _FORMAT, "settings": settings, "shards": len(counts), "recordings": sum(counts)}
+        write_whole(unfinished / _ABOUT, json.dumps(about, indent=1, sort_keys=True))
+        for kind in ("leases", "work", "results", "failed"):
+            (root / kind).mkdir(exist_ok=True)
+        with suppress(OSError):  # another process was faster
+            os.rename(unfinished, root / "plan")
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return _same(Job.open(root), settings)
+
+
+def _same(job: Job, settings: dict[str, Any]) -> Job:
+    """The job, if these are its settings."""
+    for name in sorted({*job.settings, *settings}):
+        own, other = job.settings.get(name), settings.get(name)
+        if own != other:
+            raise ValueError(
+                f"{job.folder} holds a job with {name}={own!r}, but this is one with {name}={other!r} "
+                "(None: the default); choose another folder"
+            )
+    return job
+
+
+def _shards(recordings: Iterable[Recording], shard_s: float) -> Iterator[list[Recording]]:
+    known, rows, seconds = set[str](), list[Recording](), 0.0
+    for one in recordings:
+        if one.id in known:
+            continue
+        known.add(one.id)
+        rows.append(one)
+        seconds += max(one.size, 0) / _BYTES_PER_S if one.duration is None else one.duration
+        if seconds >= shard_s or len(rows) == _MOST_RECORDINGS:
+            yield rows
+            rows, seconds = [], 0.0
+    if rows:
+        yield rows
+
+
+def _write_shard(folder: Path, number: int, rows: list[Recording]) -> int:
+    lines = (json.dumps(asdict(row), ensure_ascii=False) for row in rows)
+    write_whole(folder / f"{number:06d}.jsonl", "".join(f"{line}\n" for line in lines))
+    return len(rows)

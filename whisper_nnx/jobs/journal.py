@@ -1,0 +1,106 @@
+"""What the workers of a shard have begun and finished, kept line by line, so that little is lost when one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from whisper_nnx.jobs.job import Job
+from whisper_nnx.output.writers import write_whole
+
+MOST_DEATHS = 3  # of workers by the same recording
+
+
+@dataclass
+class Progress:
+    """Of a shard, from the journals of all its workers.
+
+    Attributes:
+      rows: by id, the finished row; one with `error` has failed.
+      deaths: by id, how many workers have ended while it was being transcribed.
+      deaths_alone: by id, how many of these did nothing else.
+    """
+
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    deaths: Counter[str] = field(default_factory=Counter)
+    deaths_alone: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def read(cls, job: Job, shard: int) -> Progress:
+        """Reads the journals of a shard. Workers that have not finished what they began count as ended."""
+        found = cls()
+        for path in sorted((job.folder / "work").glob(f"{shard:06d}.*.jsonl")):
+            begun = dict[str, bool]()  # id -> whether alone
+            for line in _lines(path):
+                if "begun" in line:
+                    begun[line["begun"]] = line["alone"]
+                else:
+                    begun.pop(line["id"], None)
+                    found.rows.setdefault(line["id"], line)
+            found.deaths.update(begun.keys())
+            found.deaths_alone.update(id_ for id_, alone in begun.items() if alone)
+        return found
+
+    def is_suspect(self, id_: str) -> bool:
+        """Whether a worker ended while it was being transcribed: it is to be transcribed alone."""
+        return self.deaths[id_] > 0
+
+    def is_quarantined(self, id_: str) -> bool:
+        """Whether it has ended enough workers, all but one of which did nothing else."""
+        return self.deaths[id_] >= MOST_DEATHS and self.deaths_alone[id_] >= MOST_DEATHS - 1
+
+
+class Journal:
+    """Of one worker, for one shard. A line is written at once, and lost only with the machine."""
+
+    def __init__(self, job: Job, shard: int, worker: str):
+        self._file = job.path("work", shard, worker).open("a", encoding="utf-8")
+
+    def begin(self, id_: str, alone: bool) -> None:
+        self._write({"begun": id_, "alone": alone})
+
+    def finish(self, row: dict[str, Any]) -> None:
+        self._write(row)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines that were written as a whole."""
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                try:
+                    yield json.loads(line)
+                except ValueError:  # two halves: the disk was full in between
+                    continue
+
+
+def reopen_failed(job: Job) -> None:
+    """Makes the shards with failed recordings unfinished again: these recordings are missing, the others are kept."""
+    for path in sorted((job.folder / "failed").glob("*.jsonl")):
+        shard = int(path.stem)
+        if job.is_done(shard):
+            done = job.path("results", shard)
+            write_whole(job.path("work", shard, "kept"), done.read_bytes())
+            path.unlink()
+            done.unlink()
+
+
+def forget(job: Job, shard: int) -> None:
+    """Removes the journals of a shard whose results are written."""
+    for path in (job.folder / "work").glob(f"{shard:06d}.*.jsonl"):
+        try:
+            os.unlink(path)
+        except OSError:  # on some systems, another worker has it open
+            continue

@@ -1,0 +1,99 @@
+"""`Leases`: which worker has which shard, in files that any number of machines share."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from whisper_nnx.jobs.job import Job
+
+
+class Leases:
+    """The leases of one worker, which a thread renews.
+
+    Another worker's lease has expired when its file has not changed for `expires_s`, by the clock of the one who waits
+    for it: clocks of machines are not compared. A lease that is taken from a worker that is alive costs double work,
+    nothing else.
+
+    Args:
+      job: whose shards are leased.
+      worker: its name; no other has it.
+      expires_s: how long a worker may be silent.
+    """
+
+    def __init__(self, job: Job, worker: str, expires_s: float):
+        self._job, self._worker, self._expires_s = job, worker, expires_s
+        self._seen: dict[int, tuple[str, float]] = {}  # others' leases: their content, and since when it has been so
+        self._held: set[int] = set()
+        self._count = 0
+        self._ended, self._lock = threading.Event(), threading.Lock()
+        threading.Thread(target=self._renew, daemon=True).start()
+
+    def take(self, shard: int) -> bool:
+        """Takes a shard if no one has it, or no one renews its lease any more."""
+        if self._create(shard):
+            return True
+        content, now = _read(self._job.path("leases", shard)), time.monotonic()
+        before, since = self._seen.get(shard, (None, now))
+        if content != before:
+            self._seen[shard] = content, now
+            return False
+        if now - since < self._expires_s:
+            return False
+        expired = self._job.path("leases", shard).with_name(f"{shard:06d}.{self._worker}.expired")
+        with suppress(FileNotFoundError):  # another worker was faster
+            os.rename(self._job.path("leases", shard), expired)
+            expired.unlink()
+        return self._create(shard)
+
+    def release(self, shard: int) -> None:
+        """Gives up a shard."""
+        with self._lock:
+            self._held.discard(shard)
+            if _read(path := self._job.path("leases", shard)).startswith(f"{self._worker} "):
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Gives up all shards."""
+        self._ended.set()
+        for shard in list(self._held):
+            self.release(shard)
+
+    def _create(self, shard: int) -> bool:
+        with self._lock:
+            try:
+                with self._job.path("leases", shard).open("x", encoding="utf-8") as file:
+                    file.write(f"{self._worker} {self._count}")
+            except FileExistsError:
+                return False
+            self._held.add(shard)
+            return True
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self._expires_s / 5):
+            with self._lock:
+                self._count += 1
+                for shard in list(self._held):
+                    path = self._job.path("leases", shard)
+                    if not _read(path).startswith(f"{self._worker} "):
+                        self._held.discard(shard)  # it was taken; who finishes first writes the results
+                        continue
+                    with suppress(OSError):  # a mount that is away for a while
+                        path.write_text(f"{self._worker} {self._count}", encoding="utf-8")
+
+
+def release_all(job: Job, worker: str) -> None:
+    """Releases the leases of a worker that is known to have ended."""
+    for path in (job.folder / "leases").iterdir():
+        if _read(path).startswith(f"{worker} "):
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

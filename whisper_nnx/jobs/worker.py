@@ -1,0 +1,177 @@
+"""A worker: takes shard after shard, transcribes what is missing, and writes each shard's results when all is there."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from whisper_nnx.jobs.inputs import Recording, file_size
+from whisper_nnx.jobs.job import Job
+from whisper_nnx.jobs.journal import Journal, Progress, forget
+from whisper_nnx.jobs.leases import Leases
+from whisper_nnx.output.progress import stated_duration_s
+from whisper_nnx.output.writers import write_whole
+
+# Paths, as they are asked for -> (number, transcript or exception), as they finish: `iter_transcripts` with a model.
+TranscribeAll = Callable[[Iterator[str]], Iterable[tuple[int, Any]]]
+EXPIRES_S = 60.0
+
+
+def worker_name() -> str:
+    """A name that no other worker has."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def work(
+    job: Job,
+    transcribe_all: TranscribeAll,
+    *,
+    name: str | None = None,
+    expires_s: float = EXPIRES_S,
+    report: Callable[[int], None] = lambda shard: None,
+) -> None:
+    """Works on a job until all its shards are done, by this or other workers.
+
+    Args:
+      job: what is to be done.
+      transcribe_all: transcribes paths from an iterator, and yields their numbers with transcripts or exceptions.
+      name: of the worker; default: a new one.
+      expires_s: after how many seconds of silence another worker's shard is taken over.
+      report: called with the number of each shard that is done.
+
+    Raises:
+      OSError: a file of the job cannot be written. What was finished before is kept.
+    """
+    name = name or worker_name()
+    leases = Leases(job, name, expires_s)
+    try:
+        left = [n for n in range(job.shards) if not job.is_done(n)]
+        while left:
+            _Worker(job, leases, name, report).run(left, transcribe_all)
+            left = [n for n in left if not job.is_done(n)]
+            if left:
+                time.sleep(expires_s / 20)
+    finally:
+        leases.close()
+
+
+@dataclass
+class _Shard:
+    """A shard that this worker has. missing: ids that have no row yet; suspects: those to be transcribed alone."""
+
+    number: int
+    recordings: list[Recording]
+    progress: Progress
+    journal: Journal
+    missing: set[str] = field(default_factory=set)
+    suspects: list[Recording] = field(default_factory=list)
+
+
+class _Worker:
+    """One pass over the shards that are left: those that can be leased."""
+
+    def __init__(self, job: Job, leases: Leases, name: str, report: Callable[[int], None]):
+        self._job, self._leases, self._name, self._report = job, leases, name, report
+        self._begun: dict[int, tuple[_Shard, Recording]] = {}  # by their numbers
+        self._held: list[_Shard] = []
+
+    def run(self, left: list[int], transcribe_all: TranscribeAll) -> None:
+        try:
+            for number, result in transcribe_all(self._sources(left)):
+                self._finish(*self._begun.pop(number), result)
+            for shard in list(self._held):
+                for one in shard.suspects:
+                    shard.journal.begin(one.id, alone=True)
+                    for _, result in transcribe_all(iter([one.audio])):
+                        self._finish(shard, one, result)
+        finally:
+            for shard in self._held:
+                shard.journal.close()
+
+    def _sources(self, left: list[int]) -> Iterator[str]:
+        """The paths to transcribe, shard after shard: a shard is leased when its first recording is asked for."""
+        count = itertools.count()
+        for number in left:
+            if self._job.is_done(number) or not self._leases.take(number):
+                continue
+            if self._job.is_done(number):  # by the one whose lease has just ended
+                self._leases.release(number)
+                continue
+            shard = self._opened(number)
+            for one in shard.recordings:
+                if one.id not in shard.missing or shard.progress.is_suspect(one.id):
+                    continue
+                if (problem := _problem(one)) is not None:
+                    self._finish(shard, one, problem)
+                    continue
+                shard.journal.begin(one.id, alone=False)
+                self._begun[next(count)] = shard, one
+                yield one.audio
+
+    def _opened(self, number: int) -> _Shard:
+        job, recordings = self._job, self._job.shard(number)
+        progress = Progress.read(job, number)
+        shard = _Shard(number, recordings, progress, Journal(job, number, self._name))
+        self._held.append(shard)
+        shard.missing = {one.id for one in recordings} - progress.rows.keys()
+        for one in [one for one in recordings if one.id in shard.missing and progress.is_suspect(one.id)]:
+            if progress.is_quarantined(one.id):
+                deaths = progress.deaths[one.id]
+                self._finish(shard, one, ValueError(f"{one.audio}: {deaths} workers ended while they transcribed it"))
+            else:
+                shard.suspects.append(one)
+        self._complete(shard)
+        return shard
+
+    def _finish(self, shard: _Shard, one: Recording, result: Any) -> None:
+        about = {"id": one.id, "audio": one.audio}
+        if isinstance(result, Exception):
+            row = about | {"error": type(result).__name__, "reason": _reason(result)}
+        else:
+            duration = one.duration or stated_duration_s(one.audio)
+            row = about | ({} if duration is None else {"duration": round(duration, 3)}) | result
+        shard.journal.finish(row)
+        shard.progress.rows[one.id] = row
+        shard.missing.discard(one.id)
+        self._complete(shard)
+
+    def _complete(self, shard: _Shard) -> None:
+        """Writes the results of a shard of which nothing is missing: the failed ones first, as the others end it."""
+        if shard.missing or shard not in self._held:
+            return
+        rows = [shard.progress.rows[one.id] for one in shard.recordings]
+        if failed := [row for row in rows if "error" in row]:
+            write_whole(self._job.path("failed", shard.number), _lines(failed))
+        else:
+            self._job.path("failed", shard.number).unlink(missing_ok=True)
+        write_whole(self._job.path("results", shard.number), _lines(row for row in rows if "error" not in row))
+        self._held.remove(shard)
+        shard.journal.close()
+        forget(self._job, shard.number)
+        self._leases.release(shard.number)
+        self._report(shard.number)
+
+
+def _problem(one: Recording) -> Exception | None:
+    """Why a recording is not the planned one."""
+    size = file_size(one.audio)
+    if size == one.size and size >= 0:
+        return None
+    if size < 0:
+        return FileNotFoundError(f"{one.audio}: file not found")
+    return ValueError(f"{one.audio}: {size} bytes, but {one.size} when the job was planned")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or "no message"
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
