@@ -26,7 +26,7 @@ _option = partial(option, scope="call", group="job")
 class BatchOptions:
     """Options of the command beside those of `transcribe`; only described, never made."""
 
-    output: str = field(default="", metadata=_option("folder of the job; created if missing", kind="folder"))
+    output: str | None = field(default=None, metadata=_option("folder of the job; created if missing", kind="folder"))
     workers: int = field(default=1, metadata=_option("processes on this machine"))
     shard_s: float = field(default=job.SHARD_S, metadata=_option("audio in a shard, in s: what a worker takes at once"))
     retry_failed: bool = field(default=False, metadata=_option("try the recordings that failed once more"))
@@ -99,18 +99,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     check_options(parser, args, transcribe_options(args))
     if os.path.exists(args.model):
         args.model = os.path.abspath(args.model)
-    options = {
-        flag.dest: value
-        for flags in _SHARED.values()
-        for flag in flags
-        if flag.dest not in _OF_MACHINES and (value := getattr(args, flag.dest)) != flag.default
-    }
-    planned = job.plan(
-        args.output,
-        inputs.read_input(args.input),
-        {"input": os.path.abspath(args.input), **options, "model": args.model},
-        args.shard_s,
-    )
+    if args.workers < 1:
+        parser.error(f"--workers {args.workers} must be at least 1")
+    settings = {"input": os.path.abspath(args.input), **stored_options(args)}
+    planned = job.plan(args.output, inputs.read_input(args.input), settings, args.shard_s)
     if args.retry_failed:
         journal.reopen_failed(planned)
     return _supervised(planned, args)
@@ -123,8 +115,6 @@ def _supervised(planned: job.Job, args: argparse.Namespace) -> int:
         own = [sys.executable, "-m", "whisper_nnx", "batch", "work", str(planned.folder), f"--worker_name={name}"]
         return [*own, f"--expires_s={args.expires_s}", *_machine_flags(args, place)]
 
-    if args.workers < 1:
-        raise ValueError(f"workers={args.workers} must be at least 1")
     ended = supervise.supervise(planned, command, args.workers, say)
     found = status.status(planned)
     say(_line(found))
@@ -151,12 +141,13 @@ def _work(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.worker_name is None:
         return _supervised(planned, args)
     options = {name: value for name, value in planned.settings.items() if name not in ("input", "version")}
-    full = build_parser().parse_args(["-", *_spelled(options)])
+    full = build_parser().parse_args(["-", *spelled(options)])
     for name in _OF_MACHINES:
         setattr(full, name, getattr(args, name))
     device = start(args.threads, args.compilation_cache, args.device)
     import jax
 
+    from whisper_nnx.jobs.run import require_model
     from whisper_nnx.transcription.stream import iter_transcripts
 
     with jax.default_device(device):
@@ -164,6 +155,7 @@ def _work(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         chosen = transcribe_options(full)
         check_options(parser, full, chosen)
         chosen["verbose"] = None
+        require_model(planned, model)
         worker.work(
             planned,
             lambda paths: iter_transcripts(model, paths, **chosen),
@@ -173,7 +165,14 @@ def _work(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     return 0
 
 
-def _spelled(options: dict[str, Any]) -> list[str]:
+def stored_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that decide the results, where they differ from the defaults; and the model."""
+    flags = (flag for group in _SHARED.values() for flag in group if flag.dest not in _OF_MACHINES)
+    changed = {flag.dest: getattr(args, flag.dest) for flag in flags if getattr(args, flag.dest) != flag.default}
+    return changed | {"model": args.model}
+
+
+def spelled(options: dict[str, Any]) -> list[str]:
     """Options as they are stored in a job, as arguments of the command."""
 
     def text(value: Any) -> str:

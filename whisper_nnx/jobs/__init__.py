@@ -1,9 +1,10 @@
-"""Transcribes millions of recordings, in any number of processes that may die: `run`, `plan`, `work`, `status`.
+"""Transcribes millions of recordings, in any number of processes that may die: see `run.run`, and `whisper-nnx batch`.
 
 A job is a folder, and all that is known of it is in files:
 
     plan/job.json            what is done: input, settings, version
     plan/000012.jsonl        the recordings of a shard, in order
+    model.txt                a digest of the weights, which those of all workers must have
     leases/000012            which worker has the shard, and how often it has renewed that
     work/000012.WORKER.jsonl what that worker has begun and finished
     results/000012.jsonl     the transcripts of the shard; it is done when this file exists

@@ -1,0 +1,108 @@
+"""The command `whisper-nnx batch`."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.audio.test_loading import as_int16, write_wav
+from tests.small import quick_compilation, quick_environment, small_model  # noqa: F401
+from weight_loader import load_model, save_pretrained
+from whisper_nnx import transcribe
+from whisper_nnx.cli.batch import build_parser, spelled, stored_options
+from whisper_nnx.cli.transcribe import transcribe_options
+from whisper_nnx.jobs.job import Job
+from whisper_nnx.jobs.run import run
+from whisper_nnx.jobs.status import results
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_pretrained(small_model(), folder)
+    return folder
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    (tmp_path / "sounds").mkdir()
+    for n in range(5):
+        samples = np.random.default_rng(n).normal(size=8000 * (n + 1)) / 10
+        write_wav(tmp_path / "sounds" / f"{n}.wav", as_int16(samples))
+    (tmp_path / "sounds" / "broken.wav").write_text("no audio")
+    return tmp_path / "sounds"
+
+
+def batch(*arguments):
+    command = [sys.executable, "-m", "whisper_nnx", "batch", *map(str, arguments)]
+    return subprocess.run(command, env=quick_environment(), capture_output=True, text=True, timeout=300)
+
+
+def test_a_folder_is_transcribed_as_by_transcribe_and_the_same_command_finds_it_done(model, sounds, tmp_path):
+    arguments = [sounds, "--output", tmp_path / "job", "--model", model, "--language", "en"]
+    arguments += ["--temperature_increment_on_fallback", "None", "--beam_size", "None"]
+    first = batch(*arguments)
+    assert first.returncode == 1
+    assert first.stderr.splitlines()[-1] == (
+        "whisper-nnx: 5 of 6 recordings done, 1 failed; 1 of 1 shards; 0 workers"
+    ), first.stderr
+    rows = list(results(Job.open(tmp_path / "job")))
+    expected = transcribe(load_model(model), [str(sounds / f"{n}.wav") for n in range(5)], language="en", temperature=0)
+    assert [row["tokens"] for one in rows for row in one["segments"]] == [
+        row["tokens"] for one in expected for row in one["segments"]
+    ]
+    assert [row["duration"] for row in rows] == [0.5, 1.0, 1.5, 2.0, 2.5]
+    [failed] = map(json.loads, (tmp_path / "job" / "failed" / "000000.jsonl").read_text().splitlines())
+    assert failed["error"] == "AudioError"
+
+    assert batch(*arguments).stderr == first.stderr.splitlines(keepends=True)[-1]  # no worker is started
+    other = batch(*arguments, "--patience", "2", "--beam_size", "3")
+    assert other.returncode == 1
+    assert "holds a job with --beam_size None, but this is one with --beam_size 3" in other.stderr
+    shown = batch("status", tmp_path / "job")
+    assert (shown.returncode, shown.stdout) == (0, first.stderr.splitlines()[-1].partition(": ")[2] + "\n")
+    assert json.loads(batch("report", tmp_path / "job").stdout)["languages"] == {"en": 5}
+
+
+def test_a_model_in_this_process_does_the_same_and_another_is_refused(sounds, tmp_path):
+    found = run(small_model(), sounds, tmp_path / "job", temperature=0)
+    assert (found.done, found.failed) == (5, 1)
+    with pytest.raises(ValueError, match="was started with another model"):
+        run(small_model(spread=0.5), sounds, tmp_path / "job", temperature=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--beam_size", "None", "--best_of", "3", "--temperature", "0.4"],
+        ["--vad_filter", "True", "--vad_threshold", "0.3", "--clip_timestamps", "0,4,5"],
+        ["--initial_prompt", "a=b, --c", "--suppress_tokens", "1,2", "--word_timestamps", "True"],
+        ["--alignment_heads", "1:0,2:1", "--word_timestamps", "True", "--hallucination_silence_threshold", "2"],
+        ["--allowed_languages", "de,French", "--compression_ratio_threshold", "None", "--length_penalty", "0.5"],
+    ],
+)
+def test_workers_have_the_options_of_the_command(options):
+    parser = build_parser()
+    given = parser.parse_args(["-", "--model", "base", *options])
+    stored = json.loads(json.dumps(stored_options(given)))
+    assert {name.removeprefix("--") for name in options[::2]} <= {*stored, "beam_size"}  # None is its default
+    worker = parser.parse_args(["-", *spelled(stored)])
+    assert transcribe_options(worker) == transcribe_options(given)
+    assert stored_options(worker) == stored_options(given)
+
+
+def test_wrong_use_is_one_line(tmp_path, model):
+    for arguments, message in (
+        ([tmp_path], "--output FOLDER is required"),
+        ([tmp_path / "nowhere", "--output", tmp_path / "job", "--model", model], "nowhere: no such file, folder or"),
+        (["status", tmp_path], "holds no planned job; start one with its input"),
+        ([tmp_path, "--output", tmp_path / "job", "--workers", "0"], "--workers 0 must be at least 1"),
+    ):
+        ended = batch(*arguments)
+        assert ended.returncode in (1, 2)
+        assert message in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
+        assert not os.path.exists(tmp_path / "job" / "plan")

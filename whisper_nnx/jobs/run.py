@@ -1,0 +1,75 @@
+"""`run`: a job in this process, with a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Unpack
+
+import jax
+import numpy as np
+from flax import nnx
+
+from whisper_nnx.jobs.inputs import read_input
+from whisper_nnx.jobs.job import SHARD_S, Job, plan
+from whisper_nnx.jobs.status import Status, status
+from whisper_nnx.jobs.worker import EXPIRES_S, work
+from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.transcription.changes import TranscribeChanges
+from whisper_nnx.transcription.stream import iter_transcripts
+
+
+def run(
+    model: Whisper,
+    input: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    shard_s: float = SHARD_S,
+    expires_s: float = EXPIRES_S,
+    **options: Unpack[TranscribeChanges],
+) -> Status:
+    """Transcribes the recordings of an input into a folder, or what is left of them; other workers may do the same.
+
+    Args:
+      model: a model with a tokenizer.
+      input: a folder, a pattern, a list or JSON lines, see `read_input`.
+      output: folder of the job.
+      shard_s: audio in a shard, in s.
+      expires_s: after how many seconds of silence another worker's shard is taken over.
+      options: those of `transcribe`.
+
+    Returns:
+      How many recordings are done, and how many failed: the reasons are in `failed`.
+
+    Raises:
+      ValueError: another job is in that folder; or nothing is in the input.
+    """
+    settings = json.loads(json.dumps(options, default=str))
+    job = plan(output, read_input(os.fspath(input)), {"input": os.path.abspath(input), **settings}, shard_s)
+    require_model(job, model)
+    work(job, lambda paths: iter_transcripts(model, paths, **options), expires_s=expires_s)
+    return status(job)
+
+
+def require_model(job: Job, model: Whisper) -> None:
+    """Raises ValueError unless the weights are those with which the job was started."""
+    own, path = digest(model), job.folder / "model.txt"
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(own)
+    except FileExistsError:
+        if (known := path.read_text(encoding="utf-8")) not in (own, ""):
+            raise ValueError(
+                f"{job.folder} was started with another model (digest {known}, this one has {own}); use that one"
+            ) from None
+
+
+def digest(model: Whisper) -> str:
+    """Identifies a configuration and its weights, in the dtype in which they are."""
+    found = hashlib.sha256(repr(model.config).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model)):
+        array = np.asarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return found.hexdigest()[:32]
