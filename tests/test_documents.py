@@ -69,7 +69,7 @@ def test_samples_use_only_options_that_exist(document):
 def flags() -> set[str]:
     """All that the commands take."""
     commands = [["whisper_nnx"], ["whisper_nnx.train"], ["whisper_nnx.evaluate"], ["whisper_nnx.serve"]]
-    commands += [["weight_loader", "inspect"], ["weight_loader", "convert"]]
+    commands += [["whisper_nnx", "batch"], ["weight_loader", "inspect"], ["weight_loader", "convert"]]
     helps = [
         subprocess.run([sys.executable, "-m", *command, "--help"], capture_output=True, text=True, check=True).stdout
         for command in commands

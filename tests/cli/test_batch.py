@@ -61,7 +61,7 @@ def test_a_folder_is_transcribed_as_by_transcribe_and_the_same_command_finds_it_
     assert batch(*arguments).stderr == first.stderr.splitlines(keepends=True)[-1]  # no worker is started
     other = batch(*arguments, "--patience", "2", "--beam_size", "3")
     assert other.returncode == 1
-    assert "holds a job with --beam_size None, but this is one with --beam_size 3" in other.stderr
+    assert "holds a job with --beam_size None, not 3" in other.stderr
     shown = batch("status", tmp_path / "job")
     assert (shown.returncode, shown.stdout) == (0, first.stderr.splitlines()[-1].partition(": ")[2] + "\n")
     assert json.loads(batch("report", tmp_path / "job").stdout)["languages"] == {"en": 5}

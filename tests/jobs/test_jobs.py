@@ -61,7 +61,7 @@ def failures(job: Job) -> list[dict[str, Any]]:
 def run(job: Job, workers: int = 2, poison: str = "") -> tuple[int, list[str]]:
     lines: list[str] = []
 
-    def command(name: str, place: int) -> list[str]:
+    def command(name: str) -> list[str]:
         return [sys.executable, "-m", "tests.jobs.echo", str(job.folder), name, poison]
 
     return supervise(job, command, workers, lines.append), lines
@@ -134,7 +134,7 @@ def test_shards_hold_about_as_much_audio_each_and_a_recording_once(sounds, tmp_p
 
 def test_another_command_on_the_same_folder_is_refused_with_what_differs(sounds, tmp_path):
     plan(tmp_path / "job", read_input(str(sounds)), {"language": "en"})
-    with pytest.raises(ValueError, match="holds a job with language='en', but this is one with language='de'"):
+    with pytest.raises(ValueError, match="holds a job with language='en', not 'de'"):
         plan(tmp_path / "job", [], {"language": "de"})
 
 
@@ -280,7 +280,7 @@ def test_a_recording_that_ends_its_worker_three_times_is_quarantined_and_the_res
 def test_workers_that_die_before_they_begin_are_not_started_for_ever(sounds, tmp_path):
     job, lines = planned(sounds, tmp_path / "job"), list[str]()
     command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    assert supervise(job, lambda name, place: command, 1, lines.append) == 1
+    assert supervise(job, lambda name: command, 1, lines.append) == 1
     assert lines[-1] == "3 workers were ended by signals before they began: not enough memory?"
     assert status(job).done == 0
 

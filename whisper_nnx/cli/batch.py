@@ -111,24 +111,29 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def _supervised(planned: job.Job, args: argparse.Namespace) -> int:
     """Runs the workers -> exit status: 1 if a worker or a recording failed."""
 
-    def command(name: str, place: int) -> list[str]:
+    def command(name: str) -> list[str]:
         own = [sys.executable, "-m", "whisper_nnx", "batch", "work", str(planned.folder), f"--worker_name={name}"]
-        return [*own, f"--expires_s={args.expires_s}", *_machine_flags(args, place)]
+        return [*own, f"--expires_s={args.expires_s}", *_machine_flags(args)]
 
-    ended = supervise.supervise(planned, command, args.workers, say)
+    def environment(place: int) -> dict[str, str]:
+        """A GPU of its own for each of several workers: JAX takes most of the memory of all that it sees."""
+        if args.workers == 1 or args.device is None or args.device[0] not in ("gpu", "cuda"):
+            return {}
+        known = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return {"CUDA_VISIBLE_DEVICES": known.split(",")[place] if known else str(place)}
+
+    ended = supervise.supervise(planned, command, args.workers, say, environment)
     found = status.status(planned)
     say(_line(found))
     return ended or int(found.failed > 0 or found.shards_done < found.shards)
 
 
-def _machine_flags(args: argparse.Namespace, place: int) -> list[str]:
-    """The options of machines for one of several workers: cores are shared, and each has a device of its own."""
+def _machine_flags(args: argparse.Namespace) -> list[str]:
+    """The options of machines for one of several workers, which share the cores."""
     flags: list[Flag] = [flag for group in _SHARED.values() for flag in group if flag.dest in _OF_MACHINES]
     values = {flag.dest: getattr(args, flag.dest) for flag in flags}
     if args.workers > 1:
         values["threads"] = values["threads"] or max(1, (os.cpu_count() or 1) // args.workers)
-        if values["device"] is not None and values["device"][0] != "cpu":
-            values["device"] = values["device"][0], place
     if values["device"] is not None:
         values["device"] = ":".join(map(str, values["device"]))
     if isinstance(values["mesh"], dict):

@@ -108,12 +108,9 @@ def plan(
 def _same(job: Job, settings: dict[str, Any]) -> Job:
     """The job, if these are its settings."""
     for name in sorted({*job.settings, *settings}):
-        own, other = job.settings.get(name), settings.get(name)
+        own, other = (repr(all_[name]) if name in all_ else "the default" for all_ in (job.settings, settings))
         if own != other:
-            raise ValueError(
-                f"{job.folder} holds a job with {name}={own!r}, but this is one with {name}={other!r} "
-                "(None: the default); choose another folder"
-            )
+            raise ValueError(f"{job.folder} holds a job with {name}={own}, not {other}; choose another folder")
     return job
 
 

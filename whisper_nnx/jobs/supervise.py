@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -14,14 +15,21 @@ _MOST_IDLE_DEATHS = 3  # of workers one after the other that had not begun a rec
 _POLL_S = 0.2
 
 
-def supervise(job: Job, command: Callable[[str, int], Sequence[str]], workers: int, say: Callable[[str], None]) -> int:
+def supervise(
+    job: Job,
+    command: Callable[[str], Sequence[str]],
+    workers: int,
+    say: Callable[[str], None],
+    environment: Callable[[int], dict[str, str]] = lambda place: {},
+) -> int:
     """Runs workers until the job is done -> exit status: 0, or that of a worker that ended with an error of its own.
 
     Args:
       job: what is to be done.
-      command: the command of a worker, from its name and its place, from 0.
+      command: the command of a worker, from its name.
       workers: how many run at once.
-      say: is told about workers that died.
+      say: called with a line about each worker that died.
+      environment: what is added to the environment of a worker, by its place from 0.
     """
     running: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
     if all(map(job.is_done, range(job.shards))):
@@ -30,7 +38,7 @@ def supervise(job: Job, command: Callable[[str, int], Sequence[str]], workers: i
 
     def start(place: int) -> None:
         name = worker_name()
-        running[place] = name, subprocess.Popen(command(name, place))
+        running[place] = name, subprocess.Popen(command(name), env=os.environ | environment(place))
 
     try:
         for place in range(workers):
