@@ -73,6 +73,17 @@ def test_languages_go_by_code_and_name_in_any_case(run: Run, calls: list, langua
     assert calls[-1][1]["language"] == "de"
 
 
+def test_phrases_may_be_in_a_file(run: Run, calls: list, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("Blücher, the Elder\t3\tBlucher\nWaterloo", encoding="utf-8")
+    assert run("a.wav", "--bias", str(words)) == 0
+    assert calls[-1][1]["bias"] == (("Blücher, the Elder", 3.0, ("Blucher",)), ("Waterloo", None, ()))
+    assert run("a.wav", "--bias", "Blücher, Waterloo", "--bias_weight", "3") == 0
+    assert [phrase.text for phrase in calls[-1][1]["bias"]] == ["Blücher", "Waterloo"]
+    words.write_bytes(b"\xff")
+    assert "cannot be read as UTF-8 text" in refusal(run, capsys, "a.wav", "--bias", str(words))
+
+
 def test_none_switches_off(run: Run, calls: list) -> None:
     names = ("beam_size", "best_of", "language", "verbose", "logprob_threshold", "suppress_tokens")
     assert run("a.wav", *(word for name in names for word in (f"--{name}", "None"))) == 0
@@ -267,6 +278,8 @@ def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:
         (["--repetition_penalty", "0"], "--repetition_penalty 0.0 must be above 0"),
         (["--max_repeats", "1"], "--max_repeats 1 must"),
         (["--n_best", "9"], "--n_best 9 needs --beam_size"),
+        (["--bias", "one\t-2"], "--bias: bias has the weight '-2' for 'one'"),
+        (["--bias_weight", "0"], "--bias_weight 0.0 must be above 0"),
     ],
 )
 def test_wrong_usage_is_refused_in_one_line_before_work_begins(

@@ -46,6 +46,15 @@ from whisper_nnx.decoding.options import DecodingOptions
         ({"suppress_regex": "\n["}, "suppress_regex="),
         ({"suppress_regex": 7}, "suppress_regex=7"),
         ({"max_repeats": 1}, "max_repeats=1 .*at least 2"),
+        ({"bias_weight": 0.0}, "bias_weight=0.0"),
+        ({"bias": 5}, "bias=5 must be a list of phrases"),
+        ({"bias": [5]}, r"bias has 5; give a phrase, or a tuple \(phrase, weight, variants\)"),
+        ({"bias": [("one", -1)]}, "bias has the weight -1 for 'one'; give a number above 0"),
+        ({"bias": "one\tmuch"}, "the weight 'much' for 'one'"),
+        ({"bias": ["\n"]}, r"bias has '\\n'; .*1 to 200 letters"),
+        ({"bias": [{"word": "one"}]}, "bias has {'word': 'one'}; give a phrase"),
+        ({"bias": [("one", 1, ["won"] * 21)]}, "bias has 21 variants of 'one'; give at most 20"),
+        ({"bias": ["one"] * 5001}, "bias has 5001 phrases; give at most 5000"),
         ({"n_best": 0}, "n_best=0"),
         ({"n_best": 2}, "n_best=2 needs beam_size or best_of of at least 2"),
         ({"n_best": 4, "beam_size": 3}, "n_best=4.*3"),
@@ -65,6 +74,25 @@ def test_options_are_frozen_and_hashable_whatever_they_were_given():
     assert ids == [1, 2]
     with pytest.raises(FrozenInstanceError):
         options.temperature = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        " one , two words",
+        "one\ntwo words\n",
+        ["one", "two words"],
+        "one\t\n\ntwo words\t\t",
+        [{"text": "one"}, ("two words", None, ())],
+    ],
+    ids=repr,
+)
+def test_phrases_to_prefer_may_be_text_or_a_list(given):
+    assert DecodingOptions(bias=given).bias == (("one", None, ()), ("two words", None, ()))
+    weighted = DecodingOptions(bias="one\t2\twon\t wan")
+    assert weighted.bias == (("one", 2.0, ("won", "wan")),)
+    assert DecodingOptions(bias=[("one", 2, ["won", "wan"])]) == weighted
+    assert DecodingOptions(bias=[]).bias is None
 
 
 @pytest.mark.parametrize(

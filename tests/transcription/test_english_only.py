@@ -34,6 +34,7 @@ WORKS = [
     {"task": "transcribe", "language": "English", "sample_len": 9},
     {"max_new_tokens": 9, "suppress_tokens": "-1,3", "suppress_blank": False, "suppress_regex": "a+"},
     {"without_timestamps": True, "tinydiarize": True},
+    {"bias": ["two"], "bias_weight": 5.0},
     {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "max_repeats": 2},
     {"vad_filter": True, "vad_parameters": {"threshold": 0.01}},
     {"diarize": True},

@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 from whisper_nnx.audio.options import VadOptions
 from whisper_nnx.output.subtitles import SubtitleOptions
 from whisper_nnx.output.writers import WRITERS, parse_formats
+from whisper_nnx.runtime.files import read_regular
 from whisper_nnx.runtime.options import Option, option, options_of
 from whisper_nnx.transcription.option_values import KINDS as VALUES
 from whisper_nnx.transcription.option_values import how, kind_of
 from whisper_nnx.transcription.options import RECORDING, CallOptions
+
+_LONGEST_LIST = 4 * 2**20  # bytes of a file of phrases
 
 
 def _cache(text: str) -> bool | str:
@@ -30,6 +33,16 @@ def _formats(text: str) -> str:
         hint = "; files need no option, -f is --output_format" if os.path.exists(text) else ""
         raise argparse.ArgumentTypeError(f"{str(error).removeprefix('format=')}{hint}") from None
     return text
+
+
+def _phrases(text: str) -> Any:
+    """Of a file, where there is one of this name, or of the text itself."""
+    if os.path.isfile(text):
+        try:
+            text = read_regular(Path(text), _LONGEST_LIST).decode() + "\n"
+        except (OSError, ValueError) as error:
+            raise argparse.ArgumentTypeError(f"{text!r} cannot be read as UTF-8 text: {error}") from None
+    return VALUES["phrases"]["type"](text)
 
 
 def _device(text: str) -> tuple[str, int]:
@@ -70,6 +83,7 @@ KINDS = {
     "folder": how(str, "FOLDER"),
     "name": how(str, "NAME"),
     "formats": how(_formats, "FORMATS"),
+    "phrases": how(_phrases, "WORDS"),
     "device": how(_device, "NAME"),
     "devices": how(_devices, "N"),
     "mesh": how(_mesh, "AXES"),

@@ -169,9 +169,8 @@ def choose(
     logits: jax.Array, rules: tuple[Rule, ...], state: Any, strategy: Strategy, special: SpecialTokens
 ) -> tuple[jax.Array, jax.Array | None, tuple[Rule, ...], Any]:
     """logits [R,V] -> the next tokens [R], the rows [R] that they continue (None: their own), rules and state."""
-    for rule in rules:
-        logits = rule.apply(logits)
-    token, source, after = strategy.step(state, logits, special.eot)
+    logits, bonus = ruled(logits, rules)
+    token, source, after = strategy.step(state, logits, bonus, special.eot)
     if source is not None:
         rules = tuple(rule.take(source) for rule in rules)
     rules = tuple(rule.append(token) for rule in rules)
@@ -179,6 +178,14 @@ def choose(
         if (stops := rule.stops()) is not None:
             after = after.stop(stops & ~state.done)
     return token, source, rules, after
+
+
+def ruled(logits: jax.Array, rules: tuple[Rule, ...]) -> tuple[jax.Array, jax.Array | None]:
+    """logits [R,V] -> those after all rules, and the sum of the rules' bonuses [R,V]; None: no rule has any."""
+    for rule in rules:
+        logits = rule.apply(logits)
+    bonuses = [bonus for rule in rules if (bonus := rule.bonus(logits)) is not None]
+    return logits, sum(bonuses[1:], bonuses[0]) if bonuses else None
 
 
 def _done(state: Any, strategy: Strategy) -> jax.Array:

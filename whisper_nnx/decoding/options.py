@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from whisper_nnx.decoding.phrases import BiasPhrase, parse_phrases
 from whisper_nnx.grammar.grammar import Grammar, automaton_of
 from whisper_nnx.runtime.options import explained, option
 from whisper_nnx.text.languages import language_or_none
@@ -26,6 +27,8 @@ _option = partial(option, scope="window", group="decoding")
 _of_attempts = partial(_option, python_only="FallbackOptions has it, for each attempt")
 _grammar = partial(_option, group="grammar")
 _of_windows = partial(_option, python_only="meant for single windows and experiments")
+
+BIAS_WEIGHT = 2.0
 
 
 @explained
@@ -156,6 +159,25 @@ class DecodingOptions:
             "out.",
         ),
     )
+    bias: tuple[BiasPhrase, ...] | None = field(
+        default=None,
+        metadata=_option(
+            "words to prefer, separated by commas, or a file: phrase<TAB>weight<TAB>variant... a line",
+            kind="phrases",
+            accepts="str | Sequence[str | tuple[Any, ...] | Mapping[str, Any]] | None",
+            more="In Python a list of phrases, tuples (phrase, weight, variants), or mappings with text, weight and "
+            "variants. Each token that begins or continues a phrase gets a bonus, which is taken back when the "
+            "phrase is left unfinished. Variants are other spellings, which are written as they are decoded. "
+            "Log-probabilities, and what thresholds say of them, are those without the bonuses.",
+        ),
+    )
+    bias_weight: float = field(
+        default=BIAS_WEIGHT,
+        metadata=_option(
+            "bonus of each token of a phrase in bias that has no weight of its own",
+            more="Added to the logit.",
+        ),
+    )
     n_best: int = field(
         default=1,
         metadata=_of_attempts(
@@ -215,6 +237,7 @@ class DecodingOptions:
             value = getattr(self, name)
             if isinstance(value, Iterable) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(int(i) for i in value))
+        object.__setattr__(self, "bias", parse_phrases(self.bias))
         object.__setattr__(self, "suppress_tokens", _parse_ids(self.suppress_tokens))
         object.__setattr__(self, "language", language_or_none(self.language))
         for name, least in _WHOLE.items():
@@ -238,6 +261,10 @@ class DecodingOptions:
             )
         if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
             raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0 and finite; 1 disables it")
+        if not (self.bias_weight > 0 and math.isfinite(self.bias_weight)):
+            raise ValueError(
+                f"bias_weight={self.bias_weight} must be above 0 and finite; without bias it has no effect"
+            )
         try:
             re.compile(self.suppress_regex or "")
         except (re.error, TypeError) as error:

@@ -43,6 +43,13 @@ class Rule(ABC):
         """Returns the rule after the next tokens [R]. Tokens after the end of a row are arbitrary."""
         return self
 
+    def bonus(self, logits: jax.Array) -> jax.Array | None:
+        """logits [R,V] after all rules -> what is added to them [R,V] when tokens are chosen; None: nothing.
+
+        Log-probabilities do not include it; the ranking of beams and samples does.
+        """
+        return None
+
     def stops(self) -> jax.Array | None:
         """Rows [R] to stop without an end of text, as failed attempts; None if the rule never stops rows."""
         return None

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.decoding.loop import PREFILL_CHUNK, DecodingBatch, Generated, choose, prefill, prefilled
+from whisper_nnx.decoding.loop import PREFILL_CHUNK, DecodingBatch, Generated, choose, prefill, prefilled, ruled
 from whisper_nnx.decoding.rules import Rule
 from whisper_nnx.decoding.strategies import Samples, Sampling
 from whisper_nnx.model.cache import KeysValues, KVCache, to_cache
@@ -127,10 +127,8 @@ class DraftModel:
         def next_token(carry: Any, _: None) -> tuple[Any, jax.Array]:
             token, rules, cache = carry
             hidden, cache = self._feed(token, cache)
-            logits = self._unembed(hidden)
-            for rule in rules:
-                logits = rule.apply(logits)
-            token = argmax(logits).astype(jnp.int32)
+            logits, bonus = ruled(self._unembed(hidden), rules)
+            token = argmax(logits if bonus is None else logits + bonus).astype(jnp.int32)
             return (token, tuple(rule.append(token) for rule in rules), cache), token
 
         carry = (rows.token, rows.rules, rows.draft)

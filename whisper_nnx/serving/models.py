@@ -110,11 +110,12 @@ def programs_of(options: TranscribeOptions, model: Whisper | None = None) -> fro
     fallback, decoding, longform = options.fallback, options.decoding, options.longform
     limits = decoding.repetition_penalty, decoding.no_repeat_ngram_size, decoding.max_repeats
     strategies = {strategy_of(fallback.options_at(t, decoding)) for t in fallback.temperatures}
+    preferred = sum(len(text) for one in decoding.bias or () for text in (one.text, *one.variants)).bit_length()
     timed = {("times", longform.refine_word_times, longform.alignment_heads)} if longform.timed else ()
     grammar: tuple[Any, ...] = ()
     if decoding.constraint is not None and model is not None:
         with suppress(ValueError):  # no text can be written: the request itself fails at it
             size = grammar_program(tokenizer_of(model), model.config.vocab_size, decoding)
             grammar = (*size, decoding.grammar_penalty is None)
-    kinds = limits != (1.0, 0, None), *grammar
+    kinds = limits != (1.0, 0, None), preferred, *grammar
     return frozenset({*((strategy, *kinds) for strategy in strategies), *timed})

@@ -15,6 +15,7 @@ from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling, Strategy
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.transcription.biasing import trie_of
 from whisper_nnx.transcription.grammars import grammar_program, grammar_rule
 from whisper_nnx.transcription.suppression import NO_LIMITS, limits_of, require_timestamps, rules_of
 
@@ -23,23 +24,27 @@ from whisper_nnx.transcription.suppression import NO_LIMITS, limits_of, require_
 class Attempt:
     """How a window is decoded: options with a language, and the seed of the samples.
 
-    grammar_program: see `grammars.grammar_program`; `Attempt.of` finds it.
+    grammar_program: see `grammars.grammar_program`; bias_size: of the trie of its phrases. `Attempt.of` finds both.
     """
 
     options: DecodingOptions
     seed: int = 0
     grammar_program: tuple[int, ...] = ()
+    bias_size: int = 0
 
     @classmethod
     def of(cls, config: WhisperConfig, tokenizer: Tokenizer, options: DecodingOptions, seed: int = 0) -> Attempt:
-        return cls(options, seed, grammar_program(tokenizer, config.vocab_size, options))
+        trie = trie_of(tokenizer, options)
+        grammar = grammar_program(tokenizer, config.vocab_size, options)
+        return cls(options, seed, grammar, trie.size if trie else 0)
 
     @property
     def program(self) -> tuple[Any, ...]:
         """What is the same in all windows that are decoded together: the strategy, and the kinds of rules."""
         o = self.options
         suppressed = o.suppress_tokens, o.suppress_blank, o.suppress_regex, o.tinydiarize
-        return strategy_of(o), suppressed, limits_of(o) != NO_LIMITS, self.grammar_program, o.grammar_penalty is None
+        kinds = limits_of(o) != NO_LIMITS, self.grammar_program, o.grammar_penalty is None, self.bias_size
+        return strategy_of(o), suppressed, *kinds
 
 
 @dataclass(frozen=True)
@@ -161,11 +166,12 @@ def _ids(text: str | tuple[int, ...] | None, tokenizer: Tokenizer) -> list[int]:
 def best_of(tokenizer: Tokenizer, options: DecodingOptions, candidates: Candidates) -> dict[str, Any]:
     """The best of one window's candidates [K,...], as fields of its DecodingResult."""
     lengths, totals = candidates.length.tolist(), candidates.total.tolist()
+    scores = (candidates.total + candidates.raised).tolist()
 
     def score(k: int) -> float:
         alpha, n = options.length_penalty, lengths[k]
         # max: the reference divides by zero for an empty sequence
-        return totals[k] / (max(n, 1) if alpha is None else ((5 + n) / 6) ** alpha)
+        return scores[k] / (max(n, 1) if alpha is None else ((5 + n) / 6) ** alpha)
 
     def alternative(k: int) -> Alternative:
         tokens = tuple(candidates.tokens[k, : lengths[k]].tolist())

@@ -38,6 +38,8 @@ class DecodingChanges(TypedDict, total=False):
     max_repeats: int | None
     repetition_penalty: float
     no_repeat_ngram_size: int
+    bias: str | Sequence[str | tuple[Any, ...] | Mapping[str, Any]] | None
+    bias_weight: float
     n_best: int
     tinydiarize: bool
     grammar: str | os.PathLike[str] | None
@@ -75,6 +77,8 @@ class RecordingChanges(TypedDict, total=False):
     max_repeats: int | None
     repetition_penalty: float
     no_repeat_ngram_size: int
+    bias: str | Sequence[str | tuple[Any, ...] | Mapping[str, Any]] | None
+    bias_weight: float
     tinydiarize: bool
     grammar: str | os.PathLike[str] | None
     grammar_rule: str

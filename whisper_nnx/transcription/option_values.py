@@ -58,6 +58,15 @@ def how(parse: Callable[[str], Any], metavar: str | None, **more: Any) -> dict[s
     return {"type": parse, "metavar": metavar, **more}
 
 
+def _phrases(text: str) -> tuple[Any, ...] | None:
+    from whisper_nnx.decoding.phrases import parse_phrases
+
+    try:
+        return parse_phrases(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 # Kind of value -> arguments of argparse's `add_argument`. Parsers raise ValueError, or ArgumentTypeError
 # with a message that starts with the value.
 KINDS = {
@@ -77,6 +86,7 @@ KINDS = {
     "language": how(_optional(_language), "NAME"),
     "languages": how(_languages, "NAMES"),
     "ids": how(_optional(str), "IDS"),
+    "phrases": how(_optional(_phrases), "WORDS"),
     "heads": how(_optional(str), "HEADS"),
 }
 _KIND_OF_TYPE = {

@@ -9,12 +9,14 @@ from functools import lru_cache
 import numpy as np
 
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
+from whisper_nnx.decoding.bias import BiasRule
 from whisper_nnx.decoding.grammar import GrammarRule
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.rules import NO_LIMIT, RepetitionRule, Rule, SuppressRule, TimestampRule
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.text.special_tokens import SpecialTokens
 from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.transcription.biasing import trie_of
 
 NO_LIMITS = (1.0, 0, None)
 
@@ -62,6 +64,9 @@ def rules_of(
     )
     if grammar is not None:
         rules.insert(len(rules) - (first.grammar_penalty is None), grammar)
+    tries = [trie_of(tokenizer, o) if o else None for o in options]
+    if any(tries):
+        rules.append(BiasRule.from_tries(tries, config.vocab_size))
     return tuple(rules)
 
 
@@ -95,8 +100,9 @@ def suppressed_tokens(tokenizer: Tokenizer, vocab_size: int, options: DecodingOp
 
 
 def check_choice(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions) -> None:
-    """Raises ValueError if the options leave a window no first token."""
+    """Raises ValueError if the options leave a window no first token, or prefer more than there is room for."""
     special = tokenizer.special
+    trie_of(tokenizer, options)
     require_timestamps(options, special)
     never, first = suppressed_tokens(tokenizer, vocab_size, options)
     allowed = ~(never | first)
