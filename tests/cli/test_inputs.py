@@ -69,7 +69,6 @@ def test_a_link_of_another_name_has_outputs_of_its_own() -> None:
     ("argument", "message"),
     [
         ("missing.wav", "missing.wav: No such file or directory; check the path"),
-        ("http://a/b.mp3", "http://a/b.mp3: No such file or directory; a URL must be downloaded first"),
         ("*.ogg", "*.ogg: no file matches; check the pattern"),
         ("empty", "empty holds no recordings (.wav, .mp3, .mp4 and others); --recursive True searches"),
     ],

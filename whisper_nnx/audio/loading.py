@@ -16,6 +16,7 @@ from whisper_nnx.audio.background import warn
 from whisper_nnx.audio.constants import FRAMES_PER_SECOND, MAX_HOURS, SAMPLE_RATE
 from whisper_nnx.audio.files import read_file
 from whisper_nnx.audio.options import check_max_hours
+from whisper_nnx.audio.remote import is_remote, open_remote
 from whisper_nnx.audio.rules import AudioError
 
 __all__ = ["FRAMES_PER_SECOND", "MAX_HOURS", "SAMPLE_RATE", "AudioError", "load_audio", "load_channels", "pad_or_trim"]
@@ -44,11 +45,11 @@ def load_audio(
     rounding to 16 bits. Samples of arrays and of float files are not clipped.
 
     Args:
-      source: a file that ffmpeg can read (path, bytes, binary file object read from its current position, "-" for
-        standard input), or an array (numpy, torch, JAX or convertible to numpy): [N], [N, channels] or [channels, N],
-        the smaller dimension being the channels, floats in [-1, 1] or integers over their whole range. Also
-        (rate, array), (array, rate), a dictionary {"array" or "raw": ..., "sampling_rate": ...} or
-        {"bytes" or "path": ...}, and torchcodec's `AudioDecoder`, as returned by `datasets`.
+      source: a file that ffmpeg can read (path, URL such as https:// or s3://, bytes, binary file object read from its
+        current position, "-" for standard input), or an array (numpy, torch, JAX or convertible to numpy): [N],
+        [N, channels] or [channels, N], the smaller dimension being the channels, floats in [-1, 1] or integers over
+        their whole range. Also (rate, array), (array, rate), a dictionary {"array" or "raw": ..., "sampling_rate": ...}
+        or {"bytes" or "path": ...}, and torchcodec's `AudioDecoder`, as returned by `datasets`.
       sampling_rate: of an array, in Hz, by default 16,000; a file states its own.
       stream: index of the file's audio stream, from 0; by default the one that ffmpeg selects (the one with the most
         channels among those marked as default, or among all).
@@ -120,11 +121,14 @@ def pad_or_trim(waveform: Any, n_samples: int = 30 * SAMPLE_RATE) -> np.ndarray:
 @contextmanager
 def _binary_file(source: Any) -> Iterator[tuple[BinaryIO, str]]:
     """Opens a path, bytes, "-" or file object as a seekable binary file; yields it and its name for messages."""
-    if isinstance(source, str | os.PathLike) and source != "-":
+    if is_remote(source):
+        with open_remote(source) as opened, _binary_file(opened) as (file, _):
+            yield file, source
+    elif isinstance(source, str | os.PathLike) and source != "-":
         try:
             opened = open(source, "rb")  # noqa: SIM115
         except OSError as error:
-            hint = "a URL must be downloaded first" if "://" in os.fspath(source) else OPEN_HINTS.get(type(error))
+            hint = OPEN_HINTS.get(type(error))
             reason = f"{os.fspath(source)}: {error.strerror}"
             raise type(error)(f"{reason}; {hint}" if hint else reason) from None
         with opened, _binary_file(opened) as file:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from whisper_nnx.audio.remote import is_remote, name_of
 from whisper_nnx.audio.suffixes import SUFFIXES
 from whisper_nnx.output.writers import WRITERS, output_files, output_name
 
@@ -43,6 +44,8 @@ def find_inputs(arguments: Iterable[str], recursive: bool = False) -> tuple[list
 def _expand(argument: str, recursive: bool) -> list[Input]:
     if argument == "-":
         return [Input(argument, output_name(argument))]
+    if is_remote(argument):
+        return [Input(argument, output_name(name_of(argument)))]
     if os.path.isdir(argument):
         return _in_folder(argument, recursive)
     if glob.has_magic(argument) and not os.path.lexists(argument):
@@ -54,7 +57,7 @@ def _expand(argument: str, recursive: bool) -> list[Input]:
     except OSError as error:
         from whisper_nnx.audio.loading import OPEN_HINTS  # not for --help
 
-        hint = "a URL must be downloaded first" if "://" in argument else OPEN_HINTS.get(type(error))
+        hint = OPEN_HINTS.get(type(error))
         raise type(error)(f"{argument}: {error.strerror}{f'; {hint}' if hint else ''}") from None
     return [Input(argument, output_name(argument))]
 

@@ -73,7 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         if title == "input and output":
             text = (
-                "files, folders of them, or quoted patterns: 'talks/*.mp3'; \"-\" is standard input, written as stdin.*"
+                "files, folders of them, quoted patterns ('talks/*.mp3') or URLs; \"-\" is standard input, written as "
+                "stdin.*"
             )
             group.add_argument("audio", nargs="+", help=text)
         for flag in options:

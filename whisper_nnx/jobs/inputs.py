@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whisper_nnx.audio.remote import is_remote, remote_errors
 from whisper_nnx.audio.suffixes import SUFFIXES
 
 # Columns of JSON lines; the first one found is used. `audio_filepath` is NeMo's.
@@ -40,10 +42,14 @@ def read_input(source: str) -> Iterator[Recording]:
 
     source: a folder, which is searched to any depth; a pattern (`talks/**/*.mp3`); a list of paths (.txt, .lst), one a
       line; JSON lines (.jsonl, .json) with `audio` (or `audio_filepath`, `file_name`, `path`), and perhaps `id` and
-      `duration`. Paths are relative to the folder of the list; a recording that does not exist is listed, too.
+      `duration`. Paths are relative to the folder of the list; a recording that does not exist is listed, too. Folders,
+      patterns and recordings may be URLs, such as s3://bucket/talks.
 
     Raises ValueError for a row that names no recording, and FileNotFoundError if the input does not exist.
     """
+    if is_remote(source):
+        yield from _remote(source)
+        return
     path = Path(source)
     if path.is_dir():
         for found in _below(path):
@@ -55,16 +61,12 @@ def read_input(source: str) -> Iterator[Recording]:
     elif path.is_file():
         yield _recording(path, path.name)
     elif glob.has_magic(source):
-        fixed = Path(*(part for part in path.parts[: _first_magic(path)]))
+        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
         for match in sorted(glob.iglob(source, recursive=True)):
             if os.path.isfile(match):
                 yield _recording(Path(match), Path(match).relative_to(fixed).as_posix())
     else:
         raise FileNotFoundError(f"{source}: no such file, folder or pattern; check the path")
-
-
-def _first_magic(path: Path) -> int:
-    return next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -78,10 +80,32 @@ def _below(folder: Path) -> Iterator[Path]:
             yield Path(entry.path)
 
 
+def _remote(source: str) -> Iterator[Recording]:
+    """The recordings of a folder or a pattern that is a URL, or the one that it names."""
+    with remote_errors(source):
+        from fsspec.core import url_to_fs
+
+        files, path = url_to_fs(source)
+        is_folder = not glob.has_magic(path) and files.isdir(path)
+        found = files.find(path) if is_folder else sorted(files.glob(path)) if glob.has_magic(path) else [path]
+    parts = path.split("/")
+    root = path if is_folder else "/".join(itertools.takewhile(lambda part: not glob.has_magic(part), parts[:-1]))
+    for one in found:
+        name = one.removeprefix(root).strip("/")
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if not hidden and (not is_folder or os.path.splitext(name)[1].lower() in SUFFIXES):
+            yield _recording(source if one == path else files.unstrip_protocol(one), name)
+
+
 def _listed(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
     for line in lines:
         if name := line.strip():
-            yield _recording(path.parent / name, name)
+            yield _recording(_joined(path, name), name)
+
+
+def _joined(path: Path, name: str) -> str | Path:
+    """The place of what a list names."""
+    return name if is_remote(name) else path.parent / name
 
 
 def _rows(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
@@ -96,7 +120,7 @@ def _rows(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
         name = next((row[key] for key in _AUDIO_KEYS if row.get(key)), None) if isinstance(row, dict) else None
         if not isinstance(name, str):
             raise ValueError(f"{where}: no recording; name it by one of {', '.join(_AUDIO_KEYS)}")
-        yield _recording(path.parent / name, name, row.get("id"), _seconds(row.get("duration"), where))
+        yield _recording(_joined(path, name), name, row.get("id"), _seconds(row.get("duration"), where))
 
 
 def _seconds(value: Any, where: str) -> float | None:
@@ -107,15 +131,23 @@ def _seconds(value: Any, where: str) -> float | None:
     return float(value)
 
 
-def _recording(path: Path, name: str, id_: Any = None, duration: float | None = None) -> Recording:
+def _recording(path: str | Path, name: str, id_: Any = None, duration: float | None = None) -> Recording:
     size = file_size(path)
     if id_ is None:
         id_ = hashlib.sha256(f"{name}\0{size}".encode()).hexdigest()[:16]
-    return Recording(str(id_), os.path.abspath(path), size, duration)
+    return Recording(str(id_), str(path) if is_remote(path) else os.path.abspath(path), size, duration)
 
 
 def file_size(path: str | Path) -> int:
-    """In bytes; -1 if there is no such file."""
+    """In bytes; -1 if there is no such file, or its server does not state it."""
+    if is_remote(path):
+        from fsspec.core import url_to_fs
+
+        try:
+            files, name = url_to_fs(path)
+            return files.size(name) or -1
+        except Exception:  # reading it reports the error
+            return -1
     try:
         return os.stat(path).st_size
     except OSError:

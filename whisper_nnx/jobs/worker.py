@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from whisper_nnx.audio.remote import is_remote
 from whisper_nnx.jobs.inputs import Recording, file_size
 from whisper_nnx.jobs.job import Job
 from whisper_nnx.jobs.journal import Journal, Progress, forget
@@ -162,9 +163,9 @@ class _Worker:
 def _problem(one: Recording) -> Exception | None:
     """Why a recording is not the planned one."""
     size = file_size(one.audio)
-    if size == one.size and size >= 0:
+    if size == one.size and (size >= 0 or is_remote(one.audio)):
         return None
-    if size < 0:
+    if size < 0 and not is_remote(one.audio):
         return FileNotFoundError(f"{one.audio}: file not found")
     return ValueError(f"{one.audio}: {size} bytes, but {one.size} when the job was planned")
 
