@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,37 +91,12 @@ def noisy(recording: Recording, ratio_db: float) -> Recording:
     )
 
 
-def pink(samples: int, source: np.random.Generator) -> np.ndarray:
-    """Returns noise of standard deviation 1 whose power falls with frequency."""
+def pink(samples: int, source: np.random.Generator, power: float = 1) -> np.ndarray:
+    """Returns noise of standard deviation 1 whose power falls with frequency, or (2: brown) with its square."""
     spectrum = np.fft.rfft(source.standard_normal(samples))
-    spectrum /= np.sqrt(np.maximum(1, np.arange(len(spectrum))))
+    spectrum /= np.maximum(1, np.arange(len(spectrum))) ** (power / 2)
     noise = np.fft.irfft(spectrum, samples)
     return (noise / noise.std()).astype(np.float32)
-
-
-def speechless(seconds: float, noise_only: Path | None = None) -> dict[str, np.ndarray]:
-    """Returns audio without speech by name; `noise_only`: a recording of noise, repeated to this length."""
-    source, size = np.random.default_rng(0), int(seconds * SAMPLE_RATE)
-    t = np.arange(size) / SAMPLE_RATE
-    hum = sum(np.sin(2 * np.pi * 50 * k * t + k) / k for k in range(1, 8))
-    clicks = np.zeros(size)
-    clicks[source.integers(0, size, int(2 * seconds))] = source.uniform(-0.8, 0.8, int(2 * seconds))
-    clicks = np.convolve(clicks, np.exp(-np.arange(80) / 16))[:size] + 1e-4 * source.standard_normal(size)
-    signals = {
-        "silence": np.zeros(size),
-        "white noise": 0.03 * source.standard_normal(size),
-        "pink noise": 0.05 * pink(size, source),
-        "hum": 0.05 * hum,
-        "music": music(t, source),
-        "clicks": clicks,
-    }
-    if noise_only:
-        from whisper_nnx.audio.loading import load_audio
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            signals["recorded noise"] = np.resize(load_audio(noise_only), size)
-    return {name: signal.astype(np.float32) for name, signal in signals.items()}
 
 
 def music(t: np.ndarray, source: np.random.Generator) -> np.ndarray:

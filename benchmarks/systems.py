@@ -43,6 +43,7 @@ class Work:
     words: bool = False  # also compute word times
     batch_size: int = 1
     vad: bool = False  # use the system's voice activity filter
+    calm: bool = False  # discard text where nobody speaks
     defaults: bool = False  # the system's own options, including temperature fallback
 
     @property
@@ -53,6 +54,7 @@ class Work:
             "beam": self.beam_size > 1,
             "words": self.words,
             "vad": self.vad,
+            "calm": self.calm,
             "defaults": self.defaults,
         }
         return {name for name, is_needed in needed.items() if is_needed}
@@ -61,7 +63,7 @@ class Work:
 class WhisperNNX:
     """This project."""
 
-    ABLE = frozenset({"encode", "sequential", "beam", "words", "batch", "vad", "defaults"})
+    ABLE = frozenset({"encode", "sequential", "beam", "words", "batch", "vad", "calm", "defaults"})
 
     def __init__(
         self, dtype: str, weights: str, checkpoint: Path, tokens: int | None, kv_cache_dtype: str | None = None
@@ -96,6 +98,7 @@ class WhisperNNX:
         options: dict[str, Any] = {} if work.defaults else GREEDY | self.fixed
         options |= {"beam_size": work.beam_size} if work.beam_size > 1 else {}
         options |= {"vad_parameters": SHORT_PAUSES} if work.vad and not work.defaults else {}
+        options |= {"hallucination": "calm"} if work.calm else {}
         return options | {"language": work.language, "word_timestamps": work.words, "vad_filter": work.vad}
 
     def warm_up(self, work: Work) -> None:

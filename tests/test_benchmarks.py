@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import estimate, gpu, plan, speech, tables
+from benchmarks.nonspeech_sounds import speechless
 from benchmarks.scoring import score, without_loops, write_result
 from benchmarks.systems import FORMATS, ON_REQUEST, SYSTEMS, Work, chosen, formats, is_able
 from benchmarks.worker import Stopped, Worker
@@ -59,7 +60,7 @@ def test_noise_stands_below_speech_by_what_was_asked_for():
 
 
 def test_every_sound_without_speech_is_as_long_as_asked_for_and_within_full_scale():
-    for name, sound in speech.speechless(2.0).items():
+    for name, sound in speechless(2.0).items():
         assert sound.shape == (32_000,), name
         assert sound.dtype == np.float32
         assert np.abs(sound).max() <= 1, name

@@ -10,7 +10,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from tests.small import quick_compilation  # noqa: F401
+from tests.small import quick_compilation, small_model  # noqa: F401
+from whisper_nnx import load_model, save_pretrained
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 Run = Callable[..., str]
@@ -50,6 +51,18 @@ def recording(shared: Path) -> Path:
 def spoken(recording: Path) -> list[dict]:
     """The words of the recording, with the times at which they are spoken."""
     return json.loads(recording.with_suffix(".words.json").read_text())["words"]
+
+
+def test_a_short_context_is_taught_without_texts(run: Run, recording: Path, tmp_path: Path):
+    save_pretrained(small_model(), tmp_path / "small")
+    options = ["--contexts", 20, "--steps", 30, "--learning_rate", 3e-3]
+    printed = run("short_context.py", tmp_path / "small", tmp_path / "out", recording, *options)
+    divergences = [float(number) for number in re.findall(r"divergence ([\d.]+)", printed)]
+    assert divergences[-1] < 0.8 * divergences[0]
+    taught, before = load_model(tmp_path / "out"), small_model()
+    assert taught.config.max_source_positions == before.config.max_source_positions  # long windows, too
+    assert (taught.encoder.conv1.kernel[...] != before.encoder.conv1.kernel[...]).any()
+    assert (taught.decoder.embed_tokens.embedding[...] == before.decoder.embed_tokens.embedding[...]).all()
 
 
 def test_every_example_is_tested_and_listed():

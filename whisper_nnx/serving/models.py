@@ -107,7 +107,7 @@ class ModelSlot:
 
 def programs_of(options: TranscribeOptions, model: Whisper | None = None) -> frozenset[Program]:
     """Names of what XLA compiles for a request, beside what all requests run; model: for the size of a grammar."""
-    fallback, decoding, longform = options.fallback, options.decoding, options.longform
+    fallback, decoding, longform = options.fallback, options.window_options, options.longform
     limits = decoding.repetition_penalty, decoding.no_repeat_ngram_size, decoding.max_repeats
     strategies = {strategy_of(fallback.options_at(t, decoding)) for t in fallback.temperatures}
     preferred = sum(len(text) for one in decoding.bias or () for text in (one.text, *one.variants)).bit_length()

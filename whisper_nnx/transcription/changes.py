@@ -112,6 +112,7 @@ class RecordingChanges(TypedDict, total=False):
     language_detection_segments: int
     language_detection_threshold: float | None
     diarize: bool
+    hallucination: str | None
     vad_filter: bool
     vad_parameters: VadOptions | Mapping[str, Any] | None
 

@@ -21,6 +21,7 @@ from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.word_times import word_heads
 from whisper_nnx.transcription.attempts import initial_ids
 from whisper_nnx.transcription.batch import choose_language
+from whisper_nnx.transcription.calm import VAD, Calm
 from whisper_nnx.transcription.grammars import check_window
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.recording import Recording
@@ -139,6 +140,8 @@ class Opened:
         if not self.lives:
             return "the voice detector finds no speech (a lower vad threshold, or no vad_filter, may find some)"
         skipped = sum(live.recording.skipped_windows for live in self.lives)
+        if self._options.hallucination:
+            return f"there is no speech, or only what hallucination={self._options.hallucination!r} takes for invented"
         if skipped:
             threshold = self._options.fallback.no_speech_threshold
             return f"the model finds no speech (no_speech_threshold={threshold}; None writes whatever it decodes)"
@@ -151,6 +154,7 @@ class Samples(NamedTuple):
     samples: np.ndarray
     pieces: list[Place] | None
     channels: np.ndarray | None
+    calm: Calm | None = None
 
 
 @dataclass
@@ -161,11 +165,13 @@ class RecordingAudio:
       mel: its log-mel spectrogram, and its samples.
       pieces: first and last frame of each stretch that becomes a chain of windows of its own; None: the whole is one.
       channels: samples of each channel [channels, N], to tell speakers apart.
+      calm: where speech is, if text without speech is to be discarded.
     """
 
     mel: RecordingMel
     pieces: list[Place] | None = None
     channels: np.ndarray | None = None
+    calm: Calm | None = None
 
 
 def open_recording(
@@ -187,14 +193,15 @@ def read_recording(config: WhisperConfig, source: Any, options: TranscribeOption
 def read_samples(source: Any, options: TranscribeOptions) -> Samples:
     """The part of `read_recording` that needs no JAX: reads audio and finds its speech, where that is wanted."""
     samples, channels = _read(source, options)
-    return Samples(samples, _pieces(samples, len(samples) // HOP_LENGTH, options), channels)
+    calm = Calm(speech_spans(samples, VAD)) if options.hallucination else None
+    return Samples(samples, _pieces(samples, len(samples) // HOP_LENGTH, options), channels, calm)
 
 
 def prepare_audio(config: WhisperConfig, read: Samples) -> RecordingAudio:
     """The part of `read_recording` that follows `read_samples`."""
     together = 1 if ops.current().window_by_window else LARGEST_GROUP
     mel = RecordingMel(read.samples, config.num_mel_bins, 2 * config.max_source_positions, together)
-    return RecordingAudio(mel, read.pieces, read.channels)
+    return RecordingAudio(mel, read.pieces, read.channels, read.calm)
 
 
 def open_audio(
@@ -214,7 +221,7 @@ def open_audio(
     frames = 2 * config.max_source_positions
     options = _fit_model(model, options)
     warn_of_precision(model, options.decoding.fp16)
-    decoding, language = options.decoding, options.decoding.language
+    decoding, language = options.window_options, options.decoding.language
     check_window(tokenizer_of(model), config, decoding)
     known = replace(decoding, language=language or "en")  # any language has as many ids
     initial = initial_ids(known, tokenizer_of(model), config.max_target_positions)
@@ -224,12 +231,8 @@ def open_audio(
         longform = replace(longform, condition_on_previous_text=config.condition_on_prev_tokens)
     refined, chosen = longform.refine_word_times, longform.alignment_heads
     heads = alignment_heads(config, None if refined else chosen) if longform.timed else ()
-    window = {
-        "window_frames": frames,
-        "positions": config.max_source_positions,
-        "context": config.max_target_positions,
-        "prompt_room": max(0, room),
-    }
+    window: dict[str, Any] = {"window_frames": frames, "positions": config.max_source_positions, "calm": audio.calm}
+    window |= {"context": config.max_target_positions, "prompt_room": max(0, room)}
     lives = [
         Live(
             Recording(tokenizer_of(model), language, mel.content_frames, longform, **window, piece=piece),

@@ -83,6 +83,7 @@ KINDS = {
     "texts or none": how(_optional(_texts), "TEXTS"),
     "grammar": how(str, "GBNF"),
     "task": how(str, None, choices=["transcribe", "translate"]),
+    "hallucination": how(_optional(str), "calm"),
     "language": how(_optional(_language), "NAME"),
     "languages": how(_languages, "NAMES"),
     "ids": how(_optional(str), "IDS"),

@@ -14,6 +14,7 @@ from whisper_nnx.audio.options import VadOptions, check_max_hours, require_detec
 from whisper_nnx.decoding.options import DecodingOptions, whole_number
 from whisper_nnx.runtime.options import explained, option
 from whisper_nnx.text.languages import language_or_none, to_language_code
+from whisper_nnx.transcription.calm import MAX_REPEATS
 from whisper_nnx.transcription.fallback import FallbackOptions
 from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.other_names import OTHER_KEYWORDS
@@ -195,6 +196,16 @@ class TranscribeOptions:
         default=False,
         metadata=_option("label speakers by the louder channel of a stereo recording", group="task", evaluate=False),
     )
+    hallucination: str | None = field(
+        default=None,
+        metadata=_option(
+            "calm: discard text where nobody speaks, as far as it can be told",
+            group="long recordings",
+            kind="hallucination",
+            more="By voice activity (it needs the extra `vad`), the probability of no speech, phrases that Whisper is "
+            "known to invent, and loops (`max_repeats`, 4 unless given). Windows without speech are not decoded.",
+        ),
+    )
     vad_filter: bool = field(
         default=False,
         metadata=_option(
@@ -220,6 +231,13 @@ class TranscribeOptions:
         for doubt in made.doubts:
             warnings.warn(doubt, stacklevel=4)
         return made
+
+    @property
+    def window_options(self) -> DecodingOptions:
+        """The options of windows, with what `hallucination` adds."""
+        if self.hallucination is None or self.decoding.max_repeats is not None:
+            return self.decoding
+        return replace(self.decoding, max_repeats=MAX_REPEATS)
 
     @property
     def doubts(self) -> list[str]:
@@ -259,6 +277,10 @@ class TranscribeOptions:
         object.__setattr__(self, "language_detection_segments", segments)
         object.__setattr__(self, "allowed_languages", self._languages())
         object.__setattr__(self, "vad_parameters", self._vad())
+        if self.hallucination not in (None, "calm"):
+            raise ValueError(f"hallucination={self.hallucination!r} must be 'calm', or None for all text")
+        if self.hallucination is not None:
+            require_detector()
         if decoding.task == "lang_id":
             raise ValueError("task='lang_id' is for windows; of a recording leave language=None and read the result's")
         if longform.multilingual and decoding.language is not None:

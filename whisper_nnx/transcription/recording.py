@@ -17,6 +17,7 @@ from whisper_nnx.transcription.segments import ends_in_single_timestamp, place_s
 if TYPE_CHECKING:
     from whisper_nnx.text.tokenizer import Tokenizer
     from whisper_nnx.transcription.attempts import DecodingResult
+    from whisper_nnx.transcription.calm import Calm
 
 SHORTEST_REST = 10  # frames; a shorter rest of a clip or recording contains no word and is not decoded
 
@@ -73,6 +74,7 @@ class Recording:
       context: positions of the decoder.
       prompt_room: the most tokens of previous text; by default half the context less one.
       piece: the only clip; by default all clips of the options.
+      calm: discards text where nobody speaks; None: all text is kept.
     """
 
     tokenizer: Tokenizer
@@ -85,6 +87,7 @@ class Recording:
     context: int = 448
     prompt_room: int | None = None
     piece: tuple[int, int] | None = None
+    calm: Calm | None = None
     seek: int = field(default=0, init=False)
     segments: list[Segment] = field(default_factory=list, init=False)
     alternatives: list[WindowAlternatives] = field(default_factory=list, init=False)
@@ -118,12 +121,20 @@ class Recording:
             start, end = self._clips[self._clip]
             self.seek = max(self.seek, start)
             if end - self.seek >= (SHORTEST_REST if self.seek > start else 1):
-                return Window(self.seek, min(self.window_frames, end - self.seek), self._prompt())
+                window = Window(self.seek, min(self.window_frames, end - self.seek), self._prompt())
+                if self._is_silent(window):
+                    self.skip(window)
+                    continue
+                return window
             self.seek = max(self.seek, end)
             self._clip += 1
             if self._clip < len(self._clips):
                 self.seek = self._clips[self._clip][0]
         return None
+
+    def _is_silent(self, window: Window) -> bool:
+        start_s, length_s = window.start_frame / FRAMES_PER_SECOND, window.n_frames / FRAMES_PER_SECOND
+        return self.calm is not None and not self.calm.has_speech(start_s, start_s + length_s)
 
     def _prompt(self) -> tuple[int, ...]:
         """Hotwords, the carried initial prompt and history, in this order; where room is short, the last is cut first.
@@ -225,6 +236,8 @@ class Recording:
             if (end_s := last_end_s(segments)) is not None:
                 self._last_speech_s = end_s
 
+        if self.calm is not None:
+            segments = self.calm.kept(segments, self.language)
         end = min(self.seek, window.start_frame + window.n_frames)
         segments = place_segments(segments, window.start_frame / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND)
         for number, segment in enumerate(segments, start=len(self.segments)):

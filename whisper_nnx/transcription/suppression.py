@@ -48,9 +48,8 @@ def rules_of(
             RepetitionRule.from_prefixes(prefixes, special, size=size, penalty=penalty, ngram=ngram, repeats=repeats)
         )
     never, at_start = suppressed_tokens(tokenizer, config.vocab_size, first)
-    never[special.timestamp_begin + config.max_source_positions + 1 : special.timestamp_end + 1] = (
-        True  # past the window
-    )
+    latest = special.timestamp_begin + config.max_source_positions  # the end of the window
+    never[latest + 1 : special.timestamp_end + 1] = True
     rules.append(SuppressRule.from_masks(never, at_start, len(options)))
     every = [o or first for o in options]
     latest_s = [o.max_initial_timestamp for o in every]

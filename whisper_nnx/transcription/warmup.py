@@ -59,7 +59,7 @@ def warmup(
     """
     model = with_draft(model, draft)
     chosen, special = TranscribeOptions.of(options, **changes), tokenizer_of(model).special
-    attempts = [chosen.fallback.options_at(t, chosen.decoding) for t in chosen.fallback.temperatures]
+    attempts = [chosen.fallback.options_at(t, chosen.window_options) for t in chosen.fallback.temperatures]
     tries = {strategy_of(attempt): attempt for attempt in attempts}
     described = options_of(LongformOptions, TranscribeOptions).values()
     whole: dict[str, Any] = {one.name: one.default for one in described if one.scope == "recording"}
