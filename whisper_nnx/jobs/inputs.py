@@ -53,18 +53,18 @@ def read_input(source: str) -> Iterator[Recording]:
     path = Path(source)
     if path.is_dir():
         for found in _below(path):
-            yield _recording(found, found.relative_to(path).as_posix())
+            yield _recording(os.path.abspath(found), found.relative_to(path).as_posix())
     elif path.is_file() and path.suffix.lower() in _LISTS + _TABLES:
         read = _listed if path.suffix.lower() in _LISTS else _rows
         with path.open(encoding="utf-8-sig") as lines:
             yield from read(path, lines)
     elif path.is_file():
-        yield _recording(path, path.name)
+        yield _recording(os.path.abspath(path), path.name)
     elif glob.has_magic(source):
         fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
         for match in sorted(glob.iglob(source, recursive=True)):
             if os.path.isfile(match):
-                yield _recording(Path(match), Path(match).relative_to(fixed).as_posix())
+                yield _recording(os.path.abspath(match), Path(match).relative_to(fixed).as_posix())
     else:
         raise FileNotFoundError(f"{source}: no such file, folder or pattern; check the path")
 
@@ -98,47 +98,48 @@ def _remote(source: str) -> Iterator[Recording]:
 
 
 def _listed(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
+    folder = os.path.abspath(path.parent)
     for line in lines:
         if name := line.strip():
-            yield _recording(_joined(path, name), name)
+            yield _recording(_joined(folder, name), name)
 
 
-def _joined(path: Path, name: str) -> str | Path:
-    """The place of what a list names."""
-    return name if is_remote(name) else path.parent / name
+def _joined(folder: str, name: str) -> str:
+    """The place of what a list in that folder names."""
+    return name if is_remote(name) else os.path.join(folder, name)
 
 
 def _rows(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
+    folder = os.path.abspath(path.parent)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{where}: not JSON ({error}); each line must be an object") from None
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); each line must be an object") from None
         name = next((row[key] for key in _AUDIO_KEYS if row.get(key)), None) if isinstance(row, dict) else None
         if not isinstance(name, str):
-            raise ValueError(f"{where}: no recording; name it by one of {', '.join(_AUDIO_KEYS)}")
-        yield _recording(_joined(path, name), name, row.get("id"), _seconds(row.get("duration"), where))
+            raise ValueError(f"{path}, line {number}: no recording; name it by one of {', '.join(_AUDIO_KEYS)}")
+        yield _recording(_joined(folder, name), name, row.get("id"), _seconds(row, path, number))
 
 
-def _seconds(value: Any, where: str) -> float | None:
-    if value is None:
+def _seconds(row: dict[str, Any], path: Path, number: int) -> float | None:
+    if (value := row.get("duration")) is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{where}: duration={value!r} must be a number of seconds")
+        raise ValueError(f"{path}, line {number}: duration={value!r} must be a number of seconds")
     return float(value)
 
 
-def _recording(path: str | Path, name: str, id_: Any = None, duration: float | None = None) -> Recording:
+def _recording(path: str, name: str, id_: Any = None, duration: float | None = None) -> Recording:
     size = file_size(path)
     if id_ is None:
         id_ = hashlib.sha256(f"{name}\0{size}".encode()).hexdigest()[:16]
-    return Recording(str(id_), str(path) if is_remote(path) else os.path.abspath(path), size, duration)
+    return Recording(str(id_), path, size, duration)
 
 
-def file_size(path: str | Path) -> int:
+def file_size(path: str) -> int:
     """In bytes; -1 if there is no such file, or its server does not state it."""
     if is_remote(path):
         from fsspec.core import url_to_fs
