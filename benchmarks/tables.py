@@ -134,6 +134,21 @@ def nonspeech(result: dict[str, Any]) -> str:
     return markdown(["words an hour", *found], rows) + about(result)
 
 
+def contexts(result: dict[str, Any]) -> str:
+    """A row per context, a column of word errors per length of clips."""
+    found = result["contexts"]
+    lengths = list(dict.fromkeys(row["length_s"] for row in found))
+    rows = []
+    for row in found:
+        cells = [""] * len(lengths)
+        cells[lengths.index(row["length_s"])] = percent(errors(row) + row["loop_words"], row["spoken"])
+        seconds_ = f"{row['audio_ctx'] * 0.02:g}"
+        rows.append([f"{row['audio_ctx']} ({seconds_} s)", *cells, f"{row['gflop']:.1f}", f"{row['cross_mb']:.1f}"])
+    clips = {row["length_s"]: row["clips"] for row in found}
+    header = ["audio_ctx", *(f"{clips[s]} clips of up to {s:g} s" for s in lengths)]
+    return markdown([*header, "encoder, GFLOP", "audio keys and values, MB"], rows) + about(result)
+
+
 def serving(result: dict[str, Any]) -> str:
     """A row per server under the same load, and our batches offline; then a short request beside a long one."""
 
@@ -212,6 +227,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "cold_start": cold_start,
     "precision": precision,
     "nonspeech": nonspeech,
+    "contexts": contexts,
     "serving": serving,
     "compiled": compiled,
     "estimate": estimate,

@@ -105,6 +105,21 @@ def test_a_discarded_segment_is_no_history(monkeypatch: pytest.MonkeyPatch) -> N
     assert set(prompts) == {()}
 
 
+def test_the_language_is_that_of_the_first_window_with_speech(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "speech_spans", lambda samples, options: [(2.2, 3.1)])
+    seen: list[tuple[int, int]] = []
+    window = opening.RecordingMel.window
+
+    def recorded(self: Any, *place: int) -> Any:
+        seen.append(place)
+        return window(self, *place)
+
+    monkeypatch.setattr(opening.RecordingMel, "window", recorded)
+    result = transcribe(small_model(), noise(5.0), hallucination="calm", temperature=0.0, no_speech_threshold=None)
+    assert result["language"]
+    assert seen[0] == (200, 100)
+
+
 def test_calm_ends_loops_unless_told_otherwise() -> None:
     options = TranscribeOptions.of(hallucination="calm")
     assert options.window_options == replace(options.decoding, max_repeats=4)

@@ -250,7 +250,7 @@ def open_audio(
     about: dict[str, Any] = {"number": number, "language": language, "channels": audio.channels}
     opened = Opened(lives, options, **about, duration_s=mel.content_frames / FRAMES_PER_SECOND)
     if language is None:
-        places = _detection_places(mel.content_frames, frames, pieces if options.vad_filter else None)
+        places = _detection_places(mel.content_frames, frames, pieces if options.vad_filter else None, audio.calm)
         first = lives[0].recording.next_window() if lives else None
         if at_once or options.language_detection_segments > 1 or first is None or first.place != places[0]:
             probs, encoded = _detect_language(model, mel, places, options, encode)
@@ -310,13 +310,20 @@ def _pieces(samples: np.ndarray, content_frames: int, options: TranscribeOptions
     return pieces
 
 
-def _detection_places(content_frames: int, frames: int, pieces: list[Place] | None) -> list[Place]:
+def _detection_places(
+    content_frames: int, frames: int, pieces: list[Place] | None, calm: Calm | None = None
+) -> list[Place]:
     """The windows in which a language may be detected, from the start of the recording or in pieces of it.
 
     A recording shorter than a window ends in zeros, as in the windows that are decoded, so that one is encoded once.
+    calm: names those in which somebody speaks.
     """
     stretches = pieces or [(0, content_frames or frames)]
-    return [(at, min(frames, end - at)) for start, end in stretches for at in range(start, end, frames)]
+    places = [(at, min(frames, end - at)) for start, end in stretches for at in range(start, end, frames)]
+    spoken = [
+        (at, n) for at, n in places if calm and calm.has_speech(at / FRAMES_PER_SECOND, (at + n) / FRAMES_PER_SECOND)
+    ]
+    return spoken or places
 
 
 def _detect_language(
