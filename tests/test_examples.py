@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import matplotlib
 import pytest
+from flax import nnx
 
 from tests.small import quick_compilation, small_model  # noqa: F401
-from whisper_nnx import load_model, save_pretrained
+from whisper_nnx import load_model, save_model, save_pretrained
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 Run = Callable[..., str]
@@ -96,6 +99,17 @@ def test_half_precision_takes_half_the_bytes_and_chooses_the_same_tokens(run: Ru
         assert 0 < float(mean) < 0.1
         assert float(largest) < 1
         assert agreeing == positions
+
+
+def test_an_ensemble_averages_logits(run: Run, digits: Path, recording: Path, spoken: list[dict], tmp_path: Path):
+    """Equal logits for all tokens change no choice, so a model of zeros leaves the choice to the other one."""
+    model = load_model(str(digits))
+    zeros = jax.tree.map(jnp.zeros_like, nnx.state(model.decoder, nnx.Param))
+    nnx.update(model.decoder, zeros)
+    save_model(model, tmp_path / "zeros")
+    text = " ".join(word["word"] for word in spoken).capitalize() + "."
+    assert run("ensemble.py", recording, tmp_path / "zeros", digits).strip() == text
+    assert run("ensemble.py", recording, tmp_path / "zeros").strip() != text
 
 
 def test_a_stream_says_what_the_transcript_says(run: Run, digits: Path, recording: Path, spoken: list[dict]):

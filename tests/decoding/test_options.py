@@ -46,6 +46,8 @@ from whisper_nnx.decoding.options import DecodingOptions
         ({"suppress_regex": "\n["}, "suppress_regex="),
         ({"suppress_regex": 7}, "suppress_regex=7"),
         ({"max_repeats": 1}, "max_repeats=1 .*at least 2"),
+        ({"lm": "words.arpa"}, "lm='words.arpa' must be a function in JAX.*n-gram files are not read"),
+        ({"lm_weight": -1.0}, "lm_weight=-1.0"),
         ({"bias_weight": 0.0}, "bias_weight=0.0"),
         ({"bias": 5}, "bias=5 must be a list of phrases"),
         ({"bias": [5]}, r"bias has 5; give a phrase, or a tuple \(phrase, weight, variants\)"),

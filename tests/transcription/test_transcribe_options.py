@@ -47,6 +47,7 @@ BY_NAME: dict[str, list[Any]] = {
     "choices": [["one", "two"], ("one",)],
     "regex": ["(one|two)+"],
     "json_schema": ['{"type": "boolean"}', {"type": "integer"}],
+    "lm": [len],
     "bias": ["one, two", ["one", ("two", 3)], [{"text": "one", "variants": ["won"]}], []],
     "clip_timestamps": ["0,1", [0, 1.5], np.array([0.5])],
     "alignment_heads": [2, [[1, 0], [0, 1]], np.array([[1, 0]])],

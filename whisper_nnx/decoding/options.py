@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -178,6 +178,19 @@ class DecodingOptions:
             more="Added to the logit.",
         ),
     )
+    lm: Callable[[Any], Any] | None = field(
+        default=None,
+        metadata=_option(
+            "a language model: the window's text tokens [R,64] -> logits [R,V] of the next ones, traceable by JAX",
+            python_only="it is a function",
+            more="The latest token comes last; -1 fills up what is before the first. Text tokens get lm_weight times "
+            "their log-probability as a bonus, as with bias; timestamps and the end of text get what text gets on "
+            "average. A program is compiled for each function.",
+        ),
+    )
+    lm_weight: float = field(
+        default=0.3, metadata=_option("weight of the language model's log-probabilities", python_only="see lm")
+    )
     n_best: int = field(
         default=1,
         metadata=_of_attempts(
@@ -265,6 +278,12 @@ class DecodingOptions:
             raise ValueError(
                 f"bias_weight={self.bias_weight} must be above 0 and finite; without bias it has no effect"
             )
+        if self.lm is not None and not callable(self.lm):
+            raise ValueError(
+                f"lm={self.lm!r} must be a function in JAX, tokens [R,N] -> logits [R,V]; n-gram files are not read"
+            )
+        if not (self.lm_weight >= 0 and math.isfinite(self.lm_weight)):
+            raise ValueError(f"lm_weight={self.lm_weight} must be 0 or more and finite")
         try:
             re.compile(self.suppress_regex or "")
         except (re.error, TypeError) as error:

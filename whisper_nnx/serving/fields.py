@@ -24,7 +24,7 @@ T = TypeVar("T")
 INCREMENT = "temperature_increment_on_fallback"
 _VAD = "vad_"
 # Of arrays; of the model; its fields are options; an OpenAI field of that name means initial_prompt.
-_NO_FIELD = {"sampling_rate", "fp16", "vad_parameters", "prompt"}
+_NO_FIELD = {"sampling_rate", "fp16", "vad_parameters", "prompt", "lm", "lm_weight"}
 _TRUE, _FALSE = {"true", "1", "yes", "on", "t", "y"}, {"false", "0", "no", "off", "f", "n", ""}
 _SMALLEST_INCREMENT = 0.05
 _LONGEST_GRAMMAR = 20_000

@@ -44,7 +44,7 @@ class Attempt:
         o = self.options
         suppressed = o.suppress_tokens, o.suppress_blank, o.suppress_regex, o.tinydiarize
         kinds = limits_of(o) != NO_LIMITS, self.grammar_program, o.grammar_penalty is None, self.bias_size
-        return strategy_of(o), suppressed, *kinds
+        return strategy_of(o), suppressed, *kinds, o.lm
 
 
 @dataclass(frozen=True)

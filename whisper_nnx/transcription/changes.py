@@ -40,6 +40,8 @@ class DecodingChanges(TypedDict, total=False):
     no_repeat_ngram_size: int
     bias: str | Sequence[str | tuple[Any, ...] | Mapping[str, Any]] | None
     bias_weight: float
+    lm: Callable[[Any], Any] | None
+    lm_weight: float
     n_best: int
     tinydiarize: bool
     grammar: str | os.PathLike[str] | None
@@ -79,6 +81,8 @@ class RecordingChanges(TypedDict, total=False):
     no_repeat_ngram_size: int
     bias: str | Sequence[str | tuple[Any, ...] | Mapping[str, Any]] | None
     bias_weight: float
+    lm: Callable[[Any], Any] | None
+    lm_weight: float
     tinydiarize: bool
     grammar: str | os.PathLike[str] | None
     grammar_rule: str

@@ -10,6 +10,7 @@ import numpy as np
 
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.decoding.bias import BiasRule
+from whisper_nnx.decoding.fusion import FusionRule, check_lm
 from whisper_nnx.decoding.grammar import GrammarRule
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.rules import NO_LIMIT, RepetitionRule, Rule, SuppressRule, TimestampRule
@@ -66,6 +67,9 @@ def rules_of(
     tries = [trie_of(tokenizer, o) if o else None for o in options]
     if any(tries):
         rules.append(BiasRule.from_tries(tries, config.vocab_size))
+    if first.lm is not None:
+        weights = [o.lm_weight if o else 0.0 for o in options]
+        rules.append(FusionRule.from_prefixes(prefixes, special, weight=weights, lm=first.lm))
     return tuple(rules)
 
 
@@ -102,6 +106,8 @@ def check_choice(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions
     """Raises ValueError if the options leave a window no first token, or prefer more than there is room for."""
     special = tokenizer.special
     trie_of(tokenizer, options)
+    if options.lm is not None:
+        check_lm(options.lm, vocab_size)
     require_timestamps(options, special)
     never, first = suppressed_tokens(tokenizer, vocab_size, options)
     allowed = ~(never | first)
