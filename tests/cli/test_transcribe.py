@@ -225,6 +225,17 @@ def test_where_the_model_comes_from_reaches_the_loader(run: Run, calls: list) ->
     assert calls[0] == ("me/mine", {"dtype": None, "weights": "int8", "kv_cache_dtype": "int8", **where})
 
 
+def test_a_draft_is_loaded_as_the_model_is(run: Run, calls: list) -> None:
+    greedy = ("--model", "tiny", "--beam_size", "None", "--weights", "int8", "--revision", "v2")
+    assert run("a.wav", *greedy, "--draft", "my-draft") == 0
+    (_, of_model), (name, of_draft) = calls[:2]
+    assert (name, of_draft) == ("my-draft", {**of_model, "revision": None})
+    calls.clear()
+    assert run("a.wav", *greedy, "--draft", "ngram") == 0
+    assert [call for call in calls if call[0] == "ngram"] == []
+    assert calls[-1][-1]["draft"] == "ngram"
+
+
 def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:
     assert run("a.wav", "--threads", "3") == 0
     assert os.environ["PJRT_NPROC"] == "3"
@@ -280,6 +291,7 @@ def test_the_number_of_threads_is_set_before_xla_starts(run: Run) -> None:
         (["--n_best", "9"], "--n_best 9 needs --beam_size"),
         (["--bias", "one\t-2"], "--bias: bias has the weight '-2' for 'one'"),
         (["--bias_weight", "0"], "--bias_weight 0.0 must be above 0"),
+        (["--draft", "ngram"], "--beam_size 5: a draft needs greedy decoding; set --beam_size None"),
     ],
 )
 def test_wrong_usage_is_refused_in_one_line_before_work_begins(

@@ -12,7 +12,8 @@ from whisper_nnx import transcribe, warmup
 from whisper_nnx.serving.models import ModelSlot, programs_of
 from whisper_nnx.serving.scheduler import Busy, Scheduler, Unavailable, UnknownModel
 from whisper_nnx.serving.spool import Spool
-from whisper_nnx.transcription.options import TranscribeOptions
+from whisper_nnx.transcription.drafts import with_draft
+from whisper_nnx.transcription.options import NGRAM, TranscribeOptions
 
 GREEDY = TranscribeOptions.of(language="en", temperature=0.0, logprob_threshold=None, no_speech_threshold=None)
 OPTIONS = [GREEDY, TranscribeOptions.of(GREEDY, beam_size=2), TranscribeOptions.of(GREEDY, word_timestamps=True)]
@@ -64,6 +65,19 @@ def test_requests_together_equal_each_alone(model):
         assert [s.get("words") and [w["word"] for w in s["words"]] for s in together["segments"]] == [
             s.get("words") and [w["word"] for w in s["words"]] for s in alone["segments"]
         ]
+
+
+def test_a_draft_changes_no_result(model):
+    recordings = [noise(seed, seconds) for seed, seconds in enumerate([0.6, 1.5, 2.4])]
+
+    async def work(scheduler):
+        jobs = [scheduler.submit("small", audio, GREEDY) for audio in recordings]
+        return await asyncio.gather(*(job.result() for job in jobs))
+
+    drafted = with_draft(model, NGRAM)
+    assert ModelSlot("small", lambda: drafted, (1,), model=drafted).memory_bytes > 0
+    for audio, result in zip(recordings, run(drafted, work), strict=True):
+        assert tokens(result) == tokens(transcribe(model, audio, GREEDY))
 
 
 def test_the_same_window_is_encoded_once(model):

@@ -107,7 +107,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     with jax.default_device(device):
         model = load_named_model(args.model, args, device)
         if draft is not None:
-            options["draft"] = draft if draft == NGRAM else load_named_model(draft, args, device)
+            options["draft"] = load_draft(draft, args, device)
         run = _detect_languages if args.detect_language else _transcribe
         return run(model, inputs, args, options) or failed
 
@@ -147,6 +147,12 @@ def load_named_model(name: str, args: argparse.Namespace, device: jax.Device) ->
     small = {"weights": args.weights, "kv_cache_dtype": args.kv_cache_dtype}
     model = load_model(name, dtype=dtype, tokenizer=args.tokenizer, **small, **where)
     return with_audio_ctx(model, args.audio_ctx) if args.audio_ctx else model
+
+
+def load_draft(name: str | None, args: argparse.Namespace, device: jax.Device) -> Whisper | str | None:
+    """Loads the draft as the model, but not at its revision; NGRAM and None stay as they are."""
+    own = argparse.Namespace(**{**vars(args), "revision": None})
+    return name if name in (NGRAM, None) else load_named_model(name, own, device)
 
 
 def transcribe_options(args: argparse.Namespace) -> dict[str, Any]:

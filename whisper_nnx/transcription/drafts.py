@@ -28,6 +28,7 @@ class DraftModel(NamedTuple):
         return DraftModel(Flat(self.decoder), self.encoder and Flat(self.encoder))
 
 
+@jax.tree_util.register_pytree_node_class
 class DraftedWhisper:
     """A model with a draft, in place of a `Whisper` in all of transcription. Other attributes are the model's."""
 
@@ -38,6 +39,13 @@ class DraftedWhisper:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._model, name)
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], None]:
+        return (self._model, self.draft), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, parts: tuple[Any, Any]) -> DraftedWhisper:
+        return cls(*parts)
 
 
 def draft_of(model: Any) -> DraftModel | str | None:

@@ -128,9 +128,11 @@ class CallOptions:
         if self.draft is None:
             return
         if beam_size is not None and 0 in temperatures:
-            raise ValueError(f"draft needs greedy decoding, got beam_size={beam_size}; set it to None, or drop draft")
+            raise ValueError(
+                f"beam_size={beam_size}: a draft needs greedy decoding; set beam_size=None, or drop the draft"
+            )
         if 0 not in temperatures:
-            raise ValueError(f"draft needs a temperature of 0, got temperature={temperatures}; add it, or drop draft")
+            raise ValueError(f"temperature={temperatures}: a draft needs greedy decoding; include 0, or drop the draft")
 
     @classmethod
     def split(cls, changes: Mapping[str, Any]) -> tuple[CallOptions, dict[str, Any]]:
