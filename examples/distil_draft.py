@@ -20,7 +20,7 @@ from whisper_nnx import Whisper, decode, load_audio, load_model, log_mel_spectro
 from whisper_nnx.training.config import DistillConfig
 from whisper_nnx.training.distill import make_student
 
-RATE, WINDOW_S, LONGEST = 16_000, 30, 128  # longer texts are cut
+RATE, WINDOW_S = 16_000, 30
 parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
 parser.add_argument("checkpoint")
 parser.add_argument("out", help="folder of the draft")
@@ -34,21 +34,22 @@ args = parser.parse_args()
 
 
 def windows_of(model: Whisper, audio: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Encoder output [T,D] of overlapping windows, and what the model writes about each [LONGEST+1]."""
+    """Encoder output [T,D] of overlapping windows, and what the model writes about each [longest+1]."""
     samples, found = load_audio(audio), []
     for start in range(0, len(samples), round(args.stride_s * RATE)):
         mel = log_mel_spectrogram(pad_or_trim(samples[start : start + WINDOW_S * RATE]), model.config.num_mel_bins)
         features = model.encode(mel[None])
         [result] = decode(model, features)
         assert model.tokenizer is not None
-        text = [*model.tokenizer.sot_sequence(result.language, "transcribe"), *result.tokens][:LONGEST]
-        ids = np.full(LONGEST + 1, model.tokenizer.special.eot)
+        text = [*model.tokenizer.sot_sequence(result.language, "transcribe"), *result.tokens][:longest]
+        ids = np.full(longest + 1, model.tokenizer.special.eot)
         ids[: len(text)] = text
         found.append((np.asarray(features[0]), ids))
     return found
 
 
 model = load_model(args.checkpoint)
+longest = min(128, model.config.max_target_positions)  # texts are cut
 windows = [window for audio in args.audio for window in windows_of(model, audio)]
 print(f"{len(windows)} windows, {sum(int((ids != ids[-1]).sum()) for _, ids in windows)} tokens")
 

@@ -14,7 +14,8 @@ import pytest
 from flax import nnx
 
 from tests.small import quick_compilation, small_model  # noqa: F401
-from whisper_nnx import load_model, save_model, save_pretrained
+from whisper_nnx import load_model, save_model, save_pretrained, transcribe
+from whisper_nnx.transcription.drafts import with_draft
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 Run = Callable[..., str]
@@ -85,6 +86,16 @@ def test_vmap_encodes_a_window_as_a_batch_does(run: Run):
     assert "features (1, 1500, 384), float32" in printed
     [difference] = re.findall(r"differ by (\S+)", printed)
     assert float(difference) < 1e-3  # float32 through four layers, summed in another order
+
+
+@pytest.mark.slow
+def test_a_distilled_draft_has_the_same_encoder_and_changes_no_text(run: Run, digits: Path, recording: Path, tmp_path):
+    printed = run("distil_draft.py", digits, tmp_path, recording, "--layers", 1, "--steps", 30, "--batch_size", 1)
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
+    assert losses[-1] < 0.5 * losses[0]
+    model, draft = load_model(digits), load_model(tmp_path)
+    assert with_draft(model, draft).draft.encoder is None
+    assert transcribe(model, recording, draft=draft)["text"] == transcribe(model, recording)["text"]
 
 
 @pytest.mark.slow

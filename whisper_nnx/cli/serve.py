@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.cli.options import CommandOptions, Flag, add_option, as_flags, flag_of
 from whisper_nnx.cli.parser import Help, Parser, parse_spelled
-from whisper_nnx.cli.transcribe import check_devices, load_draft, load_named_model
+from whisper_nnx.cli.transcribe import check_devices, load_named_model
 from whisper_nnx.runtime.console import NAME, one_line, run_command, say
 from whisper_nnx.runtime.options import option, options_of
 from whisper_nnx.runtime.packages import require_packages
@@ -170,7 +170,6 @@ def _named(model: str) -> tuple[str, str]:
 
 def _slot(name: str, source: str, args: argparse.Namespace, device: Any) -> ModelSlot:
     from whisper_nnx.serving.models import ModelSlot, programs_of
-    from whisper_nnx.transcription.drafts import with_draft
     from whisper_nnx.transcription.options import TranscribeOptions
     from whisper_nnx.transcription.warmup import warmup
 
@@ -178,7 +177,7 @@ def _slot(name: str, source: str, args: argparse.Namespace, device: Any) -> Mode
     sizes = [2**i for i in range(args.batch_size.bit_length()) if 2**i < args.batch_size] + [args.batch_size]
 
     def load() -> Any:
-        model = with_draft(load_named_model(source, args, device), load_draft(args.draft, args, device))
+        model = load_named_model(source, args, device)
         if args.warm_up:
             warmup(model, sizes, usual)
         return model

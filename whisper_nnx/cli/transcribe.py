@@ -96,8 +96,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     options = transcribe_options(args)
     if not args.detect_language:
         make_output_folder(args.output_dir)
-    draft = options.pop("draft", None)
-    check_options(parser, args, options if draft is None else {**options, "draft": NGRAM})
+    check_options(parser, args, options)
     inputs, failed = _inputs(parser, args)
     if not inputs:
         return failed
@@ -106,8 +105,6 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
     with jax.default_device(device):
         model = load_named_model(args.model, args, device)
-        if draft is not None:
-            options["draft"] = load_draft(draft, args, device)
         run = _detect_languages if args.detect_language else _transcribe
         return run(model, inputs, args, options) or failed
 
@@ -136,9 +133,10 @@ def _inputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[
 
 
 def load_named_model(name: str, args: argparse.Namespace, device: jax.Device) -> Whisper:
-    """Loads a model with the options of the command."""
+    """Loads a model with the options of the command, and its draft as it."""
     from weight_loader import load_model
     from whisper_nnx.model.audio_context import with_audio_ctx
+    from whisper_nnx.transcription.drafts import with_draft
 
     dtype = _choose_dtype(args.dtype, getattr(args, "fp16", None), device.platform)
     where = {"cache_dir": args.model_dir, "revision": args.revision, "token": args.token}
@@ -146,18 +144,20 @@ def load_named_model(name: str, args: argparse.Namespace, device: jax.Device) ->
         where["mesh"] = mesh
     small = {"weights": args.weights, "kv_cache_dtype": args.kv_cache_dtype}
     model = load_model(name, dtype=dtype, tokenizer=args.tokenizer, **small, **where)
-    return with_audio_ctx(model, args.audio_ctx) if args.audio_ctx else model
-
-
-def load_draft(name: str | None, args: argparse.Namespace, device: jax.Device) -> Whisper | str | None:
-    """Loads the draft as the model, but not at its revision; NGRAM and None stay as they are."""
-    own = argparse.Namespace(**{**vars(args), "revision": None})
-    return name if name in (NGRAM, None) else load_named_model(name, own, device)
+    if args.audio_ctx:
+        model = with_audio_ctx(model, args.audio_ctx)
+    if args.draft in (None, NGRAM):
+        return with_draft(model, args.draft)
+    own = argparse.Namespace(**{**vars(args), "draft": None, "revision": None})
+    return with_draft(model, load_named_model(args.draft, own, device))
 
 
 def transcribe_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `transcribe` that differ from its defaults, with the ladder of temperatures."""
-    options = _changed(args, TRANSCRIBE_FLAGS)
+    """Keyword arguments of `transcribe` that differ from its defaults, with the ladder of temperatures.
+
+    Without the draft, which `load_named_model` loads.
+    """
+    options = _changed(args, [flag for flag in TRANSCRIBE_FLAGS if flag.dest != "draft"])
     if vad_parameters := _changed(args, VAD_FLAGS):
         options["vad_parameters"] = vad_parameters
     options["temperature"] = temperature_ladder(args.temperature, args.temperature_increment_on_fallback)
@@ -299,7 +299,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, opt
             options["alignment_heads"] = parse_heads(options["alignment_heads"])
         SubtitleOptions(**_changed(args, SUBTITLE_FLAGS))
         with warnings.catch_warnings(action="ignore"):  # they are issued again later
-            call, of_recordings = CallOptions.split(options)
-            call.check(TranscribeOptions.of(**of_recordings))
+            chosen = TranscribeOptions.of(**CallOptions.split(options)[1])
+            CallOptions(draft=args.draft and NGRAM).check(chosen)
     except ValueError as error:
         parser.error(as_flags(one_line(error)))

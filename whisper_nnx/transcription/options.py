@@ -75,7 +75,6 @@ class CallOptions:
             group="performance",
             kind="name",
             after="batch_size",
-            evaluate=False,
             more="The smaller model has the same vocabulary; with the same encoder, it uses this one's encoder output. "
             '"ngram" needs no model: it proposes what followed the latest tokens where they occurred before, in the '
             "prompt or in the window. Attempts at temperatures above 0 are decoded without a draft.",
