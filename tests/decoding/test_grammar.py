@@ -35,9 +35,9 @@ def encoded(model):
 texts = st.lists(st.text("ab .é☃0", min_size=1, max_size=8).map(str.strip).filter(bool), min_size=1, max_size=12)
 
 
-def only_listed(model, choices, seed, strategy) -> None:
+def only_listed(model, choices, seed, strategy, windows=ROWS) -> None:
     options = replace(GERMAN, choices=choices, **strategy)
-    for result in decode(model, small_mel(ROWS, seed=seed), options, seed=seed):
+    for result in decode(model, small_mel(windows, seed=seed), options, seed=seed):
         assert result.text in choices
         assert -np.inf < result.avg_logprob <= 0
 
@@ -54,10 +54,10 @@ def test_only_listed_texts_come_out(model, strategy):
 
 @pytest.mark.slow
 def test_only_listed_texts_come_out_of_ten_thousand_windows(model):
-    @settings(deadline=None, max_examples=10_000 // ROWS)
+    @settings(deadline=None, max_examples=200)
     @given(texts, st.integers(0, 10**6), st.sampled_from(STRATEGIES))
     def check(choices, seed, strategy):
-        only_listed(model, choices, seed, strategy)
+        only_listed(model, choices, seed, strategy, windows=50)
 
     check()
 

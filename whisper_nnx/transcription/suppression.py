@@ -97,7 +97,7 @@ def suppressed_tokens(tokenizer: Tokenizer, vocab_size: int, options: DecodingOp
     if never.all():
         raise ValueError(f"suppress_tokens leaves none of the {vocab_size} tokens to sample; drop some")
     first = np.zeros(vocab_size, bool)
-    if options.suppress_blank and options.constraint is None:
+    if options.suppress_blank and (options.constraint is None or options.grammar_penalty is not None):
         first[[*tokenizer.blank_tokens, special.eot]] = True
     return never, first
 
