@@ -18,7 +18,7 @@ from whisper_nnx.transcription.suppression import check_choice, suppressed_token
 # The options that decide an automaton.
 _DECIDING = (
     *("grammar", "grammar_rule", "choices", "regex", "json_schema"),
-    *("suppress_tokens", "suppress_regex", "tinydiarize"),
+    *("suppress_tokens", "suppress_regex", "tinydiarize", "without_timestamps"),
 )
 
 
@@ -91,7 +91,8 @@ def _token_automaton(tokenizer: Tokenizer, vocab_size: int, options: DecodingOpt
         never = frozenset(suppressed_tokens(tokenizer, vocab_size, options)[0].nonzero()[0].tolist())
     automaton, vocabulary = automaton_of(grammar), _vocabulary(tokenizer, never)
     special = tokenizer.special
-    others = [*range(special.timestamp_begin, special.timestamp_end + 1), *([special.sot_lm] if special.sot_lm else [])]
+    times = () if options.without_timestamps else range(special.timestamp_begin, special.timestamp_end + 1)
+    others = [*times, *([] if special.sot_lm is None else [special.sot_lm])]
     try:
         return token_automaton(automaton, vocabulary, vocab_size, special.eot, others, strict=strict)
     except ValueError as error:
