@@ -51,7 +51,9 @@ def by_model_under_dropout(remat, model, mel):
     return jax.value_and_grad(score)(model)
 
 
-@pytest.mark.parametrize("way", [by_both, by_mel_in_vmap_under_dropout, by_model_under_dropout])
+@pytest.mark.parametrize(
+    "way", [by_both, by_mel_in_vmap_under_dropout, pytest.param(by_model_under_dropout, marks=pytest.mark.slow)]
+)
 def test_remat_changes_neither_values_nor_gradients(way):
     model, mel = small_model(dropout=0.3), small_mel(2)
     both = jax.jit(lambda model, mel: (way(True, model, mel), way(False, model, mel)))

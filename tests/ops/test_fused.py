@@ -88,7 +88,7 @@ def test_programs_have_the_kernel_of_the_platform_that_they_are_lowered_for():
         assert "custom_call" not in lowered("tpu", jnp.bfloat16, 8)  # steps of the token loop
 
 
-@pytest.mark.parametrize("platform", ["every", "this"])
+@pytest.mark.parametrize("platform", [pytest.param("every", marks=pytest.mark.slow), "this"])
 def test_gradients_of_the_model_pass_through_the_kernel(platform, request):
     if platform == "this":
         request.getfixturevalue("on_this_machine")

@@ -208,7 +208,8 @@ COMPARED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["f16", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("q8_0", "q5_1"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q5_1"])
 def test_whisper_cpp_transcribes_as_we_do(written, recordings, kind):
     ours = load_model(written[kind])
     theirs = pywhispercpp.Model(

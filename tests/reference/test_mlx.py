@@ -196,9 +196,8 @@ def texts_and_words(found: dict) -> list:
 
 
 # Recordings on which the rules for timestamps, which differ there, decide alike. A window takes it 4 s, words 4 more.
-@pytest.mark.parametrize(
-    ("name", "language", "words"), [("en_short_3s", "en", 0), pytest.param("fr_40s", "fr", 9, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "language", "words"), [("en_short_3s", "en", 0), ("fr_40s", "fr", 9)])
 def test_mlx_whisper_transcribes_the_same_with_what_we_write(ours, written, recordings, name, language, words):
     options = {"language": language, "temperature": 0.0, "word_timestamps": words > 0}
     audio = recordings[name][: 10 * 16_000]

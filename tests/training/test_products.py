@@ -51,7 +51,8 @@ def test_attention_of_rounded_operands_and_its_gradient_approximate_attention(dt
         assert jnp.corrcoef(mine.ravel(), true.ravel())[0, 1] > 0.9999
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_step_with_rounding_is_nearly_equal_and_the_exported_model_does_not_round(dtype):
     model, batch = small_model(spread=0.8, dtype=jnp.dtype(dtype)), random_batch()
     exact, ours = (Run(small_run(model=ModelConfig(product_dtype=name)), model) for name in ("", "bfloat16"))

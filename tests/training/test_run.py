@@ -98,6 +98,7 @@ def test_records_are_means_that_cover_each_step_once(config):
     assert dict(lines(config, "loss")) == {2: (losses[1] + losses[2]) / 2, 3: losses[3], 4: losses[4]}
 
 
+@pytest.mark.slow
 def test_a_signal_during_evaluation_saves_and_the_run_resumes_with_that_evaluation(config):
     seen = []
 
