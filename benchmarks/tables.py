@@ -134,6 +134,20 @@ def nonspeech(result: dict[str, Any]) -> str:
     return markdown(["words an hour", *found], rows) + about(result)
 
 
+def bias(result: dict[str, Any]) -> str:
+    """A row per weight: errors on listed words and on the others."""
+    found, rows = result["bias"], []
+    for weight, row in found.items():
+        name = "without a list" if float(weight) == 0 else f"`bias_weight={weight}`"
+        cells = [
+            f"{row[f'{kind}_errors']} ({percent(row[f'{kind}_errors'], row[kind])})" for kind in ("listed", "others")
+        ]
+        rows.append([name, *cells])
+    words = next(iter(found.values()))
+    header = ["", f"errors on {words['listed']} listed words", f"on {words['others']} others"]
+    return markdown(header, rows) + about(result)
+
+
 def contexts(result: dict[str, Any]) -> str:
     """A row per context, a column of word errors per length of clips."""
     found = result["contexts"]
@@ -228,6 +242,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "precision": precision,
     "nonspeech": nonspeech,
     "contexts": contexts,
+    "bias": bias,
     "serving": serving,
     "compiled": compiled,
     "estimate": estimate,
