@@ -96,7 +96,7 @@ def test_a_draft_that_is_always_right_leaves_one_pass_for_all_it_proposed(monkey
 
 def plain_ngrams(text: list[int]) -> list[int]:
     """What follows the longest, latest match of the last tokens, which goes on in circles."""
-    for size in (3, 2, 1):
+    for size in (3, 2):
         for at in range(len(text) - 2, size - 2, -1):
             if text[at - size + 1 : at + 1] == text[len(text) - size :]:
                 proposed = list(text)

@@ -26,7 +26,7 @@ PROPOSED = 4  # tokens in each pass
 GREEDY = Sampling()
 # Positions beyond those of the initial ids: the padding before them, and proposed tokens after the last one.
 _MORE_POSITIONS = 2 * PREFILL_CHUNK
-_LONGEST_MATCH = 3
+_MATCH = 2, 3  # tokens, at least and at most: after one alone, too little of what is proposed is right
 
 
 @jax.tree_util.register_dataclass
@@ -94,12 +94,12 @@ class NGrams:
 def propose_ngrams(text: jax.Array, length: jax.Array) -> jax.Array:
     """text [R,S], of which the first `length` [R] tokens count -> what may follow [R,PROPOSED], -1 for none.
 
-    The longest match with the last tokens counts, up to three; of several, the latest. What it repeats is continued
+    The longest match with the last two or three tokens counts; of several, the latest. What it repeats is continued
     beyond the end of the text, as in a loop.
     """
     position, last = jnp.arange(text.shape[1]), length[:, None] - 1
     equal, matched = jnp.ones(text.shape, bool), jnp.zeros(text.shape, jnp.int32)
-    for back in range(_LONGEST_MATCH):
+    for back in range(_MATCH[1]):
         token = jnp.take_along_axis(text, jnp.maximum(last - back, 0), axis=1)
         equal &= (jnp.roll(text, back, axis=1) == token) & (position >= back) & (last >= back)
         matched += equal
@@ -107,7 +107,7 @@ def propose_ngrams(text: jax.Array, length: jax.Array) -> jax.Array:
     found = jnp.argmax(matched * text.shape[1] + position, axis=1)[:, None]
     period = jnp.maximum(last - found, 1)
     proposed = jnp.take_along_axis(text, found + 1 + jnp.arange(PROPOSED) % period, axis=1)
-    return jnp.where(jnp.take_along_axis(matched, found, axis=1) > 0, proposed, -1)
+    return jnp.where(jnp.take_along_axis(matched, found, axis=1) >= _MATCH[0], proposed, -1)
 
 
 class DraftModel:
