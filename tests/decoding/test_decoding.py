@@ -337,7 +337,7 @@ def test_a_beam_step_does_not_sort_the_vocabulary():
     logits = jax.ShapeDtypeStruct((6, vocab_size), jnp.float32)
 
     def step(logits):
-        return beam.step(beam.init(limit, 9, jnp.zeros(2), jnp.zeros(2, jnp.uint32), 0), logits, 0)
+        return beam.step(beam.init(limit, 9, jnp.zeros(2), jnp.zeros(2, jnp.uint32), 0), logits, None, 0)
 
     program = jax.jit(step).lower(logits).compile().as_text()
     sorts = [line for line in program.splitlines() if " sort(" in line and str(vocab_size) in line]
