@@ -94,13 +94,17 @@ def token_times(
         attention = _attention(audio_scores(queries, cross, heads, rows), own, at)
         return jax.vmap(first_positions)(-attention, own.n_rows, own.positions), probability
 
-    return _in_chunks(place, text.ids.shape, len(heads) * cross[0].k.shape[-2] + len(is_text))
+    return _in_chunks(place, text.ids.shape, len(heads) * _audio_positions(cross) + len(is_text))
 
 
 def _attention(scores: jax.Array, text: AlignedText, at: jax.Array) -> jax.Array:
     """scores [B,A,S,T] -> `alignment_matrix` of the ids at [B,R]: [B,R,T]."""
     matrix = jax.vmap(alignment_matrix)(scores, text.length, text.positions)
     return jnp.take_along_axis(matrix, at[..., None], axis=1)
+
+
+def _audio_positions(cross: tuple[KeysValues, ...]) -> int:
+    return cross[0].positions or cross[0].k.shape[-2]
 
 
 def _in_chunks(place: Callable[[Rows], Any], shape: tuple[int, int], numbers: int) -> Any:
@@ -161,7 +165,7 @@ def row_begins(
         attention -= distance_cost * jnp.maximum(0, jnp.maximum(expected[..., :1] - t, t + 1 - expected[..., 1:]))
         return jax.vmap(first_positions)(-attention, own.n_rows, own.positions)
 
-    return _in_chunks(place, text.ids.shape, len(heads) * cross[0].k.shape[-2])
+    return _in_chunks(place, text.ids.shape, len(heads) * _audio_positions(cross))
 
 
 def alignment_matrix(scores: jax.Array, length: jax.Array, positions: jax.Array) -> jax.Array:
