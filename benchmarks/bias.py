@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="in any format")
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--result", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--weights", type=float, nargs="*", default=[2.0], help="bias_weight")
+    parser.add_argument("--weights", type=float, nargs="*", default=[1.0, 2.0], help="bias_weight")
     parser.add_argument("--noise", type=float, nargs="*", default=[5.0], metavar="DB")
     parser.add_argument("--cost", action="store_true", help="measure seconds per token instead, on a quiet machine")
     args = parser.parse_args()
@@ -65,9 +65,14 @@ def main() -> None:
     if args.cost:
         write_result(args.result, args.checkpoint.name, versions, cost_ms=cost(model, recordings[0].audio))
         return
-    recordings += [speech.noisy(recording, ratio) for ratio in args.noise for recording in recordings]
-    found = {f"{weight:g}": errors(model, recordings, weight) for weight in (0.0, *args.weights)}
-    write_result(args.result, args.checkpoint.name, versions, recordings=len(recordings), bias=found)
+    sounds = {"alone": recordings}
+    sounds |= {f"noise {ratio:g} dB below": [speech.noisy(one, ratio) for one in recordings] for ratio in args.noise}
+    found = [
+        {"sound": sound, "weight": weight, **errors(model, some, weight)}
+        for sound, some in sounds.items()
+        for weight in (0.0, *args.weights)
+    ]
+    write_result(args.result, args.checkpoint.name, versions, bias=found)
 
 
 def listed(language: str) -> list[str]:

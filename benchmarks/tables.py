@@ -135,16 +135,16 @@ def nonspeech(result: dict[str, Any]) -> str:
 
 
 def bias(result: dict[str, Any]) -> str:
-    """A row per weight: errors on listed words and on the others."""
-    found, rows = result["bias"], []
-    for weight, row in found.items():
-        name = "without a list" if float(weight) == 0 else f"`bias_weight={weight}`"
+    """A row per sound and weight: errors on listed words and on the others."""
+    rows = []
+    for row in result["bias"]:
+        name = f"`bias_weight={row['weight']:g}`" if row["weight"] else "without a list"
         cells = [
             f"{row[f'{kind}_errors']} ({percent(row[f'{kind}_errors'], row[kind])})" for kind in ("listed", "others")
         ]
-        rows.append([name, *cells])
-    words = next(iter(found.values()))
-    header = ["", f"errors on {words['listed']} listed words", f"on {words['others']} others"]
+        rows.append([row["sound"], name, *cells])
+    words = result["bias"][0]
+    header = ["recordings", "", f"errors on {words['listed']} listed words", f"on {words['others']} others"]
     return markdown(header, rows) + about(result)
 
 

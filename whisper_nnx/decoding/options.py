@@ -28,7 +28,7 @@ _of_attempts = partial(_option, python_only="FallbackOptions has it, for each at
 _grammar = partial(_option, group="grammar")
 _of_windows = partial(_option, python_only="meant for single windows and experiments")
 
-BIAS_WEIGHT = 2.0
+BIAS_WEIGHT = 1.0
 
 
 @explained
