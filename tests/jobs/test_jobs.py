@@ -132,6 +132,13 @@ def test_shards_hold_about_as_much_audio_each_and_a_recording_once(sounds, tmp_p
     assert [one for n in range(job.shards) for one in job.shard(n)] == listed[:61]
 
 
+def test_two_recordings_with_one_id_are_refused(tmp_path):
+    recordings(tmp_path, ["a.wav", "b.wav"])
+    (tmp_path / "rows.jsonl").write_text('{"id": 1, "audio": "a.wav"}\n{"id": 1, "audio": "b.wav"}\n')
+    with pytest.raises(ValueError, match=r"id '1' of .*b.wav is that of another recording, too"):
+        plan(tmp_path / "job", read_input(str(tmp_path / "rows.jsonl")), {})
+
+
 def test_another_command_on_the_same_folder_is_refused_with_what_differs(sounds, tmp_path):
     plan(tmp_path / "job", read_input(str(sounds)), {"language": "en"})
     with pytest.raises(ValueError, match="holds a job with language='en', not 'de'"):

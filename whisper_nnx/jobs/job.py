@@ -78,12 +78,12 @@ def plan(
 
     Args:
       folder: of the job; created if needed.
-      recordings: all of them; not read where a job is planned already. Of those with the same id, the first counts.
+      recordings: all of them; not read where a job is planned already. One that is named twice is planned once.
       settings: what results depend on, as JSON; the version is added.
       shard_s: audio in a shard, in s; recordings of unknown duration are taken for 16,000 bytes a second.
 
     Raises:
-      ValueError: another job is planned there, with what differs; or there are no recordings.
+      ValueError: another job is planned there, with what differs; or there are no recordings, or two with one id.
     """
     root, settings = Path(folder), json.loads(json.dumps({**settings, "version": __version__}))
     make_output_folder(root)
@@ -116,11 +116,14 @@ def _same(job: Job, settings: dict[str, Any]) -> Job:
 
 
 def _shards(recordings: Iterable[Recording], shard_s: float) -> Iterator[list[Recording]]:
-    known, rows, seconds = set[str](), list[Recording](), 0.0
+    known, count, rows, seconds = dict[str, int](), 0, list[Recording](), 0.0
     for one in recordings:
-        if one.id in known:
-            continue
-        known.add(one.id)
+        place = hash(one.audio)  # paths would take more memory
+        if known.setdefault(one.id, place) != place:
+            raise ValueError(f"id {one.id!r} of {one.audio} is that of another recording, too; ids must differ")
+        if len(known) == count:
+            continue  # the same recording once more
+        count = len(known)
         rows.append(one)
         seconds += max(one.size, 0) / _BYTES_PER_S if one.duration is None else one.duration
         if seconds >= shard_s or len(rows) == _MOST_RECORDINGS:

@@ -163,10 +163,12 @@ class _Worker:
 def _problem(one: Recording) -> Exception | None:
     """Why a recording is not the planned one."""
     size = file_size(one.audio)
-    if size == one.size and (size >= 0 or is_remote(one.audio)):
+    if size < 0 and is_remote(one.audio):  # not stated; reading it reports the error
         return None
-    if size < 0 and not is_remote(one.audio):
+    if size < 0:
         return FileNotFoundError(f"{one.audio}: file not found")
+    if size == one.size:
+        return None
     return ValueError(f"{one.audio}: {size} bytes, but {one.size} when the job was planned")
 
 
