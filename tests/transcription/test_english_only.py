@@ -5,6 +5,7 @@ import json
 import wave
 from dataclasses import fields
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,6 +36,12 @@ WORKS = [
     {"max_new_tokens": 9, "suppress_tokens": "-1,3", "suppress_blank": False, "suppress_regex": "a+"},
     {"without_timestamps": True, "tinydiarize": True},
     {"bias": ["two"], "bias_weight": 5.0},
+    {"choices": ["one", "two"]},
+    {"regex": "(one|two)"},
+    {"grammar": 'root ::= " one"', "grammar_rule": "root", "grammar_penalty": 0.1},
+    {"json_schema": {"type": "boolean"}},
+    {"lm": lambda tokens: jnp.zeros((len(tokens), small_config().vocab_size)), "lm_weight": 0.5},
+    {"hallucination": "calm", "entropy_threshold": 2.4},
     {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "max_repeats": 2},
     {"vad_filter": True, "vad_parameters": {"threshold": 0.01}},
     {"diarize": True},
@@ -80,7 +87,7 @@ def test_the_table_holds_every_option_of_transcribe():
 
 @pytest.mark.parametrize("options", WORKS, ids=name_of)
 def test_an_english_only_model_takes_the_option(model, options, monkeypatch):
-    if "vad_filter" in options:
+    if "vad_filter" in options or "hallucination" in options:
         monkeypatch.setattr(
             "whisper_nnx.transcription.opening.speech_spans", lambda samples, options: [(0.2, 0.9), (1.5, 2.4)]
         )
