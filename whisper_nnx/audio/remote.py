@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from whisper_nnx.audio.rules import AudioError
-
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
@@ -21,6 +19,8 @@ def is_remote(path: Any) -> bool:
 @contextmanager
 def remote_errors(url: str) -> Iterator[None]:
     """Errors of a file system as one OSError or AudioError, in one line."""
+    from whisper_nnx.audio.rules import AudioError  # with numpy, which --help does not need
+
     try:
         yield
     except FileNotFoundError:
