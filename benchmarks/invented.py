@@ -1,4 +1,4 @@
-"""Measures what checkpoints write where nobody speaks: phrases by language, and which heads of the decoder cause it.
+"""Measures what checkpoints write without speech: phrases by language, and which heads of the decoder cause it.
 
     python benchmarks/invented.py CHECKPOINT --pauses RECORDING ... --result COUNTS --phrases PHRASES
     python benchmarks/invented.py CHECKPOINT --speech MANIFEST --result benchmarks/results/NAME.heads.json

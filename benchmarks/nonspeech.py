@@ -64,7 +64,7 @@ def main() -> None:
                     write_result(args.result, args.checkpoint.name, versions, minutes=minutes, nonspeech=found)
     calm = [row for name, rows in found.items() if name.endswith(CALM) for row in rows.values()]
     if any(row["words"] for row in calm):
-        sys.exit(f"{CALM} wrote {sum(row['words'] for row in calm)} words where nobody speaks")
+        sys.exit(f"{CALM} wrote {sum(row['words'] for row in calm)} words without speech")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Work:
     words: bool = False  # also compute word times
     batch_size: int = 1
     vad: bool = False  # use the system's voice activity filter
-    calm: bool = False  # discard text where nobody speaks
+    calm: bool = False  # discard text without speech
     defaults: bool = False  # the system's own options, including temperature fallback
 
     @property

@@ -49,9 +49,9 @@ def plain_greedy(decoder: PlainDecoder, weight: float) -> tuple[tuple[int, ...],
     tokens, total = [], 0.0
     while len(tokens) < decoder.limit:
         logprobs = decoder.logprobs(tokens)
-        said = [token for token in tokens if is_text(token, SPECIAL)]
+        earlier = [token for token in tokens if is_text(token, SPECIAL)]
         scores = np.full(V, np.nan)
-        scores[TEXT] = np.log(softmax(TABLE[said[-1] if said else -1][TEXT]))
+        scores[TEXT] = np.log(softmax(TABLE[earlier[-1] if earlier else -1][TEXT]))
         own = logprobs[TEXT] if (logprobs[TEXT] > -np.inf).any() else np.zeros(TEXT.sum())
         scores[~TEXT] = (softmax(own) * scores[TEXT]).sum()
         best = int(np.argmax(logprobs + weight * scores))

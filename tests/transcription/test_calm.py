@@ -1,4 +1,4 @@
-"""`hallucination="calm"`: no text where nobody speaks, and the same text where somebody does."""
+"""`hallucination="calm"`: no text without speech, and the same text with speech."""
 
 import json
 import warnings

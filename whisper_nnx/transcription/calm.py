@@ -1,4 +1,4 @@
-"""`hallucination="calm"`: discards text where nobody speaks. No jax.
+"""`hallucination="calm"`: discards text without speech. No jax.
 
 Four signs, of which none is enough by itself: voice activity, the probability of no speech, phrases that Whisper is
 known to invent (`assets/invented_phrases.json`, measured by benchmarks/invented_phrases.py), and loops.
@@ -55,7 +55,7 @@ class Calm:
 
 @cache
 def invented_phrases(language: str | None) -> frozenset[str]:
-    """What Whisper writes in this language where nobody speaks, as `plain` text; empty if it was not measured."""
+    """What Whisper writes in this language without speech, as `plain` text; empty if it was not measured."""
     text = files("whisper_nnx").joinpath("assets", "invented_phrases.json").read_text(encoding="utf-8")
     return frozenset(json.loads(text)["phrases"].get(language, ()))
 

@@ -200,7 +200,7 @@ class TranscribeOptions:
     hallucination: str | None = field(
         default=None,
         metadata=_option(
-            "calm: discard text where nobody speaks, as far as it can be told",
+            "calm: discard text where there is no speech, as far as it is detected",
             group="long recordings",
             kind="hallucination",
             more="By voice activity (it needs the extra `vad`), the probability of no speech, phrases that Whisper is "

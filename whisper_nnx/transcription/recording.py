@@ -74,7 +74,7 @@ class Recording:
       context: positions of the decoder.
       prompt_room: the most tokens of previous text; by default half the context less one.
       piece: the only clip; by default all clips of the options.
-      calm: discards text where nobody speaks; None: all text is kept.
+      calm: discards text without speech; None: all text is kept.
     """
 
     tokenizer: Tokenizer
