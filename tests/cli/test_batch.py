@@ -47,7 +47,7 @@ def test_a_folder_is_transcribed_as_by_transcribe_and_the_same_command_finds_it_
     first = batch(*arguments)
     assert first.returncode == 1
     assert first.stderr.splitlines()[-1] == (
-        "whisper-nnx: 5 of 6 recordings done, 1 failed; 1 of 1 shards; 0 workers"
+        "whisper-nnx: 5 of 6 recordings done, 1 failed, 0 left; 1 of 1 shards; 0 workers"
     ), first.stderr
     rows = list(results(Job.open(tmp_path / "job")))
     expected = transcribe(load_model(model), [str(sounds / f"{n}.wav") for n in range(5)], language="en", temperature=0)
@@ -70,6 +70,7 @@ def test_a_folder_is_transcribed_as_by_transcribe_and_the_same_command_finds_it_
 def test_a_model_in_this_process_does_the_same_and_another_is_refused(sounds, tmp_path):
     found = run(small_model(), sounds, tmp_path / "job", temperature=0)
     assert (found.done, found.failed) == (5, 1)
+    assert all(0 < row["language_probability"] <= 1 for row in results(Job.open(tmp_path / "job")))
     with pytest.raises(ValueError, match="was started with another model"):
         run(small_model(spread=0.5), sounds, tmp_path / "job", temperature=0)
 

@@ -17,7 +17,7 @@ from whisper_nnx.jobs.worker import work
 def transcript(path: str) -> dict[str, Any]:
     name = os.path.basename(path)
     segment = {"seek": 0, "start": 0.0, "end": 1.0, "temperature": 0.0, "avg_logprob": -0.1, "compression_ratio": 1.0}
-    return {"text": f" {name} déjà vu", "segments": [segment], "language": "en"}
+    return {"text": f" {name} déjà vu", "segments": [segment], "language": "en", "duration": 2.0}
 
 
 def transcribe_all(paths: Iterator[str], poison: str = "", seconds: float = 0.0) -> Iterator[tuple[int, Any]]:

@@ -17,7 +17,7 @@ import pytest
 from tests.jobs.echo import transcribe_all, transcript
 from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan
-from whisper_nnx.jobs.journal import reopen_failed
+from whisper_nnx.jobs.journal import note_speed, reopen_failed
 from whisper_nnx.jobs.leases import Leases
 from whisper_nnx.jobs.status import Status, report, results, status, suspicions
 from whisper_nnx.jobs.supervise import supervise
@@ -42,8 +42,9 @@ def planned(sounds: Path, folder: Path) -> Job:
 
 
 def files(job: Job) -> dict[str, bytes]:
-    """What a job has written, by name: of `leases` and `work` nothing must be left."""
-    return {str(path.relative_to(job.folder)): path.read_bytes() for path in job.folder.rglob("*") if path.is_file()}
+    """What a job has written, by name, but how fast: of `leases` and `work` nothing must be left."""
+    paths = [path for path in job.folder.rglob("*") if path.is_file() and path.parent.name != "speed"]
+    return {str(path.relative_to(job.folder)): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
@@ -350,9 +351,44 @@ def test_a_lease_that_is_renewed_is_not_taken(sounds, tmp_path):
         ({"avg_logprob": -1.5}, ["low probability"]),
         ({"end": 0.1}, ["unlikely rate of speech"]),
         ({"end": 29.0}, ["unlikely rate of speech"]),
+        ({"language_probability": 0.4}, ["unsure language"]),
     ],
 )
 def test_transcripts_that_may_be_wrong_are_named(change, reason):
     row = transcript("a.wav")
-    row["segments"][0] |= change
+    (row if "language_probability" in change else row["segments"][0]).update(change)
     assert suspicions(row) == reason
+
+
+def test_the_report_counts_what_was_retried_or_failed_and_the_time_that_workers_took(sounds, tmp_path):
+    job = planned(sounds, tmp_path / "job")
+    assert report(job)["real_time_factor"] is None
+
+    def transcribe(paths):
+        for number, path in enumerate(paths):
+            retried = {"retries": {"logprob": 1, "compression_ratio": 2}} if path.endswith("1.wav") else {}
+            yield number, ValueError("broken") if path.endswith("bad.wav") else transcript(path) | retried
+
+    work(job, transcribe)
+    (notes,) = (job.folder / "speed").glob("*.jsonl")
+    lines = [json.loads(line) for line in notes.read_text().splitlines()]
+    assert [line["audio_s"] for line in lines] == [16.0] * 7 + [8.0]
+    notes.write_text("".join(json.dumps({"audio_s": 16.0, "seconds": 4.0}) + "\n" for _ in range(8)))
+    found = report(job)
+    assert found["hours"] == pytest.approx(120 / 3600, abs=1e-4)
+    assert found["real_time_factor"] == 0.25
+    assert found["retries_by_threshold"] == {"compression_ratio": 12, "logprob": 6}
+    assert found["failed"] == {"ValueError": 1}
+
+
+def test_the_status_counts_what_is_in_work_and_extrapolates_from_the_speed_of_its_workers(sounds, tmp_path):
+    job = planned(sounds, tmp_path / "job")
+    job.path("work", 0, "a").write_text('{"begun": "x", "alone": false}\n{"id": "x"}\n{"id": "y", "error": "E"}\n')
+    job.path("leases", 0).write_text("a 3")
+    assert status(job) == Status(recordings=61, done=1, failed=1, shards=8, shards_done=0, workers=1)  # no speed yet
+    job.path("leases", 1).write_text("b 7")
+    note_speed(job, "a", 30.0, 10.0)
+    note_speed(job, "gone", 10.0, 1.0)
+    found = status(job)
+    assert (found.workers, found.speed) == (2, 6.0)  # b's is not known
+    assert found.left_s == pytest.approx(8 * 20 / 6)

@@ -145,7 +145,13 @@ def test_speech_outside_of_the_clips_is_left_out(model, heard, spoken):
 def test_a_recording_without_speech_is_done_and_has_a_language(model, heard, spoken):
     it = opened(model, vad_filter=True)
     assert it.done
-    assert it.transcript() == {"text": "", "segments": [], "language": "de"}
+    assert it.transcript() == {
+        "text": "",
+        "segments": [],
+        "language": "de",
+        "duration": 5.0,
+        "language_probability": 0.45,
+    }
     assert it.progress == (5.0, 5.0)
 
 

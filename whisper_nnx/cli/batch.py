@@ -15,6 +15,7 @@ from whisper_nnx.cli.options import OPTIONS, Flag, add_option, as_flags, flag_of
 from whisper_nnx.cli.parser import Help, Parser, parse_spelled
 from whisper_nnx.cli.transcribe import check_devices, check_options, load_named_model, transcribe_options
 from whisper_nnx.jobs import inputs, job, journal, status, supervise, worker
+from whisper_nnx.output.progress import clock
 from whisper_nnx.runtime.console import NAME, run_command, say
 from whisper_nnx.runtime.options import option, options_of
 from whisper_nnx.runtime.startup import start
@@ -192,11 +193,13 @@ def _status(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _line(found: status.Status) -> str:
-    numbers = asdict(found)
-    return (
-        "{done} of {recordings} recordings done, {failed} failed; "
-        "{shards_done} of {shards} shards; {workers} workers".format(**numbers)
-    )
+    counted = (
+        "{done} of {recordings} recordings done, {failed} failed, {left} left; "
+        "{shards_done} of {shards} shards; {workers} workers"
+    ).format(**asdict(found), left=found.recordings - found.done - found.failed)
+    if found.speed is None or found.left_s is None:
+        return counted
+    return f"{counted}; {found.speed:.3g} s of audio a second, about {clock(found.left_s)} left"
 
 
 def _report(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:

@@ -86,6 +86,20 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                     continue
 
 
+def note_speed(job: Job, worker: str, audio_s: float, seconds: float) -> None:
+    """Adds how much audio a worker has transcribed since its last note, and in how many seconds by its own clock."""
+    path = job.folder / "speed" / f"{worker}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"audio_s": round(audio_s, 3), "seconds": round(seconds, 3)}) + "\n")
+
+
+def speeds(job: Job) -> dict[str, list[tuple[float, float]]]:
+    """The notes of all workers, by name: (s of audio, seconds)."""
+    paths = sorted((job.folder / "speed").glob("*.jsonl"))
+    return {path.stem: [(line["audio_s"], line["seconds"]) for line in _lines(path)] for path in paths}
+
+
 def reopen_failed(job: Job) -> None:
     """Makes the shards with failed recordings unfinished again: these recordings are missing, the others are kept."""
     for path in sorted((job.folder / "failed").glob("*.jsonl")):

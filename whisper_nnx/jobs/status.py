@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from whisper_nnx.jobs.job import Job
+from whisper_nnx.jobs.journal import Progress, speeds
 
 # Of speech, in characters a second: fewer are long pauses or missing text, more are loops. Chinese and Japanese have
 # few characters a second, German has many.
 _LEAST_RATE, _MOST_RATE = 1.0, 35.0
 _LOW_LOGPROB = -1.0
 _HIGH_RATIO = 2.4
+_LOW_LANGUAGE = 0.5
+_RECENT = 16  # shards of a worker, by which its present speed is known
 
 
 @dataclass(frozen=True)
 class Status:
-    """Numbers of recordings, of shards, and of workers that have a shard."""
+    """How far a job is.
+
+    Attributes:
+      recordings, done, failed: how many there are, have a transcript, have none.
+      shards, shards_done: how many there are, and are written.
+      workers: how many have a shard.
+      speed: seconds of audio a second, of these workers together; None before one of them has finished a shard.
+      left_s: about how long they will take for the rest; None if the speed is not known.
+    """
 
     recordings: int
     done: int
@@ -28,14 +39,40 @@ class Status:
     shards: int
     shards_done: int
     workers: int
+    speed: float | None = None
+    left_s: float | None = None
 
 
 def status(job: Job) -> Status:
-    """Counts what is done."""
+    """Counts what is done, also of shards that are in work."""
+    begun = {int(path.name.partition(".")[0]) for path in (job.folder / "work").glob("*.jsonl")}
     done = sorted((job.folder / "results").glob("*.jsonl"))
     failed = sum(_count(path) for path in (job.folder / "failed").glob("*.jsonl"))
-    workers = {path.read_text(encoding="utf-8").partition(" ")[0] for path in (job.folder / "leases").iterdir()}
-    return Status(job.recordings, sum(map(_count, done)), failed, job.shards, len(done), len(workers - {""}))
+    transcripts = sum(map(_count, done))
+    for shard in begun - {int(path.stem) for path in done}:
+        rows = Progress.read(job, shard).rows.values()
+        errors = sum("error" in row for row in rows)
+        failed, transcripts = failed + errors, transcripts + len(rows) - errors
+    workers = {path.read_text(encoding="utf-8").partition(" ")[0] for path in (job.folder / "leases").iterdir()} - {""}
+    found = Status(job.recordings, transcripts, failed, job.shards, len(done), len(workers))
+    return replace(found, **_pace(job, workers, job.shards - len(done)))
+
+
+def _pace(job: Job, workers: set[str], shards_left: int) -> dict[str, float]:
+    """The speed of workers and the time left, if known. Clocks of machines are not compared."""
+    notes = speeds(job)
+    known = [_sums(notes[name][-_RECENT:]) for name in workers & notes.keys()]
+    own = [audio_s / seconds for audio_s, seconds in known if audio_s > 0 and seconds > 0]
+    if not own:
+        return {}
+    speed = sum(own) / len(own) * len(workers)
+    shards = [audio_s for notes in notes.values() for audio_s, _ in notes]
+    return {"speed": speed, "left_s": shards_left * sum(shards) / len(shards) / speed}
+
+
+def _sums(notes: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    audio_s, seconds = zip(*notes, strict=True) if notes else ((), ())
+    return sum(audio_s), sum(seconds)
 
 
 def _count(path: Path) -> int:
@@ -45,40 +82,55 @@ def _count(path: Path) -> int:
 
 def results(job: Job) -> Iterator[dict[str, Any]]:
     """The rows of all shards that are done, in the order of the plan."""
-    for path in sorted((job.folder / "results").glob("*.jsonl")):
+    return _rows(job, "results")
+
+
+def _rows(job: Job, kind: str) -> Iterator[dict[str, Any]]:
+    for path in sorted((job.folder / kind).glob("*.jsonl")):
         with path.open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 
 
 def report(job: Job) -> dict[str, Any]:
-    """What the transcripts are like: hours, recordings by language, windows by temperature, and suspicious ones.
+    """What the transcripts are like, and which are suspicious: {reason: ids}, see `suspicions`.
 
-    A transcript is suspicious where a window compresses like a loop, has a low log-probability, or where its text is
-    unlikely long or short for its duration: {reason: ids}.
+    The real-time factor is the time of all workers, each by its own clock, for a second of audio; None if not known.
     """
     seconds, languages, temperatures = 0.0, Counter[str](), Counter[str]()
-    suspicious: dict[str, list[str]] = {}
+    retries, suspicious = Counter[str](), dict[str, list[str]]()
     for row in results(job):
         seconds += row.get("duration", 0.0)
         languages[row["language"]] += 1
         temperatures.update(f"{t:g}" for _, t in {(s["seek"], s["temperature"]) for s in row["segments"]})
+        retries.update(row.get("retries", {}))
         for reason in suspicions(row):
             suspicious.setdefault(reason, []).append(row["id"])
+    audio_s, worked_s = _sums([note for notes in speeds(job).values() for note in notes])
     return {
         "hours": round(seconds / 3600, 4),
         "languages": dict(sorted(languages.items())),
+        "real_time_factor": round(worked_s / audio_s, 6) if audio_s else None,
         "windows_by_temperature": dict(sorted(temperatures.items())),
+        "retries_by_threshold": dict(sorted(retries.items())),
+        "failed": dict(sorted(Counter(row["error"] for row in _rows(job, "failed")).items())),
         "suspicious": suspicious,
     }
 
 
 def suspicions(row: dict[str, Any]) -> list[str]:
-    """Why a transcript may be wrong; none if nothing is unusual."""
+    """Why a transcript may be wrong; none if nothing is unusual.
+
+    "repetitive" and "low probability" are those of a window, as they are retried by default; "unsure language" is one
+    that was detected with less than half of the probability; "unlikely rate of speech" is text that is too long or too
+    short for its duration.
+    """
     found = []
     if any(segment["compression_ratio"] > _HIGH_RATIO for segment in row["segments"]):
         found.append("repetitive")
     if any(segment["avg_logprob"] < _LOW_LOGPROB for segment in row["segments"]):
         found.append("low probability")
+    if row.get("language_probability", 1.0) < _LOW_LANGUAGE:
+        found.append("unsure language")
     speech = sum(segment["end"] - segment["start"] for segment in row["segments"])
     if speech > 0 and not _LEAST_RATE <= len(row["text"]) / speech <= _MOST_RATE:
         found.append("unlikely rate of speech")

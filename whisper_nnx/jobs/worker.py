@@ -15,9 +15,8 @@ from typing import Any
 from whisper_nnx.audio.remote import is_remote
 from whisper_nnx.jobs.inputs import Recording, file_size
 from whisper_nnx.jobs.job import Job
-from whisper_nnx.jobs.journal import Journal, Progress, forget
+from whisper_nnx.jobs.journal import Journal, Progress, forget, note_speed
 from whisper_nnx.jobs.leases import Leases
-from whisper_nnx.output.progress import stated_duration_s
 from whisper_nnx.output.writers import write_whole
 
 # Paths, as they are asked for -> (number, transcript or exception), as they finish: `iter_transcripts` with a model.
@@ -82,6 +81,7 @@ class _Worker:
         self._job, self._leases, self._name, self._report = job, leases, name, report
         self._begun: dict[int, tuple[_Shard, Recording]] = {}  # by their numbers
         self._held: list[_Shard] = []
+        self._audio_s, self._since = 0.0, time.monotonic()  # transcribed since then
 
     def run(self, left: list[int], transcribe_all: TranscribeAll) -> None:
         try:
@@ -136,8 +136,8 @@ class _Worker:
         if isinstance(result, Exception):
             row = about | {"error": type(result).__name__, "reason": _reason(result)}
         else:
-            duration = one.duration or stated_duration_s(one.audio)
-            row = about | ({} if duration is None else {"duration": round(duration, 3)}) | result
+            row = about | ({} if one.duration is None else {"duration": one.duration}) | result
+            self._audio_s += row.get("duration", 0.0)
         shard.journal.finish(row)
         shard.progress.rows[one.id] = row
         shard.missing.discard(one.id)
@@ -157,6 +157,9 @@ class _Worker:
         shard.journal.close()
         forget(self._job, shard.number)
         self._leases.release(shard.number)
+        now = time.monotonic()
+        note_speed(self._job, self._name, self._audio_s, now - self._since)
+        self._audio_s, self._since = 0.0, now
         self._report(shard.number)
 
 

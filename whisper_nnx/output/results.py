@@ -65,9 +65,16 @@ class WindowAlternatives(TypedDict):
 
 
 class Transcript(TypedDict):
-    """The whole text, its segments and the language code; alternatives with n_best."""
+    """The whole text, its segments and the language code.
+
+    Optional keys: duration of the recording, in s; language_probability, if the language was detected; retries, how
+    often windows were decoded again, by the threshold that they failed; alternatives with n_best.
+    """
 
     text: str
     segments: list[Segment]
     language: str
+    duration: NotRequired[float]
+    language_probability: NotRequired[float]
+    retries: NotRequired[dict[str, int]]
     alternatives: NotRequired[list[WindowAlternatives]]

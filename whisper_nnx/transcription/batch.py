@@ -315,6 +315,7 @@ class Batch:
         for row, failed in again:
             row.tries, row.attempt = row.tries + 1, None
             self.retries[failed] += 1
+            row.live.retries[failed] += 1
 
         def accept(rows: dict[int, Row]) -> dict[int, list[Segment]]:
             return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -123,7 +124,11 @@ class Opened:
             if self._channels is not None:
                 self._label_speakers(self._channels, held)
             segments = [*segments, *held]
-        whole: Transcript = {"text": text, "segments": segments, "language": self.language}
+        whole: Transcript = {"text": text, "segments": segments, "language": self.language, "duration": self.duration_s}
+        if self.language_probs:
+            whole["language_probability"] = self.language_probs[self.language]
+        if retries := sum((live.retries for live in self.lives), Counter[str]()):
+            whole["retries"] = dict(sorted(retries.items()))
         alternatives = [window for part in parts for window in part.get("alternatives", [])]
         if alternatives:
             whole["alternatives"] = alternatives

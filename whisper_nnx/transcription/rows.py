@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -35,6 +36,7 @@ class Live:
       encoded: windows that are encoded already, from detecting the language.
       on_language: is called with the languages' probabilities in its first window, if the recording's language is
         still to be detected in it.
+      retries: how often its windows were tried again, by the threshold that they failed.
     """
 
     recording: Recording
@@ -49,6 +51,7 @@ class Live:
     allowed_languages: tuple[str, ...] = ()
     encoded: dict[Place, EncodedWindows] = field(default_factory=dict)
     on_language: Callable[[dict[str, float]], None] | None = None
+    retries: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
