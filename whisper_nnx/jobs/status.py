@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +54,20 @@ def status(job: Job) -> Status:
         errors = sum("error" in row for row in rows)
         failed, transcripts = failed + errors, transcripts + len(rows) - errors
     workers = {path.read_text(encoding="utf-8").partition(" ")[0] for path in (job.folder / "leases").iterdir()} - {""}
-    found = Status(job.recordings, transcripts, failed, job.shards, len(done), len(workers))
-    return replace(found, **_pace(job, workers, job.shards - len(done)))
+    pace = _pace(job, workers, job.shards - len(done))
+    return Status(job.recordings, transcripts, failed, job.shards, len(done), len(workers), *pace)
 
 
-def _pace(job: Job, workers: set[str], shards_left: int) -> dict[str, float]:
+def _pace(job: Job, workers: set[str], shards_left: int) -> tuple[float, float] | tuple[None, None]:
     """The speed of workers and the time left, if known. Clocks of machines are not compared."""
     notes = speeds(job)
     known = [_sums(notes[name][-_RECENT:]) for name in workers & notes.keys()]
     own = [audio_s / seconds for audio_s, seconds in known if audio_s > 0 and seconds > 0]
     if not own:
-        return {}
+        return None, None
     speed = sum(own) / len(own) * len(workers)
     shards = [audio_s for notes in notes.values() for audio_s, _ in notes]
-    return {"speed": speed, "left_s": shards_left * sum(shards) / len(shards) / speed}
+    return speed, shards_left * sum(shards) / len(shards) / speed
 
 
 def _sums(notes: Iterable[tuple[float, float]]) -> tuple[float, float]:
