@@ -100,7 +100,7 @@ def _load(
     else:
         if sampling_rate is not None:
             raise AudioError(f"sampling_rate={sampling_rate} applies to arrays; a file states its own; leave it out")
-        with _binary_file(source) as (file, name):
+        with open_binary(source) as (file, name):
             samples, channels = read_file(file, name, stream, separate, follow_timestamps, max_s)
     if not len(samples):
         warn(f"{name} is empty: it has no samples; is it the right recording?", stacklevel=3)
@@ -119,10 +119,10 @@ def pad_or_trim(waveform: Any, n_samples: int = 30 * SAMPLE_RATE) -> np.ndarray:
 
 
 @contextmanager
-def _binary_file(source: Any) -> Iterator[tuple[BinaryIO, str]]:
+def open_binary(source: Any) -> Iterator[tuple[BinaryIO, str]]:
     """Opens a path, bytes, "-" or file object as a seekable binary file; yields it and its name for messages."""
     if is_remote(source):
-        with open_remote(source) as opened, _binary_file(opened) as (file, _):
+        with open_remote(source) as opened, open_binary(opened) as (file, _):
             yield file, source
     elif isinstance(source, str | os.PathLike) and source != "-":
         try:
@@ -131,7 +131,7 @@ def _binary_file(source: Any) -> Iterator[tuple[BinaryIO, str]]:
             hint = OPEN_HINTS.get(type(error))
             reason = f"{os.fspath(source)}: {error.strerror}"
             raise type(error)(f"{reason}; {hint}" if hint else reason) from None
-        with opened, _binary_file(opened) as file:
+        with opened, open_binary(opened) as file:
             yield file
     elif isinstance(source, bytes | bytearray | memoryview):
         yield io.BytesIO(source), "the given data"

@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from whisper_nnx.cli.options import OPTIONS, Flag, add_option, as_flags, flag_of
+from whisper_nnx.cli.options import OPTIONS, SUBTITLE_FLAGS, Flag, add_option, as_flags, flag_of
 from whisper_nnx.cli.parser import Help, Parser, parse_spelled
 from whisper_nnx.cli.transcribe import check_devices, check_options, load_named_model, transcribe_options
 from whisper_nnx.jobs import inputs, job, journal, status, supervise, worker
 from whisper_nnx.output.progress import clock
+from whisper_nnx.output.subtitles import SubtitleOptions
+from whisper_nnx.output.writers import WRITERS
 from whisper_nnx.runtime.console import NAME, run_command, say
 from whisper_nnx.runtime.options import option, options_of
 from whisper_nnx.runtime.startup import start
@@ -50,6 +52,7 @@ _MODES = {
     "work": "Work on a job that is planned, beside other workers, on this machine or others that share its folder.",
     "status": "Show how far a job is.",
     "report": "Show what the transcripts of a job are like, as JSON.",
+    "export": "Write the transcripts of a job, as far as it is done, in other formats.",
 }
 
 
@@ -59,7 +62,8 @@ def build_parser(mode: str = "") -> argparse.ArgumentParser:
         usage=f"%(prog)s {'[options] FOLDER' if mode else 'INPUT --output FOLDER [options]'}",
         description=_MODES.get(mode)
         or "Transcribe a folder, a pattern, a list (.txt) or JSON lines (.jsonl) of recordings into FOLDER/results. "
-        "The same command continues a job that was interrupted. batch work, status and report take a job's folder.",
+        "The same command continues a job that was interrupted. "
+        "batch work, status, report and export take a job's folder.",
         formatter_class=Help,
         add_help=False,
     )
@@ -79,6 +83,13 @@ def build_parser(mode: str = "") -> argparse.ArgumentParser:
                 group = parser.add_argument_group(title)
                 for flag in chosen:
                     add_option(group, flag)
+    if mode == "export":
+        formats = f"parquet, lhotse (cuts), {', '.join(WRITERS)}; srt,json: several"
+        group.add_argument("--output_format", "-f", required=True, metavar="FORMATS", help=formats)
+        group.add_argument("--output_dir", "-o", metavar="FOLDER", help="where to write (default: FOLDER/export)")
+        group = parser.add_argument_group("subtitles")
+        for flag in SUBTITLE_FLAGS:
+            add_option(group, flag)
     group = parser.add_argument_group("help")
     group.add_argument("--traceback", action="store_true", help="show where in the program an error happened")
     group.add_argument("--help", "-h", action="help", help="show this and leave")
@@ -89,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command -> exit status: 0, or 1 if a recording failed. Wrong usage raises SystemExit(2)."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     mode = arguments[0] if arguments[:1] and arguments[0] in _MODES else ""
-    run = {"": _run, "work": _work, "status": _status, "report": _report}[mode]
+    run = {"": _run, "work": _work, "status": _status, "report": _report, "export": _export}[mode]
     return run_command(arguments[1:] if mode else arguments, build_parser(mode), parse_spelled, run, as_flags)
 
 
@@ -204,4 +215,19 @@ def _line(found: status.Status) -> str:
 
 def _report(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     print(json.dumps(status.report(job.Job.open(args.output)), indent=1, ensure_ascii=False))
+    return 0
+
+
+def _export(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    from whisper_nnx.jobs.export import export, split_formats
+
+    options = {flag.dest: value for flag in SUBTITLE_FLAGS if (value := getattr(args, flag.dest)) != flag.default}
+    try:
+        split_formats(args.output_format)
+        SubtitleOptions(**options)
+    except ValueError as error:
+        parser.error(as_flags(str(error)))
+    done, folder = job.Job.open(args.output), args.output_dir or os.path.join(args.output, "export")
+    count = export(done, folder, args.output_format, **options)
+    say(f"{count} of {done.recordings} recordings are in {folder}")
     return 0

@@ -1,0 +1,96 @@
+"""What a job's transcripts are written as."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.audio.test_loading import write_wav
+from tests.jobs.echo import transcript
+from whisper_nnx.jobs.export import export
+from whisper_nnx.jobs.inputs import read_input
+from whisper_nnx.jobs.job import Job, plan
+from whisper_nnx.jobs.status import results
+from whisper_nnx.jobs.worker import work
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Of three recordings, two of one name; the ids of two differ in what a file's name cannot hold."""
+    rows = [("x/1", "a/talk.wav"), ("x:1", "b/talk.wav"), ("third", "b/stereo.wav")]
+    for _, path in rows:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        samples = np.full((2 * 8000, 2), 900, "<i2") if "stereo" in path else np.full(2 * 8000, 900, "<i2")
+        write_wav(tmp_path / path, samples, 8000)
+    lines = [json.dumps({"id": id_, "audio": path}) + "\n" for id_, path in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    job = plan(tmp_path / "job", read_input(str(tmp_path / "rows.jsonl")), {"language": "en"}, shard_s=2)
+
+    def transcribe(paths):
+        for number, path in enumerate(paths):
+            row = transcript(path) | {"duration": 2.0}
+            words = [{"word": " one", "start": 0.25, "end": 0.75, "probability": 0.5}]
+            row["segments"][0] |= {
+                "id": 0,
+                "text": f" {path[-8:]}",
+                "tokens": [7],
+                "no_speech_prob": 0.1,
+                "words": words,
+            }
+            yield number, row | ({"retries": {"logprob": 2}} if "stereo" in path else {})
+
+    work(job, transcribe)
+    return job
+
+
+def test_recordings_of_one_name_have_files_of_their_own(job, tmp_path):
+    assert export(job, tmp_path / "out", "srt,txt") == 3
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert len(written) == 6
+    assert {name.split("/")[1].split(".")[0] for name in written} == {"talk", "stereo"}
+    assert "000002/stereo.third.srt" in written
+    text = (tmp_path / "out" / "000002" / "stereo.third.srt").read_text()
+    assert text == "1\n00:00:00,250 --> 00:00:00,750\none\n\n"
+
+
+def test_parquet_holds_the_same_rows_and_how_they_were_made(job, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (job.folder / "model.txt").write_text("0123")
+    export(job, tmp_path / "out", "parquet")
+    files = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in files] == [f"{n:06d}.parquet" for n in range(job.shards)]
+    found = parquet.read_table(tmp_path / "out")
+    for row, expected in zip(found.to_pylist(), results(job), strict=True):
+        assert row["segments"][0]["words"] == expected["segments"][0]["words"]
+        assert dict(row["retries"]) == expected.get("retries", {})
+        assert {key: row[key] for key in ("id", "audio", "text", "language", "duration")} == {
+            key: expected[key] for key in ("id", "audio", "text", "language", "duration")
+        }
+    about = parquet.read_schema(files[0]).metadata
+    assert (json.loads(about[b"settings"])["language"], about[b"model"]) == ("en", b"0123")
+
+
+def test_cuts_have_a_supervision_for_each_segment(job, tmp_path):
+    export(job, tmp_path / "out", "lhotse")
+    texts = [gzip.decompress(path.read_bytes()) for path in sorted((tmp_path / "out").iterdir())]
+    cuts = [json.loads(line) for text in texts for line in text.splitlines()]
+    first, _, stereo = cuts
+    assert (first["type"], first["channel"], first["duration"]) == ("MonoCut", 0, 2.0)
+    assert first["recording"] == {
+        "id": "x/1",
+        "sources": [{"type": "file", "channels": [0], "source": str(tmp_path / "a" / "talk.wav")}],
+        "sampling_rate": 8000,
+        "num_samples": 16000,
+        "duration": 2.0,
+    }
+    [segment] = first["supervisions"]
+    assert (segment["start"], segment["duration"], segment["text"]) == (0.0, 1.0, "talk.wav")
+    assert segment["alignment"] == {"word": [["one", 0.25, 0.5, 0.5]]}
+    assert (stereo["type"], stereo["channel"], stereo["supervisions"][0]["channel"]) == ("MultiCut", [0, 1], [0, 1])
+
+
+def test_an_unknown_format_is_named(job, tmp_path):
+    with pytest.raises(ValueError, match=r"format='doc' is unknown; choose txt, .*, parquet, lhotse"):
+        export(job, tmp_path / "out", "srt,doc")

@@ -1,0 +1,150 @@
+"""`export`: the transcripts of a job as subtitles, text or tables, parquet, and cuts of Lhotse."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+
+from whisper_nnx.audio.files import open_container
+from whisper_nnx.audio.loading import open_binary
+from whisper_nnx.jobs.job import Job
+from whisper_nnx.output.results import Transcript
+from whisper_nnx.output.writers import WRITERS, make_output_folder, output_name, parse_formats, write_files, write_whole
+
+
+def export(job: Job, folder: str | os.PathLike[str], formats: str, **options: Any) -> int:
+    """Writes the shards that are done -> how many recordings. What is there already is replaced.
+
+    Args:
+      job: whose results are written.
+      folder: `000012.parquet` and `cuts.000012.jsonl.gz` come in it, a file a shard, and the others in
+        `000012/NAME.ID.srt`, a file a recording.
+      formats: those of the writers, "parquet" or "lhotse"; "srt,parquet": several.
+      options: of subtitles.
+
+    Raises:
+      ValueError: an unknown format; results lack what a format needs.
+      OSError: a file cannot be written, or (lhotse) a recording cannot be read.
+      ImportError: parquet needs the package pyarrow.
+    """
+    files, tables = split_formats(formats)
+    root, count = Path(folder), 0
+    make_output_folder(root)
+    for path in sorted((job.folder / "results").glob("*.jsonl")):
+        with path.open(encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+        for table in tables:
+            name, encode = TABLES[table]
+            write_whole(root / name.format(path.stem), encode(job, rows))
+        for row in rows if files else ():
+            write_files(row, root / path.stem / _stem(row), ",".join(files), **options)
+        count += len(rows)
+    return count
+
+
+def split_formats(formats: str) -> tuple[list[str], list[str]]:
+    """Formats of a file for each recording, and of one for each shard. Raises ValueError for an unknown one."""
+    names = formats.split(",")
+    if unknown := [name for name in names if name not in (*WRITERS, *TABLES, "all")]:
+        raise ValueError(f"format={unknown[0]!r} is unknown; choose {', '.join([*WRITERS, *TABLES])}")
+    files = ",".join(name for name in names if name not in TABLES)
+    return parse_formats(files) if files else [], [name for name in TABLES if name in names]
+
+
+def _stem(row: dict[str, Any]) -> str:
+    """The name of a recording and its id, which tells it from others of the same name."""
+    id_ = row["id"]
+    if not re.fullmatch(r"[a-z0-9_-]{1,64}", id_):  # no name of a file, or equal to another where case is ignored
+        id_ = hashlib.sha256(id_.encode()).hexdigest()[:16]
+    name = re.sub(r"[^\w.-]+", "_", output_name(row["audio"]))
+    return f"{name[:80]}.{id_}"
+
+
+def _parquet(job: Job, rows: list[dict[str, Any]]) -> bytes:
+    """The rows with the types of `Transcript`; the settings of the job and the model's digest are in the metadata."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError('parquet needs the package pyarrow: pip install "whisper-nnx[jobs]"') from None
+    columns = {"id": str, "audio": str, "start": float, **get_type_hints(Transcript)}
+    model = job.folder / "model.txt"
+    about = {"settings": json.dumps(job.settings), "model": model.read_text("utf-8") if model.exists() else ""}
+    schema = pa.schema([(name, _arrow_type(hint)) for name, hint in columns.items()], about)
+    table = pa.Table.from_pylist([row | {"retries": list(row.get("retries", {}).items())} for row in rows], schema)
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _arrow_type(hint: Any) -> Any:
+    import pyarrow as pa
+
+    if is_typeddict(hint):
+        return pa.struct([(name, _arrow_type(inner)) for name, inner in get_type_hints(hint).items()])
+    if get_origin(hint) is list:
+        return pa.list_(_arrow_type(get_args(hint)[0]))
+    if get_origin(hint) is dict:
+        return pa.map_(*map(_arrow_type, get_args(hint)))
+    return {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}[hint]
+
+
+def _lhotse(job: Job, rows: list[dict[str, Any]]) -> bytes:
+    lines = (json.dumps(_cut(row), ensure_ascii=False) + "\n" for row in rows)
+    return gzip.compress("".join(lines).encode(), mtime=0)
+
+
+def _cut(row: dict[str, Any]) -> dict[str, Any]:
+    """A cut with a supervision for each segment, whose times count from the start of the cut."""
+    recording = _lhotse_recording(row)
+    channels = recording.pop("channel_ids")
+    several = len(channels) > 1
+    cut = {"id": row["id"], "start": row.get("start", 0.0), "duration": row["duration"]}
+    if "start" not in row:
+        cut["duration"] = recording["duration"]
+    cut |= {"channel": channels if several else channels[0], "recording": recording}
+    cut |= {"supervisions": list(_supervisions(row, cut, channels))}
+    return cut | {"type": "MultiCut" if several else "MonoCut"}
+
+
+def _supervisions(row: dict[str, Any], cut: dict[str, Any], channels: list[int]) -> Iterator[dict[str, Any]]:
+    for number, segment in enumerate(row["segments"]):
+        start, end = (min(segment[key], cut["duration"]) for key in ("start", "end"))
+        if not start < end:
+            continue
+        found = {"id": f"{row['id']}-{number}", "recording_id": cut["recording"]["id"]}
+        found |= {"start": start, "duration": round(end - start, 8), "channel": cut["channel"]}
+        found |= {"text": segment["text"].strip(), "language": segment.get("language", row["language"])}
+        found |= {"speaker": segment["speaker"]} if "speaker" in segment else {}
+        found["custom"] = {"avg_logprob": segment["avg_logprob"], "no_speech_prob": segment["no_speech_prob"]}
+        if words := segment.get("words"):
+            spans = [(w["word"].strip(), w["start"], round(w["end"] - w["start"], 8), w["probability"]) for w in words]
+            found["alignment"] = {"word": spans}
+        yield found
+
+
+def _lhotse_recording(row: dict[str, Any]) -> dict[str, Any]:
+    """As Lhotse describes a file: from its header, or by the duration that was found where it states none."""
+    audio, duration_s = row["audio"], row["duration"]
+    with open_binary(audio) as (file, name), open_container(file) as container:
+        stream = container.streams.best("audio") or container.streams.audio[0]
+        rate, channels = stream.rate, list(range(stream.channels))
+        if stream.duration and stream.time_base:
+            duration_s = float(stream.duration * stream.time_base)
+    source = {"type": "url" if "://" in name else "file", "channels": channels, "source": audio}
+    n_samples = round(duration_s * rate)
+    recording = {"id": row["id"], "sources": [source], "sampling_rate": rate, "num_samples": n_samples}
+    return recording | {"duration": n_samples / rate, "channel_ids": channels}
+
+
+# Name of a shard's file, and what is in it.
+TABLES: dict[str, tuple[str, Callable[[Job, list[dict[str, Any]]], bytes]]] = {
+    "parquet": ("{}.parquet", _parquet),
+    "lhotse": ("cuts.{}.jsonl.gz", _lhotse),
+}
