@@ -133,7 +133,7 @@ def _lhotse_recording(row: dict[str, Any]) -> dict[str, Any]:
     """As Lhotse describes a file: from its header, or by the duration that was found where it states none."""
     audio, duration_s = row["audio"], row["duration"]
     with open_binary(audio) as (file, name), open_container(file) as container:
-        stream = container.streams.best("audio") or container.streams.audio[0]
+        stream = container.streams.audio[0]
         rate, channels = stream.rate, list(range(stream.channels))
         if stream.duration and stream.time_base:
             duration_s = float(stream.duration * stream.time_base)
