@@ -32,6 +32,17 @@ def transcribe_all(paths: Iterator[str], poison: str = "", seconds: float = 0.0)
     yield from held
 
 
+def echo(folder: str, name: str, poison: str = "", seconds: float = 0.01) -> int:
+    work(Job.open(folder), lambda paths: transcribe_all(paths, poison, seconds), name=name, expires_s=1)
+    return 0
+
+
+def echo_and_tell(folder: str, poison: str, pids: str, name: str) -> int:
+    """Writes the number of this process into the folder `pids`, too."""
+    with open(os.path.join(pids, name), "w") as file:
+        file.write(str(os.getpid()))
+    return echo(folder, name, poison, seconds=0.1)
+
+
 if __name__ == "__main__":
-    folder, name, poison = sys.argv[1:]
-    work(Job.open(folder), lambda paths: transcribe_all(paths, poison, seconds=0.01), name=name, expires_s=1)
+    sys.exit(echo(*sys.argv[1:]))

@@ -20,7 +20,7 @@ from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.journal import note_speed, reopen_failed
 from whisper_nnx.jobs.leases import Leases
 from whisper_nnx.jobs.status import Status, report, results, status, suspicions
-from whisper_nnx.jobs.supervise import supervise
+from whisper_nnx.jobs.supervise import Process, supervise
 from whisper_nnx.jobs.worker import work
 
 
@@ -62,10 +62,10 @@ def failures(job: Job) -> list[dict[str, Any]]:
 def run(job: Job, workers: int = 2, poison: str = "") -> tuple[int, list[str]]:
     lines: list[str] = []
 
-    def command(name: str) -> list[str]:
-        return [sys.executable, "-m", "tests.jobs.echo", str(job.folder), name, poison]
+    def start(name: str, place: int) -> Process:
+        return Process([sys.executable, "-m", "tests.jobs.echo", str(job.folder), name, poison])
 
-    return supervise(job, command, workers, lines.append), lines
+    return supervise(job, start, workers, lines.append), lines
 
 
 # Input and plan.
@@ -288,8 +288,9 @@ def test_a_recording_that_ends_its_worker_three_times_is_quarantined_and_the_res
 def test_workers_that_die_before_they_begin_are_not_started_for_ever(sounds, tmp_path):
     job, lines = planned(sounds, tmp_path / "job"), list[str]()
     command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    assert supervise(job, lambda name: command, 1, lines.append) == 1
-    assert lines[-1] == "3 workers were ended by signals before they began: not enough memory?"
+    assert supervise(job, lambda name, place: Process(command), 2, lines.append) == 1
+    assert lines.count("a worker died (signal 9); another one continues") == 4
+    assert lines.count("3 workers died before they began (signal 9): not enough memory?") == 2
     assert status(job).done == 0
 
 

@@ -30,7 +30,12 @@ class BatchOptions:
     """Options of the command beside those of `transcribe`; only described, never made."""
 
     output: str | None = field(default=None, metadata=_option("folder of the job; created if missing", kind="folder"))
-    workers: int = field(default=1, metadata=_option("processes on this machine"))
+    workers: int | None = field(
+        default=None, metadata=_option("processes on this machine (default: 1); with --ray, one per device of all")
+    )
+    ray: str | None = field(
+        default=None, metadata=_option("run the workers on this Ray cluster: host:port, or auto for this machine's")
+    )
     shard_s: float = field(default=job.SHARD_S, metadata=_option("audio in a shard, in s: what a worker takes at once"))
     retry_failed: bool = field(default=False, metadata=_option("try the recordings that failed once more"))
     expires_s: float = field(
@@ -73,7 +78,7 @@ def build_parser(mode: str = "") -> argparse.ArgumentParser:
     else:
         group.add_argument("input", metavar="INPUT", help="what is transcribed")
     for flag in _OWN.values():
-        if not mode or (mode == "work" and flag.dest in ("workers", "expires_s")):
+        if not mode or (mode == "work" and flag.dest in ("workers", "ray", "expires_s")):
             add_option(group, flag)
     if mode in ("", "work"):
         group.add_argument("--worker_name", help=argparse.SUPPRESS)
@@ -107,12 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if not args.output:
         parser.error("--output FOLDER is required")
-    check_devices(parser, args)
+    _check_workers(parser, args)
     check_options(parser, args, transcribe_options(args))
     if os.path.exists(args.model):
         args.model = os.path.abspath(args.model)
-    if args.workers < 1:
-        parser.error(f"--workers {args.workers} must be at least 1")
     settings = {"input": os.path.abspath(args.input), **stored_options(args)}
     planned = job.plan(args.output, inputs.read_input(args.input), settings, args.shard_s)
     if args.retry_failed:
@@ -120,32 +123,67 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     return _supervised(planned, args)
 
 
+def _check_workers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    check_devices(parser, args)
+    if args.workers is not None and args.workers < 1:
+        parser.error(f"--workers {args.workers} must be at least 1")
+    if args.ray and (args.devices or args.mesh or (args.device and args.device[1])):
+        parser.error("with --ray each worker has one device, which Ray chooses; drop --devices, --mesh and --device N")
+
+
 def _supervised(planned: job.Job, args: argparse.Namespace) -> int:
     """Runs the workers -> exit status: 1 if a worker or a recording failed."""
-
-    def command(name: str) -> list[str]:
-        own = [sys.executable, "-m", "whisper_nnx", "batch", "work", str(planned.folder), f"--worker_name={name}"]
-        return [*own, f"--expires_s={args.expires_s}", *_machine_flags(args)]
-
-    def environment(place: int) -> dict[str, str]:
-        """A GPU of its own for each of several workers: JAX takes most of the memory of all that it sees."""
-        if args.workers == 1 or args.device is None or args.device[0] not in ("gpu", "cuda"):
-            return {}
-        known = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return {"CUDA_VISIBLE_DEVICES": known.split(",")[place] if known else str(place)}
-
-    ended = supervise.supervise(planned, command, args.workers, say, environment)
+    ended = _run_actors(planned, args) if args.ray else _run_processes(planned, args)
     found = status.status(planned)
     say(_line(found))
     return ended or int(found.failed > 0 or found.shards_done < found.shards)
 
 
-def _machine_flags(args: argparse.Namespace) -> list[str]:
+def _run_processes(planned: job.Job, args: argparse.Namespace) -> int:
+    workers = args.workers or 1
+
+    def start(name: str, place: int) -> supervise.Process:
+        command = [sys.executable, "-m", "whisper_nnx", "batch", *_worker_arguments(planned, args, workers, name)]
+        return supervise.Process(command, env=os.environ | environment(place))
+
+    def environment(place: int) -> dict[str, str]:
+        """A GPU of its own for each of several workers: JAX takes most of the memory of all that it sees."""
+        if workers == 1 or args.device is None or args.device[0] not in ("gpu", "cuda"):
+            return {}
+        known = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return {"CUDA_VISIBLE_DEVICES": known.split(",")[place] if known else str(place)}
+
+    return supervise.supervise(planned, start, workers, say)
+
+
+def _run_actors(planned: job.Job, args: argparse.Namespace) -> int:
+    from whisper_nnx.jobs import cluster
+
+    for name in ("model_dir", "compilation_cache"):  # actors have another working directory
+        if isinstance(path := getattr(args, name), str):
+            setattr(args, name, os.path.abspath(path))
+    with cluster.connected(args.ray) as machines:
+        count, resources = cluster.slots(machines, args.device and args.device[0], args.threads)
+        args.threads = resources.get("num_cpus", args.threads)
+
+        def start(name: str, place: int) -> cluster.Actor:
+            return cluster.Actor(main, _worker_arguments(planned, args, 1, name), resources)
+
+        return supervise.supervise(planned, start, args.workers or count, say)
+
+
+def _worker_arguments(planned: job.Job, args: argparse.Namespace, workers: int, name: str) -> list[str]:
+    """Of the command of one of several workers on a machine."""
+    own = ["work", os.path.abspath(planned.folder), f"--worker_name={name}", f"--expires_s={args.expires_s}"]
+    return own + _machine_flags(args, workers)
+
+
+def _machine_flags(args: argparse.Namespace, workers: int) -> list[str]:
     """The options of machines for one of several workers, which share the cores."""
     flags: list[Flag] = [flag for group in _SHARED.values() for flag in group if flag.dest in _OF_MACHINES]
     values = {flag.dest: getattr(args, flag.dest) for flag in flags}
-    if args.workers > 1:
-        values["threads"] = values["threads"] or max(1, (os.cpu_count() or 1) // args.workers)
+    if workers > 1:
+        values["threads"] = values["threads"] or max(1, (os.cpu_count() or 1) // workers)
     if values["device"] is not None:
         values["device"] = ":".join(map(str, values["device"]))
     if isinstance(values["mesh"], dict):
@@ -156,7 +194,10 @@ def _machine_flags(args: argparse.Namespace) -> list[str]:
 def _work(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     planned = job.Job.open(args.output)
     if args.worker_name is None:
+        _check_workers(parser, args)
         return _supervised(planned, args)
+    if all(map(planned.is_done, range(planned.shards))):
+        return 0
     options = {name: value for name, value in planned.settings.items() if name not in ("input", "version")}
     full = build_parser().parse_args(["-", *spelled(options)])
     for name in _OF_MACHINES:

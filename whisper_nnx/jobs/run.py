@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from typing import Unpack
 
 import jax
@@ -45,11 +46,28 @@ def run(
     Raises:
       ValueError: another job is in that folder; or nothing is in the input.
     """
-    settings = json.loads(json.dumps(options, default=str))
-    job = plan(output, read_input(os.fspath(input)), {"input": os.path.abspath(input), **settings}, shard_s)
-    require_model(job, model)
-    work(job, lambda paths: iter_transcripts(model, paths, **options), expires_s=expires_s)
+    job = planned(input, output, shard_s, options)
+    work_with(lambda: model, job, options, expires_s)
     return status(job)
+
+
+def planned(
+    input: str | os.PathLike[str], output: str | os.PathLike[str], shard_s: float, options: TranscribeChanges
+) -> Job:
+    """The job of `run`."""
+    settings = json.loads(json.dumps(options, default=str))
+    return plan(
+        os.path.abspath(output), read_input(os.fspath(input)), {"input": os.path.abspath(input), **settings}, shard_s
+    )
+
+
+def work_with(
+    load: Callable[[], Whisper], job: Job, options: TranscribeChanges, expires_s: float, name: str | None = None
+) -> int:
+    """Works on a job with the model that `load` returns -> 0, the exit status of a worker."""
+    require_model(job, model := load())
+    work(job, lambda paths: iter_transcripts(model, paths, **options), name=name, expires_s=expires_s)
+    return 0
 
 
 def require_model(job: Job, model: Whisper) -> None:

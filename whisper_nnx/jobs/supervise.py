@@ -1,76 +1,91 @@
-"""Runs workers as processes, and starts another for one that dies."""
+"""Runs workers, and starts another for one that dies."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
 
 from whisper_nnx.jobs.job import Job
 from whisper_nnx.jobs.leases import release_all
 from whisper_nnx.jobs.worker import worker_name
 
-_MOST_IDLE_DEATHS = 3  # of workers one after the other that had not begun a recording
+_MOST_IDLE_DEATHS = 3  # of workers in the same place, one after the other, while nothing was begun
 _POLL_S = 0.2
 
 
-def supervise(
-    job: Job,
-    command: Callable[[str], Sequence[str]],
-    workers: int,
-    say: Callable[[str], None],
-    environment: Callable[[int], dict[str, str]] = lambda place: {},
-) -> int:
+class Worker(Protocol):
+    """What runs a worker, as `subprocess.Popen` does: its status is None while it runs, and negative if it died."""
+
+    @property
+    def cause(self) -> str: ...  # of its death
+    def poll(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def wait(self) -> int: ...
+
+
+class Process(subprocess.Popen[bytes]):
+    """A worker that is a process of this machine."""
+
+    @property
+    def cause(self) -> str:
+        return f"signal {-self.returncode}"
+
+
+def supervise(job: Job, start: Callable[[str, int], Worker], workers: int, say: Callable[[str], None]) -> int:
     """Runs workers until the job is done -> exit status: 0, or that of a worker that ended with an error of its own.
 
     Args:
       job: what is to be done.
-      command: the command of a worker, from its name.
+      start: starts a worker, from its name and its place: 0 to workers - 1.
       workers: how many run at once.
       say: called with a line about each worker that died.
-      environment: what is added to the environment of a worker, by its place from 0.
     """
-    running: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
     if all(map(job.is_done, range(job.shards))):
         return 0
-    status, idle, before = 0, 0, _written(job)
+    status, idle = 0, Counter[int]()
+    running: dict[int, tuple[str, Worker, tuple[int, int]]] = {}  # by place
 
-    def start(place: int) -> None:
-        name = worker_name()
-        running[place] = name, subprocess.Popen(command(name), env=os.environ | environment(place))
+    def fill(place: int) -> None:
+        name, written = worker_name(), _written(job)
+        running[place] = name, start(name, place), written
 
     try:
         for place in range(workers):
-            start(place)
+            fill(place)
         while running:
             time.sleep(_POLL_S)
-            for place, (name, process) in list(running.items()):
-                if process.poll() is None:
+            for place, (name, worker, before) in list(running.items()):
+                if (ended := worker.poll()) is None:
                     continue
                 del running[place]
                 release_all(job, name)
-                if process.returncode > 0:  # it has reported why
-                    status = status or process.returncode
-                elif process.returncode < 0:
-                    now = _written(job)
-                    idle, before = (idle + 1 if now == before else 0), now
-                    if idle < _MOST_IDLE_DEATHS:
-                        say(f"a worker was ended by signal {-process.returncode}; another one continues")
-                        start(place)
-                    else:
-                        say(f"{idle} workers were ended by signals before they began: not enough memory?")
-                        status = status or 1
+                if ended >= 0:  # an error was reported
+                    status = status or ended
+                    continue
+                idle[place] = idle[place] + 1 if _written(job) == before else 0
+                if idle[place] < _MOST_IDLE_DEATHS:
+                    say(f"a worker died ({worker.cause}); another one continues")
+                    fill(place)
+                else:
+                    say(f"{idle[place]} workers died before they began ({worker.cause}): not enough memory?")
+                    status = status or 1
     finally:
-        for _, process in running.values():
-            process.terminate()
-        for name, process in running.values():
-            process.wait()
+        for _, worker, _ in running.values():
+            worker.terminate()
+        for name, worker, _ in running.values():
+            worker.wait()
             release_all(job, name)
     return status
 
 
 def _written(job: Job) -> tuple[int, int]:
     """How much the workers have written: it changes as soon as one begins a recording."""
-    journals = (path.stat().st_size for path in (job.folder / "work").glob("*.jsonl"))
-    return sum(1 for _ in (job.folder / "results").glob("*.jsonl")), sum(journals)
+    size = 0
+    for path in (job.folder / "work").glob("*.jsonl"):
+        with suppress(FileNotFoundError):  # its shard is done
+            size += path.stat().st_size
+    return sum(1 for _ in (job.folder / "results").glob("*.jsonl")), size

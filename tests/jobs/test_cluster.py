@@ -1,0 +1,164 @@
+"""Jobs on a Ray cluster: of two nodes on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.audio.test_loading import as_int16, write_wav
+from tests.jobs.echo import echo_and_tell, transcribe_all
+from tests.jobs.test_jobs import failures, files, planned, recordings, sounds, undisturbed  # noqa: F401
+from tests.small import quick_environment, small_model
+from weight_loader import load_model, save_pretrained
+from whisper_nnx.jobs.cluster import Actor, connected, run_on_cluster, slots
+from whisper_nnx.jobs.job import Job
+from whisper_nnx.jobs.run import run
+from whisper_nnx.jobs.status import status
+from whisper_nnx.jobs.supervise import supervise
+from whisper_nnx.jobs.worker import work
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A machine of one core, by what Ray knows of it."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # else an actor waits for whatever else runs
+        patch.setenv("PYTHONPATH", os.getcwd())
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        yield nodes
+        nodes.shutdown()
+
+
+def run_actors(job: Job, address: str, pids: Path, poison: str = "") -> tuple[int, list[str]]:
+    pids.mkdir()
+    lines: list[str] = []
+    with connected(address) as machines:
+        count, resources = slots(machines)
+        assert resources == {"num_cpus": 1}
+        work = partial(echo_and_tell, str(job.folder), poison, str(pids))
+        return supervise(job, lambda name, place: Actor(work, name, resources), count, lines.append), lines
+
+
+def wait_for(what):
+    end = time.monotonic() + 120
+    while not (found := what()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+def machine(**resources):
+    return {"Alive": True, "Resources": {"memory": 1e10, **resources}}
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "expected"),
+    [
+        (None, None, (6, {"num_gpus": 1})),
+        ("gpu", 2, (6, {"num_gpus": 1})),
+        ("cuda", None, (6, {"num_gpus": 1})),
+        ("cpu", None, (4, {"num_cpus": 8})),
+        ("cpu", 3, (10, {"num_cpus": 3})),
+    ],
+)
+def test_a_worker_for_each_device_of_all_machines(device, threads, expected):
+    lost = {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}}
+    assert slots([machine(CPU=8.0, GPU=4.0), machine(CPU=24.0, GPU=2.0), machine(), lost], device, threads) == expected
+
+
+def test_a_worker_for_each_tpu_and_none_where_there_is_no_such_device():
+    assert slots([machine(CPU=8.0, TPU=4.0), machine(CPU=8.0, TPU=4.0)]) == (8, {"resources": {"TPU": 1}})
+    with pytest.raises(ValueError, match="the cluster has no room for a worker on gpu"):
+        slots([machine(CPU=8.0)], "gpu")
+    with pytest.raises(ValueError, match="no room for a worker on cpu"):
+        slots([machine(CPU=8.0)], "cpu", 9)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("auto", "Could not find any running Ray instance"), ("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1: Connection")],
+)
+def test_without_a_cluster_there_is_one_message(address, message):
+    with pytest.raises(ConnectionError, match=message), connected(address):
+        pass
+
+
+def test_an_actor_that_is_killed_is_replaced(cluster, tmp_path):
+    sounds = recordings(tmp_path / "sounds", [f"{n:03d}.wav" for n in range(10)])  # noqa: F811
+    undisturbed, job = planned(sounds, tmp_path / "undisturbed"), planned(sounds, tmp_path / "job")  # noqa: F811
+    work(undisturbed, transcribe_all)
+
+    def kill():
+        wait_for(lambda: list((job.folder / "work").iterdir()))
+        [name] = (tmp_path / "pids").iterdir()
+        os.kill(int(name.read_text()), signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    assert run_actors(job, cluster.address, tmp_path / "pids") == (
+        0,
+        ["a worker died (ActorDiedError); another one continues"],
+    )
+    thread.join()
+    assert files(job) == files(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_lost_node_changes_no_byte(cluster, sounds, tmp_path, undisturbed):  # noqa: F811
+    job, node = planned(sounds, tmp_path / "job"), cluster.add_node(num_cpus=1)
+
+    def kill():
+        wait_for(lambda: len({path.name[7:] for path in (job.folder / "work").iterdir()}) == 2)
+        cluster.remove_node(node, allow_graceful=False)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    ended, lines = run_actors(job, cluster.address, tmp_path / "pids")
+    thread.join()
+    assert ended == 0
+    assert [line.partition(" (")[0] for line in lines] == ["a worker died"]
+    assert files(job) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_recording_that_ends_three_actors_is_quarantined(cluster, tmp_path):
+    job = planned(recordings(tmp_path / "sounds", ["0.wav", "1.wav", "2.wav"]), tmp_path / "job")
+    ended, lines = run_actors(job, cluster.address, tmp_path / "pids", poison="1.wav")
+    assert (ended, len(lines)) == (0, 3)
+    assert status(job).done == 2
+    [failed] = failures(job)
+    assert failed["reason"].endswith("1.wav: 3 workers ended while they transcribed it")
+
+
+@pytest.mark.slow
+def test_the_command_and_the_function_do_on_a_cluster_what_they_do_without(cluster, tmp_path):
+    save_pretrained(small_model(), tmp_path / "model")
+    (tmp_path / "sounds").mkdir()
+    for n in range(3):
+        write_wav(tmp_path / "sounds" / f"{n}.wav", as_int16(np.random.default_rng(n).normal(size=8000) / 10))
+    run(load_model(tmp_path / "model"), tmp_path / "sounds", tmp_path / "expected", temperature=0)
+    found = run_on_cluster(
+        partial(load_model, tmp_path / "model"), tmp_path / "sounds", tmp_path / "job", cluster.address, temperature=0
+    )
+    assert found.done == 3
+    expected = (tmp_path / "expected" / "results" / "000000.jsonl").read_bytes()
+    assert (tmp_path / "job" / "results" / "000000.jsonl").read_bytes() == expected
+    command = [sys.executable, "-m", "whisper_nnx", "batch", str(tmp_path / "sounds"), "--ray", cluster.address]
+    command += ["--output", str(tmp_path / "command"), "--model", str(tmp_path / "model")]
+    command += ["--temperature_increment_on_fallback", "None", "--beam_size", "None"]
+    ended = subprocess.run(command, env=quick_environment(), capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "command" / "results" / "000000.jsonl").read_bytes() == expected
