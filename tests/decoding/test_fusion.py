@@ -1,13 +1,17 @@
 """A language model beside the decoder: against plain Python, and decoding with it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.oracle import ROWS, PlainDecoder, is_text
 from tests.small import quick_compilation, small_config, small_mel, small_model, small_tokenizer  # noqa: F401
+from whisper_nnx import transcribe
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.transcription.windows import decode, decode_windows, encode_windows
 
@@ -94,3 +98,52 @@ def test_beams_prefer_text_that_the_language_model_finds_probable(model, encoded
 def test_a_language_model_of_another_vocabulary_is_refused(model, mel):
     with pytest.raises(ValueError, match=rf"lm returns .* must return logits \[2,{V}\]"):
         decode(model, mel, GERMAN, lm=lambda tokens: bigrams(tokens)[:, :-1])
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Bigrams:
+    """A language model as a pytree, which has no hash."""
+
+    table: jax.Array
+
+    def __call__(self, tokens):
+        return self.table[tokens[:, -1]]
+
+
+class Embedded(nnx.Module):
+    def __init__(self, table):
+        self.table = nnx.Param(jnp.asarray(table))
+
+    def __call__(self, tokens):
+        return self.table[...][tokens[:, -1]]
+
+
+def looked_up(table, tokens):
+    return table[tokens[:, -1]]
+
+
+@pytest.mark.parametrize("make", [Bigrams, partial(jax.tree_util.Partial, looked_up), Embedded])
+def test_the_arrays_of_a_language_model_are_inputs_of_the_program(model, encoded, compilations, make):
+    def run(lm):
+        return [r.tokens for r in decode_windows(model, encoded, [replace(FUSED, lm=lm)] * ROWS, range(ROWS))]
+
+    other = jnp.asarray(TABLE[:, ::-1])
+    expected = [run(bigrams), run(lambda tokens: other[tokens[:, -1]])]
+    found = [run(make(jnp.asarray(TABLE)))]
+    compilations.clear()
+    found.append(run(make(other)))
+    assert compilations == []
+    assert found == expected
+    assert expected[0] != expected[1]
+
+
+def test_recordings_with_language_models_of_their_own(model):
+    """Rows of one loop share a language model; others are decoded apart."""
+    noise = np.random.default_rng(0).normal(0, 0.1, (4, 16_000)).astype(np.float32)
+    models = [Bigrams(jnp.asarray(TABLE)), Bigrams(jnp.asarray(TABLE[:, ::-1])), None, bigrams]
+    options = {"language": "de", "temperature": 0.0, "no_speech_threshold": None, "lm_weight": 3.0}
+    sources = [{"audio": audio, "lm": lm} for audio, lm in zip(noise, models, strict=True)]
+    together = [one["text"] for one in transcribe(model, sources, batch_size=3, **options)]
+    assert together == [transcribe(model, source, **options)["text"] for source in sources]
+    assert len({*together[:3]}) == 3

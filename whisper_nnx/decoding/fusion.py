@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from whisper_nnx.decoding.rules import PER_ROW, PER_WINDOW, STATIC, Rule, is_text
+from whisper_nnx.decoding.rules import PER_ROW, PER_WINDOW, SHARED, STATIC, Rule, is_text
 from whisper_nnx.runtime.programs import exportable
 from whisper_nnx.text.special_tokens import SpecialTokens
 
@@ -31,12 +31,12 @@ class FusionRule(Rule):
     Attributes:
       weight: [R], 0 for no effect.
       tokens: [R,CONTEXT], the text tokens of the window, the latest one last, -1 before the first.
-      lm: tokens -> logits [R,V] of the next token; traceable by JAX.
+      lm: tokens -> logits [R,V] of the next token; traceable by JAX. Its arrays are inputs of the program.
     """
 
     weight: Any = field(metadata=PER_WINDOW)
     tokens: Any = field(metadata=PER_ROW)
-    lm: LanguageModel = field(metadata=STATIC)
+    lm: LanguageModel = field(metadata=SHARED)
     special: SpecialTokens = field(metadata=STATIC)
 
     @classmethod
@@ -53,7 +53,7 @@ class FusionRule(Rule):
         for row, ids in zip(tokens, prefixes, strict=True):
             text = [i for i in ids if i < special.eot or i > special.timestamp_end][-CONTEXT:]
             row[CONTEXT - len(text) :] = text
-        return cls(np.array(weight, np.float32), tokens, lm, special)
+        return cls(np.array(weight, np.float32), tokens, _as_pytree(lm), special)
 
     def apply(self, logits: jax.Array) -> jax.Array:
         return logits
@@ -71,6 +71,20 @@ class FusionRule(Rule):
     def append(self, token: jax.Array) -> FusionRule:
         longer = jnp.concatenate([self.tokens[:, 1:], token[:, None]], axis=1)
         return replace(self, tokens=jnp.where(is_text(token, self.special)[:, None], longer, self.tokens))
+
+
+def _as_pytree(lm: LanguageModel) -> LanguageModel:
+    """A function as a pytree without arrays, of which programs depend; a pytree of arrays as it is."""
+    return jax.tree_util.Partial(lm) if jax.tree_util.all_leaves([lm]) else lm
+
+
+def identity_of(lm: LanguageModel | None) -> Hashable:
+    """What two language models are compared by: themselves, or which object it is where it has no hash."""
+    try:
+        hash(lm)
+    except TypeError:  # a dataclass with arrays
+        return id(lm)
+    return lm
 
 
 def check_lm(lm: LanguageModel, vocab_size: int) -> None:

@@ -180,12 +180,14 @@ class DecodingOptions:
     )
     lm: Callable[[Any], Any] | None = field(
         default=None,
+        hash=False,  # it may hold arrays
         metadata=_option(
             "a language model: the window's text tokens [R,64] -> logits [R,V] of the next ones, traceable by JAX",
             python_only="it is a function",
             more="The latest token comes last; -1 fills up what is before the first. Text tokens get lm_weight times "
             "their log-probability as a bonus, as with bias; timestamps and the end of text get what text gets on "
-            "average. A program is compiled for each function.",
+            "average. A program is compiled for each function, and for each structure and shape of a callable pytree, "
+            "whose arrays may change.",
         ),
     )
     lm_weight: float = field(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from whisper_nnx.decoding.fusion import identity_of
 from whisper_nnx.decoding.loop import DecodingBatch, padded_positions
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling, Strategy
@@ -44,7 +45,7 @@ class Attempt:
         o = self.options
         suppressed = o.suppress_tokens, o.suppress_blank, o.suppress_regex, o.tinydiarize
         kinds = limits_of(o) != NO_LIMITS, self.grammar_program, o.grammar_penalty is None, self.bias_size
-        return strategy_of(o), suppressed, *kinds, o.lm
+        return strategy_of(o), suppressed, *kinds, identity_of(o.lm)
 
 
 @dataclass(frozen=True)
