@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from whisper_nnx.audio.loading import pad_or_trim as pad_or_trim
     from whisper_nnx.audio.options import VadOptions as VadOptions
     from whisper_nnx.audio.vad import speech_spans as speech_spans
+    from whisper_nnx.decoding.ngram import NgramModel as NgramModel
     from whisper_nnx.decoding.options import DecodingOptions as DecodingOptions
     from whisper_nnx.evaluation.run import evaluate as evaluate
     from whisper_nnx.model.audio_context import with_audio_ctx as with_audio_ctx
@@ -81,6 +82,7 @@ _EXPORTS = {
         "create_whisper_tiny",
         "create_whisper_turbo",
     ],
+    "whisper_nnx.decoding.ngram": ["NgramModel"],
     "whisper_nnx.decoding.options": ["DecodingOptions"],
     "whisper_nnx.transcription.attempts": ["Alternative", "DecodingResult"],
     "whisper_nnx.transcription.windows": ["decode", "detect_language"],

@@ -80,6 +80,7 @@ FLOATS = ["float32", "bfloat16", "float16"]
 KINDS = {
     **VALUES,
     "grammar": how(_grammar, "FILE"),
+    "lm": how(str, "FILE"),
     "folder": how(str, "FOLDER"),
     "name": how(str, "NAME"),
     "formats": how(_formats, "FORMATS"),

@@ -78,7 +78,7 @@ def _as_pytree(lm: LanguageModel) -> LanguageModel:
     return jax.tree_util.Partial(lm) if jax.tree_util.all_leaves([lm]) else lm
 
 
-def identity_of(lm: LanguageModel | None) -> Hashable:
+def identity_of(lm: object) -> Hashable:
     """What two language models are compared by: themselves, or which object it is where it has no hash."""
     try:
         hash(lm)

@@ -178,20 +178,22 @@ class DecodingOptions:
             more="Added to the logit.",
         ),
     )
-    lm: Callable[[Any], Any] | None = field(
+    lm: Callable[[Any], Any] | str | None = field(
         default=None,
         hash=False,  # it may hold arrays
         metadata=_option(
-            "a language model: the window's text tokens [R,64] -> logits [R,V] of the next ones, traceable by JAX",
-            python_only="it is a function",
-            more="The latest token comes last; -1 fills up what is before the first. Text tokens get lm_weight times "
-            "their log-probability as a bonus, as with bias; timestamps and the end of text get what text gets on "
-            "average. A program is compiled for each function, and for each structure and shape of a callable pytree, "
-            "whose arrays may change.",
+            "a language model to prefer text by: an ARPA file (also .gz) of n-grams over tokens",
+            kind="lm",
+            accepts="Callable[[Any], Any] | str | os.PathLike[str] | None",
+            more="In Python also any function that JAX can trace, or a callable pytree of arrays: from the window's "
+            "text tokens [R,64], the latest one last and -1 before the first, to logits [R,V] of the next ones. Text "
+            "tokens get lm_weight times their log-probability as a bonus, as with bias; timestamps and the end of text "
+            "get what text gets on average. A program is compiled for each function, and for the structure and shapes "
+            "of a pytree, of which others may follow.",
         ),
     )
     lm_weight: float = field(
-        default=0.3, metadata=_option("weight of the language model's log-probabilities", python_only="see lm")
+        default=0.3, metadata=_option("weight of the language model's log-probabilities; 0: no effect")
     )
     n_best: int = field(
         default=1,
@@ -253,6 +255,8 @@ class DecodingOptions:
             if isinstance(value, Iterable) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(int(i) for i in value))
         object.__setattr__(self, "bias", parse_phrases(self.bias))
+        if isinstance(self.lm, os.PathLike):
+            object.__setattr__(self, "lm", os.fspath(self.lm))
         object.__setattr__(self, "suppress_tokens", _parse_ids(self.suppress_tokens))
         object.__setattr__(self, "language", language_or_none(self.language))
         for name, least in _WHOLE.items():
@@ -280,10 +284,10 @@ class DecodingOptions:
             raise ValueError(
                 f"bias_weight={self.bias_weight} must be above 0 and finite; without bias it has no effect"
             )
-        if self.lm is not None and not callable(self.lm):
-            raise ValueError(
-                f"lm={self.lm!r} must be a function in JAX, tokens [R,N] -> logits [R,V]; n-gram files are not read"
-            )
+        if isinstance(self.lm, str) and not os.path.isfile(self.lm):
+            raise ValueError(f"lm={self.lm!r} is not a file; give an ARPA file of n-grams over tokens")
+        if not (self.lm is None or isinstance(self.lm, str) or callable(self.lm)):
+            raise ValueError(f"lm={self.lm!r} must be an ARPA file, or a function in JAX: tokens [R,N] -> logits [R,V]")
         if not (self.lm_weight >= 0 and math.isfinite(self.lm_weight)):
             raise ValueError(f"lm_weight={self.lm_weight} must be 0 or more and finite")
         try:

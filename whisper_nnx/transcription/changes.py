@@ -40,7 +40,7 @@ class DecodingChanges(TypedDict, total=False):
     no_repeat_ngram_size: int
     bias: str | Sequence[str | tuple[Any, ...] | Mapping[str, Any]] | None
     bias_weight: float
-    lm: Callable[[Any], Any] | None
+    lm: Callable[[Any], Any] | str | os.PathLike[str] | None
     lm_weight: float
     n_best: int
     tinydiarize: bool
@@ -81,7 +81,7 @@ class RecordingChanges(TypedDict, total=False):
     no_repeat_ngram_size: int
     bias: str | Sequence[str | tuple[Any, ...] | Mapping[str, Any]] | None
     bias_weight: float
-    lm: Callable[[Any], Any] | None
+    lm: Callable[[Any], Any] | str | os.PathLike[str] | None
     lm_weight: float
     tinydiarize: bool
     grammar: str | os.PathLike[str] | None

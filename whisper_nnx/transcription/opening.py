@@ -24,6 +24,7 @@ from whisper_nnx.transcription.attempts import initial_ids
 from whisper_nnx.transcription.batch import choose_language
 from whisper_nnx.transcription.calm import VAD, Calm
 from whisper_nnx.transcription.grammars import check_window
+from whisper_nnx.transcription.language_models import with_lm
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.recording import Recording
 from whisper_nnx.transcription.row_decoder import LARGEST_GROUP
@@ -225,6 +226,7 @@ def open_audio(
     mel, pieces, config = audio.mel, audio.pieces, model.config
     frames = 2 * config.max_source_positions
     options = _fit_model(model, options)
+    options = replace(options, decoding=with_lm(tokenizer_of(model), options.decoding))
     warn_of_precision(model, options.decoding.fp16)
     decoding, language = options.window_options, options.decoding.language
     check_window(tokenizer_of(model), config, decoding)

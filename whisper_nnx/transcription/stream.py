@@ -16,6 +16,7 @@ from whisper_nnx.output.results import Segment, Transcript
 from whisper_nnx.runtime.devices import rounded_up
 from whisper_nnx.transcription.batch import Batch, is_out_of_memory
 from whisper_nnx.transcription.drafts import with_draft
+from whisper_nnx.transcription.language_models import with_lm
 from whisper_nnx.transcription.opening import Opened, open_audio, open_recording, prepare_audio, read_samples
 from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 from whisper_nnx.transcription.reading import ReadAhead, Reading, Source
@@ -95,8 +96,9 @@ def iter_transcripts(
     tokenizer_of(model)
     call, changed = CallOptions.split(changes)
     model = with_draft(on_devices(with_audio_ctx(model, call.audio_ctx), call.devices), call.draft)
-    shared = TranscribeOptions.of(options, **changed)  # an error in the shared options is raised at once
+    shared = TranscribeOptions.of(options, **changed)  # an error in the shared options or their lm is raised at once
     call.check(shared)
+    with_lm(tokenizer_of(model), shared.decoding)
     sources = (_source_or_error(one, options, changed, shared) for one in audio)
     count = len(audio) if isinstance(audio, Sized) else None
     known = list(sources) if count == 1 or isinstance(audio, list | tuple) else None

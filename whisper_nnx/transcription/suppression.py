@@ -68,6 +68,7 @@ def rules_of(
     if any(tries):
         rules.append(BiasRule.from_tries(tries, config.vocab_size))
     if first.lm is not None:
+        assert not isinstance(first.lm, str)  # `with_lm` has read it
         weights = [o.lm_weight if o else 0.0 for o in options]
         rules.append(FusionRule.from_prefixes(prefixes, special, weight=weights, lm=first.lm))
     return tuple(rules)
@@ -106,7 +107,7 @@ def check_choice(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions
     """Raises ValueError if the options leave a window no first token, or prefer more than there is room for."""
     special = tokenizer.special
     trie_of(tokenizer, options)
-    if options.lm is not None:
+    if callable(options.lm):
         check_lm(options.lm, vocab_size)
     require_timestamps(options, special)
     never, first = suppressed_tokens(tokenizer, vocab_size, options)

@@ -20,6 +20,7 @@ from whisper_nnx.timing.word_times import Layout, word_heads, word_times
 from whisper_nnx.transcription.attempts import Attempt, strategy_of
 from whisper_nnx.transcription.drafts import with_draft
 from whisper_nnx.transcription.grammars import least_tokens
+from whisper_nnx.transcription.language_models import with_lm
 from whisper_nnx.transcription.longform import LongformOptions
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.row_decoder import Groups, compile_sizes
@@ -59,6 +60,7 @@ def warmup(
     """
     model = with_draft(model, draft)
     chosen, special = TranscribeOptions.of(options, **changes), tokenizer_of(model).special
+    chosen = replace(chosen, decoding=with_lm(tokenizer_of(model), chosen.decoding))
     attempts = [chosen.fallback.options_at(t, chosen.window_options) for t in chosen.fallback.temperatures]
     tries = {strategy_of(attempt): attempt for attempt in attempts}
     described = options_of(LongformOptions, TranscribeOptions).values()

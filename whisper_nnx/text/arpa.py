@@ -1,0 +1,188 @@
+"""Reads n-grams over a tokenizer's tokens from an ARPA file, as KenLM and SRILM write them."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import stat
+import zlib
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from whisper_nnx.text.vocabulary import BYTE_OF
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from whisper_nnx.text.tokenizer import Tokenizer
+
+MOST_NGRAMS = 20_000_000
+LONGEST_NGRAM = 8
+UNKNOWN, START, END = b"<unk>", b"<s>", b"</s>"
+_OTHER_UNKNOWN = (b"<UNK>",)  # as KenLM
+_LONGEST_LINE = 1 << 16  # bytes
+_COUNT = re.compile(rb"ngram\s+(\d{1,2})\s*=\s*(\d{1,18})")
+_LETTER_OF = {byte: chr(letter) for letter, byte in BYTE_OF.items()}
+_RECIPE = "write each line of the text as its token ids and run lmplz on that (see the guide on long recordings)"
+
+
+class Ngrams(NamedTuple):
+    """The N n-grams of one length.
+
+    ids [N,n]: tokens, or what `read_arpa` has for <unk> and <s>. logprob [N], backoff [N]: natural logarithms.
+    """
+
+    ids: np.ndarray
+    logprob: np.ndarray
+    backoff: np.ndarray
+
+
+def read_arpa(path: str | os.PathLike[str], tokenizer: Tokenizer) -> list[Ngrams]:
+    """Reads the n-grams of each length, from 1 up, except those with </s>.
+
+    The words of the file are token ids in decimal, or tokens as vocab.json writes them. <unk> has the id
+    `tokenizer.vocab_size`, <s> the next one. `path` may end in .gz.
+
+    Raises:
+      ValueError: not an ARPA file, a damaged one, or one over something else than the tokenizer's text tokens.
+      OSError: it cannot be read.
+    """
+    file = Path(path)
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise ValueError(f"{file} is not a regular file; give an ARPA file")
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        reader = _Reader(stream, tokenizer)
+        try:
+            return reader.read()
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{file} is damaged: {error}; copy it again") from None
+        except _Problem as problem:
+            raise ValueError(f"{file}{problem}") from None
+
+
+class _Problem(Exception):
+    pass
+
+
+class _Reader:
+    def __init__(self, stream: Any, tokenizer: Tokenizer):
+        self._stream: BinaryIO = stream
+        self._tokenizer, self._line = tokenizer, 0
+        self._ids: dict[bytes, int] = {}
+
+    def read(self) -> list[Ngrams]:
+        counts = self._counts()
+        found = []
+        for n, count in enumerate(counts, start=1):
+            self._expect(b"\\%d-grams:" % n)
+            found.append(self._section(n, count, last=n == len(counts)))
+        self._expect(b"\\end\\")
+        return found
+
+    def _next(self) -> bytes:
+        """The next line without spaces around it; b"" for an empty one."""
+        line = self._stream.readline(_LONGEST_LINE)
+        self._line += 1
+        if not line:
+            raise _Problem(f" ends after line {self._line - 1}, before \\end\\; it is truncated, copy it again")
+        return line.strip()
+
+    def _fault(self, what: str) -> _Problem:
+        return _Problem(f", line {self._line}: {what}")
+
+    def _expect(self, heading: bytes) -> None:
+        while not (line := self._next()):
+            pass
+        if line != heading:
+            raise self._fault(f"{_shown(line)} in place of {_shown(heading)}; the counts do not match the n-grams")
+
+    def _counts(self) -> list[int]:
+        """How many n-grams of each length the head of the file states."""
+        first = self._stream.readline(_LONGEST_LINE)
+        self._line = 1
+        if first.startswith(b"mmap lm"):
+            raise _Problem(" is KenLM's binary format; give the ARPA file that it was made from")
+        while first.strip() != b"\\data\\":
+            first = self._stream.readline(_LONGEST_LINE)
+            self._line += 1
+            if not first or self._line > 1000:
+                raise _Problem(" is not an ARPA file: it has no line \\data\\; KenLM's lmplz writes ARPA files")
+        counts: list[int] = []
+        while line := self._next():
+            match = _COUNT.fullmatch(line)
+            if not match or int(match[1]) != len(counts) + 1:
+                raise self._fault(f"{_shown(line)} in place of 'ngram {len(counts) + 1}=COUNT'")
+            counts.append(int(match[2]))
+        if not counts or sum(counts) > MOST_NGRAMS or len(counts) > LONGEST_NGRAM:
+            raise self._fault(
+                f"{sum(counts)} n-grams of up to {len(counts)} tokens; at most {MOST_NGRAMS} of up to {LONGEST_NGRAM} "
+                "are read (lmplz --prune and -o make fewer)"
+            )
+        return counts
+
+    def _section(self, n: int, count: int, last: bool) -> Ngrams:
+        import numpy as np
+
+        ids, numbers = array("i"), array("f")
+        words: list[bytes] = []
+        for _ in range(count):
+            fields = self._next().split()
+            if not fields or fields[0].startswith(b"\\"):
+                raise self._fault(f"there are fewer than {count} {n}-grams; the counts do not match the n-grams")
+            if not n + 1 <= len(fields) <= n + 2 - last:
+                raise self._fault(f"{_shown(b' '.join(fields))} is not a {n}-gram with its logarithms")
+            try:
+                numbers.append(float(fields[0]))
+                numbers.append(float(fields[n + 1]) if len(fields) > n + 1 else 0.0)
+            except ValueError:
+                raise self._fault(f"{_shown(b' '.join(fields))} has something else than numbers around it") from None
+            own = fields[1 : n + 1]
+            if n == 1:
+                words += own
+            else:
+                try:
+                    ids.extend([self._ids[word] for word in own])
+                except KeyError as error:
+                    raise self._fault(f"{_shown(error.args[0])} is not among the 1-grams") from None
+        if n == 1:
+            self._ids = self._ids_of(words)
+            ids.extend([self._ids[word] for word in words])
+        logs = np.frombuffer(numbers, np.float32).reshape(-1, 2) * np.float32(np.log(10))
+        if not np.isfinite(logs).all() or (logs[:, 0] > 0).any():
+            raise _Problem(f": a {n}-gram before line {self._line} has no logarithm of a probability")
+        rows = np.frombuffer(ids, np.int32).reshape(-1, n)
+        kept = (rows >= 0).all(axis=1)
+        return Ngrams(rows[kept], logs[kept, 0], logs[kept, 1])
+
+    def _ids_of(self, words: Sequence[bytes]) -> dict[bytes, int]:
+        """Word -> id; -1 for </s>."""
+        size, special = self._tokenizer.vocab_size, {START, END, UNKNOWN, *_OTHER_UNKNOWN}
+        tokens = [word for word in words if word not in special]
+        text = self._tokenizer.text_tokens(range(size))
+        by_id = {str(i).encode(): i for i in text}
+        if all(word.isdigit() for word in tokens):
+            known: Mapping[bytes, int] = by_id
+        else:
+            known = _by_name(text, self._tokenizer)
+            if all(word.isascii() for word in tokens):  # a space before a token is the letter Ġ
+                raise _Problem(f" is a model of words, not of tokens; {_RECIPE}")
+        if unknown := next((word for word in tokens if word not in known), None):
+            raise _Problem(f": {_shown(unknown)} is not a text token of this model; for a model of words, {_RECIPE}")
+        if len(set(words)) < len(words):
+            raise _Problem(": a 1-gram occurs twice")
+        ends = dict.fromkeys([UNKNOWN, *_OTHER_UNKNOWN], size) | {START: size + 1, END: -1}
+        return {word: ends[word] if word in special else known[word] for word in words}
+
+
+def _by_name(text: Sequence[int], tokenizer: Tokenizer) -> dict[bytes, int]:
+    """Tokens as vocab.json writes them -> ids."""
+    pieces = tokenizer.token_bytes(text)
+    return {"".join(map(_LETTER_OF.__getitem__, piece)).encode(): i for i, piece in zip(text, pieces, strict=True)}
+
+
+def _shown(line: bytes) -> str:
+    text = line[:60].decode("utf-8", "replace")
+    return repr(text + "..." if len(line) > 60 else text)

@@ -1,0 +1,27 @@
+"""From the path in `DecodingOptions.lm` to the language model in that file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import lru_cache
+
+from whisper_nnx.decoding.ngram import NgramModel
+from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.text.tokenizer import Tokenizer
+
+
+def with_lm(tokenizer: Tokenizer, options: DecodingOptions) -> DecodingOptions:
+    """Options with the language model in place of its path.
+
+    A file that has not changed is read once. Raises ValueError or OSError as `NgramModel.from_arpa`.
+    """
+    if not isinstance(options.lm, str):
+        return options
+    about = os.stat(options.lm)
+    return replace(options, lm=_read(os.path.abspath(options.lm), about.st_mtime_ns, about.st_size, tokenizer))
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, modified_ns: int, size: int, tokenizer: Tokenizer) -> NgramModel:
+    return NgramModel.from_arpa(path, tokenizer)
