@@ -80,7 +80,7 @@ def flags() -> set[str]:
 @pytest.mark.parametrize("document", [name for name in TEXTS if name.startswith(("README", "docs/"))])
 def test_flags_in_documents_exist(document, flags):
     text = re.sub(
-        r"^.*(?:pip install|mkdocs|pytest|jupyter|xla_|docker|--build-arg|--profile).*$",
+        r"^.*(?:pip install|mkdocs|pytest|jupyter|xla_|docker|--build-arg|--profile|lmplz).*$",
         "",
         TEXTS[document],
         flags=re.MULTILINE,

@@ -21,7 +21,7 @@ from tests.small import (  # noqa: F401
 from whisper_nnx import NgramModel, keep_programs, transcribe
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.runtime.programs import Program
-from whisper_nnx.transcription.language_models import with_lm
+from whisper_nnx.transcription.language_models import window_with_lm
 from whisper_nnx.transcription.windows import decode, decode_windows, encode_windows
 
 FOLDER = Path(__file__).parent / "ngram"
@@ -203,7 +203,7 @@ def test_decoding_with_a_file_is_decoding_with_its_model_as_a_function(model, fi
 
 def test_another_model_of_the_same_size_compiles_nothing(model, encoded, files, compilations):
     def run(file):
-        options = with_lm(TOKENIZER, replace(GERMAN, beam_size=2, lm=file, lm_weight=1.0))
+        options = window_with_lm(TOKENIZER, replace(GERMAN, beam_size=2, lm=file, lm_weight=1.0))
         return [r.tokens for r in decode_windows(model, encoded, [options] * ROWS, range(ROWS))]
 
     first = run(files[0])

@@ -9,9 +9,15 @@ from functools import lru_cache
 from whisper_nnx.decoding.ngram import NgramModel
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.transcription.options import TranscribeOptions
 
 
-def with_lm(tokenizer: Tokenizer, options: DecodingOptions) -> DecodingOptions:
+def with_lm(tokenizer: Tokenizer, options: TranscribeOptions) -> TranscribeOptions:
+    """Like `window_with_lm`, of a recording."""
+    return replace(options, decoding=window_with_lm(tokenizer, options.decoding))
+
+
+def window_with_lm(tokenizer: Tokenizer, options: DecodingOptions) -> DecodingOptions:
     """Options with the language model in place of its path.
 
     A file that has not changed is read once. Raises ValueError or OSError as `NgramModel.from_arpa`.

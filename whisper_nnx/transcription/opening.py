@@ -225,8 +225,7 @@ def open_audio(
     """
     mel, pieces, config = audio.mel, audio.pieces, model.config
     frames = 2 * config.max_source_positions
-    options = _fit_model(model, options)
-    options = replace(options, decoding=with_lm(tokenizer_of(model), options.decoding))
+    options = with_lm(tokenizer_of(model), _fit_model(model, options))
     warn_of_precision(model, options.decoding.fp16)
     decoding, language = options.window_options, options.decoding.language
     check_window(tokenizer_of(model), config, decoding)

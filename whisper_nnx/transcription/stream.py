@@ -96,9 +96,9 @@ def iter_transcripts(
     tokenizer_of(model)
     call, changed = CallOptions.split(changes)
     model = with_draft(on_devices(with_audio_ctx(model, call.audio_ctx), call.devices), call.draft)
-    shared = TranscribeOptions.of(options, **changed)  # an error in the shared options or their lm is raised at once
+    shared = TranscribeOptions.of(options, **changed)  # an error in the shared options is raised at once
     call.check(shared)
-    with_lm(tokenizer_of(model), shared.decoding)
+    with_lm(tokenizer_of(model), shared)
     sources = (_source_or_error(one, options, changed, shared) for one in audio)
     count = len(audio) if isinstance(audio, Sized) else None
     known = list(sources) if count == 1 or isinstance(audio, list | tuple) else None

@@ -59,8 +59,8 @@ def warmup(
       ValueError: options that `transcribe` refuses.
     """
     model = with_draft(model, draft)
-    chosen, special = TranscribeOptions.of(options, **changes), tokenizer_of(model).special
-    chosen = replace(chosen, decoding=with_lm(tokenizer_of(model), chosen.decoding))
+    chosen = with_lm(tokenizer_of(model), TranscribeOptions.of(options, **changes))
+    special = tokenizer_of(model).special
     attempts = [chosen.fallback.options_at(t, chosen.window_options) for t in chosen.fallback.temperatures]
     tries = {strategy_of(attempt): attempt for attempt in attempts}
     described = options_of(LongformOptions, TranscribeOptions).values()
@@ -90,9 +90,8 @@ def warmup(
             for group in Groups.of(model, size).sizes:
                 _time_texts(model, group, chosen.longform)
     decoding = {name: value for name, value in short.items() if hasattr(chosen.decoding, name)}
-    language = chosen.decoding.language or "en"
-    own_options = [replace(attempt, **decoding, language=language) for attempt in tries.values()]
-    alone = [Attempt.of(model.config, tokenizer_of(model), o) for o in own_options]
+    decoding["language"] = chosen.decoding.language or "en"
+    alone = [Attempt.of(model.config, tokenizer_of(model), replace(one, **decoding)) for one in tries.values()]
     silence = jnp.zeros((1, model.config.num_mel_bins, 2 * model.config.max_source_positions))
     compile_sizes(model, encode_windows(model, silence), alone, batch_sizes)
 

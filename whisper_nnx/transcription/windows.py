@@ -29,7 +29,7 @@ from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.transcription.attempts import Attempt, DecodingResult, best_of, loop_inputs, row_seed
 from whisper_nnx.transcription.drafts import DraftModel, draft_of
 from whisper_nnx.transcription.grammars import check_window
-from whisper_nnx.transcription.language_models import with_lm
+from whisper_nnx.transcription.language_models import window_with_lm
 
 if TYPE_CHECKING:
     from whisper_nnx.transcription.changes import DecodingChanges
@@ -78,7 +78,9 @@ def decode(
       ValueError: options or shapes that the model does not support.
     """
     refuse_after_fork()
-    options = with_lm(tokenizer_of(model), replace(options or DecodingOptions(), **cast(dict[str, Any], changes)))
+    options = window_with_lm(
+        tokenizer_of(model), replace(options or DecodingOptions(), **cast(dict[str, Any], changes))
+    )
     if options.task != "lang_id":
         check_window(tokenizer_of(model), model.config, options)
     warn_of_precision(model, options.fp16)
