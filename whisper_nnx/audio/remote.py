@@ -39,7 +39,8 @@ def open_remote(url: str) -> Iterator[BinaryIO]:
     with remote_errors(url):
         import fsspec
 
-        file = fsspec.open(url, "rb").open()
+        opened = fsspec.open(url, "rb")  # kept: it holds the archive open that tar:// reads
+        file = opened.open()
     with file:
         yield file
 

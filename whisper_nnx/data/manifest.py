@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import io
 import json
 import math
 import re
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_nnx.audio.files import open_container
-from whisper_nnx.audio.loading import SAMPLE_RATE, load_audio
+from whisper_nnx.audio.loading import SAMPLE_RATE, load_audio, open_binary
+from whisper_nnx.audio.remote import is_remote
 from whisper_nnx.text.languages import to_language_code
 
 if TYPE_CHECKING:
@@ -56,14 +56,14 @@ class StoredAudio:
 
     def read(self, size: int = -1) -> bytes:
         """Returns the whole encoded recording."""
-        return _stored(self.folder)[self.index]["audio"]["bytes"]
+        return open_dataset(self.folder)[self.index]["audio"]["bytes"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One recording. audio: what `load_audio` takes; duration: in s; line: in the manifest, from 1."""
+    """One recording. audio: what `load_audio` takes (str: a URL); duration: in s; line: in the manifest, from 1."""
 
-    audio: Path | bytes | StoredAudio
+    audio: Path | str | bytes | StoredAudio
     text: str
     language: str  # a code; "" if there is no speech and none is given
     duration: float
@@ -218,7 +218,7 @@ def _table_entries(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 @lru_cache(maxsize=8)
-def _stored(folder: str) -> Any:
+def open_dataset(folder: str) -> Any:
     """Opens a saved dataset, memory-mapped, with its audio left encoded."""
     try:
         import datasets
@@ -231,7 +231,7 @@ def _stored(folder: str) -> Any:
 
 
 def _stored_entries(path: Path) -> Iterator[dict[str, Any]]:
-    for index, entry in enumerate(_stored(str(path))):
+    for index, entry in enumerate(open_dataset(str(path))):
         entry = {key: value for key, value in entry.items() if value is not None}
         audio = entry.get("audio")
         if isinstance(audio, dict):  # the bytes are read when needed
@@ -353,7 +353,7 @@ def _spans(entry: dict[str, Any], key: str, *text_keys: str) -> tuple[Span, ...]
     return tuple(spans)
 
 
-def _audio(entry: dict[str, Any], folder: Path) -> Path | bytes | StoredAudio:
+def _audio(entry: dict[str, Any], folder: Path) -> Path | str | bytes | StoredAudio:
     audio = next((entry[key] for key in _AUDIO_KEYS if key in entry), None)
     if isinstance(audio, StoredAudio):
         return audio
@@ -364,6 +364,8 @@ def _audio(entry: dict[str, Any], folder: Path) -> Path | bytes | StoredAudio:
             raise ValueError(f"its audio's bytes are not base64 ({error})") from None
     if not isinstance(audio, str) or not audio:
         raise ValueError('has no audio; give a path, or {"bytes": "..."} in base64')
+    if is_remote(audio):
+        return audio
     path = folder / audio
     for place in (path, folder / _CLIPS / audio):
         if place.is_file():
@@ -371,11 +373,11 @@ def _audio(entry: dict[str, Any], folder: Path) -> Path | bytes | StoredAudio:
     raise FileNotFoundError(f"{path}: file not found; check the path")
 
 
-def _duration_s(audio: Path | bytes | StoredAudio) -> float:
+def _duration_s(audio: Path | str | bytes | StoredAudio) -> float:
     """Reads the duration from the file's header, or decodes the file if it is not stated or excludes a late start."""
     import av
 
-    with audio.open("rb") if isinstance(audio, Path) else io.BytesIO(_encoded(audio)) as file:
+    with open_binary(audio if isinstance(audio, Path | str) else _encoded(audio)) as (file, _):
         try:
             with open_container(file) as container:
                 (stream,) = container.streams.audio

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 from whisper_nnx.audio.files import open_container
 from whisper_nnx.audio.loading import open_binary
+from whisper_nnx.audio.remote import is_remote
 from whisper_nnx.jobs.job import Job
 from whisper_nnx.output.results import Transcript
 from whisper_nnx.output.writers import WRITERS, make_output_folder, output_name, parse_formats, write_files, write_whole
@@ -62,7 +63,7 @@ def _stem(row: dict[str, Any]) -> str:
     id_ = row["id"]
     if not re.fullmatch(r"[a-z0-9_-]{1,64}", id_):  # no name of a file, or equal to another where case is ignored
         id_ = hashlib.sha256(id_.encode()).hexdigest()[:16]
-    name = re.sub(r"[^\w.-]+", "_", output_name(row["audio"]))
+    name = re.sub(r"[^\w.-]+", "_", output_name(row["audio"].partition("::")[0]))
     return f"{name[:80]}.{id_}"
 
 
@@ -132,6 +133,8 @@ def _supervisions(row: dict[str, Any], cut: dict[str, Any], channels: list[int])
 def _lhotse_recording(row: dict[str, Any]) -> dict[str, Any]:
     """As Lhotse describes a file: from its header, or by the duration that was found where it states none."""
     audio, duration_s = row["audio"], row["duration"]
+    if "::" in audio or not (is_remote(audio) or os.path.exists(audio)):
+        raise ValueError(f"{audio} is not a file, which cuts refer to; lhotse needs recordings in files of their own")
     with open_binary(audio) as (file, name), open_container(file) as container:
         stream = container.streams.audio[0]
         rate, channels = stream.rate, list(range(stream.channels))

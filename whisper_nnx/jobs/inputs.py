@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import gzip
 import hashlib
 import itertools
 import json
@@ -14,10 +15,10 @@ from typing import Any
 
 from whisper_nnx.audio.remote import is_remote, remote_errors
 from whisper_nnx.audio.suffixes import SUFFIXES
+from whisper_nnx.jobs.lhotse import is_lhotse, lhotse_part
+from whisper_nnx.jobs.parts import AUDIO_KEYS, is_container, parts, read_part
 
-# Columns of JSON lines; the first one found is used. `audio_filepath` is NeMo's.
-_AUDIO_KEYS = ("audio", "audio_filepath", "file_name", "path")
-_LISTS, _TABLES = (".txt", ".lst"), (".jsonl", ".json")
+_LISTS, _TABLES = (".txt", ".lst"), (".jsonl", ".json", ".jsonl.gz")
 
 
 @dataclass(frozen=True)
@@ -27,23 +28,44 @@ class Recording:
     Attributes:
       id: that of its row, or of its path and size.
       audio: path of the file.
-      size: in bytes; -1 if it does not exist.
+      size: of the file, in bytes; -1 if it does not exist.
       duration: in s, if the input states it.
+      part: where the recording is in that file, if it is not the whole: see `parts`.
     """
 
     id: str
     audio: str
     size: int
     duration: float | None = None
+    part: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Of a file its path, of a member of a tar its URL (as fsspec reads it), of a row PATH#ROW, from 0."""
+        part = self.part or {}
+        if "member" in part:
+            return f"tar://{part['member']}::{self.audio}"
+        return f"{self.audio}#{part['row']}" if "row" in part else self.audio
+
+    @property
+    def n_bytes(self) -> int:
+        """About how many bytes it has."""
+        return self.size if self.part is None else self.part.get("size", self.size)
+
+    def read(self) -> Any:
+        """What `transcribe` takes for it. Raises OSError or ValueError if it cannot be read."""
+        return self.audio if self.part is None else read_part(self.audio, self.part)
 
 
 def read_input(source: str) -> Iterator[Recording]:
     """The recordings of an input, as they are found, in an order that does not change from one time to the next.
 
     source: a folder, which is searched to any depth; a pattern (`talks/**/*.mp3`); a list of paths (.txt, .lst), one a
-      line; JSON lines (.jsonl, .json) with `audio` (or `audio_filepath`, `file_name`, `path`), and perhaps `id` and
-      `duration`. Paths are relative to the folder of the list; a recording that does not exist is listed, too. Folders,
-      patterns and recordings may be URLs, such as s3://bucket/talks.
+      line; JSON lines (.jsonl, .json, .jsonl.gz) with `audio` (or `audio_filepath`, `file_name`, `path`), and perhaps
+      `id` and `duration`, or Lhotse's cuts or recordings; a .tar whose members are recordings; .parquet with such
+      columns, of paths or bytes; a folder that `datasets` has saved. Paths are relative to the folder of the list; a
+      recording that does not exist is listed, too. Folders, patterns, tars, parquet and recordings may be URLs, such as
+      s3://bucket/talks; patterns may be those of tars and parquet.
 
     Raises ValueError for a row that names no recording, and FileNotFoundError if the input does not exist.
     """
@@ -51,12 +73,16 @@ def read_input(source: str) -> Iterator[Recording]:
         yield from _remote(source)
         return
     path = Path(source)
-    if path.is_dir():
+    if is_container(source) and path.exists():
+        yield from _expanded(os.path.abspath(path), path.name)
+    elif path.is_dir():
+        if (path / "dataset_dict.json").is_file():
+            raise ValueError(f"{path} contains several splits; give the folder of one, such as {path / 'train'}")
         for found in _below(path):
             yield _recording(os.path.abspath(found), found.relative_to(path).as_posix())
-    elif path.is_file() and path.suffix.lower() in _LISTS + _TABLES:
+    elif path.is_file() and path.name.lower().endswith(_LISTS + _TABLES):
         read = _listed if path.suffix.lower() in _LISTS else _rows
-        with path.open(encoding="utf-8-sig") as lines:
+        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
             yield from read(path, lines)
     elif path.is_file():
         yield _recording(os.path.abspath(path), path.name)
@@ -64,7 +90,7 @@ def read_input(source: str) -> Iterator[Recording]:
         fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
         for match in sorted(glob.iglob(source, recursive=True)):
             if os.path.isfile(match):
-                yield _recording(os.path.abspath(match), Path(match).relative_to(fixed).as_posix())
+                yield from _expanded(os.path.abspath(match), Path(match).relative_to(fixed).as_posix())
     else:
         raise FileNotFoundError(f"{source}: no such file, folder or pattern; check the path")
 
@@ -94,7 +120,23 @@ def _remote(source: str) -> Iterator[Recording]:
         name = one.removeprefix(root).strip("/")
         hidden = any(part.startswith(".") for part in name.split("/"))
         if not hidden and (not is_folder or os.path.splitext(name)[1].lower() in SUFFIXES):
-            yield _recording(source if one == path else files.unstrip_protocol(one), name)
+            yield from _expanded(source if one == path else files.unstrip_protocol(one), name)
+
+
+def _expanded(path: str, name: str) -> Iterator[Recording]:
+    """A recording, or those in a tar, in parquet or in a dataset."""
+    if not is_container(path):
+        yield _recording(path, name)
+        return
+    size = file_size(path)
+    for found in parts(path):
+        duration = _seconds({"duration": found.duration}, f"{path}, {found.name}")
+        if found.place is None:
+            assert found.path is not None
+            yield _recording(found.path, found.name, found.id, duration)
+        else:
+            id_ = _id(f"{name}\0{found.name}", found.place["size"]) if found.id is None else str(found.id)
+            yield Recording(id_, path, size, duration, found.place)
 
 
 def _listed(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
@@ -118,25 +160,41 @@ def _rows(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
             row = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); each line must be an object") from None
-        name = next((row[key] for key in _AUDIO_KEYS if row.get(key)), None) if isinstance(row, dict) else None
+        if isinstance(row, dict) and is_lhotse(row):
+            yield _cut(row, path, number)
+            continue
+        name = next((row[key] for key in AUDIO_KEYS if row.get(key)), None) if isinstance(row, dict) else None
         if not isinstance(name, str):
-            raise ValueError(f"{path}, line {number}: no recording; name it by one of {', '.join(_AUDIO_KEYS)}")
-        yield _recording(_joined(folder, name), name, row.get("id"), _seconds(row, path, number))
+            raise ValueError(f"{path}, line {number}: no recording; name it by one of {', '.join(AUDIO_KEYS)}")
+        yield _recording(_joined(folder, name), name, row.get("id"), _seconds(row, f"{path}, line {number}"))
 
 
-def _seconds(row: dict[str, Any], path: Path, number: int) -> float | None:
+def _cut(row: dict[str, Any], path: Path, number: int) -> Recording:
+    try:
+        found = lhotse_part(row, os.path.abspath(path))
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from None
+    assert found.path is not None
+    size = file_size(found.path)
+    id_ = _id(json.dumps([found.name, found.place]), size) if found.id is None else str(found.id)
+    return Recording(id_, found.path, size, found.duration, found.place)
+
+
+def _seconds(row: dict[str, Any], place: str) -> float | None:
     if (value := row.get("duration")) is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{path}, line {number}: duration={value!r} must be a number of seconds")
+        raise ValueError(f"{place}: duration={value!r} must be a number of seconds")
     return float(value)
 
 
 def _recording(path: str, name: str, id_: Any = None, duration: float | None = None) -> Recording:
     size = file_size(path)
-    if id_ is None:
-        id_ = hashlib.sha256(f"{name}\0{size}".encode()).hexdigest()[:16]
-    return Recording(str(id_), path, size, duration)
+    return Recording(_id(name, size) if id_ is None else str(id_), path, size, duration)
+
+
+def _id(name: str, size: int) -> str:
+    return hashlib.sha256(f"{name}\0{size}".encode()).hexdigest()[:16]
 
 
 def file_size(path: str) -> int:

@@ -118,14 +118,14 @@ def _same(job: Job, settings: dict[str, Any]) -> Job:
 def _shards(recordings: Iterable[Recording], shard_s: float) -> Iterator[list[Recording]]:
     known, count, rows, seconds = dict[str, int](), 0, list[Recording](), 0.0
     for one in recordings:
-        place = hash(one.audio)  # paths would take more memory
+        place = hash((one.name, str(one.part)))  # paths would take more memory
         if known.setdefault(one.id, place) != place:
-            raise ValueError(f"id {one.id!r} of {one.audio} is that of another recording, too; ids must differ")
+            raise ValueError(f"id {one.id!r} of {one.name} is that of another recording, too; ids must differ")
         if len(known) == count:
             continue  # the same recording once more
         count = len(known)
         rows.append(one)
-        seconds += max(one.size, 0) / _BYTES_PER_S if one.duration is None else one.duration
+        seconds += max(one.n_bytes, 0) / _BYTES_PER_S if one.duration is None else one.duration
         if seconds >= shard_s or len(rows) == _MOST_RECORDINGS:
             yield rows
             rows, seconds = [], 0.0

@@ -34,7 +34,7 @@ def run(
 
     Args:
       model: a model with a tokenizer.
-      input: a folder, a pattern, a list or JSON lines, see `read_input`.
+      input: a folder, a pattern, a list, JSON lines, a tar or parquet, see `read_input`.
       output: folder of the job.
       shard_s: audio in a shard, in s.
       expires_s: after how many seconds of silence another worker's shard is taken over.

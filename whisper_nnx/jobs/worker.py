@@ -19,8 +19,9 @@ from whisper_nnx.jobs.journal import Journal, Progress, forget, note_speed
 from whisper_nnx.jobs.leases import Leases
 from whisper_nnx.output.writers import write_whole
 
-# Paths, as they are asked for -> (number, transcript or exception), as they finish: `iter_transcripts` with a model.
-TranscribeAll = Callable[[Iterator[str]], Iterable[tuple[int, Any]]]
+# Recordings (paths, or parts of files as bytes or samples), as they are asked for -> (number, transcript or exception),
+# as they finish: `iter_transcripts` with a model.
+TranscribeAll = Callable[[Iterator[Any]], Iterable[tuple[int, Any]]]
 EXPIRES_S = 60.0
 
 
@@ -41,7 +42,7 @@ def work(
 
     Args:
       job: what is to be done.
-      transcribe_all: transcribes paths from an iterator, and yields their numbers with transcripts or exceptions.
+      transcribe_all: transcribes recordings from an iterator, and yields their numbers with transcripts or exceptions.
       name: of the worker; default: a new one.
       expires_s: after how many seconds of silence another worker's shard is taken over.
       report: called with the number of each shard that is done.
@@ -90,14 +91,15 @@ class _Worker:
             for shard in list(self._held):
                 for one in shard.suspects:
                     shard.journal.begin(one.id, alone=True)
-                    for _, result in transcribe_all(iter([one.audio])):
-                        self._finish(shard, one, result)
+                    if (source := self._read(shard, one)) is not None:
+                        for _, result in transcribe_all(iter([source])):
+                            self._finish(shard, one, result)
         finally:
             for shard in self._held:
                 shard.journal.close()
 
-    def _sources(self, left: list[int]) -> Iterator[str]:
-        """The paths to transcribe, shard after shard: a shard is leased when its first recording is asked for."""
+    def _sources(self, left: list[int]) -> Iterator[Any]:
+        """The recordings to transcribe, shard after shard: a shard is leased when its first recording is asked for."""
         count = itertools.count()
         for number in left:
             if self._job.is_done(number) or not self._leases.take(number):
@@ -113,8 +115,17 @@ class _Worker:
                     self._finish(shard, one, problem)
                     continue
                 shard.journal.begin(one.id, alone=False)
-                self._begun[next(count)] = shard, one
-                yield one.audio
+                if (source := self._read(shard, one)) is not None:
+                    self._begun[next(count)] = shard, one
+                    yield source
+
+    def _read(self, shard: _Shard, one: Recording) -> Any:
+        """A recording as `transcribe` takes it; None if it is a part of a file that cannot be read."""
+        try:
+            return one.read()
+        except (OSError, ValueError) as error:
+            self._finish(shard, one, error)
+            return None
 
     def _opened(self, number: int) -> _Shard:
         job, recordings = self._job, self._job.shard(number)
@@ -125,14 +136,16 @@ class _Worker:
         for one in [one for one in recordings if one.id in shard.missing and progress.is_suspect(one.id)]:
             if progress.is_quarantined(one.id):
                 deaths = progress.deaths[one.id]
-                self._finish(shard, one, ValueError(f"{one.audio}: {deaths} workers ended while they transcribed it"))
+                self._finish(shard, one, ValueError(f"{one.name}: {deaths} workers ended while they transcribed it"))
             else:
                 shard.suspects.append(one)
         self._complete(shard)
         return shard
 
     def _finish(self, shard: _Shard, one: Recording, result: Any) -> None:
-        about = {"id": one.id, "audio": one.audio}
+        about: dict[str, Any] = {"id": one.id, "audio": one.name}
+        if one.part is not None and "start" in one.part:  # its times count from there
+            about["start"] = one.part["start"]
         if isinstance(result, Exception):
             row = about | {"error": type(result).__name__, "reason": _reason(result)}
         else:

@@ -1,0 +1,198 @@
+"""Recordings that are part of another file: where the plan finds them, and what a worker reads."""
+
+import gzip
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.audio.test_loading import write_wav
+from tests.jobs.echo import transcript
+from whisper_nnx import load_audio
+from whisper_nnx.data.manifest import read_manifest
+from whisper_nnx.jobs.inputs import Recording, read_input
+from whisper_nnx.jobs.job import Job, plan
+from whisper_nnx.jobs.status import results
+from whisper_nnx.jobs.worker import work
+
+LEVELS = [0.125, 0.25, 0.5]  # of the recordings, which tell them apart
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Three recordings of a second."""
+    (tmp_path / "sounds").mkdir()
+    samples = [np.full(16_000, level * 2**15, "<i2") for level in LEVELS]
+    return [write_wav(tmp_path / "sounds" / f"{n}.wav", x) for n, x in enumerate(samples)]
+
+
+def tar_of(files: list[Path], path: Path, mode: str = "w") -> Path:
+    """As webdataset writes it: a sidecar beside each recording."""
+    with tarfile.open(path, mode) as tar:
+        for file in files:
+            tar.add(file, f"shard/{file.name}")
+            about = tarfile.TarInfo(f"shard/{file.stem}.json")
+            about.size = 2
+            tar.addfile(about, io.BytesIO(b"{}"))
+    return path
+
+
+def levels(found: list[Recording]) -> list[float]:
+    return [float(load_audio(one.read())[100]) for one in found]
+
+
+def planned(source: Path | str, folder: Path) -> tuple[Job, list[Recording]]:
+    """What a job has planned: what has gone through JSON."""
+    job = plan(folder, read_input(str(source)), {})
+    return job, job.shard(0)
+
+
+def test_members_of_a_tar_are_read_where_they_are(files, tmp_path):
+    path = tar_of(files, tmp_path / "a.tar")
+    _, found = planned(path, tmp_path / "job")
+    assert levels(found) == LEVELS
+    assert [one.name for one in found] == [f"tar://shard/{n}.wav::{path}" for n in range(3)]
+    assert {one.n_bytes for one in found} == {files[0].stat().st_size}
+    assert float(load_audio(found[1].name)[100]) == LEVELS[1]  # as fsspec reads it
+    (tmp_path / "train.jsonl").write_text(json.dumps({"audio": found[2].name, "text": "x", "language": "en"}))
+    [row] = read_manifest(tmp_path / "train.jsonl").rows
+    assert (row.duration, float(load_audio(row.audio)[100])) == (1.0, LEVELS[2])
+
+    tar_of(files[:2], tmp_path / "b.tar")
+    both = list(read_input(str(tmp_path / "*.tar")))
+    assert [os.path.basename(one.audio) for one in both] == ["a.tar"] * 3 + ["b.tar"] * 2
+    assert len({one.id for one in both}) == 5
+
+
+def test_a_tar_that_was_cut_off_fails_where_it_ends(files, tmp_path):
+    path = tar_of(files, tmp_path / "a.tar")
+    _, found = planned(path, tmp_path / "job")
+    content = path.read_bytes()
+    path.write_bytes(content[: found[2].part["offset"] + 10] + b"")
+    with pytest.raises(ValueError, match=r"a.tar ends within shard/2.wav; copy it again"):
+        found[2].read()
+    with pytest.raises(ValueError, match="compressed: its members cannot be read one by one; give an uncompressed"):
+        list(read_input(str(tar_of(files, tmp_path / "a.tar.gz", "w:gz"))))
+    (tmp_path / "no.tar").write_bytes(b"x" * 5000)
+    with pytest.raises(ValueError, match=r"no.tar cannot be read as a tar"):
+        list(read_input(str(tmp_path / "no.tar")))
+
+
+def test_results_of_parts_name_them(files, tmp_path):
+    job, found = planned(tar_of(files, tmp_path / "a.tar"), tmp_path / "job")
+    sizes: list[Any] = []
+
+    def transcribe(sources):
+        for number, source in enumerate(sources):
+            sizes.append(len(source))
+            yield number, transcript("x")
+
+    work(job, transcribe)
+    assert sizes == [file.stat().st_size for file in files]
+    assert [row["audio"] for row in results(job)] == [one.name for one in found]
+
+
+@pytest.mark.parametrize("held", ["bytes", "paths", "struct", "path in struct"])
+def test_parquet_holds_recordings_or_their_paths(files, tmp_path, held):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    column: list[Any] = {
+        "bytes": [file.read_bytes() for file in files],
+        "paths": [f"sounds/{file.name}" for file in files],
+        "struct": [{"bytes": file.read_bytes(), "path": "gone.wav"} for file in files],
+        "path in struct": [{"bytes": None, "path": str(file)} for file in files],
+    }[held]
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    kind = {"bytes": pa.binary(), "paths": pa.string()}.get(held, struct)
+    table = pa.table({"audio": pa.array(column, kind), "duration": [1.0, None, 1.0], "text": ["a", "b", "c"]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    _, found = planned(tmp_path / "a.parquet", tmp_path / "job")
+    assert levels(found) == LEVELS
+    assert [one.duration for one in found] == [1.0, None, 1.0]
+    assert len({one.id for one in found}) == 3
+    if held in ("bytes", "struct"):
+        assert [one.name for one in found] == [f"{tmp_path / 'a.parquet'}#{n}" for n in range(3)]
+        assert 0 < found[0].n_bytes < 2 * files[0].stat().st_size
+    else:
+        assert [one.name for one in found] == [str(file) for file in files]
+
+
+def test_parquet_without_recordings_is_named(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet has no column of recordings; name it audio"):
+        list(read_input(str(tmp_path / "a.parquet")))
+    (tmp_path / "b.parquet").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match=r"b.parquet cannot be read as parquet"):
+        list(read_input(str(tmp_path / "b.parquet")))
+
+
+def test_a_saved_dataset_holds_recordings_or_their_paths(files, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"bytes": file.read_bytes(), "path": None} for file in files[:2]] + [{"bytes": None, "path": str(files[2])}]
+    data = datasets.Dataset.from_dict({"audio": rows, "id": ["x", "y", "z"]})
+    data = data.cast_column("audio", datasets.Audio(decode=False))
+    datasets.DatasetDict({"train": data}).save_to_disk(str(tmp_path / "saved"))
+    _, found = planned(tmp_path / "saved" / "train", tmp_path / "job")
+    assert levels(found) == LEVELS
+    assert [one.id for one in found] == ["x", "y", "z"]
+    assert [one.n_bytes for one in found] == [file.stat().st_size for file in files]
+    with pytest.raises(ValueError, match=r"contains several splits; give the folder of one, such as .*train"):
+        list(read_input(str(tmp_path / "saved")))
+
+
+def cut(file: Path, id_: str, start: float = 0.0, duration: float = 1.0, **more: Any) -> dict[str, Any]:
+    """As Lhotse writes it."""
+    source = {"type": "file", "channels": [0], "source": str(file)}
+    recording = {"id": file.stem, "sources": [source], "sampling_rate": 16000, "num_samples": 16000, "duration": 1.0}
+    about = {"id": id_, "start": start, "duration": duration, "channel": 0, "supervisions": []}
+    return about | {"recording": recording | {"channel_ids": [0]}, "type": "MonoCut"} | more
+
+
+def test_cuts_of_lhotse_are_parts_of_recordings(files, tmp_path):
+    samples = np.repeat(np.array([1000, 2000, 3000, 4000], "<i2"), 4000)  # a quarter of a second each
+    write_wav(tmp_path / "steps.wav", np.stack([samples, samples // 2], axis=1))
+    source = {"type": "file", "channels": [0, 1], "source": "steps.wav"}
+    stereo = {"id": "steps", "sources": [source], "duration": 1.0, "sampling_rate": 16000, "num_samples": 16000}
+    lines = [
+        cut(files[1], "whole"),
+        cut(files[0], "part", 0.25, 0.5),
+        cut(files[0], "left", 0.5, 0.25, recording=stereo),
+        cut(files[0], "right", 0.5, 0.25, recording=stereo, channel=1),
+        stereo,
+    ]
+    with gzip.open(tmp_path / "cuts.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    job, found = planned(tmp_path / "cuts.jsonl.gz", tmp_path / "job")
+    assert [one.id for one in found] == ["whole", "part", "left", "right", "steps"]
+    assert [one.duration for one in found] == [1.0, 0.5, 0.25, 0.25, 1.0]
+    assert found[0].read() == str(files[1])
+    assert found[1].read().tolist() == [LEVELS[0]] * 8000
+    assert found[2].read() == pytest.approx(np.full(4000, 3000 / 32768))
+    assert found[3].read() == pytest.approx(np.full(4000, 1500 / 32768))
+    assert found[4].read() == str(tmp_path / "steps.wav")
+    work(job, lambda sources: ((n, transcript("x")) for n, _ in enumerate(sources)))
+    assert [row.get("start") for row in results(job)] == [None, 0.25, 0.5, 0.5, None]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"type": "MixedCut", "recording": None}, "a MixedCut without a recording of its own cannot be transcribed"),
+        ({"recording": {"sources": [], "duration": 1.0}}, "must have one source of the type file or url"),
+        ({"recording": {"sources": [], "transforms": [{"name": "Speed"}]}}, "is changed by transforms"),
+        ({"duration": -1}, "must have one source of the type file or url, and times"),
+    ],
+)
+def test_cuts_that_are_no_part_of_a_file_are_named(files, tmp_path, change, message):
+    (tmp_path / "cuts.jsonl").write_text(json.dumps(cut(files[0], "x") | change))
+    with pytest.raises(ValueError, match=f"cuts.jsonl, line 1: .*{message}"):
+        list(read_input(str(tmp_path / "cuts.jsonl")))
