@@ -66,7 +66,7 @@ def build_parser(mode: str = "") -> argparse.ArgumentParser:
         prog=f"{NAME} batch {mode}".strip(),
         usage=f"%(prog)s {'[options] FOLDER' if mode else 'INPUT --output FOLDER [options]'}",
         description=_MODES.get(mode)
-        or "Transcribe recordings into FOLDER/results: of a folder, a pattern, a list (.txt), JSON lines, a tar or parquet. "
+        or "Transcribe recordings into FOLDER/results: of a folder, a pattern, a list, JSON lines, a tar or parquet. "
         "The same command continues a job that was interrupted. "
         "batch work, status, report and export take a job's folder.",
         formatter_class=Help,
