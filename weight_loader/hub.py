@@ -10,6 +10,7 @@ from typing import Any
 
 from weight_loader.download import address_of, download
 from weight_loader.folder import CONFIG_FILES, CheckpointError
+from weight_loader.remote import copy, is_elsewhere
 from whisper_nnx.model.config import ALIASES, RELEASED
 from whisper_nnx.text.tokenizer import FILE_NAMES as TOKENIZER_FILES
 
@@ -49,6 +50,9 @@ def checkpoint_path(name_or_path: str | os.PathLike[str], *, files: tuple[str, .
         return download(address, options.get("cache_dir"))
     if text.startswith(("https://", "http://")):
         return _file(text, options)
+    if is_elsewhere(text):
+        common, formats = (files, ()) if files else ((*CONFIG_FILES, *TOKENIZER_FILES), _WEIGHTS)
+        return copy(text, common, formats, options.get("cache_dir"))
     if isinstance(name_or_path, Path) or _looks_like_path(text):
         raise FileNotFoundError(f"{path} does not exist; give an existing folder or a name such as 'tiny'")
     repository = repository_of(text)

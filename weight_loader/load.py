@@ -59,8 +59,8 @@ def load_model(
     Args:
       name_or_path: a folder or file in any format of `weight_loader.readers`; a repository ("owner/name"); a short
         name: "tiny", "base.en", "large-v3", "turbo", "distil-large-v3"; "demo", the small model in this package; one
-        of OpenAI's files by name, "tiny.pt", or URL. An existing folder or file takes precedence. A PEFT LoRA adapter
-        is merged into its base model.
+        of OpenAI's files by name, "tiny.pt", or URL; the URL of a folder or file elsewhere, such as s3://bucket/model,
+        which is copied. An existing folder or file takes precedence. A PEFT LoRA adapter is merged into its base model.
       dtype: of the computation: float32 (default on CPUs), bfloat16 (default on GPUs and TPUs) or float16.
       weights: dtype of the parameters in memory: as for dtype, or int8 (matrices only); by default equal to dtype.
         Stored arrays are converted one at a time.
