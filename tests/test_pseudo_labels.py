@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,8 @@ def test_a_long_recording_is_cut_between_segments(tmp_path):
     text = "".join(s["text"] for s in segments)
     row = {"id": "x", "audio": str(tmp_path / "long.wav"), "language": "en", "duration": 40.0, "text": text}
     (tmp_path / "clips").mkdir()
-    made = list(script["manifest_rows"](row | {"segments": segments}, tmp_path / "clips"))
+    [recording] = read_input(str(tmp_path / "long.wav"))
+    made = list(script["manifest_rows"](row | {"segments": segments}, recording, tmp_path / "clips"))
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in made))
     found = read_manifest(tmp_path / "train.jsonl", max_duration_s=30)
     assert found.problems == []
@@ -73,6 +75,14 @@ def test_a_long_recording_is_cut_between_segments(tmp_path):
     assert len(samples) == 15 * 16_000
     assert samples[0] == pytest.approx(25 * 500 / 32768, abs=1e-4)
     assert found.rows[1].segments[1].start == 7.0
+
+
+def test_a_part_of_a_recording_is_a_clip_of_its_own(job, tmp_path):
+    script = runpy.run_path(str(RECIPE / "make_manifest.py"))
+    (row, recording), *_ = script["rows_of"](job)
+    part = replace(recording, part={"start": 0.25, "duration": 0.5})
+    [made] = script["manifest_rows"](row | {"duration": 0.5}, part, tmp_path)
+    assert len(load_audio(tmp_path / Path(made["audio"]).name)) == 0.5 * 16_000
 
 
 def test_results_are_a_manifest_whose_rows_without_text_are_problems(job):

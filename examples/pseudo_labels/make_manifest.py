@@ -5,7 +5,7 @@
 
 Writes data/pseudo/train.jsonl and validation.jsonl. Left out are transcripts without text, and the suspicious ones of
 `whisper-nnx batch report job`: loops, improbable text, unsure languages, unlikely rates of speech. Recordings of more
-than 30 s are cut between segments, into data/pseudo/clips.
+than 30 s are cut between segments, into data/pseudo/clips; so are those that are inside another file.
 """
 
 import argparse
@@ -18,24 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from whisper_nnx import load_audio
+from whisper_nnx.jobs.inputs import Recording
 from whisper_nnx.jobs.job import Job
-from whisper_nnx.jobs.status import results, suspicions
+from whisper_nnx.jobs.status import suspicions
 
 RATE, WINDOW_S = 16_000, 30.0
 
 
-def manifest_rows(row: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a manifest from one of a job: none, one, or one for each piece of a long recording."""
+def manifest_rows(row: dict[str, Any], recording: Recording, folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a manifest from one of a job: none, one, or one for each piece of a recording that is cut."""
     duration = row["duration"]
     clipped = [{key: s[key] for key in ("start", "text")} | {"end": min(s["end"], duration)} for s in row["segments"]]
     segments = [s for s in clipped if s["text"].strip() and 0 < s["end"] - s["start"] <= WINDOW_S]
     if not segments or suspicions(row):
         return
     common = {"language": row["language"], "source": row["id"]}
-    if duration <= WINDOW_S:
+    if duration <= WINDOW_S and recording.part is None:
         yield common | {"audio": row["audio"], "duration": duration} | texts(segments)
         return
-    samples, before = load_audio(row["audio"]), ""
+    samples, before = load_audio(recording.read()), ""
     for number, piece in enumerate(pieces(segments)):
         start, end = piece[0]["start"], piece[-1]["end"]
         name = f"{zlib.crc32(row['id'].encode()):08x}-{number:04d}.wav"
@@ -57,6 +58,15 @@ def pieces(segments: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
             piece = []
         piece.append(segment)
     yield piece
+
+
+def rows_of(job: Job) -> Iterator[tuple[dict[str, Any], Recording]]:
+    """The transcripts of the shards that are done, with their recordings."""
+    for shard in filter(job.is_done, range(job.shards)):
+        recordings = {one.id: one for one in job.shard(shard)}
+        with job.path("results", shard).open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                yield row, recordings[row["id"]]
 
 
 def texts(segments: list[dict[str, Any]]) -> dict[str, Any]:
@@ -82,8 +92,8 @@ def main() -> None:
         (args.folder / "validation.jsonl").open("w", encoding="utf-8") as validation,
     ):
         files = {"train": train, "validation": validation}
-        for row in results(Job.open(args.job)):
-            made = list(manifest_rows(row, clips))
+        for row, recording in rows_of(Job.open(args.job)):
+            made = list(manifest_rows(row, recording, clips))
             split = split_of(row["id"], args.validation) if made else "left out"
             counts[split] += 1
             for one in made:

@@ -180,7 +180,44 @@ def test_cuts_of_lhotse_are_parts_of_recordings(files, tmp_path):
     assert found[3].read() == pytest.approx(np.full(4000, 1500 / 32768))
     assert found[4].read() == str(tmp_path / "steps.wav")
     work(job, lambda sources: ((n, transcript("x")) for n, _ in enumerate(sources)))
-    assert [row.get("start") for row in results(job)] == [None, 0.25, 0.5, 0.5, None]
+    assert [row.get("offset") for row in results(job)] == [None, 0.25, 0.5, 0.5, None]
+
+
+def test_rows_with_an_offset_are_parts_of_recordings(files, tmp_path):
+    row = {"audio_filepath": "sounds/1.wav", "offset": 0.75, "duration": 0.25}
+    (tmp_path / "nemo.json").write_text(json.dumps(row) + "\n" + json.dumps(row | {"offset": 0.25}))
+    _, found = planned(tmp_path / "nemo.json", tmp_path / "job")
+    assert [len(one.read()) for one in found] == [4000, 4000]
+    assert found[0].id != found[1].id
+    (tmp_path / "nemo.json").write_text(json.dumps({"audio": "sounds/1.wav", "offset": 0.5}))
+    with pytest.raises(ValueError, match=r"line 1: offset=0.5 begins a part of a recording; add its duration"):
+        list(read_input(str(tmp_path / "nemo.json")))
+    (tmp_path / "train.jsonl").write_text(
+        "".join(
+            json.dumps(row | {"audio": "sounds/1.wav", "text": "x", "language": "en"} | more) + "\n"
+            for more in ({}, {"offset": 0.0}, {"offset": 0.0, "duration": 1.0})
+        )
+    )
+    manifest = read_manifest(tmp_path / "train.jsonl")
+    assert [problem.line for problem in manifest.problems] == [1, 2]
+    assert "is a part of a recording, from 0.75 s (its offset)" in manifest.problems[0].reason
+
+
+def test_tars_and_parquet_may_be_urls(files, tmp_path):
+    pytest.importorskip("pyarrow")
+    import fsspec
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    memory = fsspec.filesystem("memory")
+    pq.write_table(pa.table({"audio": [file.read_bytes() for file in files]}), tmp_path / "b.parquet")
+    for path in (tar_of(files, tmp_path / "a.tar"), tmp_path / "b.parquet"):
+        memory.put(str(path), f"/data/{path.name}")
+    _, found = planned("memory://data/*", tmp_path / "job")
+    assert levels(found) == LEVELS * 2
+    assert found[0].name == "tar://shard/0.wav::memory:///data/a.tar"
+    assert float(load_audio(found[1].name)[100]) == LEVELS[1]
+    memory.rm("/data", recursive=True)
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,8 @@ def _row(entry: Any, line: int, manifest: Path, allowed: _Allowed) -> Row:
     language = _language(entry, allowed, optional=no_speech)
     audio = _audio(entry, manifest if manifest.is_dir() else manifest.parent)
     duration = _number(entry["duration"], "duration") if "duration" in entry else _duration_s(audio)
+    if "offset" in entry and (_number(entry["offset"], "offset") or _duration_s(audio) > duration + _SLACK_S):
+        raise ValueError(f"is a part of a recording, from {entry['offset']} s (its offset); give a file of its own")
     words = _spans(entry, "words", "word", "text")
     for spans in (segments, words):
         if spans and spans[-1].end > duration + _SLACK_S:

@@ -74,7 +74,7 @@ def _parquet(job: Job, rows: list[dict[str, Any]]) -> bytes:
         import pyarrow.parquet
     except ImportError:
         raise ImportError('parquet needs the package pyarrow: pip install "whisper-nnx[jobs]"') from None
-    columns = {"id": str, "audio": str, "start": float, **get_type_hints(Transcript)}
+    columns = {"id": str, "audio": str, "offset": float, **get_type_hints(Transcript)}
     model = job.folder / "model.txt"
     about = {"settings": json.dumps(job.settings), "model": model.read_text("utf-8") if model.exists() else ""}
     schema = pa.schema([(name, _arrow_type(hint)) for name, hint in columns.items()], about)
@@ -106,8 +106,8 @@ def _cut(row: dict[str, Any]) -> dict[str, Any]:
     recording = _lhotse_recording(row)
     channels = recording.pop("channel_ids")
     several = len(channels) > 1
-    cut = {"id": row["id"], "start": row.get("start", 0.0), "duration": row["duration"]}
-    if "start" not in row:
+    cut = {"id": row["id"], "start": row.get("offset", 0.0), "duration": row["duration"]}
+    if "offset" not in row:
         cut["duration"] = recording["duration"]
     cut |= {"channel": channels if several else channels[0], "recording": recording}
     cut |= {"supervisions": list(_supervisions(row, cut, channels))}

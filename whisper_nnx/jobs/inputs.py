@@ -60,12 +60,17 @@ class Recording:
 def read_input(source: str) -> Iterator[Recording]:
     """The recordings of an input, as they are found, in an order that does not change from one time to the next.
 
-    source: a folder, which is searched to any depth; a pattern (`talks/**/*.mp3`); a list of paths (.txt, .lst), one a
-      line; JSON lines (.jsonl, .json, .jsonl.gz) with `audio` (or `audio_filepath`, `file_name`, `path`), and perhaps
-      `id` and `duration`, or Lhotse's cuts or recordings; a .tar whose members are recordings; .parquet with such
-      columns, of paths or bytes; a folder that `datasets` has saved. Paths are relative to the folder of the list; a
-      recording that does not exist is listed, too. Folders, patterns, tars, parquet and recordings may be URLs, such as
-      s3://bucket/talks; patterns may be those of tars and parquet.
+    source: one of these, or a URL of one of the first two, a tar or parquet, such as s3://bucket/talks:
+
+      - a folder, which is searched to any depth;
+      - a pattern (`talks/**/*.mp3`), also of tars and parquet;
+      - a list of paths (.txt, .lst), one a line;
+      - JSON lines (.jsonl, .json, .jsonl.gz) with `audio` (or `audio_filepath`, `file_name`, `path`), and perhaps `id`
+        and `duration`, and `offset` (NeMo's, in s) of a part of a recording; or recordings and cuts of Lhotse;
+      - a .tar, of whose members recordings are taken;
+      - .parquet with such columns, of paths or bytes, or a folder that `datasets` has saved.
+
+    Paths are relative to the folder of the list; a recording that does not exist is listed, too.
 
     Raises ValueError for a row that names no recording, and FileNotFoundError if the input does not exist.
     """
@@ -166,7 +171,15 @@ def _rows(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
         name = next((row[key] for key in AUDIO_KEYS if row.get(key)), None) if isinstance(row, dict) else None
         if not isinstance(name, str):
             raise ValueError(f"{path}, line {number}: no recording; name it by one of {', '.join(AUDIO_KEYS)}")
-        yield _recording(_joined(folder, name), name, row.get("id"), _seconds(row, f"{path}, line {number}"))
+        place = f"{path}, line {number}"
+        duration, start_s = _seconds(row, place), _seconds(row, place, "offset")
+        if start_s is None:
+            yield _recording(_joined(folder, name), name, row.get("id"), duration)
+        elif not duration:
+            raise ValueError(f"{place}: offset={start_s:g} begins a part of a recording; add its duration")
+        else:
+            part = {"start": start_s, "duration": duration}
+            yield _part_of(_joined(folder, name), name, row.get("id"), duration, part)
 
 
 def _cut(row: dict[str, Any], path: Path, number: int) -> Recording:
@@ -175,16 +188,20 @@ def _cut(row: dict[str, Any], path: Path, number: int) -> Recording:
     except ValueError as error:
         raise ValueError(f"{path}, line {number}: {error}") from None
     assert found.path is not None
-    size = file_size(found.path)
-    id_ = _id(json.dumps([found.name, found.place]), size) if found.id is None else str(found.id)
-    return Recording(id_, found.path, size, found.duration, found.place)
+    return _part_of(found.path, found.name, found.id, found.duration, found.place)
 
 
-def _seconds(row: dict[str, Any], place: str) -> float | None:
-    if (value := row.get("duration")) is None:
+def _part_of(path: str, name: str, id_: Any, duration: float, part: dict[str, Any] | None) -> Recording:
+    size = file_size(path)
+    id_ = _id(f"{name}\0{json.dumps(part)}", size) if id_ is None else str(id_)
+    return Recording(id_, path, size, duration, part)
+
+
+def _seconds(row: dict[str, Any], place: str, key: str = "duration") -> float | None:
+    if (value := row.get(key)) is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{place}: duration={value!r} must be a number of seconds")
+        raise ValueError(f"{place}: {key}={value!r} must be a number of seconds")
     return float(value)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,8 @@ class Journal:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines that were written as a whole."""
-    with open(path, "rb") as file:
+    """The lines that were written as a whole; none if the file is gone, as its shard is done."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
             if line.endswith(b"\n"):
                 try:

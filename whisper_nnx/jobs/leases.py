@@ -85,6 +85,11 @@ class Leases:
                         path.write_text(f"{self._worker} {self._count}", encoding="utf-8")
 
 
+def holders(job: Job) -> set[str]:
+    """The workers that have a shard."""
+    return {_read(path).partition(" ")[0] for path in (job.folder / "leases").iterdir()} - {""}
+
+
 def release_all(job: Job, worker: str) -> None:
     """Releases the leases of a worker that is known to have ended."""
     for path in (job.folder / "leases").iterdir():

@@ -11,6 +11,7 @@ from typing import Any
 
 from whisper_nnx.jobs.job import Job
 from whisper_nnx.jobs.journal import Progress, speeds
+from whisper_nnx.jobs.leases import holders
 
 # Of speech, in characters a second: fewer are long pauses or missing text, more are loops. Chinese and Japanese have
 # few characters a second, German has many.
@@ -47,13 +48,14 @@ def status(job: Job) -> Status:
     """Counts what is done, also of shards that are in work."""
     begun = {int(path.name.partition(".")[0]) for path in (job.folder / "work").glob("*.jsonl")}
     done = sorted((job.folder / "results").glob("*.jsonl"))
-    failed = sum(_count(path) for path in (job.folder / "failed").glob("*.jsonl"))
+    written = {int(path.stem) for path in done}
+    failed = sum(_count(path) for path in (job.folder / "failed").glob("*.jsonl") if int(path.stem) in written)
     transcripts = sum(map(_count, done))
-    for shard in begun - {int(path.stem) for path in done}:
+    for shard in begun - written:
         rows = Progress.read(job, shard).rows.values()
         errors = sum("error" in row for row in rows)
         failed, transcripts = failed + errors, transcripts + len(rows) - errors
-    workers = {path.read_text(encoding="utf-8").partition(" ")[0] for path in (job.folder / "leases").iterdir()} - {""}
+    workers = holders(job)
     pace = _pace(job, workers, job.shards - len(done))
     return Status(job.recordings, transcripts, failed, job.shards, len(done), len(workers), *pace)
 

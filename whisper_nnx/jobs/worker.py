@@ -145,7 +145,7 @@ class _Worker:
     def _finish(self, shard: _Shard, one: Recording, result: Any) -> None:
         about: dict[str, Any] = {"id": one.id, "audio": one.name}
         if one.part is not None and "start" in one.part:  # its times count from there
-            about["start"] = one.part["start"]
+            about["offset"] = one.part["start"]
         if isinstance(result, Exception):
             row = about | {"error": type(result).__name__, "reason": _reason(result)}
         else:
