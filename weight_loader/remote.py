@@ -16,8 +16,8 @@ from whisper_nnx.runtime.user_cache import user_cache_folder
 
 
 def is_elsewhere(name: str) -> bool:
-    """Whether it is a URL, other than http, at which only OpenAI's files and those of the hub are trusted."""
-    return is_remote(name) and not name.startswith(("https://", "http://"))
+    """Whether it is a URL of a file system: by http, only OpenAI's files and those of the hub are downloaded."""
+    return is_remote(name) and not name.startswith(("https://", "http://", "file://"))
 
 
 def copy(
