@@ -116,6 +116,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     check_options(parser, args, transcribe_options(args))
     if os.path.exists(args.model):
         args.model = os.path.abspath(args.model)
+    if args.lm is not None:
+        args.lm = os.path.abspath(args.lm)
     settings = {"input": os.path.abspath(args.input), **stored_options(args)}
     planned = job.plan(args.output, inputs.read_input(args.input), settings, args.shard_s)
     if args.retry_failed:
