@@ -36,6 +36,16 @@ def test_paths_in_documents_exist(document):
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+def test_scripts_named_in_the_code_exist():
+    scripts = [path for folder in ("whisper_nnx", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    named = {
+        (path.name, name)
+        for path in scripts
+        for name in re.findall(r"\b(?:benchmarks|examples)/\w+\.py", path.read_text("utf-8"))
+    }
+    assert [one for one in named if not (ROOT / one[1]).exists()] == []
+
+
 @every_document
 def test_dotted_names_in_documents_exist(document):
     for name in set(re.findall(r"(?<![\w./-])(?:whisper_nnx|weight_loader)(?:\.[A-Za-z_]\w*)+", TEXTS[document])):

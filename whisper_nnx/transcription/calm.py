@@ -1,7 +1,7 @@
 """`hallucination="calm"`: discards text without speech. No jax.
 
 Four signs, of which none is enough by itself: voice activity, the probability of no speech, phrases that Whisper is
-known to invent (`assets/invented_phrases.json`, measured by benchmarks/invented_phrases.py), and loops.
+known to invent (`assets/invented_phrases.json`, measured by benchmarks/invented.py), and loops.
 """
 
 from __future__ import annotations
