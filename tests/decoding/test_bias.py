@@ -118,7 +118,7 @@ def count(results, words=WORDS) -> int:
     return sum(result.text.count(word) for result in results for word in words)
 
 
-STRATEGIES = [{}, {"temperature": 0.7, "best_of": 3}, {"beam_size": 3}]
+STRATEGIES = [{}, pytest.param({"temperature": 0.7, "best_of": 3}, marks=pytest.mark.slow), {"beam_size": 3}]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
@@ -200,16 +200,16 @@ def test_spellings_of_a_phrase():
 
 
 def test_recordings_with_lists_of_their_own_are_the_same_in_any_company(model):
-    """Three rows take turns: lists of one size share their loop, the other recordings are decoded apart."""
-    noise = np.random.default_rng(0).normal(0, 0.1, (5, 16_000)).astype(np.float32)
+    """Two rows take turns: lists of one size share their loop, the other recordings are decoded apart."""
+    noise = np.random.default_rng(0).normal(0, 0.1, (4, 16_000)).astype(np.float32)
     options = {"language": "de", "temperature": 0.0, "no_speech_threshold": None, "bias_weight": 300.0}
-    lists = [("one",), ("the other", "two"), ("and",), None, ("on",)]
+    lists = [("one",), ("the other", "two"), None, ("on",)]
     sources = [{"audio": audio, "bias": bias} for audio, bias in zip(noise, lists, strict=True)]
-    together = [one["text"] for one in transcribe(model, sources, batch_size=3, **options)]
+    together = [one["text"] for one in transcribe(model, sources, batch_size=2, **options)]
     assert together == [transcribe(model, source, **options)["text"] for source in sources]
     for text, words in zip(together, lists, strict=True):
         assert words is None or any(word in text.lower() for word in words)
-    assert "one" not in together[3].lower()
+    assert "one" not in together[2].lower()
 
 
 @pytest.mark.real

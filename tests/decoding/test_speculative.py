@@ -46,7 +46,7 @@ def arguments(rows: list[DecodingOptions], draft: str):
 
 
 @pytest.mark.parametrize("draft", ["n-grams", "smaller"])
-@pytest.mark.parametrize("rows", [ROWS[3:], ROWS], ids=["one", "four"])
+@pytest.mark.parametrize("rows", [pytest.param(ROWS[3:], marks=pytest.mark.slow), ROWS], ids=["one", "four"])
 def test_tokens_are_those_of_plain_greedy_decoding(rows, draft, monkeypatch):
     decoder, cross, batch, *rest, special = arguments(rows, draft)
     plain = generate(decoder, cross, batch, GREEDY, special)
@@ -89,6 +89,7 @@ def test_one_pass_verifies_all_proposed_tokens(monkeypatch):
     assert counted[1] + counted[PROPOSED + 1] < tokens
 
 
+@pytest.mark.slow
 def test_a_draft_that_is_always_right_leaves_one_pass_for_all_it_proposed(monkeypatch):
     counted, tokens = passes(monkeypatch, "itself")
     assert counted[PROPOSED + 1] == -(-tokens // (PROPOSED + 1))

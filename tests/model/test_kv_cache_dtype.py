@@ -125,6 +125,7 @@ def test_a_model_is_loaded_with_it_or_refused(tmp_path):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_a_released_model_writes_the_same_text(real_tiny_en, real_speech):
     expected = " He began a confused complaint against the wizard, who had vanished behind the curtain on the left."
     model = load_model(str(real_tiny_en), kv_cache_dtype="int8")

@@ -33,6 +33,7 @@ def faults(*arguments: str) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.slow
 def test_memory_that_is_kept_is_not_mapped_again_and_lies_in_large_pages():
     (kept, large), (mapped, _) = faults("keep"), faults()
     assert kept < mapped / 2

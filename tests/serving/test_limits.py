@@ -259,7 +259,7 @@ def test_head_is_get_without_the_content(server) -> None:
     assert server.http.head("/asr").status_code == 405
 
 
-def logged(caplog) -> list[dict[str, Any]]:
+def logged(caplog) -> list[dict]:
     """The transcriptions; a request of an earlier test may be logged late."""
     lines = [json.loads(message) for message in dict.fromkeys(record.message for record in caplog.records)]
     return [line for line in lines if line["method"] == "POST"]

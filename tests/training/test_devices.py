@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from jax.tree_util import keystr
 
 from tests.small import quick_compilation, quick_environment, small_model  # noqa: F401
@@ -50,26 +51,26 @@ def train(model_parallel: int = 1) -> dict[str, object]:
     }
 
 
-def test_eight_devices_train_like_one():
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2], ids=["data 8", "data 4, model 2"])
+def test_eight_devices_train_like_one(parts):
     root = Path(__file__).parents[2]
     environment = quick_environment("--xla_force_host_platform_device_count=8")
-    command = [sys.executable, "-m", "tests.training.test_devices"]
+    command = [sys.executable, "-m", "tests.training.test_devices", str(parts)]
     finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr
-    (eight, layers), one = json.loads(finished.stdout.splitlines()[-1]), train()
-    assert eight["mesh"] == {"data": 8, "model": 1}
-    assert layers["mesh"] == {"data": 4, "model": 2}
-    assert one["divided"] == eight["divided"] == []
+    several, one = json.loads(finished.stdout.splitlines()[-1]), train()
+    assert several["mesh"] == {"data": 8 // parts, "model": parts}
+    assert several["everywhere"]
+    assert one["divided"] == []
     for part in ("params", "ema", "opt_state"):  # the moments follow their parameters
-        assert any(path.startswith(f".{part}") and "fc1.kernel" in path for path in layers["divided"])
-    for several in (eight, layers):
-        assert several["everywhere"]
-        for ours, theirs in zip(several["metrics"], one["metrics"], strict=True):
-            for name, value in theirs.items():
-                np.testing.assert_allclose(ours[name], value, rtol=2e-4, err_msg=name)
-        for path, value in one["sums"].items():
-            np.testing.assert_allclose(several["sums"][path], value, rtol=1e-4, err_msg=path)
+        divided = any(path.startswith(f".{part}") and "fc1.kernel" in path for path in several["divided"])
+        assert divided == (parts > 1)
+    for ours, theirs in zip(several["metrics"], one["metrics"], strict=True):
+        for name, value in theirs.items():
+            np.testing.assert_allclose(ours[name], value, rtol=2e-4, err_msg=name)
+    for path, value in one["sums"].items():
+        np.testing.assert_allclose(several["sums"][path], value, rtol=1e-4, err_msg=path)
 
 
 if __name__ == "__main__":
-    print(json.dumps([train(), train(model_parallel=2)]))
+    print(json.dumps(train(model_parallel=int(sys.argv[1]))))

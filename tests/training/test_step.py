@@ -71,6 +71,7 @@ def test_remat_does_not_change_results():
     assert_equal(moved(small_run(remat=True), dropout=0.2), moved(small_run(), dropout=0.2))
 
 
+@pytest.mark.slow
 def test_remat_recomputes_layers():
     def recomputed(remat: bool) -> int:
         training = Run(small_run(remat=remat))

@@ -65,10 +65,6 @@ def transcribed(model: Whisper, options: dict[str, Any], **more: Any) -> list[An
     return of_segments(transcribe(model, RECORDINGS, batch_size=2, **options, **more))
 
 
-def test_rows_are_divided_over_data(model: Whisper) -> None:
-    assert transcribed(model, BEAM, devices="all") == transcribed(model, BEAM)
-
-
 def test_layers_are_divided_over_model(model: Whisper) -> None:
     found, words = transcribed(model, WORDS, devices=make_mesh(1, 4))
     assert [found, words] == transcribed(model, WORDS)
@@ -149,7 +145,8 @@ def test_keys_and_values_of_8_bits_are_divided_by_heads_too() -> None:
     with ops.using("accelerator"):  # heads side by side
         [whole], [own] = (bytes_by_device(encode_windows(m, mel).cross) for m in (model, meshed))
         assert 8 * own == whole
-        assert transcribed(meshed, BEAM) == transcribed(model, BEAM)
+        one, several = (decode(m, mel, beam_size=3, sample_len=6) for m in (model, meshed))
+    assert [result.tokens for result in several] == [result.tokens for result in one]
 
 
 def test_a_loaded_model_is_where_the_table_says(model: Whisper, meshed: Whisper, tmp_path: Path) -> None:

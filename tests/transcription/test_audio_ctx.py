@@ -50,6 +50,7 @@ def test_windows_follow_each_other_in_that_length_alone_and_in_a_batch(model):
         assert all(s["end"] <= s["seek"] / 100 + CTX * 0.02 + 1e-6 for s in result["segments"])
 
 
+@pytest.mark.slow
 def test_no_timestamp_is_past_the_window(model):
     latest = model.tokenizer.special.timestamp_begin + CTX
     for beam_size in (None, 2):

@@ -387,6 +387,7 @@ def digits_model(digits):
 
 
 @pytest.mark.filterwarnings("ignore:.*digital silence")
+@pytest.mark.slow
 def test_beams_find_the_same_transcript_in_any_company(digits_model, shared):
     """Mixed languages and lengths; one of the files is not there. For the rest see test_batches."""
     size, options = 2, {"beam_size": 3, "temperature": 0.0}

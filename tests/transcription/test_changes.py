@@ -46,6 +46,7 @@ def test_the_types_are_those_of_the_fields() -> None:
         assert typing.get_type_hints(getattr(changes, name))  # every name in them can be resolved
 
 
+@pytest.mark.slow
 def test_type_checkers_see_the_options(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "user.py").write_text("""
