@@ -156,7 +156,7 @@ def test_an_upload_that_stands_still_is_ended(server) -> None:
 
 
 def test_an_upload_that_drips_is_ended(server) -> None:
-    with changed(server, upload_timeout_s=0.3), connection(server, WAV, stated=10**8) as sock:
+    with changed(server, upload_timeout_s=0.3, min_upload_kb_s=100), connection(server, WAV, stated=10**8) as sock:
         sock.setblocking(False)
         end, answer = time.monotonic() + 60, b""
         while not answer:
