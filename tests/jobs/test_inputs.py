@@ -215,6 +215,10 @@ def test_tars_and_parquet_may_be_urls(files, tmp_path):
         memory.put(str(path), f"/data/{path.name}")
     _, found = planned("memory://data/*", tmp_path / "job")
     assert levels(found) == LEVELS * 2
+    memory.pipe("/data/list.jsonl.gz", gzip.compress(b'{"audio": "c.wav"}'))
+    memory.put(str(files[2]), "/data/c.wav")
+    assert levels([*read_input("memory://data/*.gz")]) == [LEVELS[2]]
+    assert levels([*read_input("memory://data/list.jsonl.gz")]) == [LEVELS[2]]
     assert found[0].name == "tar://shard/0.wav::memory:///data/a.tar"
     assert float(load_audio(found[1].name)[100]) == LEVELS[1]
     memory.rm("/data", recursive=True)

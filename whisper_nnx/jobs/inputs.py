@@ -5,10 +5,12 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from whisper_nnx.audio.remote import is_remote, remote_errors
 from whisper_nnx.audio.suffixes import SUFFIXES
 from whisper_nnx.jobs.lhotse import is_lhotse, lhotse_part
-from whisper_nnx.jobs.parts import AUDIO_KEYS, is_container, parts, read_part
+from whisper_nnx.jobs.parts import AUDIO_KEYS, beside, is_container, open_file, parts, read_part
 
 _LISTS, _TABLES = (".txt", ".lst"), (".jsonl", ".json", ".jsonl.gz")
 
@@ -60,37 +62,31 @@ class Recording:
 def read_input(source: str) -> Iterator[Recording]:
     """The recordings of an input, as they are found, in an order that does not change from one time to the next.
 
-    source: one of these, or a URL of one of the first two, a tar or parquet, such as s3://bucket/talks:
+    source: one of these; all but the last may be URLs, such as s3://bucket/talks:
 
       - a folder, which is searched to any depth;
-      - a pattern (`talks/**/*.mp3`), also of tars and parquet;
+      - a pattern (`talks/**/*.mp3`), also of what follows;
       - a list of paths (.txt, .lst), one a line;
       - JSON lines (.jsonl, .json, .jsonl.gz) with `audio` (or `audio_filepath`, `file_name`, `path`), and perhaps `id`
         and `duration`, and `offset` (NeMo's, in s) of a part of a recording; or recordings and cuts of Lhotse;
       - a .tar, of whose members recordings are taken;
-      - .parquet with such columns, of paths or bytes, or a folder that `datasets` has saved.
+      - .parquet with such columns, of paths or bytes;
+      - a folder that `datasets` has saved.
 
     Paths are relative to the folder of the list; a recording that does not exist is listed, too.
 
     Raises ValueError for a row that names no recording, and FileNotFoundError if the input does not exist.
     """
+    path = Path(source)
     if is_remote(source):
         yield from _remote(source)
-        return
-    path = Path(source)
-    if is_container(source) and path.exists():
+    elif path.is_file() or (is_container(source) and path.exists()):
         yield from _expanded(os.path.abspath(path), path.name)
     elif path.is_dir():
         if (path / "dataset_dict.json").is_file():
             raise ValueError(f"{path} contains several splits; give the folder of one, such as {path / 'train'}")
         for found in _below(path):
             yield _recording(os.path.abspath(found), found.relative_to(path).as_posix())
-    elif path.is_file() and path.name.lower().endswith(_LISTS + _TABLES):
-        read = _listed if path.suffix.lower() in _LISTS else _rows
-        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
-            yield from read(path, lines)
-    elif path.is_file():
-        yield _recording(os.path.abspath(path), path.name)
     elif glob.has_magic(source):
         fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
         for match in sorted(glob.iglob(source, recursive=True)):
@@ -129,10 +125,19 @@ def _remote(source: str) -> Iterator[Recording]:
 
 
 def _expanded(path: str, name: str) -> Iterator[Recording]:
-    """A recording, or those in a tar, in parquet or in a dataset."""
-    if not is_container(path):
+    """A recording, or those that a list names, or those in a tar, in parquet or in a dataset."""
+    if path.lower().endswith((*_LISTS, *_TABLES)):
+        read = _listed if path.lower().endswith(_LISTS) else _rows
+        unpacked = gzip.open if path.lower().endswith(".gz") else nullcontext
+        with open_file(path) as file, unpacked(file) as content, io.TextIOWrapper(content, "utf-8-sig") as lines:
+            yield from read(path, lines)
+    elif is_container(path):
+        yield from _contained(path, name)
+    else:
         yield _recording(path, name)
-        return
+
+
+def _contained(path: str, name: str) -> Iterator[Recording]:
     size = file_size(path)
     for found in parts(path):
         duration = _seconds({"duration": found.duration}, f"{path}, {found.name}")
@@ -144,20 +149,13 @@ def _expanded(path: str, name: str) -> Iterator[Recording]:
             yield Recording(id_, path, size, duration, found.place)
 
 
-def _listed(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
-    folder = os.path.abspath(path.parent)
+def _listed(path: str, lines: Iterable[str]) -> Iterator[Recording]:
     for line in lines:
         if name := line.strip():
-            yield _recording(_joined(folder, name), name)
+            yield _recording(beside(path, name), name)
 
 
-def _joined(folder: str, name: str) -> str:
-    """The place of what a list in that folder names."""
-    return name if is_remote(name) else os.path.join(folder, name)
-
-
-def _rows(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
-    folder = os.path.abspath(path.parent)
+def _rows(path: str, lines: Iterable[str]) -> Iterator[Recording]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -174,17 +172,17 @@ def _rows(path: Path, lines: Iterator[str]) -> Iterator[Recording]:
         place = f"{path}, line {number}"
         duration, start_s = _seconds(row, place), _seconds(row, place, "offset")
         if start_s is None:
-            yield _recording(_joined(folder, name), name, row.get("id"), duration)
+            yield _recording(beside(path, name), name, row.get("id"), duration)
         elif not duration:
             raise ValueError(f"{place}: offset={start_s:g} begins a part of a recording; add its duration")
         else:
             part = {"start": start_s, "duration": duration}
-            yield _part_of(_joined(folder, name), name, row.get("id"), duration, part)
+            yield _part_of(beside(path, name), name, row.get("id"), duration, part)
 
 
-def _cut(row: dict[str, Any], path: Path, number: int) -> Recording:
+def _cut(row: dict[str, Any], path: str, number: int) -> Recording:
     try:
-        found = lhotse_part(row, os.path.abspath(path))
+        found = lhotse_part(row, path)
     except ValueError as error:
         raise ValueError(f"{path}, line {number}: {error}") from None
     assert found.path is not None

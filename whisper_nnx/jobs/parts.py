@@ -61,7 +61,7 @@ def parts(path: str) -> Iterator[Part]:
 def read_part(path: str, place: dict[str, Any]) -> str | bytes | np.ndarray:
     """The recording at that place, as `transcribe` takes it. Raises OSError or ValueError if it cannot be read."""
     if "member" in place:
-        with _opened(path) as file:
+        with open_file(path) as file:
             file.seek(place["offset"])
             found = file.read(place["size"])
         if len(found) < place["size"]:
@@ -93,7 +93,8 @@ def beside(path: str, name: str) -> str:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
+def open_file(path: str) -> Iterator[BinaryIO]:
+    """Opens a path or a URL."""
     if is_remote(path):
         with open_remote(path) as file:
             yield file
@@ -104,7 +105,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 def _tar_parts(path: str) -> Iterator[Part]:
     try:
-        with _opened(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # of which there may be millions
                 name = member.name
@@ -121,7 +122,7 @@ def _is_hidden(name: str) -> bool:
 def _parquet_parts(path: str) -> Iterator[Part]:
     """Rows of parquet. Their bytes are not read: each has about its share of the row group's."""
     pa = _pyarrow()
-    with _opened(path) as source:
+    with open_file(path) as source:
         file = _parquet_file(source, path)
         schema, first = file.schema_arrow, 0
         column = next((key for key in AUDIO_KEYS if key in schema.names), None)
@@ -177,7 +178,7 @@ def _parquet_file(source: Any, path: str) -> Any:
 
 @lru_cache(maxsize=1)
 def _row_group(path: str, group: int, column: str) -> Any:
-    with _opened(path) as source:
+    with open_file(path) as source:
         return _parquet_file(source, path).read_row_group(group, columns=[column]).column(0)
 
 
