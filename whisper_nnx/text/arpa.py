@@ -150,10 +150,10 @@ class _Reader:
         if n == 1:
             self._ids = self._ids_of(words)
             ids.extend([self._ids[word] for word in words])
-        logs = np.frombuffer(numbers, np.float32).reshape(-1, 2) * np.float32(np.log(10))
+        logs = np.asarray(numbers, np.float32).reshape(-1, 2) * np.float32(np.log(10))
         if not np.isfinite(logs).all() or (logs[:, 0] > 0).any():
             raise _Problem(f": a {n}-gram before line {self._line} has no logarithm of a probability")
-        rows = np.frombuffer(ids, np.int32).reshape(-1, n)
+        rows = np.asarray(ids, np.int32).reshape(-1, n)
         kept = (rows >= 0).all(axis=1)
         return Ngrams(rows[kept], logs[kept, 0], logs[kept, 1])
 
