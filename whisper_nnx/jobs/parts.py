@@ -75,7 +75,7 @@ def read_part(path: str, place: dict[str, Any]) -> str | bytes | np.ndarray:
     if "row_group" in place:
         value = _row_group(path, place["row_group"], place["column"])[place["at"]].as_py()
     else:
-        value = _dataset(path)[place["row"]]["audio"]
+        value, path = _dataset(path)[place["row"]]["audio"], f"{path}/"
     encoded, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     if encoded:
         return encoded
@@ -85,10 +85,10 @@ def read_part(path: str, place: dict[str, Any]) -> str | bytes | np.ndarray:
 
 
 def beside(path: str, name: str) -> str:
-    """The path that a file names, seen from its folder; a folder of `datasets` is that folder itself."""
+    """The path that a file names, seen from its folder."""
     if is_remote(name):
         return name
-    folder = path if os.path.isdir(path) else path.rpartition("/")[0] if is_remote(path) else os.path.dirname(path)
+    folder = path.rpartition("/")[0] if is_remote(path) else os.path.dirname(path)
     return f"{folder}/{name}" if is_remote(folder) else os.path.join(folder, name)
 
 
@@ -213,7 +213,7 @@ def _dataset_parts(path: str) -> Iterator[Part]:
             if size:
                 yield Part(str(row), {"row": row, "size": size}, **found)
             elif name:
-                yield Part(name, path=beside(path, name), **found)
+                yield Part(name, path=beside(f"{path}/", name), **found)
             else:
                 raise ValueError(f"{path}, row {row + 1}: no recording")
         first += batch.num_rows
