@@ -32,7 +32,7 @@ def manifest_rows(row: dict[str, Any], recording: Recording, folder: Path) -> It
     segments = [s for s in clipped if s["text"].strip() and 0 < s["end"] - s["start"] <= WINDOW_S]
     if not segments or suspicions(row):
         return
-    common = {"language": row["language"], "source": row["id"]}
+    common = {"id": row["id"], "language": row["language"]}
     if duration <= WINDOW_S and recording.part is None:
         yield common | {"audio": row["audio"], "duration": duration} | texts(segments)
         return

@@ -15,7 +15,7 @@ from tests.audio.test_loading import write_wav
 from tests.jobs.echo import transcript
 from whisper_nnx import load_audio
 from whisper_nnx.data.manifest import read_manifest
-from whisper_nnx.jobs.inputs import Recording, read_input
+from whisper_nnx.jobs.inputs import Recording, absolute, read_input
 from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.status import results
 from whisper_nnx.jobs.worker import work
@@ -217,6 +217,7 @@ def test_tars_and_parquet_may_be_urls(files, tmp_path):
     assert levels(found) == LEVELS * 2
     memory.pipe("/data/list.jsonl.gz", gzip.compress(b'{"audio": "c.wav"}'))
     memory.put(str(files[2]), "/data/c.wav")
+    assert absolute("memory://data/*") == "memory://data/*"
     assert levels([*read_input("memory://data/*.gz")]) == [LEVELS[2]]
     assert levels([*read_input("memory://data/list.jsonl.gz")]) == [LEVELS[2]]
     assert found[0].name == "tar://shard/0.wav::memory:///data/a.tar"

@@ -118,7 +118,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         args.model = os.path.abspath(args.model)
     if args.lm is not None:
         args.lm = os.path.abspath(args.lm)
-    settings = {"input": os.path.abspath(args.input), **stored_options(args)}
+    settings = {"input": inputs.absolute(args.input), **stored_options(args)}
     planned = job.plan(args.output, inputs.read_input(args.input), settings, args.shard_s)
     if args.retry_failed:
         journal.reopen_failed(planned)

@@ -96,6 +96,11 @@ def read_input(source: str) -> Iterator[Recording]:
         raise FileNotFoundError(f"{source}: no such file, folder or pattern; check the path")
 
 
+def absolute(source: str) -> str:
+    """The name of an input that is the same from any working directory."""
+    return source if is_remote(source) else os.path.abspath(source)
+
+
 def _below(folder: Path) -> Iterator[Path]:
     """Recordings below a folder, in the order of their names; hidden ones and links to folders are left out."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):

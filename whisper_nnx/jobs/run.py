@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from whisper_nnx.jobs.inputs import read_input
+from whisper_nnx.jobs.inputs import absolute, read_input
 from whisper_nnx.jobs.job import SHARD_S, Job, plan
 from whisper_nnx.jobs.status import Status, status
 from whisper_nnx.jobs.worker import EXPIRES_S, work
@@ -55,10 +55,8 @@ def planned(
     input: str | os.PathLike[str], output: str | os.PathLike[str], shard_s: float, options: TranscribeChanges
 ) -> Job:
     """The job of `run`."""
-    settings = json.loads(json.dumps(options, default=str))
-    return plan(
-        os.path.abspath(output), read_input(os.fspath(input)), {"input": os.path.abspath(input), **settings}, shard_s
-    )
+    source, settings = os.fspath(input), json.loads(json.dumps(options, default=str))
+    return plan(os.path.abspath(output), read_input(source), {"input": absolute(source), **settings}, shard_s)
 
 
 def work_with(
