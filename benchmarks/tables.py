@@ -163,6 +163,18 @@ def contexts(result: dict[str, Any]) -> str:
     return markdown([*header, "encoder, GFLOP", "audio keys and values, MB"], rows) + about(result)
 
 
+def drafts(result: dict[str, Any]) -> str:
+    """A row per draft: seconds for all recordings, and in how many the tokens are the same."""
+    found = result["drafts"]
+    plain, rows = sum(next(iter(found.values()))["s"].values()), []
+    for number, (name, row) in enumerate(found.items()):
+        same = f"{len(row['s']) - len(row['different'])} of {len(row['s'])}" if number else ""
+        taken = sum(row["s"].values())
+        rows.append([name, seconds(taken), f"{plain / taken:.2f}" if number else "", same])
+    title = f"{result['audio_s']:g} s of speech, {result['tokens']} tokens"
+    return markdown([title, "s", "without / with", "recordings with the same tokens"], rows) + about(result)
+
+
 def serving(result: dict[str, Any]) -> str:
     """A row per server under the same load, and our batches offline; then a short request beside a long one."""
 
@@ -242,6 +254,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "precision": precision,
     "nonspeech": nonspeech,
     "contexts": contexts,
+    "drafts": drafts,
     "bias": bias,
     "serving": serving,
     "compiled": compiled,
