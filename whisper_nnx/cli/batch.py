@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from whisper_nnx.cli.options import OPTIONS, SUBTITLE_FLAGS, Flag, add_option, as_flags, flag_of
@@ -114,10 +115,9 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         parser.error("--output FOLDER is required")
     _check_workers(parser, args)
     check_options(parser, args, transcribe_options(args))
-    if os.path.exists(args.model):
-        args.model = os.path.abspath(args.model)
-    if args.lm is not None:
-        args.lm = os.path.abspath(args.lm)
+    for name in ("model", "draft", "lm"):
+        if (path := getattr(args, name)) is not None and os.path.exists(path):
+            setattr(args, name, os.path.abspath(path))
     settings = {"input": inputs.absolute(args.input), **stored_options(args)}
     planned = job.plan(args.output, inputs.read_input(args.input), settings, args.shard_s)
     if args.retry_failed:
@@ -200,8 +200,7 @@ def _work(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         return _supervised(planned, args)
     if all(map(planned.is_done, range(planned.shards))):
         return 0
-    options = {name: value for name, value in planned.settings.items() if name not in ("input", "version")}
-    full = build_parser().parse_args(["-", *spelled(options)])
+    full = restored_options(planned.settings)
     for name in _OF_MACHINES:
         setattr(full, name, getattr(args, name))
     device = start(args.threads, args.compilation_cache, args.device)
@@ -226,19 +225,25 @@ def _work(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def stored_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that decide the results, where they differ from the defaults; and the model."""
+    """The options that decide the results, where they differ from the defaults; and the model. What JSON can hold."""
     flags = (flag for group in _SHARED.values() for flag in group if flag.dest not in _OF_MACHINES)
     changed = {flag.dest: getattr(args, flag.dest) for flag in flags if getattr(args, flag.dest) != flag.default}
+    if isinstance(grammar := changed.get("grammar"), Path):  # which other machines may not have
+        changed["grammar"] = grammar.read_text(encoding="utf-8")
     return changed | {"model": args.model}
 
 
-def spelled(options: dict[str, Any]) -> list[str]:
-    """Options as they are stored in a job, as arguments of the command."""
+def restored_options(settings: Mapping[str, Any]) -> argparse.Namespace:
+    """The arguments of the command from the settings of its job."""
+    args = build_parser().parse_args(["-"])
+    for name, value in settings.items():
+        if name not in ("input", "version"):
+            setattr(args, name, _hashable(value))
+    return args
 
-    def text(value: Any) -> str:
-        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
-    return [f"--{name}={text(value)}" for name, value in options.items()]
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _status(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
