@@ -4,7 +4,8 @@
 
 FOLDER has short recordings (.flac), of which two at a time are joined to as many as asked for, all different. The
 victims are, in turn, the command that plans and supervises, one of its workers, and all processes at once. Windows of
-2 s and texts of 8 tokens make a recording cheap: it does not matter what is written.
+2 s and texts of 8 tokens make a recording cheap: it does not matter what is written. With --batch_size above 1 the
+bytes may differ, as the last digits of probabilities depend on the other rows of a batch; tokens and times must not.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def main() -> int:
     parser.add_argument("--recordings", type=int, default=200)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--result", type=Path)
     args = parser.parse_args()
     chance = random.Random(args.seed)
@@ -64,7 +65,7 @@ def main() -> int:
     print(text)
     if args.result:
         args.result.write_text(text + "\n", encoding="utf-8")
-    return int(not found["equal"])
+    return int(not found["equal"] if args.batch_size == 1 else bool(found["differing_tokens"]))
 
 
 def write_recordings(folder: Path, sources: list[Path], count: int, chance: random.Random) -> float:
@@ -133,10 +134,7 @@ def finished(folder: Path) -> int:
 
 def compare(expected: Job, job: Job) -> dict[str, Any]:
     ids = [row["id"] for row in results(job)]
-    files = [
-        {str(path.relative_to(one.folder)): path.read_bytes() for path in one.folder.rglob("*") if path.is_file()}
-        for one in (expected, job)
-    ]
+    files = [written(one) for one in (expected, job)]
     differing = sorted(name for name in {*files[0], *files[1]} if files[0].get(name) != files[1].get(name))
     return {
         "recordings": job.recordings,
@@ -145,8 +143,19 @@ def compare(expected: Job, job: Job) -> dict[str, Any]:
         "duplicates": len(ids) - len(set(ids)),
         "failed": status(job).failed,
         "differing_files": differing,
+        "differing_tokens": sum(a != b for a, b in zip(tokens(expected), tokens(job), strict=True)),
         "equal": not differing and len(set(ids)) == job.recordings,
     }
+
+
+def tokens(job: Job) -> list[Any]:
+    return [[row["id"]] + [(s["start"], s["end"], s["tokens"]) for s in row["segments"]] for row in results(job)]
+
+
+def written(job: Job) -> dict[str, bytes]:
+    """All files of a job but those in which workers note their speed; nothing must be left of leases and journals."""
+    paths = {str(path.relative_to(job.folder)): path for path in job.folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if not name.startswith("speed")}
 
 
 if __name__ == "__main__":

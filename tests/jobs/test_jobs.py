@@ -17,7 +17,7 @@ import pytest
 from tests.jobs.echo import transcribe_all, transcript
 from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan
-from whisper_nnx.jobs.journal import note_speed, reopen_failed
+from whisper_nnx.jobs.journal import Journal, note_speed, reopen_failed
 from whisper_nnx.jobs.leases import Leases
 from whisper_nnx.jobs.status import Status, report, results, status, suspicions
 from whisper_nnx.jobs.supervise import Process, supervise
@@ -309,7 +309,45 @@ def test_a_full_disk_ends_the_worker_and_nothing_is_half_written(sounds, tmp_pat
     assert files(job) == undisturbed
 
 
+def test_a_full_disk_is_named_with_the_file_that_was_written(sounds, tmp_path):
+    job = planned(sounds, tmp_path / "job")
+    (path := job.path("work", 0, "full")).symlink_to("/dev/full")
+    journal = Journal(job, 0, "full")
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        journal.begin("a", alone=False)
+    journal.close()
+
+
+@pytest.mark.parametrize("gone", ["results", "leases", "work", ""])
+def test_a_folder_that_vanishes_ends_the_worker_and_what_comes_back_is_continued(sounds, tmp_path, undisturbed, gone):
+    job = planned(sounds, tmp_path / "job")
+
+    def vanish(shard):
+        if shard == 3:
+            (job.folder / gone).rename(tmp_path / "away")
+
+    with pytest.raises(OSError, match=str(job.folder)):
+        work(job, transcribe_all, report=vanish)
+    (tmp_path / "away").rename(job.folder / gone)
+    work(job, transcribe_all, expires_s=0.2)
+    assert files(job) == undisturbed
+
+
 # Leases.
+
+
+def test_a_machine_that_stands_still_is_replaced_and_changes_nothing_when_it_returns(sounds, tmp_path, undisturbed):
+    job = planned(sounds, tmp_path / "job")
+    other = subprocess.Popen([sys.executable, "-m", "tests.jobs.echo", str(job.folder), "other"])
+    while not list((job.folder / "work").iterdir()):
+        time.sleep(0.01)
+    other.send_signal(signal.SIGSTOP)
+    assert other.poll() is None
+    work(job, transcribe_all, expires_s=0.2)
+    assert files(job) == undisturbed
+    other.send_signal(signal.SIGCONT)
+    assert other.wait(60) == 0
+    assert files(job) == undisturbed
 
 
 def test_a_lease_is_taken_when_it_was_silent_for_long_enough_by_the_own_clock(sounds, tmp_path, monkeypatch):

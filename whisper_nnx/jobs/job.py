@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,15 @@ class Job:
         """Of a shard: the file in the folder `kind`."""
         ending = "" if kind == "leases" else f"{worker and f'.{worker}'}.jsonl"
         return self.folder / kind / f"{number:06d}{ending}"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within this context, errors of writing to a file name it: those of a full disk do not."""
+    try:
+        yield
+    except OSError as error:
+        raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from None
 
 
 def plan(

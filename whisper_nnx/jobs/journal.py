@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whisper_nnx.jobs.job import Job
+from whisper_nnx.jobs.job import Job, naming
 from whisper_nnx.output.writers import write_whole
 
 MOST_DEATHS = 3  # of workers by the same recording
@@ -60,7 +60,8 @@ class Journal:
     """Of one worker, for one shard. A line is written at once, and lost only with the machine."""
 
     def __init__(self, job: Job, shard: int, worker: str):
-        self._file = job.path("work", shard, worker).open("a", encoding="utf-8")
+        self._path = job.path("work", shard, worker)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def begin(self, id_: str, alone: bool) -> None:
         self._write({"begun": id_, "alone": alone})
@@ -69,11 +70,13 @@ class Journal:
         self._write(row)
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of what was reported already
+            self._file.close()
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -91,7 +94,7 @@ def note_speed(job: Job, worker: str, audio_s: float, seconds: float) -> None:
     """Adds how much audio a worker has transcribed since its last note, and in how many seconds by its own clock."""
     path = job.folder / "speed" / f"{worker}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"audio_s": round(audio_s, 3), "seconds": round(seconds, 3)}) + "\n")
 
 

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from whisper_nnx.jobs.job import Job
+from whisper_nnx.jobs.job import Job, naming
 
 
 class Leases:
@@ -57,15 +57,16 @@ class Leases:
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Gives up all shards."""
+        """Gives up all shards; leases that cannot be removed will expire."""
         self._ended.set()
         for shard in list(self._held):
-            self.release(shard)
+            with suppress(OSError):
+                self.release(shard)
 
     def _create(self, shard: int) -> bool:
         with self._lock:
             try:
-                with self._job.path("leases", shard).open("x", encoding="utf-8") as file:
+                with naming(path := self._job.path("leases", shard)), path.open("x", encoding="utf-8") as file:
                     file.write(f"{self._worker} {self._count}")
             except FileExistsError:
                 return False
@@ -91,10 +92,11 @@ def holders(job: Job) -> set[str]:
 
 
 def release_all(job: Job, worker: str) -> None:
-    """Releases the leases of a worker that is known to have ended."""
-    for path in (job.folder / "leases").iterdir():
-        if _read(path).startswith(f"{worker} "):
-            path.unlink(missing_ok=True)
+    """Releases the leases of a worker that is known to have ended; those that cannot be removed will expire."""
+    with suppress(OSError):
+        for path in (job.folder / "leases").iterdir():
+            if _read(path).startswith(f"{worker} "):
+                path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> str:
