@@ -19,7 +19,13 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/numbers/speed.md", "docs/numbers/accuracy.md", "docs/numbers/accelerators.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/numbers/speed.md",
+    "docs/numbers/accuracy.md",
+    "docs/numbers/accelerators.md",
+    "docs/guides/clusters.md",
+)
 _MARK = re.compile(r"(<!-- table ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _OURS = "whisper_nnx"
 _NOT_RUN = "(not measured)\n"
@@ -247,6 +253,24 @@ def estimate(result: dict[str, Any]) -> str:
     return markdown(header, [cells(row) for row in result["estimates"]]) + assumed + windows
 
 
+def cost(result: dict[str, Any]) -> str:
+    """Device hours for a million hours of audio: of estimates, or of measured batches of clips."""
+    if "estimates" not in result:
+        [(piece, found)] = [(name, found) for name, found in result["timings"].items() if name.startswith("clips")]
+        times = {name: found["audio_s"] / row["s"] for name, row in found["systems"].items() if name.startswith(_OURS)}
+        rows = [[name, f"{x:.1f}", f"{1e6 / x:,.0f}"] for name, x in times.items()]
+        header = [f"{result['checkpoint']}, {piece}", "hours of audio an hour", "machine hours"]
+        return markdown(header, rows) + f"\nmeasured, {result['date']}, {result['machine']}.\n"
+    rows = []
+    for row in result["estimates"]:
+        if row["hours"] == 100 and row["refilled"] and not row["beam"]:
+            times = row["reached"]["times"]
+            name = f"{row['size']}, {row['chip']}, {8 * row['cross_bytes']} bits of cross-attention"
+            cores = times * result["host"]["decoding_s"] / 3600
+            rows.append([name, f"{times:,}", f"{1e6 / times:,.0f}", f"{cores:.1f}"])
+    return markdown(["compiled, not measured", "hours of audio an hour", "device hours", "cores"], rows)
+
+
 KINDS: dict[str, Callable[[Any], str]] = {
     "timings": timings,
     "summary": summary,
@@ -259,13 +283,16 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "serving": serving,
     "compiled": compiled,
     "estimate": estimate,
+    "cost": cost,
 }
+_FILES = {"summary": ("timings",), "cost": ("timings", "estimate")}  # kinds that are another form of these
 
 
 def table(name: str, results: Path = RESULTS) -> str:
     """Returns the table of a name: "base.timings", or "base.summary" of the same file."""
     checkpoint, kind = name.rsplit(".", 1)
-    path = results / f"{checkpoint}.{'timings' if kind == 'summary' else kind}.json"
+    paths = [results / f"{checkpoint}.{file}.json" for file in _FILES.get(kind, (kind,))]
+    path = next((path for path in paths if path.exists()), paths[0])
     lines = path.with_suffix(".jsonl")
     if lines.exists():
         return KINDS[kind]([json.loads(line) for line in lines.read_text().splitlines()])
