@@ -196,6 +196,27 @@ def test_a_recording_that_changed_since_the_plan_is_not_transcribed(sounds, tmp_
     ]
 
 
+def test_a_recording_that_changes_while_it_is_transcribed_fails_also_after_a_worker_died(sounds, tmp_path):
+    job = planned(sounds, tmp_path / "job")
+    dead = Journal(job, 0, "dead")
+    dead.begin(job.shard(0)[2].id, alone=False)
+    dead.close()
+
+    def changing(paths):
+        for number, path in enumerate(paths):
+            if path.endswith(("002.wav", "004.wav")):
+                Path(path).write_bytes(b"longer" * 1000)
+            elif path.endswith("006.wav"):
+                Path(path).unlink()
+            yield number, transcript(path)
+
+    work(job, changing)
+    assert {Path(row["audio"]).name for row in failures(job)} == {"002.wav", "004.wav"}
+    assert {row["reason"].split(": ", 1)[1] for row in failures(job)} == {
+        "6000 bytes, but 2000 when the job was planned"
+    }
+
+
 def test_what_failed_is_tried_again_and_only_that(sounds, tmp_path, undisturbed):
     job, asked = planned(sounds, tmp_path / "job"), list[str]()
 

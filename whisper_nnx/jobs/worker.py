@@ -146,6 +146,9 @@ class _Worker:
         about: dict[str, Any] = {"id": one.id, "audio": one.name}
         if one.part is not None and "start" in one.part:  # its times count from there
             about["offset"] = one.part["start"]
+        if not isinstance(result, Exception) and not is_remote(one.audio):
+            problem = _problem(one)  # it may have changed while it was read; one that has vanished since was read
+            result = problem if isinstance(problem, ValueError) else result
         if isinstance(result, Exception):
             row = about | {"error": type(result).__name__, "reason": _reason(result)}
         else:
