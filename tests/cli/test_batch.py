@@ -117,6 +117,8 @@ def test_wrong_use_is_one_line(tmp_path, model):
         ([tmp_path / "nowhere", "--output", tmp_path / "job", "--model", model], "nowhere: no such file, folder or"),
         (["status", tmp_path], "holds no planned job; start one with its input"),
         ([tmp_path, "--output", tmp_path / "job", "--workers", "0"], "--workers 0 must be at least 1"),
+        ([tmp_path, "--output", tmp_path / "job", "--shard_s", "-1"], "--shard_s -1 must be above 0"),
+        ([tmp_path, "--output", tmp_path / "job", "--expires_s", "0"], "--expires_s 0 must be above 0"),
     ):
         ended = batch(*arguments)
         assert ended.returncode in (1, 2)

@@ -238,3 +238,24 @@ def test_cuts_that_are_no_part_of_a_file_are_named(files, tmp_path, change, mess
     (tmp_path / "cuts.jsonl").write_text(json.dumps(cut(files[0], "x") | change))
     with pytest.raises(ValueError, match=f"cuts.jsonl, line 1: .*{message}"):
         list(read_input(str(tmp_path / "cuts.jsonl")))
+
+
+def test_names_that_are_no_text_and_lists_that_are_none_are_refused_by_name(tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text('{"audio": "\\udcff.wav"}\n')
+    with pytest.raises(ValueError, match=r"udcff.wav' is not UTF-8, .* rename it"):
+        list(read_input(str(tmp_path / "rows.jsonl")))
+    (tmp_path / "latin.txt").write_bytes(b"a.wav\n\xe9.wav\n")
+    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8 text; convert it"):
+        list(read_input(str(tmp_path / "latin.txt")))
+    (tmp_path / "null.txt").write_text("a\0b.wav\n")
+    assert [one.size for one in read_input(str(tmp_path / "null.txt"))] == [-1]
+
+
+def test_links_to_nothing_and_to_themselves_are_listed(files: list[Path]):
+    (folder := files[0].parent).joinpath("a.wav").symlink_to("nowhere")
+    folder.joinpath("b.wav").symlink_to("b.wav")
+    folder.joinpath("loop").symlink_to(".")
+    (folder / "c.wav").mkdir()
+    found = {Path(one.audio).name: one.size for one in read_input(str(folder))}
+    assert found.keys() == {"a.wav", "b.wav", "0.wav", "1.wav", "2.wav"}
+    assert found["a.wav"] == found["b.wav"] == -1

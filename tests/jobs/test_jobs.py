@@ -452,3 +452,15 @@ def test_the_status_counts_what_is_in_work_and_extrapolates_from_the_speed_of_it
     found = status(job)
     assert (found.workers, found.speed) == (2, 6.0)  # b's is not known
     assert found.left_s == pytest.approx(8 * 20 / 6)
+
+
+def test_shards_of_another_length_and_a_damaged_plan_are_refused(sounds, tmp_path):
+    planned(sounds, tmp_path / "job")
+    with pytest.raises(ValueError, match=r"holds a job with shard_s=1, not 2; choose another folder"):
+        plan(tmp_path / "job", read_input(str(sounds)), {"input": str(sounds)}, shard_s=2)
+    with pytest.raises(ValueError, match=r"shard_s=nan must be above 0"):
+        plan(tmp_path / "other", read_input(str(sounds)), {}, shard_s=float("nan"))
+    for damaged, message in (('{"format": 1, ', "is damaged"), ("[]", "has format None"), ("{}", "has format None")):
+        (tmp_path / "job" / "plan" / "job.json").write_text(damaged)
+        with pytest.raises(ValueError, match=rf"job.json {message}"):
+            Job.open(tmp_path / "job")

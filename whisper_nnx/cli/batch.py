@@ -114,6 +114,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if not args.output:
         parser.error("--output FOLDER is required")
     _check_workers(parser, args)
+    if not args.shard_s > 0:
+        parser.error(f"--shard_s {args.shard_s:g} must be above 0")
     check_options(parser, args, transcribe_options(args))
     for name in ("model", "draft", "lm"):
         if (path := getattr(args, name)) is not None and os.path.exists(path):
@@ -129,6 +131,8 @@ def _check_workers(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     check_devices(parser, args)
     if args.workers is not None and args.workers < 1:
         parser.error(f"--workers {args.workers} must be at least 1")
+    if not args.expires_s > 0:
+        parser.error(f"--expires_s {args.expires_s:g} must be above 0")
     if args.ray and (args.devices or args.mesh or (args.device and args.device[1])):
         parser.error("with --ray each worker has one device, which Ray chooses; drop --devices, --mesh and --device N")
 

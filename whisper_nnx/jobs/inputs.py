@@ -41,6 +41,11 @@ class Recording:
     duration: float | None = None
     part: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        for text in (self.id, self.name):
+            if not text.isascii() and text != text.encode(errors="replace").decode():
+                raise ValueError(f"{text!r} is not UTF-8, which the files of a job are; rename it")
+
     @property
     def name(self) -> str:
         """Of a file its path, of a member of a tar its URL (as fsspec reads it), of a row PATH#ROW, from 0."""
@@ -102,13 +107,18 @@ def absolute(source: str) -> str:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Recordings below a folder, in the order of their names; hidden ones and links to folders are left out."""
+    """Recordings below a folder, in the order of their names; hidden ones and links to folders are left out.
+
+    A link to nothing is listed: it is a recording that cannot be read.
+    """
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _below(Path(entry.path))
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and (
+            not os.path.exists(entry.path) or entry.is_file()
+        ):
             yield Path(entry.path)
 
 
@@ -135,7 +145,10 @@ def _expanded(path: str, name: str) -> Iterator[Recording]:
         read = _listed if path.lower().endswith(_LISTS) else _rows
         unpacked = gzip.open if path.lower().endswith(".gz") else nullcontext
         with open_file(path) as file, unpacked(file) as content, io.TextIOWrapper(content, "utf-8-sig") as lines:
-            yield from read(path, lines)
+            try:
+                yield from read(path, lines)
+            except UnicodeDecodeError:
+                raise ValueError(f"{path} is not UTF-8 text; convert it") from None
     elif is_container(path):
         yield from _contained(path, name)
     else:
@@ -214,7 +227,7 @@ def _recording(path: str, name: str, id_: Any = None, duration: float | None = N
 
 
 def _id(name: str, size: int) -> str:
-    return hashlib.sha256(f"{name}\0{size}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{name}\0{size}".encode(errors="backslashreplace")).hexdigest()[:16]
 
 
 def file_size(path: str) -> int:
@@ -229,5 +242,5 @@ def file_size(path: str) -> int:
             return -1
     try:
         return os.stat(path).st_size
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a null byte
         return -1

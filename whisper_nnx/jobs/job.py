@@ -48,8 +48,11 @@ class Job:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise FileNotFoundError(f"{folder} holds no planned job; start one with its input") from None
-        if found["format"] != _FORMAT:
-            raise ValueError(f"{path} has format {found['format']}, this version reads {_FORMAT}; use that of the job")
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); choose another folder") from None
+        if not isinstance(found, dict) or found.get("format") != _FORMAT:
+            own = found.get("format") if isinstance(found, dict) else None
+            raise ValueError(f"{path} has format {own}, this version reads {_FORMAT}; use that of the job")
         return cls(Path(folder), found["settings"], found["shards"], found["recordings"])
 
     def shard(self, number: int) -> list[Recording]:
@@ -94,7 +97,10 @@ def plan(
     Raises:
       ValueError: another job is planned there, with what differs; or there are no recordings, or two with one id.
     """
-    root, settings = Path(folder), json.loads(json.dumps({**settings, "version": __version__}))
+    if not shard_s > 0:
+        raise ValueError(f"shard_s={shard_s} must be above 0")
+    settings = {**settings, "version": __version__} | ({} if shard_s == SHARD_S else {"shard_s": shard_s})
+    root, settings = Path(folder), json.loads(json.dumps(settings))
     make_output_folder(root)
     if (root / "plan").exists():
         return _same(Job.open(root), settings)
