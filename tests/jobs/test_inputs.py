@@ -259,3 +259,17 @@ def test_links_to_nothing_and_to_themselves_are_listed(files: list[Path]):
     found = {Path(one.audio).name: one.size for one in read_input(str(folder))}
     assert found.keys() == {"a.wav", "b.wav", "0.wav", "1.wav", "2.wav"}
     assert found["a.wav"] == found["b.wav"] == -1
+
+
+def test_parquet_of_categories_names_paths_and_other_types_are_refused(tmp_path: Path):
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pa.table({"audio": pa.array(["x.wav", "y.wav"]).dictionary_encode()}), tmp_path / "a.parquet")
+    assert [one.name for one in read_input(str(tmp_path / "a.parquet"))] == [
+        str(tmp_path / "x.wav"),
+        str(tmp_path / "y.wav"),
+    ]
+    for column in ([1, 2], [["x.wav"]]):
+        parquet.write_table(pa.table({"audio": column}), tmp_path / "b.parquet")
+        with pytest.raises(ValueError, match=r"b.parquet: column audio is of type .*; give paths, bytes, or both"):
+            list(read_input(str(tmp_path / "b.parquet")))

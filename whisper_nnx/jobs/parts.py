@@ -116,7 +116,7 @@ def _tar_parts(path: str) -> Iterator[Part]:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") and part != "." for part in name.split("/"))
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def _parquet_parts(path: str) -> Iterator[Part]:
@@ -129,8 +129,15 @@ def _parquet_parts(path: str) -> Iterator[Part]:
         if column is None:
             raise ValueError(f"{path} has no column of recordings; name it {', '.join(AUDIO_KEYS)}")
         kind = schema.field(column).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
         held, named = (f"{column}.bytes", f"{column}.path") if pa.types.is_struct(kind) else (column, column)
         holds_paths = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        if not (
+            holds_paths
+            or any(check(kind) for check in (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary))
+        ):
+            raise ValueError(f"{path}: column {column} is of type {kind}; give paths, bytes, or both")
         about = [name for name in ("id", "duration") if name in schema.names]
         for group in range(file.num_row_groups):
             meta = file.metadata.row_group(group)
