@@ -1,6 +1,6 @@
 """Measures what a grammar costs for each token, at several batch sizes.
 
-    python benchmarks/grammar.py CHECKPOINT
+    python benchmarks/grammar.py CHECKPOINT --result benchmarks/results/NAME.grammar_cost.json
 
 Windows of noise that never end, so that all take the same number of tokens: the difference between long and short ones,
 divided by their tokens, without a grammar, with a small one (any text) and with a large one (a thousand states).
@@ -21,6 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import whisper_nnx
+from benchmarks.scoring import write_result
 from whisper_nnx import DecodingOptions, load_model
 from whisper_nnx.transcription.attempts import Attempt
 from whisper_nnx.transcription.windows import encode_windows, generate_windows, tokenizer_of
@@ -30,20 +32,21 @@ SHORT = 8  # tokens
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="a model as load_model takes it")
+    parser.add_argument("checkpoint", type=Path, help="in any format")
+    parser.add_argument("--result", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--batch_sizes", type=int, nargs="*", default=[1, 20])
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5, help="of which the fastest counts")
     args = parser.parse_args()
-    print("| batch | grammar | states x classes | ms a token, all rows | more than without |")
-    print("| --- | --- | --- | --- | --- |")
-    for line in measure(load_model(args.checkpoint), args.batch_sizes, args.tokens, args.repeats):
-        print(line, flush=True)
+    model = load_model(str(args.checkpoint))
+    found = measure(model, args.batch_sizes, args.tokens, args.repeats)
+    versions = {"whisper_nnx": f"{whisper_nnx.__version__}, jax {jax.__version__}"}
+    write_result(args.result, args.checkpoint.name, versions, cost_ms=found)
 
 
-def measure(model: Any, batch_sizes: Sequence[int], tokens: int, repeats: int) -> list[str]:
-    """Rows of the table."""
-    config, tokenizer, lines = model.config, tokenizer_of(model), []
+def measure(model: Any, batch_sizes: Sequence[int], tokens: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of a step of all rows, by the number of rows and the grammar."""
+    config, tokenizer, found = model.config, tokenizer_of(model), {}
     for size in batch_sizes:
         mel = np.random.default_rng(0).normal(size=(1, config.num_mel_bins, 2 * config.max_source_positions))
         one = encode_windows(model, jax.numpy.asarray(mel, jax.numpy.float32))
@@ -62,9 +65,10 @@ def measure(model: Any, batch_sizes: Sequence[int], tokens: int, repeats: int) -
         seconds = fastest(works, repeats)
         each = {name: (seconds[name, tokens] - seconds[name, SHORT]) / (tokens - SHORT) for name in sizes}
         for name, table in sizes.items():
-            more = f"{each[name] / each['none'] - 1:+.1%}" if table else ""
-            lines.append(f"| {size} | {name} | {' x '.join(map(str, table))} | {1000 * each[name]:.2f} | {more} |")
-    return lines
+            about = f"{name} ({' x '.join(map(str, table))} states x classes)" if table else name
+            found[f"{size} rows, {about}"] = round(1000 * each[name], 3)
+            print(f"{size} rows, {about}: {1000 * each[name]:.2f} ms", file=sys.stderr, flush=True)
+    return found
 
 
 def large_pattern() -> str:

@@ -154,6 +154,16 @@ def bias(result: dict[str, Any]) -> str:
     return markdown(header, rows) + about(result)
 
 
+def step_cost(result: dict[str, Any]) -> str:
+    """A row per number of windows and option: milliseconds of a step of the loop, and how much the option adds."""
+    rows, without = [], 0.0
+    for name, ms in result["cost_ms"].items():
+        windows, option = name.split(" rows, ")
+        without = ms if option == "none" else without
+        rows.append([windows, option, f"{ms:.2f}", "" if option == "none" else f"{100 * (ms / without - 1):+.0f} %"])
+    return markdown(["windows", "", "ms a step", "more than without"], rows) + about(result)
+
+
 def contexts(result: dict[str, Any]) -> str:
     """A row per context, a column of word errors per length of clips."""
     found = result["contexts"]
@@ -280,6 +290,9 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "contexts": contexts,
     "drafts": drafts,
     "bias": bias,
+    "bias_cost": step_cost,
+    "grammar_cost": step_cost,
+    "ngram_cost": step_cost,
     "serving": serving,
     "compiled": compiled,
     "estimate": estimate,
