@@ -464,3 +464,22 @@ def test_shards_of_another_length_and_a_damaged_plan_are_refused(sounds, tmp_pat
         (tmp_path / "job" / "plan" / "job.json").write_text(damaged)
         with pytest.raises(ValueError, match=rf"job.json {message}"):
             Job.open(tmp_path / "job")
+
+
+def test_failures_are_not_lost_when_reopening_them_is_interrupted(sounds, tmp_path, monkeypatch):
+    work(job := planned(sounds, tmp_path / "job"), transcribe_all)
+    removed, real = list[Path](), Path.unlink
+
+    def unlink(path, *args, **kwargs):
+        if path.parent.name in ("results", "failed"):
+            if removed:
+                raise KeyboardInterrupt
+            removed.append(path)
+        real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(KeyboardInterrupt):
+        reopen_failed(job)
+    monkeypatch.undo()
+    work(job, transcribe_all)
+    assert (status(job).done, status(job).failed) == (60, 1)

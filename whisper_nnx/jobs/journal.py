@@ -111,8 +111,8 @@ def reopen_failed(job: Job) -> None:
         if job.is_done(shard):
             done = job.path("results", shard)
             write_whole(job.path("work", shard, "kept"), done.read_bytes())
+            done.unlink()  # first: a shard that is done without its file of failures would lose them
             path.unlink()
-            done.unlink()
 
 
 def forget(job: Job, shard: int) -> None:
