@@ -4,6 +4,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.cli.command import FAKED, RESULT, Run, calls, python, run, transcribe
 from tests.small import quick_compilation, quick_environment, small_model  # noqa: F401
 from whisper_nnx import iter_transcripts, transcribe
 from whisper_nnx.output import writers
-from whisper_nnx.runtime.console import Terminated, interrupts_wait
+from whisper_nnx.runtime.console import Terminated, interrupts_wait, termination_interrupts
 
 PLAIN = {"temperature": 0.0, "language": "en", "without_timestamps": True, "no_speech_threshold": None}
 
@@ -301,3 +302,18 @@ def test_an_interrupted_command_keeps_what_it_wrote(digits: Path, shared: Path, 
         "en_mixed_75s.partial.srt",
     ]
     assert "Nine four one" in (tmp_path / "en_mixed_75s.partial.srt").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interruption_in_a_destructor_is_not_lost(number: int) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def waits() -> None:
+        with termination_interrupts():
+            Dying()
+            time.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        waits()

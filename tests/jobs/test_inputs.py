@@ -247,6 +247,16 @@ def test_names_that_are_no_text_and_lists_that_are_none_are_refused_by_name(tmp_
     (tmp_path / "latin.txt").write_bytes(b"a.wav\n\xe9.wav\n")
     with pytest.raises(ValueError, match=r"latin.txt is not UTF-8 text; convert it"):
         list(read_input(str(tmp_path / "latin.txt")))
+    (tmp_path / "rows.jsonl.gz").write_text('{"audio": "a.wav"}\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl.gz is damaged, or not compressed: .*; copy it again"):
+        list(read_input(str(tmp_path / "rows.jsonl.gz")))
+    (tmp_path / "x.parquet").write_bytes(b"PAR1" + bytes(200) + (100).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(ValueError, match=r"x.parquet cannot be read as parquet .*; copy it again"):
+        list(read_input(str(tmp_path / "x.parquet")))
+    for wrong in ('["a"]', '""', "true"):
+        (tmp_path / "rows.jsonl").write_text(f'{{"audio": "a.wav", "id": {wrong}}}\n')
+        with pytest.raises(ValueError, match=r"rows.jsonl, line 1: id=.* must be text or a whole number"):
+            list(read_input(str(tmp_path / "rows.jsonl")))
     (tmp_path / "null.txt").write_text("a\0b.wav\n")
     assert [one.size for one in read_input(str(tmp_path / "null.txt"))] == [-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ def connected(address: str) -> Iterator[list[dict[str, Any]]]:
             socket.create_connection((host, int(port)), _ANSWERS_S).close()
         except OSError as error:
             raise ConnectionError(f"no Ray cluster at {address}: {one_line(error)}; check the address") from None
-    with ray.init(address=address, logging_level="WARNING", ignore_reinit_error=True):
+    with ray.init(address=address, logging_level=logging.WARNING, ignore_reinit_error=True):
         yield ray.nodes()
 
 
@@ -110,7 +111,7 @@ class Actor:
         import ray
 
         self._ray, self.cause = ray, ""
-        self._actor = ray.remote(_Runner).options(**resources).remote()
+        self._actor: Any = ray.remote(_Runner).options(**resources).remote()
         self._status = self._actor.run.remote(work, argument)
 
     def poll(self) -> int | None:

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -149,6 +150,8 @@ def _expanded(path: str, name: str) -> Iterator[Recording]:
                 yield from read(path, lines)
             except UnicodeDecodeError:
                 raise ValueError(f"{path} is not UTF-8 text; convert it") from None
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise ValueError(f"{path} is damaged, or not compressed: {error}; copy it again") from None
     elif is_container(path):
         yield from _contained(path, name)
     else:
@@ -188,14 +191,18 @@ def _rows(path: str, lines: Iterable[str]) -> Iterator[Recording]:
         if not isinstance(name, str):
             raise ValueError(f"{path}, line {number}: no recording; name it by one of {', '.join(AUDIO_KEYS)}")
         place = f"{path}, line {number}"
+        if (id_ := row.get("id")) is not None and (
+            isinstance(id_, bool) or not isinstance(id_, str | int) or id_ == ""
+        ):
+            raise ValueError(f"{place}: id={id_!r} must be text or a whole number")
         duration, start_s = _seconds(row, place), _seconds(row, place, "offset")
         if start_s is None:
-            yield _recording(beside(path, name), name, row.get("id"), duration)
+            yield _recording(beside(path, name), name, id_, duration)
         elif not duration:
             raise ValueError(f"{place}: offset={start_s:g} begins a part of a recording; add its duration")
         else:
             part = {"start": start_s, "duration": duration}
-            yield _part_of(beside(path, name), name, row.get("id"), duration, part)
+            yield _part_of(beside(path, name), name, id_, duration, part)
 
 
 def _cut(row: dict[str, Any], path: str, number: int) -> Recording:

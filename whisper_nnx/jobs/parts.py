@@ -179,7 +179,7 @@ def _parquet_file(source: Any, path: str) -> Any:
     pa = _pyarrow()
     try:
         return pa.parquet.ParquetFile(source)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:  # OSError: its footer is damaged
         raise ValueError(f"{path} cannot be read as parquet ({' '.join(str(error).split())}); copy it again") from None
 
 

@@ -19,6 +19,7 @@ from whisper_nnx.runtime.packages import MissingPackageError
 
 NAME = "whisper-nnx"
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141  # 128 + signal number, as in shells
+_AGAIN_S = 0.01  # after which an interruption that Python ignored is repeated
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,18 +28,30 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def termination_interrupts() -> Iterator[None]:
-    """Within this context, SIGTERM raises `Terminated`."""
+    """Within this context, SIGTERM raises `Terminated`.
+
+    In a destructor or a callback of the garbage collector Python ignores what is raised; then the signal is sent again.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
+    def repeat(ignored: Any) -> None:
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            number = signal.SIGTERM if issubclass(ignored.exc_type, Terminated) else signal.SIGINT
+            threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number)).start()
+        else:
+            report(ignored)
+
     if threading.current_thread() is not threading.main_thread():  # only there Python allows handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before, report = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = repeat
     try:
         yield
     finally:
+        sys.unraisablehook = report
         signal.signal(signal.SIGTERM, before)
 
 
