@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from whisper_nnx.jobs.job import SHARD_S
 from whisper_nnx.jobs.status import Status, status
@@ -111,7 +111,7 @@ class Actor:
         import ray
 
         self._ray, self.cause = ray, ""
-        self._actor: Any = ray.remote(_Runner).options(**resources).remote()
+        self._actor = cast(Any, ray.remote(_Runner).options(**resources).remote())
         self._status = self._actor.run.remote(work, argument)
 
     def poll(self) -> int | None:
