@@ -191,6 +191,15 @@ def drafts(result: dict[str, Any]) -> str:
     return markdown([title, "s", "without / with", "recordings with the same tokens"], rows) + about(result)
 
 
+def jobs(result: dict[str, Any]) -> str:
+    found = result["jobs"]
+    speeds = found["speeds"]
+    first = next(iter(speeds.values()))
+    rows = [[name, f"{speed:.1f}", f"{speed / first:.2f}"] for name, speed in speeds.items()]
+    title = f"{found['audio_s']:g} s of speech, in batches of {found['batch_size']}"
+    return markdown([title, "audio s a second", "it / transcribe"], rows) + about(result)
+
+
 def serving(result: dict[str, Any]) -> str:
     """A row per server under the same load, and our batches offline; then a short request beside a long one."""
 
@@ -289,6 +298,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "nonspeech": nonspeech,
     "contexts": contexts,
     "drafts": drafts,
+    "jobs": jobs,
     "bias": bias,
     "bias_cost": step_cost,
     "grammar_cost": step_cost,
