@@ -48,7 +48,7 @@ def test_phrases_have_probabilities_in_proportion_to_their_likelihoods(small):
         likelihoods = np.exp(logprobs)
         assert list(found.values()) == pytest.approx((likelihoods / likelihoods.sum()).tolist(), rel=1e-3)
         assert classify(small, recording, phrases, language="de") == pytest.approx(found, rel=1e-3)
-    for wrong in ([], "one", ["one", "one"]):
+    for wrong in ([], "one", ["one", "one"], ["one", "one "]):
         with pytest.raises(ValueError, match="must be a list of different texts"):
             classify(small, recordings, wrong, language="de")
 

@@ -90,6 +90,14 @@ def test_a_node_with_more_children_than_are_read_at_once():
     np.testing.assert_array_equal(bonus_of(rule, jnp.zeros((2, 120))), expected)
 
 
+def test_phrases_that_share_much_are_refused_before_they_take_memory():
+    phrases = [([0, 1000 + n], 1.0) for n in range(600)] + [([2000 + n, 0, 5000 + n], 1.0) for n in range(600)]
+    with pytest.raises(
+        ValueError, match=r"bias needs 26\d{4} entries or more, of at most 262144; give fewer or shorter"
+    ):
+        Trie.from_phrases(phrases)
+
+
 # Decoding with them.
 
 TOKENIZER = small_tokenizer()

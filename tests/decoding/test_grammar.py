@@ -142,11 +142,22 @@ def test_a_prefix_is_the_beginning_of_the_text(model, encoded):
         ({"regex": "a", "grammar_rule": "x"}, "grammar_rule='x' is of a grammar, not of regex"),
         ({"regex": "a", "grammar_penalty": -1.0}, "grammar_penalty=-1.0 must be above 0 and finite"),
         ({"regex": "a", "no_repeat_ngram_size": 2}, "no_repeat_ngram_size=2 may leave regex no next token"),
+        ({"choices": ["a a a a"], "max_repeats": 3}, "max_repeats=3 may end a text of choices too early"),
+        ({"choices": ["a"], "beam_size": 3, "patience": 0.4}, "patience=0.4 may keep a beam that is not yet a whole"),
     ],
 )
 def test_what_cannot_be_met_is_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
         decode(model, small_mel(1), GERMAN, **options)
+
+
+def test_a_long_text_has_room_after_much_previous_text(model):
+    """20 of the 48 positions are for the text, so that fewer than 23 are left for what was before."""
+    text = "one the two and one the two and one the"
+    options = {"choices": [text], "language": "de", "no_speech_threshold": None, "temperature": 0.0}
+    prompt = "a b c d e f g h i j k l m n o p q r s t u v w"
+    found = transcribe(model, noise(2.5), initial_prompt=prompt, carry_initial_prompt=True, **options)
+    assert {segment["text"].strip() for segment in found["segments"]} == {text}
 
 
 def test_another_grammar_of_the_same_size_compiles_nothing(model, compilations):

@@ -138,8 +138,14 @@ BAD = {
     "counts": (GOOD.replace("ngram 2=72", "ngram 2=many"), "'ngram 2=many' in place of 'ngram 2=COUNT'"),
     "huge": (GOOD.replace("ngram 2=72", "ngram 2=99999999"), "at most 20000000 .* are read .lmplz --prune"),
     "number": (GOOD.replace("-0.840020\t130 259", "x\t130 259"), "'x 130 259 .*' has something else than numbers"),
-    "infinite": (GOOD.replace("-0.840020\t130 259", "nan\t130 259"), "a 2-gram before line .* no logarithm"),
-    "positive": (GOOD.replace("-0.840020\t130 259", "0.84\t130 259"), "a 2-gram before line .* no logarithm"),
+    "infinite": (
+        GOOD.replace("-0.840020\t130 259", "nan\t130 259"),
+        "a 2-gram before line .* not finite; the file may be corrupt",
+    ),
+    "positive": (
+        GOOD.replace("-0.840020\t130 259", "0.84\t130 259"),
+        "a 2-gram before line .* not finite; the file may be corrupt",
+    ),
     "twice": (GOOD.replace("\t130 262\t", "\t130 259\t"), "an n-gram occurs twice"),
     "not a 1-gram": (GOOD.replace("\t130 259\t", "\t130 258\t"), "'258' is not among the 1-grams"),
     "special": (re.sub(r"\b68\b", str(TOKENIZER.special.eot), GOOD), "is not a text token of this model; .* run lmplz"),

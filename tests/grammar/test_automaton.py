@@ -140,7 +140,7 @@ def test_a_json_schema_matches_its_documents():
         (Grammar("grammar", '\nroot ::= ("a"'), r"line 2: expected '\)'"),
         (Grammar("grammar", 'root ::= "a'), "line 1: a literal or set has no end"),
         (Grammar("grammar", "root ::= * x"), "'\\*' follows nothing"),
-        (Grammar("grammar", 'root ::= "\\q"'), "is no escape"),
+        (Grammar("grammar", 'root ::= "\\q"'), "is not a known escape"),
         (Grammar("grammar", "root ::= [b-a]"), "range b-a is empty"),
         (Grammar("grammar", "root ::= [a]{3,2}"), "ends below its beginning"),
         (Grammar("grammar", "root ::= root"), "matches no text"),
@@ -151,6 +151,15 @@ def test_a_json_schema_matches_its_documents():
         (Grammar("regex", "(?i)a"), "flags"),
         (Grammar("regex", "(a|b)*a(a|b){30}"), f"needs more than {MAX_STATES} states"),
         (Grammar("regex", "(((a{99}){99}){99}){99}"), "is too large"),
+        (Grammar("regex", "(){4000000000}"), "is too large"),
+        (Grammar("regex", "(){0,4000000000}"), "is too large"),
+        (Grammar("grammar", 'root ::= (""{999999}){999999}'), "is too large"),
+        (
+            Grammar(
+                "grammar", "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1} r{n + 1}\n" for n in range(40)) + 'r40 ::= ""'
+            ),
+            "is too large",
+        ),
         (Grammar("regex", f"a{{{MAX_STATES}}}"), f"needs {MAX_STATES + 2} states, more than the limit of {MAX_STATES}"),
         (Grammar("json_schema", "{"), "not a JSON schema"),
     ],
@@ -229,3 +238,6 @@ def test_a_path_is_read_and_a_text_is_not_a_path(tmp_path: Path):
     assert DecodingOptions(grammar=file).grammar == 'root ::= "é"'
     with pytest.raises(ValueError, match="give a file as a Path"):
         DecodingOptions(grammar=str(file))
+    file.write_bytes(b'root ::= "\xe9"')
+    with pytest.raises(ValueError, match=r"grammar='.*g.gbnf' is not UTF-8 text; give a GBNF grammar"):
+        DecodingOptions(grammar=file)

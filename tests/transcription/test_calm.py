@@ -48,6 +48,13 @@ def test_text_without_speech_and_doubtful_phrases_are_discarded(one: Any, kept: 
         assert SPEECH.kept([one], "xx") == [one]  # a language of which no phrases are known
 
 
+def test_phrases_are_those_of_the_language_of_the_text() -> None:
+    one = segment(3.5, 9.0, " Thank you.")
+    assert SPEECH.kept([one], "de") == [one]
+    assert SPEECH.kept([one | {"language": "en"}], "de") == []
+    assert replace(SPEECH, is_translated=True).kept([one | {"language": "de"}], "de") == []
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -125,6 +132,8 @@ def test_calm_ends_loops_unless_told_otherwise() -> None:
     assert options.window_options == replace(options.decoding, max_repeats=4)
     assert TranscribeOptions.of(options, max_repeats=9).window_options.max_repeats == 9
     assert TranscribeOptions.of(options, hallucination=None).window_options.max_repeats is None
+    bound = TranscribeOptions.of(hallucination="calm", choices=["no no no no no"])
+    assert bound.window_options.max_repeats is None  # nothing but the whole text
     with pytest.raises(ValueError, match="hallucination='quiet' must be 'calm', or None"):
         TranscribeOptions.of(hallucination="quiet")
 

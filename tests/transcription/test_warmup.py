@@ -18,6 +18,7 @@ def noise(seconds):
     [
         {},
         {"language": "en", "temperature": 0.0, "beam_size": 2},
+        {"language": "en", "temperature": 0.0, "hallucination": "calm"},
         pytest.param({"best_of": 3, "word_timestamps": True, "alignment_heads": [(1, 0)]}, marks=pytest.mark.slow),
         {"temperature": 0.0, "word_timestamps": True, "refine_word_times": True, "without_timestamps": True},
         pytest.param({"repetition_penalty": 1.1, "initial_prompt": "a b", "temperature": 0.0}, marks=pytest.mark.slow),
@@ -40,6 +41,11 @@ def test_a_batch_size_that_was_not_warmed_up_is_compiled(compilations):
     compilations.clear()
     transcribe(model, [noise(1), noise(1), noise(1)], batch_size=3, temperature=0.0)
     assert compilations
+
+
+def test_a_grammar_is_warmed_up_without_its_prefix():
+    options = {"choices": ["one and one and one"], "prefix": "one and one and", "language": "de", "temperature": 0.0}
+    warmup(small_model(decoder_layers=1), (1,), **options)
 
 
 def test_options_that_cannot_be_met_are_refused_at_once():

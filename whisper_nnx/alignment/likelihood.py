@@ -231,7 +231,7 @@ def classify(
       ValueError: phrases that are none or occur twice; and what `score` refuses.
       OSError: a file that cannot be opened.
     """
-    if isinstance(phrases, str) or not phrases or len(set(phrases)) < len(phrases):
+    if isinstance(phrases, str) or not phrases or len({str(p).strip() for p in phrases}) < len(phrases):
         raise ValueError(f"phrases={phrases!r} must be a list of different texts, at least one; correct it")
     recordings = audio if isinstance(audio, list | tuple) else [audio]
     texts = [list(phrases)] * len(recordings)

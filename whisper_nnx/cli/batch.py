@@ -15,6 +15,7 @@ from typing import Any
 from whisper_nnx.cli.options import OPTIONS, SUBTITLE_FLAGS, Flag, add_option, as_flags, flag_of
 from whisper_nnx.cli.parser import Help, Parser, parse_spelled
 from whisper_nnx.cli.transcribe import check_devices, check_options, load_named_model, transcribe_options
+from whisper_nnx.grammar.grammar import read_grammar
 from whisper_nnx.jobs import inputs, job, journal, status, supervise, worker
 from whisper_nnx.output.progress import clock
 from whisper_nnx.output.subtitles import SubtitleOptions
@@ -233,7 +234,7 @@ def stored_options(args: argparse.Namespace) -> dict[str, Any]:
     flags = (flag for group in _SHARED.values() for flag in group if flag.dest not in _OF_MACHINES)
     changed = {flag.dest: getattr(args, flag.dest) for flag in flags if getattr(args, flag.dest) != flag.default}
     if isinstance(grammar := changed.get("grammar"), Path):  # which other machines may not have
-        changed["grammar"] = grammar.read_text(encoding="utf-8")
+        changed["grammar"] = read_grammar(grammar)
     return changed | {"model": args.model}
 
 

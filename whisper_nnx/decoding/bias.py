@@ -51,7 +51,7 @@ class Trie(NamedTuple):
         counts = [len(own) for own in edges]
         most = max(len(edges) + 1, sum(counts))
         if most > _LARGEST:
-            raise ValueError(f"bias needs {most} entries, of at most {_LARGEST}; give fewer or shorter phrases")
+            raise ValueError(_too_many(most))
         size = max(_SMALLEST, 1 << (most - 1).bit_length())
         trie = cls(*(np.zeros(size, kind) for kind in (np.int32, np.int32, np.int32, np.float32, np.float32)))
         trie.first[:] = sum(counts)
@@ -60,6 +60,10 @@ class Trie(NamedTuple):
             trie.token[place], trie.target[place], trie.gain[place] = token, target, gain
         trie.pending[: len(edges)] = np.array(nodes.given) - np.array(nodes.kept)
         return trie
+
+
+def _too_many(entries: int) -> str:
+    return f"bias needs {entries} entries or more, of at most {_LARGEST}; give fewer or shorter phrases"
 
 
 class _Nodes:
@@ -97,9 +101,12 @@ class _Nodes:
             self.given[node] = self.given[self.parent[node]] + self.bonus[node]
             self.kept[node] = self._worth(node, suffix)
         targets: list[dict[int, int]] = [{} for _ in self.order]
+        count = 0
         for node in self.order:
             inherited = targets[suffix[node]] if suffix[node] else {}
             targets[node] = {**inherited, **self.children[node]}
+            if (count := count + len(targets[node])) > _LARGEST:
+                raise ValueError(_too_many(count))
         return [
             [(token, to, self._gain(node, to)) for token, to in sorted(own.items())] for node, own in enumerate(targets)
         ]

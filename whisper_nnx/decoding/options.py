@@ -9,11 +9,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from whisper_nnx.decoding.phrases import BiasPhrase, parse_phrases
-from whisper_nnx.grammar.grammar import Grammar, automaton_of
+from whisper_nnx.grammar.grammar import Grammar, automaton_of, read_grammar
 from whisper_nnx.runtime.options import explained, option
 from whisper_nnx.text.languages import language_or_none
 
@@ -322,7 +321,7 @@ class DecodingOptions:
 
     def _normalize_grammar(self):
         if isinstance(self.grammar, os.PathLike):
-            object.__setattr__(self, "grammar", Path(self.grammar).read_text("utf-8"))
+            object.__setattr__(self, "grammar", read_grammar(self.grammar))
         if isinstance(self.json_schema, Mapping):
             object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
         if isinstance(self.choices, str):
@@ -343,11 +342,18 @@ class DecodingOptions:
             raise ValueError(f"grammar_penalty={self.grammar_penalty} must be above 0 and finite, or None to forbid")
         if self.grammar_rule != "root" and self.grammar is None:
             raise ValueError(f"grammar_rule={self.grammar_rule!r} is of a grammar, not of {given[0]}; drop it")
-        if self.grammar_penalty is None and self.no_repeat_ngram_size:
-            raise ValueError(
-                f"no_repeat_ngram_size={self.no_repeat_ngram_size} may leave {given[0]} no next token; drop it, or set "
-                "grammar_penalty"
-            )
+        if self.grammar_penalty is None:
+            for name, harm in (
+                ("no_repeat_ngram_size", f"may leave {given[0]} no next token"),
+                ("max_repeats", f"may end a text of {given[0]} too early"),
+            ):
+                if getattr(self, name):
+                    raise ValueError(f"{name}={getattr(self, name)} {harm}; drop it, or set grammar_penalty")
+            if self.patience is not None and self.patience < 1:
+                raise ValueError(
+                    f"patience={self.patience} may keep a beam that is not yet a whole text of {given[0]}; "
+                    "give 1 or more"
+                )
         if self.choices is not None and not (
             self.choices and all(isinstance(x, str) and x.strip() for x in self.choices)
         ):

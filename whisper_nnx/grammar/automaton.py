@@ -44,6 +44,7 @@ class _Parts:
 
     edges: list[list[tuple[int, int, int]]] = field(default_factory=list)
     jumps: list[list[int]] = field(default_factory=list)
+    added: int = 0  # expressions, of which empty ones need no state
 
     def new(self) -> int:
         if len(self.edges) >= _MAX_PARTS:
@@ -54,6 +55,9 @@ class _Parts:
 
     def add(self, node: Node, start: int) -> int:
         """Adds an expression after a state -> the state after it."""
+        self.added += 1
+        if self.added >= 4 * _MAX_PARTS:
+            raise ValueError(f"is too large: it has more than {_MAX_PARTS} parts; simplify it")
         if isinstance(node, Sequence):
             for part in node.parts:
                 start = self.add(part, start)

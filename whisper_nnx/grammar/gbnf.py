@@ -148,10 +148,10 @@ class _Reader:
             digits = re.compile(f"[0-9a-fA-F]{{{_HEX_DIGITS[escaped]}}}")
             code = int(self._match(digits, f"{_HEX_DIGITS[escaped]} hexadecimal digits")[0], 16)
             if code > MAX_CODE_POINT:
-                raise self._error(f"{code:#x} is no Unicode character")
+                raise self._error(f"{code:#x} exceeds the last Unicode character, 0x10ffff")
             return code
         if escaped not in _ESCAPES or not escaped:
-            raise self._error(f"\\{escaped} is no escape; write \\\\ for a backslash")
+            raise self._error(f"\\{escaped} is not a known escape; write \\\\ for a backslash")
         return ord(_ESCAPES[escaped])
 
     def _space(self, *, lines: bool = False) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from whisper_nnx.runtime.files import read_regular
 
 if TYPE_CHECKING:
     from whisper_nnx.grammar.automaton import ByteAutomaton
+
+
+_LARGEST_FILE = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,15 @@ class Grammar:
         """How an error names it."""
         text = self.text if isinstance(self.text, str) else ",".join(self.text)
         return f"{self.option}={text if len(text) <= 60 else text[:57] + '...'!r}"
+
+
+def read_grammar(path: str | os.PathLike[str]) -> str:
+    """The text of a GBNF file. Raises ValueError, with its path, for what is not one; OSError."""
+    file = Path(path)
+    try:
+        return read_regular(file, _LARGEST_FILE).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"grammar={str(file)!r} is not UTF-8 text; give a GBNF grammar") from None
 
 
 @lru_cache(maxsize=64)

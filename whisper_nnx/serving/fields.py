@@ -27,6 +27,7 @@ _VAD = "vad_"
 _NO_FIELD = {"sampling_rate", "fp16", "vad_parameters", "prompt", "lm", "lm_weight"}
 _TRUE, _FALSE = {"true", "1", "yes", "on", "t", "y"}, {"false", "0", "no", "off", "f", "n", ""}
 _SMALLEST_INCREMENT = 0.05
+_JOINED = {"texts": "\n", "phrases": "\n", "ids": ",", "languages": ","}  # how several values of a list become one
 _LONGEST_GRAMMAR = 20_000
 # A regular expression that takes for ever would stop the server.
 _SLOW_PATTERN = re.compile(r"\)[*+?{]|\\[1-9]|(?:[*+{].*){3}", re.DOTALL)
@@ -80,7 +81,10 @@ OPTION_FIELDS = {**RECORDING_FIELDS, **VAD_FIELDS}
 
 
 class Fields:
-    """The text fields of a request, taken by name, with or without brackets; the last one of a name counts."""
+    """The text fields of a request, taken by name, with or without brackets.
+
+    Of several of one name, lists have all values, and other fields the last one.
+    """
 
     def __init__(self, items: Iterable[tuple[str, str]]):
         self._values: dict[str, list[str]] = {}
@@ -113,7 +117,10 @@ class Fields:
         """Values of options by the names of their fields. An empty value is none, but of texts."""
         found: dict[str, Any] = {}
         for name, field in known.items():
-            text = self.take(name)
+            if (joined := _JOINED.get(field.kind.removesuffix(" or none"))) and len(self._values.get(name, ())) > 1:
+                text: str | None = joined.join(self.take_list(name, split=False))
+            else:
+                text = self.take(name)
             if text is not None and (text.strip() or field.kind in ("text", "ids")):
                 found[name] = field.read(text.strip() if field.kind != "text" else text)
         return found
@@ -201,8 +208,9 @@ def transcribe_options(values: dict[str, Any], settings: ServerSettings) -> Tran
     except ValueError as error:
         named = re.match(r"([a-z]\w*)=", str(error))
         raise bad_request(str(error), named[1] if named else None) from None
-    except ImportError as error:  # of the detector: says what to install
-        raise bad_request(str(error), "vad_filter", "not_installed") from None
+    except ImportError as error:  # of the detector, or of JSON schemas: says what to install
+        needs = next((name for name in ("vad_filter", "hallucination", "json_schema") if changes.get(name)), None)
+        raise bad_request(str(error), needs, "not_installed") from None
     if sum(end - start for start, end in clips) > 3600 * FRAMES_PER_SECOND * made.max_hours:
         raise bad_request(
             f"clip_timestamps last longer than max_hours={made.max_hours:g}; drop some", "clip_timestamps"

@@ -152,7 +152,9 @@ class _Reader:
             ids.extend([self._ids[word] for word in words])
         logs = np.asarray(numbers, np.float32).reshape(-1, 2) * np.float32(np.log(10))
         if not np.isfinite(logs).all() or (logs[:, 0] > 0).any():
-            raise _Problem(f": a {n}-gram before line {self._line} has no logarithm of a probability")
+            raise _Problem(
+                f": a {n}-gram before line {self._line} has a logarithm above 0 or not finite; the file may be corrupt"
+            )
         rows = np.asarray(ids, np.int32).reshape(-1, n)
         kept = (rows >= 0).all(axis=1)
         return Ngrams(rows[kept], logs[kept, 0], logs[kept, 1])

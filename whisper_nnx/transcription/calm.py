@@ -28,9 +28,13 @@ MOSTLY = 0.5  # of a segment without speech, likewise
 
 @dataclass(frozen=True)
 class Calm:
-    """Decides which windows are decoded, and which segments are kept. spans: (start, end) in s of all speech."""
+    """Decides which windows are decoded, and which segments are kept.
+
+    spans: (start, end) in s of all speech. is_translated: the text is English.
+    """
 
     spans: Sequence[tuple[float, float]]
+    is_translated: bool = False
 
     def has_speech(self, start_s: float, end_s: float) -> bool:
         """Whether anybody speaks between these times."""
@@ -40,7 +44,7 @@ class Calm:
         return sum(max(0.0, min(end, end_s) - max(start, start_s)) for start, end in self.spans)
 
     def kept(self, segments: Sequence[Segment], language: str | None) -> list[Segment]:
-        """The segments without those that are invented."""
+        """The segments without those that are invented. language: of those that have none of their own."""
         return [segment for segment in segments if not self._is_invented(segment, language)]
 
     def _is_invented(self, segment: Segment, language: str | None) -> bool:
@@ -48,7 +52,8 @@ class Calm:
         speech_s = self._speech_s(start, max(end, start + 0.02))
         if not speech_s:
             return True
-        if plain(segment["text"]) not in invented_phrases(language):
+        spoken = "en" if self.is_translated else segment.get("language", language)
+        if plain(segment["text"]) not in invented_phrases(spoken):
             return False
         return segment["no_speech_prob"] > NO_SPEECH_PROB or speech_s < MOSTLY * (end - start)
 

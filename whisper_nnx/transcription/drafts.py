@@ -64,7 +64,10 @@ def with_draft(model: Any, draft: Whisper | str | None) -> Any:
         return DraftedWhisper(model, NGRAM)
     own, other = draft.config.vocab_size, model.config.vocab_size
     if own != other or (draft.tokenizer and draft.tokenizer.special != model.tokenizer.special):
-        raise ValueError(f"draft has another vocabulary than the model ({own} and {other} tokens); choose one with its")
+        raise ValueError(
+            f"draft has another vocabulary than the model ({other} tokens, not {own}, or others); choose a draft with "
+            "the tokenizer of the model"
+        )
     if draft.config.max_source_positions > (positions := model.config.max_source_positions):
         draft = with_audio_ctx(draft, positions)
     if (mesh := mesh_of(model)) is not None:

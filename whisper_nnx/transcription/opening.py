@@ -23,7 +23,7 @@ from whisper_nnx.timing.word_times import word_heads
 from whisper_nnx.transcription.attempts import initial_ids
 from whisper_nnx.transcription.batch import choose_language
 from whisper_nnx.transcription.calm import VAD, Calm
-from whisper_nnx.transcription.grammars import check_window
+from whisper_nnx.transcription.grammars import check_window, least_tokens
 from whisper_nnx.transcription.language_models import with_lm
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.recording import Recording
@@ -199,7 +199,8 @@ def read_recording(config: WhisperConfig, source: Any, options: TranscribeOption
 def read_samples(source: Any, options: TranscribeOptions) -> Samples:
     """The part of `read_recording` that needs no JAX: reads audio and finds its speech, where that is wanted."""
     samples, channels = _read(source, options)
-    calm = Calm(speech_spans(samples, VAD)) if options.hallucination else None
+    is_translated = options.decoding.task == "translate"
+    calm = Calm(speech_spans(samples, VAD), is_translated) if options.hallucination else None
     return Samples(samples, _pieces(samples, len(samples) // HOP_LENGTH, options), channels, calm)
 
 
@@ -238,6 +239,9 @@ def open_audio(
     refined, chosen = longform.refine_word_times, longform.alignment_heads
     heads = alignment_heads(config, None if refined else chosen) if longform.timed else ()
     window: dict[str, Any] = {"window_frames": frames, "positions": config.max_source_positions, "calm": audio.calm}
+    if decoding.constraint is not None and decoding.grammar_penalty is None:  # its shortest text must have room
+        least = least_tokens(tokenizer_of(model), config.vocab_size, decoding)
+        room = min(room, config.max_target_positions - len(initial.ids) - least)
     window |= {"context": config.max_target_positions, "prompt_room": max(0, room)}
     lives = [
         Live(

@@ -26,7 +26,9 @@ def _boolean(text: str) -> bool:
 
 
 def _texts(text: str) -> tuple[str, ...]:
-    return tuple(part for part in map(str.strip, text.split(",")) if part)
+    """One a line if there are several lines, otherwise separated by commas."""
+    parts = text.splitlines() if "\n" in text.strip() else text.split(",")
+    return tuple(part for part in map(str.strip, parts) if part)
 
 
 def _count(text: str) -> int:

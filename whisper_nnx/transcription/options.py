@@ -119,7 +119,7 @@ class CallOptions:
         if isinstance(self.draft, str) and self.draft != NGRAM:
             raise ValueError(f"draft={self.draft!r} must be a model (load_model), or {NGRAM!r}")
         if self.progress is not None and not callable(self.progress):
-            raise ValueError(f"progress={self.progress!r} is no function; verbose=False shows a progress bar")
+            raise ValueError(f"progress={self.progress!r} must be a function; verbose=False shows a progress bar")
 
     def check(self, options: TranscribeOptions) -> None:
         """Raises ValueError for options of recordings with which the draft would never be used."""
@@ -235,9 +235,11 @@ class TranscribeOptions:
 
     @property
     def window_options(self) -> DecodingOptions:
-        """The options of windows, with what `hallucination` adds."""
-        if self.hallucination is None or self.decoding.max_repeats is not None:
-            return self.decoding
+        """The options of windows, with what `hallucination` adds: nothing to a grammar that allows no other text."""
+        own = self.decoding
+        is_bound = own.constraint is not None and own.grammar_penalty is None
+        if self.hallucination is None or own.max_repeats is not None or is_bound:
+            return own
         return replace(self.decoding, max_repeats=MAX_REPEATS)
 
     @property

@@ -65,13 +65,15 @@ def warmup(
     tries = {strategy_of(attempt): attempt for attempt in attempts}
     described = options_of(LongformOptions, TranscribeOptions).values()
     whole: dict[str, Any] = {one.name: one.default for one in described if one.scope == "recording"}
+    without_prefix = replace(chosen.decoding, prefix=None)
     short: dict[str, Any] = {
         "no_speech_threshold": None,
         "logprob_threshold": None,
         "compression_ratio_threshold": None,
         "without_timestamps": True,
-        "sample_len": max(_TOKENS, least_tokens(tokenizer_of(model), model.config.vocab_size, chosen.decoding)),
+        "sample_len": max(_TOKENS, least_tokens(tokenizer_of(model), model.config.vocab_size, without_prefix)),
         "max_new_tokens": None,
+        "max_repeats": chosen.window_options.max_repeats,
         "prefix": None,
         # Text alone, so that there are words to time.
         "suppress_tokens": (-1, special.eot, *range(special.timestamp_begin, special.timestamp_end + 1)),
