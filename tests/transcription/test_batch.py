@@ -432,7 +432,7 @@ def test_options_that_cannot_be_met_are_no_result_of_a_list(digits_model):
 def test_a_batch_of_no_rows_is_refused(digits_model):
     with pytest.raises(ValueError, match="batch_size=0"):
         transcribe(digits_model, [], batch_size=0)
-    with pytest.raises(ValueError, match="progress=False is no function"):
+    with pytest.raises(ValueError, match="progress=False must be a function"):
         transcribe(digits_model, [], progress=False)
 
 
