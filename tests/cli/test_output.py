@@ -315,5 +315,9 @@ def test_an_interruption_in_a_destructor_is_not_lost(number: int) -> None:
             Dying()
             time.sleep(20)
 
-    with pytest.raises(KeyboardInterrupt):
-        waits()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            waits()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -96,6 +96,7 @@ def test_without_a_cluster_there_is_one_message(address, message):
         pass
 
 
+@pytest.mark.slow  # here; see below
 def test_an_actor_that_is_killed_is_replaced(cluster, tmp_path):
     sounds = recordings(tmp_path / "sounds", [f"{n:03d}.wav" for n in range(10)])  # noqa: F811
     undisturbed, job = planned(sounds, tmp_path / "undisturbed"), planned(sounds, tmp_path / "job")  # noqa: F811
@@ -114,6 +115,15 @@ def test_an_actor_that_is_killed_is_replaced(cluster, tmp_path):
     )
     thread.join()
     assert files(job) == files(undisturbed)
+
+
+def test_an_actor_is_replaced_in_a_process_that_has_not_used_jax():
+    """Ray forks, which JAX warns of once it has threads."""
+    test = f"{__file__}::test_an_actor_that_is_killed_is_replaced"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", test]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "1 passed" in done.stdout
 
 
 @pytest.mark.slow
