@@ -140,11 +140,11 @@ BAD = {
     "number": (GOOD.replace("-0.840020\t130 259", "x\t130 259"), "'x 130 259 .*' has something else than numbers"),
     "infinite": (
         GOOD.replace("-0.840020\t130 259", "nan\t130 259"),
-        "a 2-gram before line .* above 0, or not finite",
+        "a 2-gram before line .* above 0 or not finite",
     ),
     "positive": (
         GOOD.replace("-0.840020\t130 259", "0.84\t130 259"),
-        "a 2-gram before line .* above 0, or not finite",
+        "a 2-gram before line .* above 0 or not finite",
     ),
     "twice": (GOOD.replace("\t130 262\t", "\t130 259\t"), "an n-gram occurs twice"),
     "not a 1-gram": (GOOD.replace("\t130 259\t", "\t130 258\t"), "'258' is not among the 1-grams"),

@@ -123,7 +123,7 @@ def test_an_actor_is_replaced_in_a_process_that_has_not_used_jax():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", test]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "1 passed" in done.stdout
+    assert done.stdout.startswith(". ")  # one test, passed
 
 
 @pytest.mark.slow

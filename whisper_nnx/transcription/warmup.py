@@ -60,24 +60,11 @@ def warmup(
     """
     model = with_draft(model, draft)
     chosen = with_lm(tokenizer_of(model), TranscribeOptions.of(options, **changes))
-    special = tokenizer_of(model).special
     attempts = [chosen.fallback.options_at(t, chosen.window_options) for t in chosen.fallback.temperatures]
     tries = {strategy_of(attempt): attempt for attempt in attempts}
     described = options_of(LongformOptions, TranscribeOptions).values()
     whole: dict[str, Any] = {one.name: one.default for one in described if one.scope == "recording"}
-    without_prefix = replace(chosen.decoding, prefix=None)
-    short: dict[str, Any] = {
-        "no_speech_threshold": None,
-        "logprob_threshold": None,
-        "compression_ratio_threshold": None,
-        "without_timestamps": True,
-        "sample_len": max(_TOKENS, least_tokens(tokenizer_of(model), model.config.vocab_size, without_prefix)),
-        "max_new_tokens": None,
-        "max_repeats": chosen.window_options.max_repeats,
-        "prefix": None,
-        # Text alone, so that there are words to time.
-        "suppress_tokens": (-1, special.eot, *range(special.timestamp_begin, special.timestamp_end + 1)),
-    }
+    short = _short_texts(model, chosen)
     samples = model.config.max_source_positions * SAMPLE_RATE // POSITIONS_PER_SECOND  # of one window
     noise = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
     batch_sizes = sorted({rounded_up(size, mesh_of(model)) for size in batch_sizes})
@@ -96,6 +83,24 @@ def warmup(
     alone = [Attempt.of(model.config, tokenizer_of(model), replace(one, **decoding)) for one in tries.values()]
     silence = jnp.zeros((1, model.config.num_mel_bins, 2 * model.config.max_source_positions))
     compile_sizes(model, encode_windows(model, silence), alone, batch_sizes)
+
+
+def _short_texts(model: Whisper, chosen: TranscribeOptions) -> dict[str, Any]:
+    """Options with which a window becomes a short text."""
+    tokenizer, without_prefix = tokenizer_of(model), replace(chosen.decoding, prefix=None)
+    special = tokenizer.special
+    return {
+        "no_speech_threshold": None,
+        "logprob_threshold": None,
+        "compression_ratio_threshold": None,
+        "without_timestamps": True,
+        "sample_len": max(_TOKENS, least_tokens(tokenizer, model.config.vocab_size, without_prefix)),
+        "max_new_tokens": None,
+        "max_repeats": chosen.window_options.max_repeats,
+        "prefix": None,
+        # Text alone, so that there are words to time.
+        "suppress_tokens": (-1, special.eot, *range(special.timestamp_begin, special.timestamp_end + 1)),
+    }
 
 
 def _time_texts(model: Whisper, size: int, options: LongformOptions) -> None:
