@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -45,8 +46,9 @@ def split(text: str, language: str | None, normalizer: str = "auto") -> list[str
 @cache
 def _normalizer(name: str) -> Callable[[str], str]:
     require_normalizers()
-    from whisper_normalizer.basic import BasicTextNormalizer
-    from whisper_normalizer.english import EnglishTextNormalizer
+    with warnings.catch_warnings(action="ignore"):  # of its escapes, where its bytecode is not kept
+        from whisper_normalizer.basic import BasicTextNormalizer
+        from whisper_normalizer.english import EnglishTextNormalizer
 
     if name == "basic":
         return BasicTextNormalizer()
