@@ -24,7 +24,6 @@ from whisper_nnx.jobs.status import status
 from whisper_nnx.jobs.supervise import supervise
 from whisper_nnx.jobs.worker import work
 
-ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
 
 
