@@ -76,8 +76,9 @@ def test_a_tar_that_was_cut_off_fails_where_it_ends(files, tmp_path):
     path.write_bytes(content[: found[2].part["offset"] + 10] + b"")
     with pytest.raises(ValueError, match=r"a.tar ends within shard/2.wav; copy it again"):
         found[2].read()
-    with pytest.raises(ValueError, match="compressed: its members cannot be read one by one; give an uncompressed"):
-        list(read_input(str(tar_of(files, tmp_path / "a.tar.gz", "w:gz"))))
+    for name, kind in (("a.tar.gz", "gz"), ("b.tar", "gz"), ("c.tar", "bz2"), ("d.txz", "xz")):
+        with pytest.raises(ValueError, match=f"{name} is compressed: its members .* decompress it first"):
+            list(read_input(str(tar_of(files, tmp_path / name, f"w:{kind}"))))
     (tmp_path / "no.tar").write_bytes(b"x" * 5000)
     with pytest.raises(ValueError, match=r"no.tar cannot be read as a tar"):
         list(read_input(str(tmp_path / "no.tar")))
@@ -123,6 +124,39 @@ def test_parquet_holds_recordings_or_their_paths(files, tmp_path, held):
         assert [one.name for one in found] == [str(file) for file in files]
 
 
+@pytest.mark.parametrize("held", ["bytes", "paths", "struct"])
+def test_rows_of_parquet_without_a_recording_fail_by_themselves(files, tmp_path, held):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    value, kind = {
+        "bytes": (files[1].read_bytes(), pa.binary()),
+        "paths": (str(files[1]), pa.string()),
+        "struct": ({"bytes": None, "path": str(files[1])}, struct),
+    }[held]
+    column = pa.array([None, value, None], kind)
+    pq.write_table(pa.table({"audio": column}), tmp_path / "a.parquet", row_group_size=2)  # one of them is all null
+    job, found = planned(tmp_path / "a.parquet", tmp_path / "job")
+    assert levels(found[1:2]) == [LEVELS[1]]
+    work(job, lambda sources: ((n, transcript("x")) for n, _ in enumerate(sources)))
+    assert len(list(results(job))) == 1
+    failed = [json.loads(line) for line in job.path("failed", 0).read_text().splitlines()]
+    assert [(row["audio"], row["reason"]) for row in failed] == [
+        (f"{tmp_path / 'a.parquet'}#{n}", f"{tmp_path / 'a.parquet'}, row {n + 1}: no recording") for n in (0, 2)
+    ]
+
+
+def test_a_container_that_changed_since_the_plan_is_not_read(files, tmp_path):
+    job, _ = planned(tar_of(files, tmp_path / "a.tar"), tmp_path / "job")
+    tar_of([*files[1:], files[0]], tmp_path / "a.tar")  # of the same size
+    os.utime(tmp_path / "a.tar", (0, 0))
+    work(job, lambda sources: ((n, transcript("x")) for n, _ in enumerate(sources)))
+    failed = [json.loads(line) for line in job.path("failed", 0).read_text().splitlines()]
+    assert len(failed) == 3
+    assert all(row["reason"].startswith(f"{tmp_path / 'a.tar'}: modified at 1970-01-01 ") for row in failed)
+
+
 def test_parquet_without_recordings_is_named(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
@@ -138,13 +172,17 @@ def test_parquet_without_recordings_is_named(tmp_path):
 def test_a_saved_dataset_holds_recordings_or_their_paths(files, tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = [{"bytes": file.read_bytes(), "path": None} for file in files[:2]] + [{"bytes": None, "path": str(files[2])}]
-    data = datasets.Dataset.from_dict({"audio": rows, "id": ["x", "y", "z"]})
+    data = datasets.Dataset.from_dict({"audio": [*rows, None], "id": ["x", "y", "z", "none"]})
     data = data.cast_column("audio", datasets.Audio(decode=False))
     datasets.DatasetDict({"train": data}).save_to_disk(str(tmp_path / "saved"))
     _, found = planned(tmp_path / "saved" / "train", tmp_path / "job")
+    with pytest.raises(ValueError, match=r"train/, row 4: no recording"):
+        found.pop().read()
     assert levels(found) == LEVELS
     assert [one.id for one in found] == ["x", "y", "z"]
     assert [one.n_bytes for one in found] == [file.stat().st_size for file in files]
+    described = (tmp_path / "saved" / "train" / "state.json").stat()  # the folder itself changes when it is read
+    assert (found[0].size, found[0].modified) == (described.st_size, int(described.st_mtime))
     with pytest.raises(ValueError, match=r"contains several splits; give the folder of one, such as .*train"):
         list(read_input(str(tmp_path / "saved")))
 

@@ -121,8 +121,11 @@ def test_an_input_that_does_not_exist_or_holds_nothing_is_refused(tmp_path):
         list(read_input(str(tmp_path / "nowhere")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no recordings"):
-        planned(tmp_path / "empty", tmp_path / "job")
-    assert not list((tmp_path / "job").iterdir())
+        planned(tmp_path / "empty", tmp_path / "deep" / "job")
+    (tmp_path / "made").mkdir()
+    with pytest.raises(FileNotFoundError):
+        planned(tmp_path / "nowhere", tmp_path / "made")
+    assert {path.name for path in tmp_path.rglob("*")} == {"empty", "made"}  # what was there before
 
 
 def test_shards_hold_about_as_much_audio_each_and_a_recording_once(sounds, tmp_path):
@@ -188,10 +191,16 @@ def test_a_recording_that_changed_since_the_plan_is_not_transcribed(sounds, tmp_
     job = planned(sounds, tmp_path / "job")
     (sounds / "004.wav").write_bytes(b"longer" * 1000)
     (sounds / "005.wav").unlink()
+    copied = (sounds / "006.wav").stat()
+    os.utime(sounds / "006.wav", (0, 0))  # another one of the same size
+    os.utime(sounds / "007.wav", ns=(0, copied.st_mtime_ns // 10**9 * 10**9))  # by a system that keeps whole seconds
+    planned_at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(copied.st_mtime))
     work(job, transcribe_all)
     assert [row["reason"].split(": ", 1)[1] for row in failures(job)] == [
         "6000 bytes, but 2000 when the job was planned",
         "file not found",
+        f"modified at 1970-01-01 00:00:00 UTC, but at {planned_at} when the job was planned; "
+        "copies must keep times (rsync -a)",
         "broken",
     ]
 
@@ -206,15 +215,17 @@ def test_a_recording_that_changes_while_it_is_transcribed_fails_also_after_a_wor
         for number, path in enumerate(paths):
             if path.endswith(("002.wav", "004.wav")):
                 Path(path).write_bytes(b"longer" * 1000)
+            elif path.endswith("005.wav"):
+                os.utime(path, (0, 0))
             elif path.endswith("006.wav"):
                 Path(path).unlink()
             yield number, transcript(path)
 
     work(job, changing)
-    assert {Path(row["audio"]).name for row in failures(job)} == {"002.wav", "004.wav"}
-    assert {row["reason"].split(": ", 1)[1] for row in failures(job)} == {
-        "6000 bytes, but 2000 when the job was planned"
-    }
+    reasons = {Path(row["audio"]).name: row["reason"].split(": ", 1)[1] for row in failures(job)}
+    assert reasons.keys() == {"002.wav", "004.wav", "005.wav"}
+    assert reasons["005.wav"].startswith("modified at 1970-01-01 00:00:00 UTC, but at ")
+    assert reasons["002.wav"] == reasons["004.wav"] == "6000 bytes, but 2000 when the job was planned"
 
 
 def test_what_failed_is_tried_again_and_only_that(sounds, tmp_path, undisturbed):
@@ -308,6 +319,9 @@ def test_a_recording_that_ends_its_worker_three_times_is_quarantined_and_the_res
 
 def test_workers_that_die_before_they_begin_are_not_started_for_ever(sounds, tmp_path):
     job, lines = planned(sounds, tmp_path / "job"), list[str]()
+    command = [sys.executable, "-c", "import sys; sys.exit(130)"]
+    assert supervise(job, lambda name, place: Process(command), 1, lines.append) == 130
+    assert lines == ["a worker was interrupted"]
     command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     assert supervise(job, lambda name, place: Process(command), 2, lines.append) == 1
     assert lines.count("a worker died (signal 9); another one continues") == 4

@@ -20,7 +20,7 @@ from whisper_nnx.jobs import inputs, job, journal, status, supervise, worker
 from whisper_nnx.output.progress import clock
 from whisper_nnx.output.subtitles import SubtitleOptions
 from whisper_nnx.output.writers import WRITERS
-from whisper_nnx.runtime.console import NAME, run_command, say
+from whisper_nnx.runtime.console import NAME, exit_status, run_command, say
 from whisper_nnx.runtime.options import option, options_of
 from whisper_nnx.runtime.startup import start
 
@@ -203,6 +203,13 @@ def _work(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.worker_name is None:
         _check_workers(parser, args)
         return _supervised(planned, args)
+    try:
+        return _as_worker(planned, parser, args)
+    except KeyboardInterrupt as interrupt:  # the command that has started this worker reports it
+        return exit_status(interrupt)
+
+
+def _as_worker(planned: job.Job, parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if all(map(planned.is_done, range(planned.shards))):
         return 0
     full = restored_options(planned.settings)

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -32,6 +33,7 @@ class Recording:
       id: that of its row, or of its path and size.
       audio: path of the file.
       size: of the file, in bytes; -1 if it does not exist.
+      modified: when a local file was modified, in whole s since 1970; None if that is not known.
       duration: in s, if the input states it.
       part: where the recording is in that file, if it is not the whole: see `parts`.
     """
@@ -41,6 +43,7 @@ class Recording:
     size: int
     duration: float | None = None
     part: dict[str, Any] | None = None
+    modified: int | None = None
 
     def __post_init__(self) -> None:
         for text in (self.id, self.name):
@@ -159,7 +162,7 @@ def _expanded(path: str, name: str) -> Iterator[Recording]:
 
 
 def _contained(path: str, name: str) -> Iterator[Recording]:
-    size = file_size(path)
+    size, modified = file_state(path)
     for found in parts(path):
         duration = _seconds({"duration": found.duration}, f"{path}, {found.name}")
         if found.place is None:
@@ -167,7 +170,7 @@ def _contained(path: str, name: str) -> Iterator[Recording]:
             yield _recording(found.path, found.name, found.id, duration)
         else:
             id_ = _id(f"{name}\0{found.name}", found.place["size"]) if found.id is None else str(found.id)
-            yield Recording(id_, path, size, duration, found.place)
+            yield Recording(id_, path, size, duration, found.place, modified)
 
 
 def _listed(path: str, lines: Iterable[str]) -> Iterator[Recording]:
@@ -215,9 +218,9 @@ def _cut(row: dict[str, Any], path: str, number: int) -> Recording:
 
 
 def _part_of(path: str, name: str, id_: Any, duration: float, part: dict[str, Any] | None) -> Recording:
-    size = file_size(path)
+    size, modified = file_state(path)
     id_ = _id(f"{name}\0{json.dumps(part)}", size) if id_ is None else str(id_)
-    return Recording(id_, path, size, duration, part)
+    return Recording(id_, path, size, duration, part, modified)
 
 
 def _seconds(row: dict[str, Any], place: str, key: str = "duration") -> float | None:
@@ -229,25 +232,31 @@ def _seconds(row: dict[str, Any], place: str, key: str = "duration") -> float | 
 
 
 def _recording(path: str, name: str, id_: Any = None, duration: float | None = None) -> Recording:
-    size = file_size(path)
-    return Recording(_id(name, size) if id_ is None else str(id_), path, size, duration)
+    size, modified = file_state(path)
+    return Recording(_id(name, size) if id_ is None else str(id_), path, size, duration, None, modified)
 
 
 def _id(name: str, size: int) -> str:
     return hashlib.sha256(f"{name}\0{size}".encode(errors="backslashreplace")).hexdigest()[:16]
 
 
-def file_size(path: str) -> int:
-    """In bytes; -1 if there is no such file, or its server does not state it."""
+def file_state(path: str) -> tuple[int, int | None]:
+    """Size in bytes, -1 if there is no such file or its server does not state it; and when it was modified, if local.
+
+    Of a folder of `datasets` the file that it is described by.
+    """
     if is_remote(path):
         from fsspec.core import url_to_fs
 
         try:
             files, name = url_to_fs(path)
-            return files.size(name) or -1
+            return files.size(name) or -1, None
         except Exception:  # reading it reports the error
-            return -1
+            return -1, None
     try:
-        return os.stat(path).st_size
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode) and os.path.exists(state := os.path.join(path, "state.json")):
+            found = os.stat(state)
+        return found.st_size, int(found.st_mtime)
     except (OSError, ValueError):  # ValueError: a name with a null byte
-        return -1
+        return -1, None

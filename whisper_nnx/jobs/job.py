@@ -101,6 +101,7 @@ def plan(
         raise ValueError(f"shard_s={shard_s} must be above 0")
     settings = {**settings, "version": __version__} | ({} if shard_s == SHARD_S else {"shard_s": shard_s})
     root, settings = Path(folder), json.loads(json.dumps(settings))
+    created = [one for one in (root, *root.parents) if not one.exists()]
     make_output_folder(root)
     if (root / "plan").exists():
         return _same(Job.open(root), settings)
@@ -118,6 +119,9 @@ def plan(
             os.rename(unfinished, root / "plan")
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        for one in created:
+            with suppress(OSError):  # it is not empty: the job is planned
+                one.rmdir()
     return _same(Job.open(root), settings)
 
 

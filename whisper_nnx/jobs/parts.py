@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 AUDIO_KEYS = ("audio", "audio_filepath", "file_name", "path")  # columns; the first one found is used
-PARQUET, TAR, COMPRESSED = ".parquet", ".tar", (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+PARQUET, TAR = ".parquet", ".tar"
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd start
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,7 @@ def is_container(path: str) -> bool:
 
 def parts(path: str) -> Iterator[Part]:
     """The recordings in a file, or in a folder of `datasets`. Raises ValueError if it cannot be read."""
-    if path.lower().endswith(COMPRESSED):
-        raise ValueError(f"{path} is compressed: its members cannot be read one by one; give an uncompressed tar")
-    if path.lower().endswith(TAR):
+    if path.lower().endswith((TAR, *COMPRESSED)):
         yield from _tar_parts(path)
     elif path.lower().endswith(PARQUET):
         yield from _parquet_parts(path)
@@ -112,6 +112,11 @@ def _tar_parts(path: str) -> Iterator[Part]:
                 if member.isfile() and os.path.splitext(name)[1].lower() in SUFFIXES and not _is_hidden(name):
                     yield Part(name, {"member": name, "offset": member.offset_data, "size": member.size})
     except tarfile.TarError as error:
+        with open_file(path) as file:
+            if file.read(8).startswith(_MAGIC):
+                raise ValueError(
+                    f"{path} is compressed: its members cannot be read one by one; decompress it first (gzip -d)"
+                ) from None
         raise ValueError(f"{path} cannot be read as a tar ({error}); copy it again") from None
 
 
@@ -147,13 +152,13 @@ def _parquet_parts(path: str) -> Iterator[Part]:
             for row, found in enumerate(rows):
                 value = found.pop(column, None)
                 name = value["path"] if isinstance(value, dict) else value
+                place = {"row": first + row, "row_group": group, "column": column, "at": row}
                 if n_bytes:
-                    place = {"row": first + row, "row_group": group, "column": column, "at": row}
                     yield Part(str(first + row), place | {"size": n_bytes // meta.num_rows}, **found)
                 elif name:
                     yield Part(name, path=beside(path, name), **found)
-                else:
-                    raise ValueError(f"{path}, row {first + row + 1}: no recording in the column {column}")
+                else:  # reading it reports the error
+                    yield Part(str(first + row), place | {"size": 0}, **found)
             first += meta.num_rows
 
 
@@ -217,10 +222,8 @@ def _dataset_parts(path: str) -> Iterator[Part]:
         paths = pc.struct_field(audio, "path").to_pylist()
         for row, found in enumerate(batch.select(about).to_pylist(), first):
             size, name = sizes[row - first], paths[row - first]
-            if size:
-                yield Part(str(row), {"row": row, "size": size}, **found)
-            elif name:
-                yield Part(name, path=beside(f"{path}/", name), **found)
+            if size or not name:  # with neither, reading it reports the error
+                yield Part(str(row), {"row": row, "size": size or 0}, **found)
             else:
-                raise ValueError(f"{path}, row {row + 1}: no recording")
+                yield Part(name, path=beside(f"{path}/", name), **found)
         first += batch.num_rows

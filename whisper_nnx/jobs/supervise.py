@@ -15,6 +15,7 @@ from whisper_nnx.jobs.worker import worker_name
 
 _MOST_IDLE_DEATHS = 3  # of workers in the same place, one after the other, while nothing was begun
 _POLL_S = 0.2
+INTERRUPTED = (130, 143)  # exit status of a worker that has received SIGINT or SIGTERM; it reports nothing
 
 
 class Worker(Protocol):
@@ -63,7 +64,9 @@ def supervise(job: Job, start: Callable[[str, int], Worker], workers: int, say: 
                     continue
                 del running[place]
                 release_all(job, name)
-                if ended >= 0:  # an error was reported
+                if ended >= 0:  # the worker has reported an error
+                    if ended in INTERRUPTED:
+                        say("a worker was interrupted")
                     status = status or ended
                     continue
                 idle[place] = idle[place] + 1 if _written(job) == before else 0

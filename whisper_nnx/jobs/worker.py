@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whisper_nnx.audio.remote import is_remote
-from whisper_nnx.jobs.inputs import Recording, file_size
+from whisper_nnx.jobs.inputs import Recording, file_state
 from whisper_nnx.jobs.job import Job
 from whisper_nnx.jobs.journal import Journal, Progress, forget, note_speed
 from whisper_nnx.jobs.leases import Leases
@@ -181,14 +181,19 @@ class _Worker:
 
 def _problem(one: Recording) -> Exception | None:
     """Why a recording is not the planned one."""
-    size = file_size(one.audio)
+    size, modified = file_state(one.audio)
     if size < 0 and is_remote(one.audio):  # not stated; reading it reports the error
         return None
     if size < 0:
         return FileNotFoundError(f"{one.audio}: file not found")
-    if size == one.size:
+    if size != one.size:
+        return ValueError(f"{one.audio}: {size} bytes, but {one.size} when the job was planned")
+    if modified is None or one.modified in (None, modified):
         return None
-    return ValueError(f"{one.audio}: {size} bytes, but {one.size} when the job was planned")
+    now, then = (time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at)) for at in (modified, one.modified))
+    return ValueError(
+        f"{one.audio}: modified at {now}, but at {then} when the job was planned; copies must keep times (rsync -a)"
+    )
 
 
 def _reason(error: Exception) -> str:
