@@ -43,7 +43,7 @@ def batch(*arguments):
 
 def test_a_folder_is_transcribed_as_by_transcribe_and_the_same_command_finds_it_done(model, sounds, tmp_path):
     arguments = [sounds, "--output", tmp_path / "job", "--model", model, "--language", "en"]
-    arguments += ["--temperature_increment_on_fallback", "None", "--beam_size", "None"]
+    arguments += ["--temperature_increment_on_fallback", "None", "--beam_size", "None", "-f", "srt,json"]
     first = batch(*arguments)
     assert first.returncode == 1
     assert first.stderr.splitlines()[-1] == (
@@ -59,6 +59,12 @@ def test_a_folder_is_transcribed_as_by_transcribe_and_the_same_command_finds_it_
     assert failed["error"] == "AudioError"
 
     assert batch(*arguments).stderr == first.stderr.splitlines(keepends=True)[-1]  # no worker is started
+    written = sorted((tmp_path / "job" / "export" / "000000").iterdir())
+    assert [path.suffix for path in written] == [".json", ".srt"] * 5
+    assert json.loads(written[0].read_text()) == rows[0]
+    batch("export", tmp_path / "job", "-f", "json", "-o", tmp_path / "other")
+    assert (tmp_path / "other" / "000000" / written[0].name).read_bytes() == written[0].read_bytes()
+    assert "holds a job with --output_format 'json,srt', not 'srt'" in batch(*arguments[:-1], "srt").stderr
     other = batch(*arguments, "--patience", "2", "--beam_size", "3")
     assert other.returncode == 1
     assert "holds a job with --beam_size None, not 3" in other.stderr
@@ -119,9 +125,11 @@ def test_wrong_use_is_one_line(tmp_path, model):
         ([tmp_path, "--output", tmp_path / "job", "--workers", "0"], "--workers 0 must be at least 1"),
         ([tmp_path, "--output", tmp_path / "job", "--shard_s", "-1"], "--shard_s -1 must be above 0"),
         ([tmp_path, "--output", tmp_path / "job", "--expires_s", "0"], "--expires_s 0 must be above 0"),
+        ([tmp_path, "--output", tmp_path / "job", "-f", "srt,doc"], "'doc' is unknown; choose txt,"),
+        ([tmp_path, "--output", tmp_path / "job", "-f", "srt", "--max_len", "9"], "requires --token_timestamps True"),
     ):
         ended = batch(*arguments)
         assert ended.returncode in (1, 2)
         assert message in ended.stderr
         assert len(ended.stderr.splitlines()) == 1
-        assert not os.path.exists(tmp_path / "job" / "plan")
+        assert not os.path.exists(tmp_path / "job")

@@ -8,6 +8,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,16 +159,20 @@ def test_the_command_and_the_function_do_on_a_cluster_what_they_do_without(clust
     (tmp_path / "sounds").mkdir()
     for n in range(3):
         write_wav(tmp_path / "sounds" / f"{n}.wav", as_int16(np.random.default_rng(n).normal(size=8000) / 10))
-    run(load_model(tmp_path / "model"), tmp_path / "sounds", tmp_path / "expected", temperature=0)
+    options: Any = {"temperature": 0, "output_format": "srt"}
+    run(load_model(tmp_path / "model"), tmp_path / "sounds", tmp_path / "expected", **options)
     found = run_on_cluster(
-        partial(load_model, tmp_path / "model"), tmp_path / "sounds", tmp_path / "job", cluster.address, temperature=0
+        partial(load_model, tmp_path / "model"), tmp_path / "sounds", tmp_path / "job", cluster.address, **options
     )
     assert found.done == 3
     expected = (tmp_path / "expected" / "results" / "000000.jsonl").read_bytes()
     assert (tmp_path / "job" / "results" / "000000.jsonl").read_bytes() == expected
     command = [sys.executable, "-m", "whisper_nnx", "batch", str(tmp_path / "sounds"), "--ray", cluster.address]
     command += ["--output", str(tmp_path / "command"), "--model", str(tmp_path / "model")]
-    command += ["--temperature_increment_on_fallback", "None", "--beam_size", "None"]
+    command += ["--temperature_increment_on_fallback", "None", "--beam_size", "None", "--output_format", "srt"]
     ended = subprocess.run(command, env=quick_environment(), capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "command" / "results" / "000000.jsonl").read_bytes() == expected
+    exports = [sorted((tmp_path / name / "export").rglob("*.srt")) for name in ("expected", "job", "command")]
+    assert len(exports[0]) == 3
+    assert len({tuple((path.name, path.read_bytes()) for path in paths) for paths in exports}) == 1

@@ -2,6 +2,10 @@
 
 import gzip
 import json
+import os
+import sys
+import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +13,26 @@ import pytest
 
 from tests.audio.test_loading import write_wav
 from tests.jobs.echo import transcript
-from whisper_nnx.jobs.export import export
+from whisper_nnx.jobs.export import export, export_settings, exportable
 from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan
+from whisper_nnx.jobs.journal import reopen_failed
 from whisper_nnx.jobs.status import results
 from whisper_nnx.jobs.worker import work
+from whisper_nnx.runtime.packages import MissingPackageError
+
+
+def transcribe(paths):
+    for number, path in enumerate(paths):
+        row = transcript(path) | {"duration": 2.0}
+        words = [{"word": " one", "start": 0.25, "end": 0.75, "probability": 0.5}]
+        row["segments"][0] |= {"id": 0, "text": f" {path[-8:]}", "tokens": [7], "no_speech_prob": 0.1, "words": words}
+        yield number, row | ({"retries": {"logprob": 2}} if "stereo" in path else {})
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    """Of three recordings, two of one name; the ids of two differ in what a file's name cannot hold."""
+def rows(tmp_path: Path) -> str:
+    """The input: three recordings, two of one name; the ids of two differ in what a file's name cannot hold."""
     rows = [("x/1", "a/talk.wav"), ("x:1", "b/talk.wav"), ("third", "b/stereo.wav")]
     for _, path in rows:
         (tmp_path / path).parent.mkdir(exist_ok=True)
@@ -26,21 +40,12 @@ def job(tmp_path: Path) -> Job:
         write_wav(tmp_path / path, samples, 8000)
     lines = [json.dumps({"id": id_, "audio": path}) + "\n" for id_, path in rows]
     (tmp_path / "rows.jsonl").write_text("".join(lines))
-    job = plan(tmp_path / "job", read_input(str(tmp_path / "rows.jsonl")), {"language": "en"}, shard_s=2)
+    return str(tmp_path / "rows.jsonl")
 
-    def transcribe(paths):
-        for number, path in enumerate(paths):
-            row = transcript(path) | {"duration": 2.0}
-            words = [{"word": " one", "start": 0.25, "end": 0.75, "probability": 0.5}]
-            row["segments"][0] |= {
-                "id": 0,
-                "text": f" {path[-8:]}",
-                "tokens": [7],
-                "no_speech_prob": 0.1,
-                "words": words,
-            }
-            yield number, row | ({"retries": {"logprob": 2}} if "stereo" in path else {})
 
+@pytest.fixture
+def job(rows: str, tmp_path: Path) -> Job:
+    job = plan(tmp_path / "job", read_input(rows), {"language": "en"}, shard_s=2)
     work(job, transcribe)
     return job
 
@@ -89,6 +94,83 @@ def test_cuts_have_a_supervision_for_each_segment(job, tmp_path):
     assert (segment["start"], segment["duration"], segment["text"]) == (0.0, 1.0, "talk.wav")
     assert segment["alignment"] == {"word": [["one", 0.25, 0.5, 0.5]]}
     assert (stereo["type"], stereo["channel"], stereo["supervisions"][0]["channel"]) == ("MultiCut", [0, 1], [0, 1])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_workers_write_the_formats_of_their_job_whenever_they_are_interrupted(job, rows, tmp_path, monkeypatch, again):
+    pytest.importorskip("pyarrow")
+    export(job, tmp_path / "out", "srt,parquet,lhotse", max_line_width=2)
+    settings = {
+        "language": "en",
+        **export_settings("parquet,lhotse,srt", {"max_line_width": 2}, {"word_timestamps": True}),
+    }
+    written = plan(tmp_path / "written", read_input(rows), settings, shard_s=2)
+    real, most, count = os.replace, 0, 0
+
+    def replace(*args):
+        nonlocal count
+        if (count := count + 1) > most:
+            raise KeyboardInterrupt
+        real(*args)
+
+    if again:
+        work(written, lambda paths: ((n, OSError("away")) for n, _ in enumerate(paths)))
+        reopen_failed(written)
+    monkeypatch.setattr(os, "replace", replace)
+    while not all(map(written.is_done, range(written.shards))):
+        most, count = most + 1, 0
+        with suppress(KeyboardInterrupt):
+            work(written, transcribe)
+        for shard in filter(written.is_done, range(written.shards)):
+            assert (written.folder / "export" / f"cuts.{shard:06d}.jsonl.gz").exists()
+            assert list((written.folder / "export" / f"{shard:06d}").glob("*.srt"))
+    assert most > 5
+    assert contents(written.folder / "export") == contents(tmp_path / "out")
+    assert contents(written.folder / "results") == contents(job.folder / "results")
+
+
+@pytest.mark.parametrize(
+    ("formats", "subtitles", "message"),
+    [
+        ("srt,doc", {}, "format='doc' is unknown; choose txt"),
+        (None, {"max_line_width": 2}, "max_line_width=2 has no effect without output_format=srt"),
+        ("srt", {"max_line_width": 2}, "max_line_width=2 requires word_timestamps=True"),
+        ("srt", {"max_len": 2}, "max_len=2 requires token_timestamps=True"),
+        ("json_full", {}, "output_format=json_full requires token_timestamps=True"),
+        ("srt", {"max_line_width": -2}, "max_line_width=-2 must be at least 1"),
+    ],
+)
+def test_formats_that_cannot_be_written_are_refused_before(formats, subtitles, message):
+    with pytest.raises(ValueError, match=message):
+        export_settings(formats, subtitles, {})
+
+
+def test_parquet_without_its_package_is_refused_by_planners_and_workers(job, rows, tmp_path, monkeypatch):
+    settings = {"output_format": "parquet"}
+    other = plan(tmp_path / "other", read_input(rows), settings)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match="parquet needs the package pyarrow; pip install"):
+        export_settings("srt,parquet", {}, {})
+    with pytest.raises(MissingPackageError, match="parquet needs the package pyarrow; pip install"):
+        work(other, transcribe)
+    assert not list((other.folder / "work").iterdir())
+
+
+def test_cuts_need_recordings_that_are_files(job, rows, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "a" / "talk.wav", "talk.wav")
+    with pytest.raises(ValueError, match=r"tar://talk.wav::.* is not a file, which cuts refer to"):
+        list(exportable(read_input(str(tmp_path / "a.tar")), {"output_format": "lhotse,srt"}))
+    (tmp_path / "b" / "talk.wav").unlink()  # since it was transcribed
+    with pytest.warns(UserWarning, match=r"b/talk.wav: file not found; lhotse's cuts are without it"):
+        export(job, tmp_path / "out", "lhotse")
+    found = [gzip.decompress(path.read_bytes()) for path in sorted((tmp_path / "out").iterdir())]
+    assert [len(text.splitlines()) for text in found] == [1, 0, 1]
 
 
 def test_an_unknown_format_is_named(job, tmp_path):

@@ -16,7 +16,7 @@ from whisper_nnx.cli.options import OPTIONS, SUBTITLE_FLAGS, Flag, add_option, a
 from whisper_nnx.cli.parser import Help, Parser, parse_spelled
 from whisper_nnx.cli.transcribe import check_devices, check_options, load_named_model, transcribe_options
 from whisper_nnx.grammar.grammar import read_grammar
-from whisper_nnx.jobs import inputs, job, journal, status, supervise, worker
+from whisper_nnx.jobs import export, inputs, job, journal, status, supervise, worker
 from whisper_nnx.output.progress import clock
 from whisper_nnx.output.subtitles import SubtitleOptions
 from whisper_nnx.output.writers import WRITERS
@@ -32,6 +32,13 @@ class BatchOptions:
     """Options of the command beside those of `transcribe`; only described, never made."""
 
     output: str | None = field(default=None, metadata=_option("folder of the job; created if missing", kind="folder"))
+    output_format: str | None = field(
+        default=None,
+        metadata=_option(
+            f"also write each finished shard into FOLDER/export: parquet, lhotse (cuts), {', '.join(WRITERS)}; "
+            "srt,json: several"
+        ),
+    )
     workers: int | None = field(
         default=None, metadata=_option("processes on this machine (default: 1); with --ray, one per device of all")
     )
@@ -47,11 +54,12 @@ class BatchOptions:
 
 
 _OWN = {flag.dest: flag for flag in map(flag_of, options_of(BatchOptions).values())}
+_SUBTITLES = {flag.dest for flag in SUBTITLE_FLAGS}
 _LEFT_OUT = {"detect_language", "verbose", "print_colors", "print_special", "progress", "fp16"}
 _SHARED = {
     title: [flag for flag in flags if flag.dest not in _LEFT_OUT]
     for title, flags in OPTIONS.items()
-    if title != "input and output" and not title.startswith("subtitles")
+    if title != "input and output"
 }
 # Options that change no result: each worker may have its own.
 _OF_MACHINES = ("device", "devices", "mesh", "threads", "compilation_cache", "model_dir", "token")
@@ -81,10 +89,11 @@ def build_parser(mode: str = "") -> argparse.ArgumentParser:
         group.add_argument("input", metavar="INPUT", help="what is transcribed")
     for flag in _OWN.values():
         if not mode or (mode == "work" and flag.dest in ("workers", "ray", "expires_s")):
-            add_option(group, flag)
+            add_option(group, flag, *(["-f"] if flag.dest == "output_format" else []))
     if mode in ("", "work"):
         group.add_argument("--worker_name", help=argparse.SUPPRESS)
-        parser.set_defaults(**{flag.dest: flag.default for flags in OPTIONS.values() for flag in flags})
+        known = [flag for flags in OPTIONS.values() for flag in flags if flag.dest not in _OWN]
+        parser.set_defaults(**{flag.dest: flag.default for flag in known})
         for title, flags in _SHARED.items():
             if chosen := [flag for flag in flags if not mode or flag.dest in _OF_MACHINES]:
                 group = parser.add_argument_group(title)
@@ -118,11 +127,16 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if not args.shard_s > 0:
         parser.error(f"--shard_s {args.shard_s:g} must be above 0")
     check_options(parser, args, transcribe_options(args))
+    try:
+        written = export.export_settings(args.output_format, _subtitle_options(args), vars(args))
+    except ValueError as error:
+        parser.error(as_flags(str(error)))
     for name in ("model", "draft", "lm"):
         if (path := getattr(args, name)) is not None and os.path.exists(path):
             setattr(args, name, os.path.abspath(path))
-    settings = {"input": inputs.absolute(args.input), **stored_options(args)}
-    planned = job.plan(args.output, inputs.read_input(args.input), settings, args.shard_s)
+    settings = {"input": inputs.absolute(args.input), **stored_options(args), **written}
+    found = export.exportable(inputs.read_input(args.input), settings)
+    planned = job.plan(args.output, found, settings, args.shard_s)
     if args.retry_failed:
         journal.reopen_failed(planned)
     return _supervised(planned, args)
@@ -238,7 +252,8 @@ def _as_worker(planned: job.Job, parser: argparse.ArgumentParser, args: argparse
 
 def stored_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide the results, where they differ from the defaults; and the model. What JSON can hold."""
-    flags = (flag for group in _SHARED.values() for flag in group if flag.dest not in _OF_MACHINES)
+    left_out = _SUBTITLES.union(_OF_MACHINES)
+    flags = (flag for group in _SHARED.values() for flag in group if flag.dest not in left_out)
     changed = {flag.dest: getattr(args, flag.dest) for flag in flags if getattr(args, flag.dest) != flag.default}
     if isinstance(grammar := changed.get("grammar"), Path):  # which other machines may not have
         changed["grammar"] = read_grammar(grammar)
@@ -279,15 +294,17 @@ def _report(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _export(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    from whisper_nnx.jobs.export import export, split_formats
-
-    options = {flag.dest: value for flag in SUBTITLE_FLAGS if (value := getattr(args, flag.dest)) != flag.default}
+    options = _subtitle_options(args)
     try:
-        split_formats(args.output_format)
+        export.split_formats(args.output_format)
         SubtitleOptions(**options)
     except ValueError as error:
         parser.error(as_flags(str(error)))
-    done, folder = job.Job.open(args.output), args.output_dir or os.path.join(args.output, "export")
-    count = export(done, folder, args.output_format, **options)
+    done, folder = job.Job.open(args.output), args.output_dir or os.path.join(args.output, export.EXPORT)
+    count = export.export(done, folder, args.output_format, **options)
     say(f"{count} of {done.recordings} recordings are in {folder}")
     return 0
+
+
+def _subtitle_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {flag.dest: value for flag in SUBTITLE_FLAGS if (value := getattr(args, flag.dest)) != flag.default}

@@ -9,6 +9,7 @@ A job is a folder, and all that is known of it is in files:
     work/000012.WORKER.jsonl what that worker has begun and finished
     results/000012.jsonl     the transcripts of the shard; it is done when this file exists
     failed/000012.jsonl      recordings without a transcript, and why
+    export/                  the transcripts of each shard in other formats, if the settings name any
     speed/WORKER.jsonl       how fast that worker was, a line a shard
 
 Leases only save work. Where two workers have the same shard, both write the same results, each whole.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
+from whisper_nnx.jobs.export import export_settings
 from whisper_nnx.jobs.job import SHARD_S
 from whisper_nnx.jobs.status import Status, status
 from whisper_nnx.jobs.supervise import supervise
@@ -33,6 +34,8 @@ def run_on_cluster(
     workers: int | None = None,
     shard_s: float = SHARD_S,
     expires_s: float = EXPIRES_S,
+    output_format: str | None = None,
+    subtitles: Mapping[str, Any] | None = None,
     **options: Unpack[TranscribeChanges],
 ) -> Status:
     """Like `jobs.run.run`, by all devices of a Ray cluster, whose machines have input and output under the same paths.
@@ -46,8 +49,9 @@ def run_on_cluster(
     """
     from whisper_nnx.jobs.run import planned, work_with
 
+    written = export_settings(output_format, subtitles or {}, options)
     with connected(address) as machines:
-        job = planned(input, output, shard_s, options)
+        job = planned(input, output, shard_s, options, written)
         count, resources = slots(machines)
         work = partial(work_with, load, job, options, expires_s)  # and its name
         supervise(job, lambda name, place: Actor(work, name, resources), workers or count, say)

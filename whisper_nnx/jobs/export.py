@@ -7,16 +7,34 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 from whisper_nnx.audio.files import open_container
 from whisper_nnx.audio.loading import open_binary
 from whisper_nnx.audio.remote import is_remote
+from whisper_nnx.jobs.inputs import Recording
 from whisper_nnx.jobs.job import Job
 from whisper_nnx.output.results import Transcript
-from whisper_nnx.output.writers import WRITERS, make_output_folder, output_name, parse_formats, write_files, write_whole
+from whisper_nnx.output.subtitles import SubtitleOptions
+from whisper_nnx.output.writers import (
+    TOKEN_FORMATS,
+    WRITERS,
+    make_output_folder,
+    output_name,
+    parse_formats,
+    write_files,
+    write_whole,
+)
+from whisper_nnx.runtime.packages import require_packages
+
+_NO_FILE = "{} is not a file, which cuts refer to; lhotse needs recordings in files of their own"
+EXPORT = "export"  # folder in that of a job
+_SUBTITLES = tuple(one.name for one in fields(SubtitleOptions))
+_SETTINGS = ("output_format", *_SUBTITLES)  # of a job, on which its transcripts do not depend
 
 
 def export(job: Job, folder: str | os.PathLike[str], formats: str, **options: Any) -> int:
@@ -34,26 +52,76 @@ def export(job: Job, folder: str | os.PathLike[str], formats: str, **options: An
       OSError: a file cannot be written, or (lhotse) a recording cannot be read.
       ImportError: parquet needs the package pyarrow.
     """
-    files, tables = split_formats(formats)
-    root, count = Path(folder), 0
-    make_output_folder(root)
+    split_formats(formats)
+    count = 0
+    make_output_folder(folder)
     for path in sorted((job.folder / "results").glob("*.jsonl")):
         with path.open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
-        for table in tables:
-            name, encode = TABLES[table]
-            write_whole(root / name.format(path.stem), encode(job, rows))
-        for row in rows if files else ():
-            write_files(row, root / path.stem / _stem(row), ",".join(files), **options)
+        export_shard(job, int(path.stem), rows, Path(folder), formats, **options)
         count += len(rows)
     return count
 
 
+def export_shard(job: Job, shard: int, rows: list[dict[str, Any]], folder: Path, formats: str, **options: Any) -> None:
+    """Writes the transcripts of a shard; see `export`."""
+    files, tables = split_formats(formats)
+    for table in tables:
+        name, encode = TABLES[table]
+        write_whole(folder / name.format(f"{shard:06d}"), encode(job, rows))
+    for row in rows if files else ():
+        write_files(row, folder / f"{shard:06d}" / _stem(row), ",".join(files), **options)
+
+
+def export_settings(formats: str | None, subtitles: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a job whose workers write these formats, too, with options of subtitles; none without formats.
+
+    Raises ValueError for what is unknown, or needs other options of `transcribe` than these; see also `split_formats`.
+    """
+    if formats is None:
+        if subtitles:
+            name, value = next(iter(subtitles.items()))
+            raise ValueError(f"{name}={value} has no effect without output_format=srt, for example")
+        return {}
+    names = sorted({name for group in split_formats(formats) for name in group})
+    SubtitleOptions(**subtitles)
+    needed = {f"output_format={name}": "token_timestamps" for name in TOKEN_FORMATS if name in names}
+    for name, value in subtitles.items():
+        by_token = name == "max_len" and not subtitles.get("split_on_word")
+        needed[f"{name}={value}"] = "token_timestamps" if by_token else "word_timestamps"
+    for what, option in needed.items():
+        if not options.get(option):
+            raise ValueError(f"{what} requires {option}=True")
+    return {"output_format": ",".join(names), **subtitles}
+
+
+def exportable(recordings: Iterable[Recording], settings: Mapping[str, Any]) -> Iterator[Recording]:
+    """The recordings of a job with these settings. Raises ValueError for one that its formats cannot refer to."""
+    needs_files = "lhotse" in settings.get("output_format", "").split(",")
+    for one in recordings:
+        if needs_files and one.part is not None and "start" not in one.part and one.n_bytes:
+            raise ValueError(_NO_FILE.format(one.name))
+        yield one
+
+
+def export_planned(job: Job, shard: int, rows: list[dict[str, Any]]) -> None:
+    """Writes the formats that a job was planned with, if any."""
+    if formats := job.settings.get("output_format"):
+        (folder := job.folder / EXPORT).mkdir(exist_ok=True)
+        options = {name: job.settings[name] for name in _SUBTITLES if name in job.settings}
+        export_shard(job, shard, rows, folder, formats, **options)
+
+
 def split_formats(formats: str) -> tuple[list[str], list[str]]:
-    """Formats of a file for each recording, and of one for each shard. Raises ValueError for an unknown one."""
+    """Formats of a file for each recording, and of one for each shard.
+
+    Raises ValueError for an unknown one, and MissingPackageError if that of one is not installed.
+    """
     names = formats.split(",")
     if unknown := [name for name in names if name not in (*WRITERS, *TABLES, "all")]:
         raise ValueError(f"format={unknown[0]!r} is unknown; choose {', '.join([*WRITERS, *TABLES])}")
+    if "parquet" in names:
+        require_packages("parquet", "jobs", "pyarrow")
     files = ",".join(name for name in names if name not in TABLES)
     return parse_formats(files) if files else [], [name for name in TABLES if name in names]
 
@@ -69,14 +137,13 @@ def _stem(row: dict[str, Any]) -> str:
 
 def _parquet(job: Job, rows: list[dict[str, Any]]) -> bytes:
     """The rows with the types of `Transcript`; the settings of the job and the model's digest are in the metadata."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError('parquet needs the package pyarrow: pip install "whisper-nnx[jobs]"') from None
+    import pyarrow as pa
+    import pyarrow.parquet
+
     columns = {"id": str, "audio": str, "offset": float, **get_type_hints(Transcript)}
     model = job.folder / "model.txt"
-    about = {"settings": json.dumps(job.settings), "model": model.read_text("utf-8") if model.exists() else ""}
+    settings = {name: value for name, value in job.settings.items() if name not in _SETTINGS}
+    about = {"settings": json.dumps(settings), "model": model.read_text("utf-8") if model.exists() else ""}
     schema = pa.schema([(name, _arrow_type(hint)) for name, hint in columns.items()], about)
     table = pa.Table.from_pylist([row | {"retries": list(row.get("retries", {}).items())} for row in rows], schema)
     sink = pa.BufferOutputStream()
@@ -97,8 +164,16 @@ def _arrow_type(hint: Any) -> Any:
 
 
 def _lhotse(job: Job, rows: list[dict[str, Any]]) -> bytes:
-    lines = (json.dumps(_cut(row), ensure_ascii=False) + "\n" for row in rows)
+    lines = [json.dumps(_cut(row), ensure_ascii=False) + "\n" for row in rows if not _is_gone(row["audio"])]
     return gzip.compress("".join(lines).encode(), mtime=0)
+
+
+def _is_gone(audio: str) -> bool:
+    file = re.sub(r"#\d+$", "", audio)  # of a row of parquet
+    if "::" in audio or is_remote(audio) or os.path.exists(file):
+        return False
+    warnings.warn(f"{audio}: file not found; lhotse's cuts are without it", stacklevel=2)
+    return True
 
 
 def _cut(row: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +209,7 @@ def _lhotse_recording(row: dict[str, Any]) -> dict[str, Any]:
     """As Lhotse describes a file: from its header, or by the duration that was found where it states none."""
     audio, duration_s = row["audio"], row["duration"]
     if "::" in audio or not (is_remote(audio) or os.path.exists(audio)):
-        raise ValueError(f"{audio} is not a file, which cuts refer to; lhotse needs recordings in files of their own")
+        raise ValueError(_NO_FILE.format(audio))
     with open_binary(audio) as (file, name), open_container(file) as container:
         stream = container.streams.audio[0]
         rate, channels = stream.rate, list(range(stream.channels))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from typing import Unpack
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
 import jax
 import numpy as np
 from flax import nnx
 
+from whisper_nnx.jobs.export import export_settings, exportable
 from whisper_nnx.jobs.inputs import absolute, read_input
 from whisper_nnx.jobs.job import SHARD_S, Job, plan
 from whisper_nnx.jobs.status import Status, status
@@ -28,6 +29,8 @@ def run(
     *,
     shard_s: float = SHARD_S,
     expires_s: float = EXPIRES_S,
+    output_format: str | None = None,
+    subtitles: Mapping[str, Any] | None = None,
     **options: Unpack[TranscribeChanges],
 ) -> Status:
     """Transcribes the recordings of an input into a folder, or what is left of them; other workers may do the same.
@@ -38,6 +41,8 @@ def run(
       output: folder of the job.
       shard_s: audio in a shard, in s.
       expires_s: after how many seconds of silence another worker's shard is taken over.
+      output_format: formats in which each shard that is done is also written, into `output/export`: "srt,parquet".
+      subtitles: options of subtitles.
       options: those of `transcribe`.
 
     Returns:
@@ -45,18 +50,24 @@ def run(
 
     Raises:
       ValueError: another job is in that folder; or nothing is in the input.
+      MissingPackageError: a format needs a package that is not installed.
     """
-    job = planned(input, output, shard_s, options)
+    job = planned(input, output, shard_s, options, export_settings(output_format, subtitles or {}, options))
     work_with(lambda: model, job, options, expires_s)
     return status(job)
 
 
 def planned(
-    input: str | os.PathLike[str], output: str | os.PathLike[str], shard_s: float, options: TranscribeChanges
+    input: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    shard_s: float,
+    options: TranscribeChanges,
+    written: dict[str, Any],
 ) -> Job:
-    """The job of `run`."""
+    """The job of `run`; written: the settings of what is exported."""
     source, settings = os.fspath(input), json.loads(json.dumps(options, default=str))
-    return plan(os.path.abspath(output), read_input(source), {"input": absolute(source), **settings}, shard_s)
+    settings = {"input": absolute(source), **settings, **written}
+    return plan(os.path.abspath(output), exportable(read_input(source), settings), settings, shard_s)
 
 
 def work_with(

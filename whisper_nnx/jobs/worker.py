@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whisper_nnx.audio.remote import is_remote
+from whisper_nnx.jobs.export import export_planned, split_formats
 from whisper_nnx.jobs.inputs import Recording, file_state
 from whisper_nnx.jobs.job import Job
 from whisper_nnx.jobs.journal import Journal, Progress, forget, note_speed
@@ -49,7 +50,10 @@ def work(
 
     Raises:
       OSError: a file of the job cannot be written. What was finished before is kept.
+      MissingPackageError: a format of the job needs a package that is not installed.
     """
+    if "output_format" in job.settings:
+        split_formats(job.settings["output_format"])
     name = name or worker_name()
     leases = Leases(job, name, expires_s)
     try:
@@ -160,15 +164,17 @@ class _Worker:
         self._complete(shard)
 
     def _complete(self, shard: _Shard) -> None:
-        """Writes the results of a shard of which nothing is missing: the failed ones first, as the others end it."""
+        """Writes a shard of which nothing is missing. The results come last: they end it."""
         if shard.missing or shard not in self._held:
             return
         rows = [shard.progress.rows[one.id] for one in shard.recordings]
+        done = [row for row in rows if "error" not in row]
+        export_planned(self._job, shard.number, done)
         if failed := [row for row in rows if "error" in row]:
             write_whole(self._job.path("failed", shard.number), _lines(failed))
         else:
             self._job.path("failed", shard.number).unlink(missing_ok=True)
-        write_whole(self._job.path("results", shard.number), _lines(row for row in rows if "error" not in row))
+        write_whole(self._job.path("results", shard.number), _lines(done))
         self._held.remove(shard)
         shard.journal.close()
         forget(self._job, shard.number)
