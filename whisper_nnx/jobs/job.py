@@ -100,7 +100,7 @@ def plan(
     if not shard_s > 0:
         raise ValueError(f"shard_s={shard_s} must be above 0")
     settings = {**settings, "version": __version__} | ({} if shard_s == SHARD_S else {"shard_s": shard_s})
-    root, settings = Path(folder), json.loads(json.dumps(settings))
+    root, settings = Path(folder), json.loads(json.dumps(settings, sort_keys=True))
     created = [one for one in (root, *root.parents) if not one.exists()]
     make_output_folder(root)
     if (root / "plan").exists():

@@ -5,13 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pkgutil
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from textwrap import shorten
 from typing import Any, Unpack
 
 import jax
 import numpy as np
 from flax import nnx
 
+from whisper_nnx.audio.options import VadOptions
 from whisper_nnx.jobs.export import export_settings, exportable
 from whisper_nnx.jobs.inputs import absolute, read_input
 from whisper_nnx.jobs.job import SHARD_S, Job, plan
@@ -20,6 +26,8 @@ from whisper_nnx.jobs.worker import EXPIRES_S, work
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.transcription.changes import TranscribeChanges
 from whisper_nnx.transcription.stream import iter_transcripts
+
+_OF_PROCESSES = ("devices", "verbose", "print_colors", "print_special", "progress")  # options that change no result
 
 
 def run(
@@ -43,13 +51,13 @@ def run(
       expires_s: after how many seconds of silence another worker's shard is taken over.
       output_format: formats in which each shard that is done is also written, into `output/export`: "srt,parquet".
       subtitles: options of subtitles.
-      options: those of `transcribe`.
+      options: those of `transcribe`. Models are known again by their weights, functions by module and name.
 
     Returns:
       How many recordings are done, and how many failed: the reasons are in `failed`.
 
     Raises:
-      ValueError: another job is in that folder; or nothing is in the input.
+      ValueError: another job is in that folder; or nothing is in the input; or a function has no name: a lambda.
       MissingPackageError: a format needs a package that is not installed.
     """
     job = planned(input, output, shard_s, options, export_settings(output_format, subtitles or {}, options))
@@ -65,9 +73,52 @@ def planned(
     written: dict[str, Any],
 ) -> Job:
     """The job of `run`; written: the settings of what is exported."""
-    source, settings = os.fspath(input), json.loads(json.dumps(options, default=str))
-    settings = {"input": absolute(source), **settings, **written}
+    source = os.fspath(input)
+    settings = {"input": absolute(source), **_stored(options), **written}
     return plan(os.path.abspath(output), exportable(read_input(source), settings), settings, shard_s)
+
+
+def _stored(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options on which results depend, as JSON: models by their digest, functions by their name."""
+    return {
+        name: json.loads(json.dumps(value, default=partial(_as_json, name)))
+        for name, value in options.items()
+        if name not in _OF_PROCESSES
+    }
+
+
+def _as_json(option: str, value: Any) -> Any:
+    if isinstance(value, Whisper):
+        return f"model {digest(value)}"
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping | VadOptions):
+        return dict(value) if isinstance(value, Mapping) else vars(value)
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return np.asarray(value).tolist()
+    if (name := _name_of(value)) is None:
+        raise ValueError(
+            f"{option}={shorten(repr(value), 100)} has no name by which another process would find it; "
+            "define it at the top level of a module"
+        )
+    return name
+
+
+def _name_of(function: Any) -> str | None:
+    """Of a function its module and name, of one with arrays its type and a digest; None if that is not the whole."""
+    if jax.tree_util.all_leaves([function]):
+        module, name = (getattr(function, key, "") for key in ("__module__", "__qualname__"))
+        with suppress(AttributeError, ImportError, ValueError):
+            if pkgutil.resolve_name(f"{module}:{name}") is function:
+                return f"{module}.{name}"
+        return None
+    is_module = isinstance(function, nnx.Module)
+    about = nnx.graphdef(function) if is_module else jax.tree_util.tree_structure(function)
+    kind = f"{type(function).__module__}.{type(function).__qualname__}"
+    static = re.sub(r" at 0x[0-9a-f]+", "", f"{kind} {about}")
+    if "<locals>" in static or "<lambda>" in static:
+        return None
+    return f"{kind} {_digest(static, nnx.state(function) if is_module else function)}"
 
 
 def work_with(
@@ -94,8 +145,12 @@ def require_model(job: Job, model: Whisper) -> None:
 
 def digest(model: Whisper) -> str:
     """Identifies a configuration and its weights, in the dtype in which they are."""
-    found = hashlib.sha256(repr(model.config).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model)):
+    return _digest(repr(model.config), nnx.state(model))
+
+
+def _digest(about: str, arrays: Any) -> str:
+    found = hashlib.sha256(about.encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         array = np.asarray(leaf)
         found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         found.update(np.ascontiguousarray(array).view(np.uint8).data)

@@ -1,0 +1,84 @@
+"""What a job in Python stores of models and functions."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.small import small_model
+from whisper_nnx.audio.options import VadOptions
+from whisper_nnx.decoding.ngram import NgramModel
+from whisper_nnx.jobs.job import Job
+from whisper_nnx.jobs.run import digest, planned
+
+
+def even(tokens: jax.Array) -> jax.Array:
+    return jnp.zeros((tokens.shape[0], 300))
+
+
+class Network(nnx.Module):
+    def __init__(self, seed: int, scale: float = 0.5):
+        self.embed, self.scale, self.act = nnx.Embed(10, 4, rngs=nnx.Rngs(seed)), scale, jax.nn.gelu
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return self.act(self.embed(tokens)) * self.scale
+
+
+def ngrams(value: float, order: int = 2) -> NgramModel:
+    return NgramModel(*[jnp.full(3, value)] * 8, order)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / "a.wav").write_bytes(b"x")
+    return tmp_path
+
+
+def plan_with(folder: Path, name: str, **options) -> Job:
+    return planned(folder / "sounds", folder / name, 60.0, options, {})
+
+
+@pytest.mark.parametrize(
+    ("create", "others"),
+    [
+        (lambda: {"draft": small_model()}, [lambda: {"draft": small_model(seed=2)}, lambda: {"draft": "ngram"}]),
+        (lambda: {"lm": ngrams(1)}, [lambda: {"lm": ngrams(2)}, lambda: {"lm": ngrams(1, order=3)}]),
+        (lambda: {"lm": Network(1)}, [lambda: {"lm": Network(2)}, lambda: {"lm": Network(1, scale=1.0)}]),
+        (lambda: {"vad_parameters": VadOptions(0.3)}, [lambda: {"vad_parameters": VadOptions(0.4)}]),
+    ],
+)
+def test_a_job_continues_with_equal_models_and_refuses_others(folder, create, others):
+    plan_with(folder, "job", **create())
+    again = plan_with(folder, "job", **create())
+    assert " at 0x" not in json.dumps(again.settings)
+    for other in others:
+        with pytest.raises(ValueError, match=r"holds a job with .*; choose another folder"):
+            plan_with(folder, "job", **other())
+
+
+def test_models_functions_and_numbers_are_stored_by_what_they_are_and_what_changes_no_result_is_not(folder):
+    options = {"lm": even, "draft": small_model(), "temperature": (np.float32(0), 0.5), "bias": [{"text": "a"}]}
+    job = plan_with(folder, "job", **options, progress=lambda done, total: None, verbose=False)
+    own = {name: value for name, value in job.settings.items() if name not in ("input", "version", "shard_s")}
+    assert own == {
+        "lm": f"{__name__}.even",
+        "draft": f"model {digest(small_model())}",
+        "temperature": [0.0, 0.5],
+        "bias": [{"text": "a"}],
+    }
+
+
+@pytest.mark.parametrize(
+    "nameless",
+    [lambda tokens: tokens, partial(even), Network(1).__call__, jax.tree_util.Partial(lambda tokens: tokens), object()],
+)
+def test_a_function_without_a_name_is_refused_before_anything_is_written(folder, nameless):
+    with pytest.raises(ValueError, match=r"lm=.* has no name by which another process would find it.*; define it at"):
+        plan_with(folder, "job", lm=nameless)
+    assert not (folder / "job").exists()
