@@ -12,11 +12,14 @@ from tests.audio.test_loading import as_int16, write_wav
 from tests.small import quick_compilation, quick_environment, small_model  # noqa: F401
 from weight_loader import load_model, save_pretrained
 from whisper_nnx import transcribe
+from whisper_nnx.cli import batch as command
 from whisper_nnx.cli.batch import build_parser, restored_options, stored_options
 from whisper_nnx.cli.transcribe import transcribe_options
-from whisper_nnx.jobs.job import Job
+from whisper_nnx.jobs.inputs import read_input
+from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.run import run
 from whisper_nnx.jobs.status import results
+from whisper_nnx.runtime.console import Terminated
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,23 @@ def test_files_of_options_are_stored_as_what_is_in_them(tmp_path):
     found = transcribe_options(restored_options(stored))
     assert found["bias"] == expected["bias"]
     assert found["grammar"] == (tmp_path / "g.gbnf").read_text()
+
+
+@pytest.mark.parametrize(("interrupt", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_an_interrupted_worker_leaves_the_line_to_the_command_that_has_started_it(
+    sounds, tmp_path, monkeypatch, capsys, interrupt, status
+):
+    plan(tmp_path / "job", read_input(str(sounds)), {"input": str(sounds)})
+
+    def interrupted(*_):
+        raise interrupt
+
+    monkeypatch.setattr(command, "_as_worker", interrupted)
+    assert command.main(["work", str(tmp_path / "job"), "--worker_name=a"]) == status
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(command, "_supervised", interrupted)
+    assert command.main(["work", str(tmp_path / "job")]) == status
+    assert capsys.readouterr().err == "whisper-nnx: interrupted\n"
 
 
 def test_wrong_use_is_one_line(tmp_path, model):
