@@ -51,6 +51,7 @@ def main() -> int:
         seconds = write_recordings(folder / "sounds", sorted(args.folder.glob("**/*.flac")), args.recordings, chance)
         command = [sys.executable, "-m", "whisper_nnx", "batch", str(folder / "sounds"), "--model", args.checkpoint]
         command += ["--workers", "2", "--expires_s", "20", "--shard_s", str(round(seconds / 50)), *CHEAP]
+        command += ["--output_format", "srt,parquet"]
         command += ["--batch_size", str(args.batch_size), "--output"]
         start = time.monotonic()
         subprocess.run([*command, str(folder / "undisturbed")], check=True)
@@ -155,8 +156,8 @@ def tokens(job: Job) -> list[Any]:
 
 
 def written(job: Job) -> dict[str, bytes]:
-    """All files of a job but those in which workers note their speed; nothing must be left of leases and journals."""
-    paths = {str(path.relative_to(job.folder)): path for path in job.folder.rglob("*") if path.is_file()}
+    """All files of a job but notes of speed and hidden files of killed workers; no lease or journal may be left."""
+    paths = {str(path.relative_to(job.folder)): path for path in job.folder.rglob("[!.]*") if path.is_file()}
     return {name: path.read_bytes() for name, path in paths.items() if not name.startswith("speed")}
 
 
