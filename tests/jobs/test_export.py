@@ -6,6 +6,7 @@ import os
 import sys
 import tarfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -109,18 +110,19 @@ def test_workers_write_the_formats_of_their_job_whenever_they_are_interrupted(jo
         **export_settings("parquet,lhotse,srt", {"max_line_width": 2}, {"word_timestamps": True}),
     }
     written = plan(tmp_path / "written", read_input(rows), settings, shard_s=2)
-    real, most, count = os.replace, 0, 0
+    real, most, count = {"replace": os.replace, "link": os.link}, 0, 0
 
-    def replace(*args):
+    def write(name, *args):
         nonlocal count
         if (count := count + 1) > most:
             raise KeyboardInterrupt
-        real(*args)
+        real[name](*args)
 
     if again:
         work(written, lambda paths: ((n, OSError("away")) for n, _ in enumerate(paths)))
         reopen_failed(written)
-    monkeypatch.setattr(os, "replace", replace)
+    for name in real:
+        monkeypatch.setattr(os, name, partial(write, name))
     while not all(map(written.is_done, range(written.shards))):
         most, count = most + 1, 0
         with suppress(KeyboardInterrupt):

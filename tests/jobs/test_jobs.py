@@ -339,7 +339,7 @@ def test_a_full_disk_ends_the_worker_and_nothing_is_half_written(sounds, tmp_pat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("whisper_nnx.jobs.worker.write_whole", full)
+        patch.setattr("whisper_nnx.jobs.worker.write_once", full)
         with pytest.raises(OSError, match="No space left"):
             work(job, transcribe_all)
     assert not list((tmp_path / "job" / "results").iterdir())
@@ -500,3 +500,89 @@ def test_failures_are_not_lost_when_reopening_them_is_interrupted(sounds, tmp_pa
     monkeypatch.undo()
     work(job, transcribe_all)
     assert (status(job).done, status(job).failed) == (60, 1)
+
+
+def test_a_recording_that_was_interrupted_three_times_is_not_to_blame(sounds, tmp_path, undisturbed):
+    job = planned(sounds, tmp_path / "job")
+
+    def interrupted(paths):
+        for _ in paths:
+            raise KeyboardInterrupt
+        yield from ()
+
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            work(job, interrupted)
+    work(job, transcribe_all)
+    assert files(job) == undisturbed
+
+
+def test_a_worker_that_wakes_up_late_changes_nothing_of_what_others_have_done(sounds, tmp_path, undisturbed):
+    job = planned(sounds, tmp_path / "job")
+
+    def late(paths):
+        waiting = [next(paths) for _ in range(3)]
+        for path in (job.folder / "leases").iterdir():
+            path.unlink()  # as if they had expired
+        work(job, transcribe_all)
+        for number, _ in enumerate([*waiting, *paths]):
+            yield number, OSError("away")
+
+    work(job, late)
+    assert files(job) == undisturbed
+
+
+def test_failures_of_shards_that_are_not_done_are_tried_again(sounds, tmp_path, undisturbed):
+    job = planned(sounds, tmp_path / "job")
+
+    def away(paths):
+        for number, _ in enumerate(paths):
+            if number == 12:
+                raise KeyboardInterrupt
+            yield number, OSError("away")
+
+    with pytest.raises(KeyboardInterrupt):
+        work(job, away)
+    assert (status(job).done, status(job).failed) == (0, 12)
+    reopen_failed(job)
+    assert status(job).failed == 0
+    work(job, transcribe_all)
+    assert files(job) == undisturbed
+
+
+def test_a_worker_that_is_killed_after_its_results_leaves_no_journal(sounds, tmp_path, undisturbed, monkeypatch):
+    job = planned(sounds, tmp_path / "job")
+    with monkeypatch.context() as killed:
+        killed.setattr("whisper_nnx.jobs.worker.forget", lambda job, shard: None)
+        work(job, lambda paths: ((n, OSError("away")) for n, _ in enumerate(paths)))
+    assert list((job.folder / "work").iterdir())
+    reopen_failed(job)
+    assert status(job).failed == 0
+    work(job, transcribe_all)
+    assert files(job) == undisturbed
+
+
+def test_a_recording_that_was_missing_when_planned_may_come_later(tmp_path):
+    (tmp_path / "list.txt").write_text("late.wav\n")
+    job = plan(tmp_path / "job", read_input(str(tmp_path / "list.txt")), {})
+    work(job, transcribe_all)
+    assert status(job).failed == 1
+    recordings(tmp_path, ["late.wav"])
+    reopen_failed(job)
+    work(job, transcribe_all)
+    assert (status(job).done, status(job).failed) == (1, 0)
+
+
+def test_shards_do_not_wait_for_the_suspects_of_all(sounds, tmp_path, undisturbed):
+    job = planned(sounds, tmp_path / "job")
+    for shard in range(job.shards):
+        (journal := Journal(job, shard, "dead")).begin(job.shard(shard)[0].id, alone=False)
+        journal.close()
+
+    def transcribe(paths):
+        for found in transcribe_all(paths):
+            assert len(list((job.folder / "leases").iterdir())) == 1
+            yield found
+
+    work(job, transcribe)
+    assert files(job) == undisturbed

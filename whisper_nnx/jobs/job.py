@@ -14,7 +14,7 @@ from typing import Any
 
 from whisper_nnx import __version__
 from whisper_nnx.jobs.inputs import Recording
-from whisper_nnx.output.writers import make_output_folder, write_whole
+from whisper_nnx.output.writers import UNFINISHED, make_output_folder, write_whole
 
 SHARD_S = 3600.0  # audio in a shard
 _MOST_RECORDINGS = 2000  # in a shard
@@ -63,6 +63,10 @@ class Job:
     def is_done(self, number: int) -> bool:
         return self.path("results", number).exists()
 
+    def n_failed(self, number: int) -> int:
+        """How many recordings of a shard that is done have no transcript."""
+        return count_lines(self.path("plan", number)) - count_lines(self.path("results", number))
+
     def path(self, kind: str, number: int, worker: str = "") -> Path:
         """Of a shard: the file in the folder `kind`."""
         ending = "" if kind == "leases" else f"{worker and f'.{worker}'}.jsonl"
@@ -76,6 +80,47 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from None
+
+
+def count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def write_once(path: Path, content: str) -> bool:
+    """Writes a file that outlasts a loss of power -> whether this process did; False if there is one, which stays.
+
+    Raises OSError with the path and what to do.
+    """
+    unfinished = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}.tmp")
+    try:
+        with open(unfinished, "xb") as file:
+            file.write(content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(unfinished, path)
+        except FileExistsError:
+            return False
+        except OSError:  # this file system has no hard links
+            if path.exists():
+                return False
+            os.replace(unfinished, path)
+        _sync_folder(path.parent)
+        return True
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # Windows, and some network file systems, cannot
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def plan(
@@ -130,7 +175,9 @@ def _same(job: Job, settings: dict[str, Any]) -> Job:
     for name in sorted({*job.settings, *settings}):
         own, other = (repr(all_[name]) if name in all_ else "the default" for all_ in (job.settings, settings))
         if own != other:
-            raise ValueError(f"{job.folder} holds a job with {name}={own}, not {other}; choose another folder")
+            raise ValueError(
+                f"{job.folder} holds a job with {name}={own}, not {other}; choose another folder, or delete this one"
+            )
     return job
 
 

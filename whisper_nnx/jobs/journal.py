@@ -40,6 +40,8 @@ class Progress:
             for line in _lines(path):
                 if "begun" in line:
                     begun[line["begun"]] = line["alone"]
+                elif "released" in line:
+                    begun.pop(line["released"], None)
                 else:
                     begun.pop(line["id"], None)
                     found.rows.setdefault(line["id"], line)
@@ -62,12 +64,21 @@ class Journal:
     def __init__(self, job: Job, shard: int, worker: str):
         self._path = job.path("work", shard, worker)
         self._file = self._path.open("a", encoding="utf-8")
+        self._begun = set[str]()
 
     def begin(self, id_: str, alone: bool) -> None:
         self._write({"begun": id_, "alone": alone})
+        self._begun.add(id_)
 
     def finish(self, row: dict[str, Any]) -> None:
         self._write(row)
+        self._begun.discard(row["id"])
+
+    def release(self) -> None:
+        """Notes that what was begun and is not finished has not ended the worker."""
+        with suppress(OSError):
+            for id_ in sorted(self._begun):
+                self._write({"released": id_})
 
     def _write(self, line: dict[str, Any]) -> None:
         with naming(self._path):
@@ -105,14 +116,35 @@ def speeds(job: Job) -> dict[str, list[tuple[float, float]]]:
 
 
 def reopen_failed(job: Job) -> None:
-    """Makes the shards with failed recordings unfinished again: these recordings are missing, the others are kept."""
-    for path in sorted((job.folder / "failed").glob("*.jsonl")):
-        shard = int(path.stem)
-        if job.is_done(shard):
-            done = job.path("results", shard)
-            write_whole(job.path("work", shard, "kept"), done.read_bytes())
-            done.unlink()  # first: a shard that is done without its file of failures would lose them
-            path.unlink()
+    """Makes the shards with failed recordings unfinished again: these recordings are missing, the others are kept.
+
+    Several processes may do so at once.
+    """
+    for shard in range(job.shards):
+        if not job.is_done(shard):
+            _drop_failures(job, shard)
+        elif job.n_failed(shard):
+            with suppress(FileNotFoundError):  # another process was faster
+                kept = (done := job.path("results", shard)).read_bytes()
+                forget(job, shard)
+                write_whole(job.path("work", shard, "kept"), kept)
+                done.unlink()
+            job.path("failed", shard).unlink(missing_ok=True)
+
+
+def _drop_failures(job: Job, shard: int) -> None:
+    failed = {id_ for id_, row in Progress.read(job, shard).rows.items() if "error" in row}
+    for path in (job.folder / "work").glob(f"{shard:06d}.*.jsonl") if failed else ():
+        about = ((line, line.get("id") or line.get("begun") or line.get("released")) for line in _lines(path))
+        kept = (json.dumps(line, ensure_ascii=False) for line, id_ in about if id_ not in failed)
+        write_whole(path, "".join(f"{line}\n" for line in kept))
+
+
+def forget_done(job: Job) -> None:
+    """Removes the journals of workers that were killed between writing results and removing these."""
+    begun = {path.name.partition(".")[0] for path in (job.folder / "work").glob("*.jsonl")}
+    for shard in filter(job.is_done, map(int, begun)):
+        forget(job, shard)
 
 
 def forget(job: Job, shard: int) -> None:

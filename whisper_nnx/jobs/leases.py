@@ -79,10 +79,10 @@ class Leases:
                 self._count += 1
                 for shard in list(self._held):
                     path = self._job.path("leases", shard)
-                    if not _read(path).startswith(f"{self._worker} "):
-                        self._held.discard(shard)  # it was taken; who finishes first writes the results
-                        continue
                     with suppress(OSError):  # a mount that is away for a while
+                        if not path.exists() or not path.read_text(encoding="utf-8").startswith(f"{self._worker} "):
+                            self._held.discard(shard)  # it was taken; who finishes first writes the results
+                            continue
                         path.write_text(f"{self._worker} {self._count}", encoding="utf-8")
 
 

@@ -6,10 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from whisper_nnx.jobs.job import Job
+from whisper_nnx.jobs.job import Job, count_lines
 from whisper_nnx.jobs.journal import Progress, speeds
 from whisper_nnx.jobs.leases import holders
 
@@ -49,8 +48,8 @@ def status(job: Job) -> Status:
     begun = {int(path.name.partition(".")[0]) for path in (job.folder / "work").glob("*.jsonl")}
     done = sorted((job.folder / "results").glob("*.jsonl"))
     written = {int(path.stem) for path in done}
-    failed = sum(_count(path) for path in (job.folder / "failed").glob("*.jsonl") if int(path.stem) in written)
-    transcripts = sum(map(_count, done))
+    transcripts = sum(map(count_lines, done))
+    failed = sum(count_lines(job.path("plan", shard)) for shard in written) - transcripts
     for shard in begun - written:
         rows = Progress.read(job, shard).rows.values()
         errors = sum("error" in row for row in rows)
@@ -75,11 +74,6 @@ def _pace(job: Job, workers: set[str], shards_left: int) -> tuple[float, float] 
 def _sums(notes: Iterable[tuple[float, float]]) -> tuple[float, float]:
     audio_s, seconds = zip(*notes, strict=True) if notes else ((), ())
     return sum(audio_s), sum(seconds)
-
-
-def _count(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
 
 
 def results(job: Job) -> Iterator[dict[str, Any]]:

@@ -15,8 +15,8 @@ from typing import Any
 from whisper_nnx.audio.remote import is_remote
 from whisper_nnx.jobs.export import export_planned, split_formats
 from whisper_nnx.jobs.inputs import Recording, file_state
-from whisper_nnx.jobs.job import Job
-from whisper_nnx.jobs.journal import Journal, Progress, forget, note_speed
+from whisper_nnx.jobs.job import Job, write_once
+from whisper_nnx.jobs.journal import Journal, Progress, forget, forget_done, note_speed
 from whisper_nnx.jobs.leases import Leases
 from whisper_nnx.output.writers import write_whole
 
@@ -57,6 +57,7 @@ def work(
     name = name or worker_name()
     leases = Leases(job, name, expires_s)
     try:
+        forget_done(job)
         left = [n for n in range(job.shards) if not job.is_done(n)]
         while left:
             _Worker(job, leases, name, report).run(left, transcribe_all)
@@ -89,6 +90,13 @@ class _Worker:
         self._audio_s, self._since = 0.0, time.monotonic()  # transcribed since then
 
     def run(self, left: list[int], transcribe_all: TranscribeAll) -> None:
+        """One pass over these shards; first, one by one, over those that have suspects, which would keep the others."""
+        begun = {int(path.name.partition(".")[0]) for path in (self._job.folder / "work").glob("*.jsonl")}
+        suspected = [n for n in left if n in begun and Progress.read(self._job, n).deaths]
+        for numbers in (*([n] for n in suspected), left):
+            self._pass(numbers, transcribe_all)
+
+    def _pass(self, left: list[int], transcribe_all: TranscribeAll) -> None:
         try:
             for number, result in transcribe_all(self._sources(left)):
                 self._finish(*self._begun.pop(number), result)
@@ -98,6 +106,10 @@ class _Worker:
                     if (source := self._read(shard, one)) is not None:
                         for _, result in transcribe_all(iter([source])):
                             self._finish(shard, one, result)
+        except (KeyboardInterrupt, OSError):
+            for shard in self._held:
+                shard.journal.release()
+            raise
         finally:
             for shard in self._held:
                 shard.journal.close()
@@ -164,17 +176,11 @@ class _Worker:
         self._complete(shard)
 
     def _complete(self, shard: _Shard) -> None:
-        """Writes a shard of which nothing is missing. The results come last: they end it."""
+        """Writes a shard of which nothing is missing, unless another worker did. The results come last: they end it."""
         if shard.missing or shard not in self._held:
             return
-        rows = [shard.progress.rows[one.id] for one in shard.recordings]
-        done = [row for row in rows if "error" not in row]
-        export_planned(self._job, shard.number, done)
-        if failed := [row for row in rows if "error" in row]:
-            write_whole(self._job.path("failed", shard.number), _lines(failed))
-        else:
-            self._job.path("failed", shard.number).unlink(missing_ok=True)
-        write_whole(self._job.path("results", shard.number), _lines(done))
+        if not self._job.is_done(shard.number):
+            self._write(shard)
         self._held.remove(shard)
         shard.journal.close()
         forget(self._job, shard.number)
@@ -184,6 +190,17 @@ class _Worker:
         self._audio_s, self._since = 0.0, now
         self._report(shard.number)
 
+    def _write(self, shard: _Shard) -> None:
+        rows = [shard.progress.rows[one.id] for one in shard.recordings]
+        done, failed = ([row for row in rows if ("error" in row) == is_error] for is_error in (False, True))
+        export_planned(self._job, shard.number, done)
+        path = self._job.path("failed", shard.number)
+        if failed:
+            write_whole(path, _lines(failed))
+        is_ours = write_once(self._job.path("results", shard.number), _lines(done))
+        if is_ours and not failed:
+            path.unlink(missing_ok=True)
+
 
 def _problem(one: Recording) -> Exception | None:
     """Why a recording is not the planned one."""
@@ -192,7 +209,7 @@ def _problem(one: Recording) -> Exception | None:
         return None
     if size < 0:
         return FileNotFoundError(f"{one.audio}: file not found")
-    if size != one.size:
+    if one.size >= 0 and size != one.size:  # below: not known when it was planned
         return ValueError(f"{one.audio}: {size} bytes, but {one.size} when the job was planned")
     if modified is None or one.modified in (None, modified):
         return None
