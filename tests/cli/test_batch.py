@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from whisper_nnx.cli.batch import build_parser, restored_options, stored_options
 from whisper_nnx.cli.transcribe import transcribe_options
 from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan
-from whisper_nnx.jobs.run import run
+from whisper_nnx.jobs.run import planned, run
 from whisper_nnx.jobs.status import results
 from whisper_nnx.runtime.console import Terminated
 
@@ -137,7 +138,7 @@ def test_an_interrupted_worker_leaves_the_line_to_the_command_that_has_started_i
     assert capsys.readouterr().err == "whisper-nnx: interrupted\n"
 
 
-def test_wrong_use_is_one_line(tmp_path, model):
+def test_wrong_use_is_one_line(tmp_path, model, monkeypatch):
     for arguments, message in (
         ([tmp_path], "--output FOLDER is required"),
         ([tmp_path / "nowhere", "--output", tmp_path / "job", "--model", model], "nowhere: no such file, folder or"),
@@ -147,9 +148,56 @@ def test_wrong_use_is_one_line(tmp_path, model):
         ([tmp_path, "--output", tmp_path / "job", "--expires_s", "0"], "--expires_s 0 must be above 0"),
         ([tmp_path, "--output", tmp_path / "job", "-f", "srt,doc"], "'doc' is unknown; choose txt,"),
         ([tmp_path, "--output", tmp_path / "job", "-f", "srt", "--max_len", "9"], "requires --token_timestamps True"),
+        (
+            [tmp_path, "--output", tmp_path / "job", "--temperature_increment_on_fallback", "0"],
+            "--temperature_increment_on_fallback must be above 0",
+        ),
+        (
+            [tmp_path, "--output", tmp_path / "job", "--device", "gpu", "--workers", "3"],
+            "--workers 3: each needs a GPU, but CUDA_VISIBLE_DEVICES=0,1 has 2",
+        ),
     ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
         ended = batch(*arguments)
         assert ended.returncode in (1, 2)
         assert message in ended.stderr
         assert len(ended.stderr.splitlines()) == 1
         assert not os.path.exists(tmp_path / "job")
+
+
+def one_line_of(capsys, *arguments):
+    with suppress(SystemExit):
+        assert command.main([str(one) for one in arguments]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_jobs_that_were_planned_in_python_or_by_another_version_are_refused(sounds, tmp_path, capsys, monkeypatch):
+    planned(sounds, tmp_path / "job", 60.0, {"beam_size": 2}, {})
+    assert "was planned in Python; continue it there" in one_line_of(capsys, "work", tmp_path / "job")
+    plan(tmp_path / "other", read_input(str(sounds)), {"model": "demo"})
+    monkeypatch.setattr(command, "__version__", "9")
+    assert "was planned by version" in one_line_of(capsys, "work", tmp_path / "other")
+
+
+def test_options_of_subtitles_need_results_with_words(sounds, tmp_path, capsys):
+    plan(tmp_path / "job", read_input(str(sounds)), {"model": "demo"})
+    line = one_line_of(capsys, "export", tmp_path / "job", "-f", "srt", "--max_line_width", "20")
+    assert "--max_line_width 20 requires --word_timestamps True" in line
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_planned_job_names_local_files_by_absolute_paths(sounds, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "_supervised", lambda *_: 0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokens").mkdir()
+    arguments = ["sounds", "--output=job", "--model=demo", "--tokenizer=tokens", "--word_timestamps", "-f=srt"]
+    assert command.main([*arguments, "--max_line_count=2"]) == 0
+    assert "--max_line_count has no effect without --max_line_width" in capsys.readouterr().err
+    settings = Job.open("job").settings
+    assert (settings["model"], settings["tokenizer"]) == ("demo", str(tmp_path / "tokens"))
+
+
+def test_workers_share_the_cores_that_the_command_may_use(monkeypatch):
+    monkeypatch.setattr(command, "usable_cores", lambda: 6)
+    assert "--threads=2" in command._machine_flags(build_parser().parse_args(["-"]), 3)

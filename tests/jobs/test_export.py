@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import sys
 import tarfile
 from contextlib import suppress
@@ -46,7 +47,7 @@ def rows(tmp_path: Path) -> str:
 
 @pytest.fixture
 def job(rows: str, tmp_path: Path) -> Job:
-    job = plan(tmp_path / "job", read_input(rows), {"language": "en"}, shard_s=2)
+    job = plan(tmp_path / "job", read_input(rows), {"language": "en", "word_timestamps": True}, shard_s=2)
     work(job, transcribe)
     return job
 
@@ -107,6 +108,7 @@ def test_workers_write_the_formats_of_their_job_whenever_they_are_interrupted(jo
     export(job, tmp_path / "out", "srt,parquet,lhotse", max_line_width=2)
     settings = {
         "language": "en",
+        "word_timestamps": True,
         **export_settings("parquet,lhotse,srt", {"max_line_width": 2}, {"word_timestamps": True}),
     }
     written = plan(tmp_path / "written", read_input(rows), settings, shard_s=2)
@@ -138,8 +140,9 @@ def test_workers_write_the_formats_of_their_job_whenever_they_are_interrupted(jo
 @pytest.mark.parametrize(
     ("formats", "subtitles", "message"),
     [
-        ("srt,doc", {}, "format='doc' is unknown; choose txt"),
+        ("srt,doc", {}, "format='doc' is unknown; choose txt, .*, all$"),
         (None, {"max_line_width": 2}, "max_line_width=2 has no effect without output_format=srt"),
+        ("parquet", {"max_line_width": 2}, "max_line_width=2 has no effect without output_format=srt"),
         ("srt", {"max_line_width": 2}, "max_line_width=2 requires word_timestamps=True"),
         ("srt", {"max_len": 2}, "max_len=2 requires token_timestamps=True"),
         ("json_full", {}, "output_format=json_full requires token_timestamps=True"),
@@ -169,7 +172,7 @@ def test_cuts_need_recordings_that_are_files(job, rows, tmp_path):
     with pytest.raises(ValueError, match=r"tar://talk.wav::.* is not a file, which cuts refer to"):
         list(exportable(read_input(str(tmp_path / "a.tar")), {"output_format": "lhotse,srt"}))
     (tmp_path / "b" / "talk.wav").unlink()  # since it was transcribed
-    with pytest.warns(UserWarning, match=r"b/talk.wav: file not found; lhotse's cuts are without it"):
+    with pytest.warns(UserWarning, match=r"b/talk.wav: No such file or directory; .*; lhotse's cuts are without it"):
         export(job, tmp_path / "out", "lhotse")
     found = [gzip.decompress(path.read_bytes()) for path in sorted((tmp_path / "out").iterdir())]
     assert [len(text.splitlines()) for text in found] == [1, 0, 1]
@@ -178,3 +181,36 @@ def test_cuts_need_recordings_that_are_files(job, rows, tmp_path):
 def test_an_unknown_format_is_named(job, tmp_path):
     with pytest.raises(ValueError, match=r"format='doc' is unknown; choose txt, .*, parquet, lhotse"):
         export(job, tmp_path / "out", "srt,doc")
+
+
+def test_options_that_the_results_of_a_job_do_not_allow_are_refused(rows, tmp_path):
+    work(job := plan(tmp_path / "job", read_input(rows), {}), transcribe)
+    with pytest.raises(ValueError, match="max_line_width=2 requires word_timestamps=True"):
+        export(job, tmp_path / "out", "srt", max_line_width=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_export_long_names_and_colons_and_leave_out_what_cannot_be_read(rows, tmp_path):
+    names = ["語" * 82, "std::vector"]
+    for name in names:
+        shutil.copy(tmp_path / "a" / "talk.wav", tmp_path / f"{name}.wav")
+    (tmp_path / "broken.wav").write_text("no audio")
+    listed = [*(f"{name}.wav" for name in names), "broken.wav", "memory://gone.wav"]
+    (tmp_path / "list.txt").write_text("\n".join(listed))
+    found = exportable(read_input(str(tmp_path / "list.txt")), settings := {"output_format": "lhotse,txt"})
+    with pytest.warns(UserWarning, match="cuts are without it") as warned:
+        work(job := plan(tmp_path / "job", found, settings), transcribe)
+    messages = [str(one.message) for one in warned if "lhotse's cuts are without it" in str(one.message)]
+    assert ["broken.wav" in messages[0], "memory://gone.wav" in messages[1], len(messages)] == [True, True, 2]
+    cuts = gzip.decompress((job.folder / "export" / "cuts.000000.jsonl.gz").read_bytes()).splitlines()
+    sources = [json.loads(cut)["recording"]["sources"][0] for cut in cuts]
+    assert [one["source"] for one in sources] == [str(tmp_path / f"{name}.wav") for name in names]
+    assert {one["type"] for one in sources} == {"file"}
+    written = {path.name.split(".")[0] for path in (job.folder / "export" / "000000").iterdir()}
+    assert written == {"語" * 26, "std_vector", "broken", "gone"}
+
+
+def test_a_member_of_an_archive_that_a_list_names_is_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("tar://talk.wav::/data/a.tar")
+    with pytest.raises(ValueError, match="is not a file, which cuts refer to"):
+        list(exportable(read_input(str(tmp_path / "list.txt")), {"output_format": "lhotse"}))

@@ -17,6 +17,7 @@ from whisper_nnx import load_audio
 from whisper_nnx.data.manifest import read_manifest
 from whisper_nnx.jobs.inputs import Recording, absolute, read_input
 from whisper_nnx.jobs.job import Job, plan
+from whisper_nnx.jobs.parts import read_part
 from whisper_nnx.jobs.status import results
 from whisper_nnx.jobs.worker import work
 
@@ -321,3 +322,7 @@ def test_parquet_of_categories_names_paths_and_other_types_are_refused(tmp_path:
         parquet.write_table(pa.table({"audio": column}), tmp_path / "b.parquet")
         with pytest.raises(ValueError, match=r"b.parquet: column audio is of type .*; give paths, bytes, or both"):
             list(read_input(str(tmp_path / "b.parquet")))
+
+
+def test_a_part_does_not_keep_its_whole_recording_in_memory(files):
+    assert read_part(str(files[0]), {"start": 0.25, "duration": 0.5}).base is None

@@ -458,6 +458,16 @@ def test_the_report_counts_what_was_retried_or_failed_and_the_time_that_workers_
     assert found["failed"] == {"ValueError": 1}
 
 
+def test_the_report_counts_the_failures_of_shards_in_work_as_the_status_does(sounds, tmp_path):
+    job = planned(sounds, tmp_path / "job")
+    journal = Journal(job, 0, "worker")
+    for row in ({"id": "a", "error": "AudioError"}, {"id": "b"}):
+        journal.finish(row)
+    journal.close()
+    assert (status(job).done, status(job).failed) == (1, 1)
+    assert report(job)["failed"] == {"AudioError": 1}
+
+
 def test_the_status_counts_what_is_in_work_and_extrapolates_from_the_speed_of_its_workers(sounds, tmp_path):
     job = planned(sounds, tmp_path / "job")
     job.path("work", 0, "a").write_text('{"begun": "x", "alone": false}\n{"id": "x"}\n{"id": "y", "error": "E"}\n')

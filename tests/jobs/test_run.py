@@ -50,7 +50,10 @@ def plan_with(folder: Path, name: str, **options) -> Job:
         (lambda: {"draft": small_model()}, [lambda: {"draft": small_model(seed=2)}, lambda: {"draft": "ngram"}]),
         (lambda: {"lm": ngrams(1)}, [lambda: {"lm": ngrams(2)}, lambda: {"lm": ngrams(1, order=3)}]),
         (lambda: {"lm": Network(1)}, [lambda: {"lm": Network(2)}, lambda: {"lm": Network(1, scale=1.0)}]),
-        (lambda: {"vad_parameters": VadOptions(0.3)}, [lambda: {"vad_parameters": VadOptions(0.4)}]),
+        (
+            lambda: {"vad_filter": True, "vad_parameters": VadOptions(0.3)},
+            [lambda: {"vad_filter": True, "vad_parameters": VadOptions(0.4)}],
+        ),
     ],
 )
 def test_a_job_continues_with_equal_models_and_refuses_others(folder, create, others):
@@ -66,6 +69,7 @@ def test_models_functions_and_numbers_are_stored_by_what_they_are_and_what_chang
     options = {"lm": even, "draft": small_model(), "temperature": (np.float32(0), 0.5), "bias": [{"text": "a"}]}
     job = plan_with(folder, "job", **options, progress=lambda done, total: None, verbose=False)
     own = {name: value for name, value in job.settings.items() if name not in ("input", "version", "shard_s")}
+    assert own.pop("planned_by") == "python"
     assert own == {
         "lm": f"{__name__}.even",
         "draft": f"model {digest(small_model())}",
@@ -75,8 +79,18 @@ def test_models_functions_and_numbers_are_stored_by_what_they_are_and_what_chang
 
 
 @pytest.mark.parametrize(
+    ("options", "error"),
+    [({"beam_sise": 5}, TypeError), ({"beam_size": 0}, ValueError), ({"beam_size": 5, "draft": "ngram"}, ValueError)],
+)
+def test_wrong_options_are_refused_before_anything_is_written(folder, options, error):
+    with pytest.raises(error, match=next(iter(options))):
+        plan_with(folder, "job", **options)
+    assert not (folder / "job").exists()
+
+
+@pytest.mark.parametrize(
     "nameless",
-    [lambda tokens: tokens, partial(even), Network(1).__call__, jax.tree_util.Partial(lambda tokens: tokens), object()],
+    [lambda tokens: tokens, partial(even), Network(1).__call__, jax.tree_util.Partial(lambda tokens: tokens)],
 )
 def test_a_function_without_a_name_is_refused_before_anything_is_written(folder, nameless):
     with pytest.raises(ValueError, match=r"lm=.* has no name by which another process would find it.*; define it at"):

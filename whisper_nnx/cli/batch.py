@@ -12,15 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from whisper_nnx import __version__
 from whisper_nnx.cli.options import OPTIONS, SUBTITLE_FLAGS, Flag, add_option, as_flags, flag_of
 from whisper_nnx.cli.parser import Help, Parser, parse_spelled
-from whisper_nnx.cli.transcribe import check_devices, check_options, load_named_model, transcribe_options
+from whisper_nnx.cli.transcribe import check, check_devices, check_options, load_named_model, transcribe_options
 from whisper_nnx.grammar.grammar import read_grammar
 from whisper_nnx.jobs import export, inputs, job, journal, status, supervise, worker
 from whisper_nnx.output.progress import clock
-from whisper_nnx.output.subtitles import SubtitleOptions
 from whisper_nnx.output.writers import WRITERS
 from whisper_nnx.runtime.console import NAME, exit_status, run_command, say
+from whisper_nnx.runtime.cores import usable_cores
 from whisper_nnx.runtime.options import option, options_of
 from whisper_nnx.runtime.startup import start
 
@@ -126,12 +127,13 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     _check_workers(parser, args)
     if not args.shard_s > 0:
         parser.error(f"--shard_s {args.shard_s:g} must be above 0")
+    check(parser, argparse.Namespace(**vars(args) | {"output_format": "txt"}))  # the formats are checked below
     check_options(parser, args, transcribe_options(args))
     try:
         written = export.export_settings(args.output_format, _subtitle_options(args), vars(args))
     except ValueError as error:
         parser.error(as_flags(str(error)))
-    for name in ("model", "draft", "lm"):
+    for name in ("model", "draft", "lm", "tokenizer"):
         if (path := getattr(args, name)) is not None and os.path.exists(path):
             setattr(args, name, os.path.abspath(path))
     settings = {"input": inputs.absolute(args.input), **stored_options(args), **written}
@@ -150,6 +152,14 @@ def _check_workers(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         parser.error(f"--expires_s {args.expires_s:g} must be above 0")
     if args.ray and (args.devices or args.mesh or (args.device and args.device[1])):
         parser.error("with --ray each worker has one device, which Ray chooses; drop --devices, --mesh and --device N")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and _has_own_gpus(args) and (count := len(visible.split(","))) < args.workers:
+        parser.error(f"--workers {args.workers}: each needs a GPU, but CUDA_VISIBLE_DEVICES={visible} has {count}")
+
+
+def _has_own_gpus(args: argparse.Namespace) -> bool:
+    """Whether each worker gets a GPU of its own: JAX takes most of the memory of all that it sees."""
+    return not args.ray and (args.workers or 1) > 1 and args.device is not None and args.device[0] in ("gpu", "cuda")
 
 
 def _supervised(planned: job.Job, args: argparse.Namespace) -> int:
@@ -168,11 +178,10 @@ def _run_processes(planned: job.Job, args: argparse.Namespace) -> int:
         return supervise.Process(command, env=os.environ | environment(place))
 
     def environment(place: int) -> dict[str, str]:
-        """A GPU of its own for each of several workers: JAX takes most of the memory of all that it sees."""
-        if workers == 1 or args.device is None or args.device[0] not in ("gpu", "cuda"):
+        if not _has_own_gpus(args):
             return {}
         known = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return {"CUDA_VISIBLE_DEVICES": known.split(",")[place] if known else str(place)}
+        return {"CUDA_VISIBLE_DEVICES": str(place) if known is None else known.split(",")[place]}
 
     return supervise.supervise(planned, start, workers, say)
 
@@ -204,7 +213,7 @@ def _machine_flags(args: argparse.Namespace, workers: int) -> list[str]:
     flags: list[Flag] = [flag for group in _SHARED.values() for flag in group if flag.dest in _OF_MACHINES]
     values = {flag.dest: getattr(args, flag.dest) for flag in flags}
     if workers > 1:
-        values["threads"] = values["threads"] or max(1, (os.cpu_count() or 1) // workers)
+        values["threads"] = values["threads"] or max(1, usable_cores() // workers)
     if values["device"] is not None:
         values["device"] = ":".join(map(str, values["device"]))
     if isinstance(values["mesh"], dict):
@@ -214,6 +223,10 @@ def _machine_flags(args: argparse.Namespace, workers: int) -> list[str]:
 
 def _work(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     planned = job.Job.open(args.output)
+    if (version := planned.settings["version"]) != __version__:
+        raise ValueError(f"{args.output} was planned by version {version}, not {__version__}; use that one")
+    if "planned_by" in planned.settings:
+        raise ValueError(f"{args.output} was planned in Python; continue it there, by the same call")
     if args.worker_name is None:
         _check_workers(parser, args)
         return _supervised(planned, args)
@@ -294,13 +307,12 @@ def _report(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _export(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    done, folder = job.Job.open(args.output), args.output_dir or os.path.join(args.output, export.EXPORT)
     options = _subtitle_options(args)
     try:
-        export.split_formats(args.output_format)
-        SubtitleOptions(**options)
+        export.export_settings(args.output_format, options, done.settings)
     except ValueError as error:
         parser.error(as_flags(str(error)))
-    done, folder = job.Job.open(args.output), args.output_dir or os.path.join(args.output, export.EXPORT)
     count = export.export(done, folder, args.output_format, **options)
     say(f"{count} of {done.recordings} recordings are in {folder}")
     return 0

@@ -29,6 +29,7 @@ from whisper_nnx.output.writers import (
     write_files,
     write_whole,
 )
+from whisper_nnx.runtime.console import one_line
 from whisper_nnx.runtime.packages import require_packages
 
 _NO_FILE = "{} is not a file, which cuts refer to; lhotse needs recordings in files of their own"
@@ -48,14 +49,16 @@ def export(job: Job, folder: str | os.PathLike[str], formats: str, **options: An
       options: of subtitles.
 
     Raises:
-      ValueError: an unknown format; results lack what a format needs.
-      OSError: a file cannot be written, or (lhotse) a recording cannot be read.
+      ValueError: an unknown format; results lack what a format or an option needs.
+      OSError: a file cannot be written.
       ImportError: parquet needs the package pyarrow.
     """
-    split_formats(formats)
+    export_settings(formats, options, job.settings)
     count = 0
     make_output_folder(folder)
     for path in sorted((job.folder / "results").glob("*.jsonl")):
+        if "lhotse" in formats.split(","):
+            list(exportable(job.shard(int(path.stem)), {"output_format": formats}))
         with path.open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
         export_shard(job, int(path.stem), rows, Path(folder), formats, **options)
@@ -78,10 +81,10 @@ def export_settings(formats: str | None, subtitles: Mapping[str, Any], options: 
 
     Raises ValueError for what is unknown, or needs other options of `transcribe` than these; see also `split_formats`.
     """
+    if subtitles and (formats is None or not split_formats(formats)[0]):
+        name, value = next(iter(subtitles.items()))
+        raise ValueError(f"{name}={value} has no effect without output_format=srt, for example")
     if formats is None:
-        if subtitles:
-            name, value = next(iter(subtitles.items()))
-            raise ValueError(f"{name}={value} has no effect without output_format=srt, for example")
         return {}
     names = sorted({name for group in split_formats(formats) for name in group})
     SubtitleOptions(**subtitles)
@@ -99,9 +102,15 @@ def exportable(recordings: Iterable[Recording], settings: Mapping[str, Any]) -> 
     """The recordings of a job with these settings. Raises ValueError for one that its formats cannot refer to."""
     needs_files = "lhotse" in settings.get("output_format", "").split(",")
     for one in recordings:
-        if needs_files and one.part is not None and "start" not in one.part and one.n_bytes:
+        is_inside = one.part is not None and "start" not in one.part and one.n_bytes
+        if needs_files and (is_inside or _is_chained(one.audio)):
             raise ValueError(_NO_FILE.format(one.name))
         yield one
+
+
+def _is_chained(audio: str) -> bool:
+    """Whether it is a URL of fsspec for a file in another one, such as tar://talk.flac::/data/a.tar."""
+    return is_remote(audio) and "::" in audio
 
 
 def export_planned(job: Job, shard: int, rows: list[dict[str, Any]]) -> None:
@@ -119,7 +128,7 @@ def split_formats(formats: str) -> tuple[list[str], list[str]]:
     """
     names = formats.split(",")
     if unknown := [name for name in names if name not in (*WRITERS, *TABLES, "all")]:
-        raise ValueError(f"format={unknown[0]!r} is unknown; choose {', '.join([*WRITERS, *TABLES])}")
+        raise ValueError(f"format={unknown[0]!r} is unknown; choose {', '.join([*WRITERS, *TABLES, 'all'])}")
     if "parquet" in names:
         require_packages("parquet", "jobs", "pyarrow")
     files = ",".join(name for name in names if name not in TABLES)
@@ -131,8 +140,9 @@ def _stem(row: dict[str, Any]) -> str:
     id_ = row["id"]
     if not re.fullmatch(r"[a-z0-9_-]{1,64}", id_):  # no name of a file, or equal to another where case is ignored
         id_ = hashlib.sha256(id_.encode()).hexdigest()[:16]
-    name = re.sub(r"[^\w.-]+", "_", output_name(row["audio"].partition("::")[0]))
-    return f"{name[:80]}.{id_}"
+    audio = row["audio"].partition("::")[0] if _is_chained(row["audio"]) else row["audio"]
+    name = re.sub(r"[^\w.-]+", "_", output_name(audio))
+    return f"{name.encode()[:80].decode(errors='ignore')}.{id_}"  # names of files have at most 255 bytes
 
 
 def _parquet(job: Job, rows: list[dict[str, Any]]) -> bytes:
@@ -164,16 +174,19 @@ def _arrow_type(hint: Any) -> Any:
 
 
 def _lhotse(job: Job, rows: list[dict[str, Any]]) -> bytes:
-    lines = [json.dumps(_cut(row), ensure_ascii=False) + "\n" for row in rows if not _is_gone(row["audio"])]
+    lines = [json.dumps(cut, ensure_ascii=False) + "\n" for cut in _cuts(rows)]
     return gzip.compress("".join(lines).encode(), mtime=0)
 
 
-def _is_gone(audio: str) -> bool:
-    file = re.sub(r"#\d+$", "", audio)  # of a row of parquet
-    if "::" in audio or is_remote(audio) or os.path.exists(file):
-        return False
-    warnings.warn(f"{audio}: file not found; lhotse's cuts are without it", stacklevel=2)
-    return True
+def _cuts(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A cut for each recording that can still be read."""
+    for row in rows:
+        try:
+            yield _cut(row)
+        except (OSError, ValueError) as error:
+            audio, reason = row["audio"], one_line(error)
+            named = reason if audio in reason else f"{audio}: {reason}"
+            warnings.warn(f"{named}; lhotse's cuts are without it", stacklevel=2)
 
 
 def _cut(row: dict[str, Any]) -> dict[str, Any]:
@@ -208,14 +221,14 @@ def _supervisions(row: dict[str, Any], cut: dict[str, Any], channels: list[int])
 def _lhotse_recording(row: dict[str, Any]) -> dict[str, Any]:
     """As Lhotse describes a file: from its header, or by the duration that was found where it states none."""
     audio, duration_s = row["audio"], row["duration"]
-    if "::" in audio or not (is_remote(audio) or os.path.exists(audio)):
-        raise ValueError(_NO_FILE.format(audio))
     with open_binary(audio) as (file, name), open_container(file) as container:
+        if not container.streams.audio:
+            raise ValueError(f"{name} contains no audio")
         stream = container.streams.audio[0]
         rate, channels = stream.rate, list(range(stream.channels))
         if stream.duration and stream.time_base:
             duration_s = float(stream.duration * stream.time_base)
-    source = {"type": "url" if "://" in name else "file", "channels": channels, "source": audio}
+    source = {"type": "url" if is_remote(name) else "file", "channels": channels, "source": audio}
     n_samples = round(duration_s * rate)
     recording = {"id": row["id"], "sources": [source], "sampling_rate": rate, "num_samples": n_samples}
     return recording | {"duration": n_samples / rate, "channel_ids": channels}

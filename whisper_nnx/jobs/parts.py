@@ -71,7 +71,7 @@ def read_part(path: str, place: dict[str, Any]) -> str | bytes | np.ndarray:
         from whisper_nnx.audio.constants import SAMPLE_RATE
 
         start, end = (round(at * SAMPLE_RATE) for at in (place["start"], place["start"] + place["duration"]))
-        return _samples(path, tuple(place.get("channels", ())))[start:end]
+        return _samples(path, tuple(place.get("channels", ())))[start:end].copy()  # a view would keep the whole
     if "row_group" in place:
         value = _row_group(path, place["row_group"], place["column"])[place["at"]].as_py()
     else:

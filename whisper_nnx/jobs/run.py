@@ -7,6 +7,7 @@ import json
 import os
 import pkgutil
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -25,6 +26,7 @@ from whisper_nnx.jobs.status import Status, status
 from whisper_nnx.jobs.worker import EXPIRES_S, work
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.transcription.changes import TranscribeChanges
+from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 from whisper_nnx.transcription.stream import iter_transcripts
 
 _OF_PROCESSES = ("devices", "verbose", "print_colors", "print_special", "progress")  # options that change no result
@@ -57,7 +59,9 @@ def run(
       How many recordings are done, and how many failed: the reasons are in `failed`.
 
     Raises:
-      ValueError: another job is in that folder; or nothing is in the input; or a function has no name: a lambda.
+      ValueError: another job is in that folder; or nothing is in the input; or a function has no name: a lambda;
+        or invalid options.
+      TypeError: an unknown option.
       MissingPackageError: a format needs a package that is not installed.
     """
     job = planned(input, output, shard_s, options, export_settings(output_format, subtitles or {}, options))
@@ -73,8 +77,11 @@ def planned(
     written: dict[str, Any],
 ) -> Job:
     """The job of `run`; written: the settings of what is exported."""
+    with warnings.catch_warnings(action="ignore"):  # `iter_transcripts` issues them
+        call, changed = CallOptions.split(options)
+        call.check(TranscribeOptions.of(**changed))
     source = os.fspath(input)
-    settings = {"input": absolute(source), **_stored(options), **written}
+    settings = {"input": absolute(source), "planned_by": "python", **_stored(options), **written}
     return plan(os.path.abspath(output), exportable(read_input(source), settings), settings, shard_s)
 
 

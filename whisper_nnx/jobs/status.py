@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from whisper_nnx.jobs.job import Job, count_lines
@@ -45,15 +46,12 @@ class Status:
 
 def status(job: Job) -> Status:
     """Counts what is done, also of shards that are in work."""
-    begun = {int(path.name.partition(".")[0]) for path in (job.folder / "work").glob("*.jsonl")}
     done = sorted((job.folder / "results").glob("*.jsonl"))
     written = {int(path.stem) for path in done}
     transcripts = sum(map(count_lines, done))
     failed = sum(count_lines(job.path("plan", shard)) for shard in written) - transcripts
-    for shard in begun - written:
-        rows = Progress.read(job, shard).rows.values()
-        errors = sum("error" in row for row in rows)
-        failed, transcripts = failed + errors, transcripts + len(rows) - errors
+    for row in _in_work(job):
+        failed, transcripts = failed + ("error" in row), transcripts + ("error" not in row)
     workers = holders(job)
     pace = _pace(job, workers, job.shards - len(done))
     return Status(job.recordings, transcripts, failed, job.shards, len(done), len(workers), *pace)
@@ -83,8 +81,16 @@ def results(job: Job) -> Iterator[dict[str, Any]]:
 
 def _rows(job: Job, kind: str) -> Iterator[dict[str, Any]]:
     for path in sorted((job.folder / kind).glob("*.jsonl")):
-        with path.open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
+        if job.is_done(int(path.stem)):
+            with path.open(encoding="utf-8") as lines:
+                yield from map(json.loads, lines)
+
+
+def _in_work(job: Job) -> Iterator[dict[str, Any]]:
+    """The rows of the shards that are in work."""
+    for shard in sorted({int(path.name.partition(".")[0]) for path in (job.folder / "work").glob("*.jsonl")}):
+        if not job.is_done(shard):
+            yield from Progress.read(job, shard).rows.values()
 
 
 def report(job: Job) -> dict[str, Any]:
@@ -101,6 +107,7 @@ def report(job: Job) -> dict[str, Any]:
         retries.update(row.get("retries", {}))
         for reason in suspicions(row):
             suspicious.setdefault(reason, []).append(row["id"])
+    failed = Counter(row["error"] for row in chain(_rows(job, "failed"), _in_work(job)) if "error" in row)
     audio_s, worked_s = _sums([note for notes in speeds(job).values() for note in notes])
     return {
         "hours": round(seconds / 3600, 4),
@@ -108,7 +115,7 @@ def report(job: Job) -> dict[str, Any]:
         "real_time_factor": round(worked_s / audio_s, 6) if audio_s else None,
         "windows_by_temperature": dict(sorted(temperatures.items())),
         "retries_by_threshold": dict(sorted(retries.items())),
-        "failed": dict(sorted(Counter(row["error"] for row in _rows(job, "failed")).items())),
+        "failed": dict(sorted(failed.items())),
         "suspicious": suspicious,
     }
 
