@@ -53,9 +53,7 @@ def checkpoint_path(name_or_path: str | os.PathLike[str], *, files: tuple[str, .
     if is_elsewhere(text):
         common, formats = (files, ()) if files else ((*CONFIG_FILES, *TOKENIZER_FILES), _WEIGHTS)
         return copy(text, common, formats, options.get("cache_dir"))
-    if isinstance(name_or_path, Path) or _looks_like_path(text):
-        raise FileNotFoundError(f"{path} does not exist; give an existing folder or a name such as 'tiny'")
-    repository = repository_of(text)
+    repository = _repository(name_or_path)
     if files:
         return _snapshot(repository, files, **options)
     for patterns in _WEIGHTS:
@@ -63,6 +61,21 @@ def checkpoint_path(name_or_path: str | os.PathLike[str], *, files: tuple[str, .
         if any(match for pattern in patterns for match in folder.glob(pattern)):
             break
     return folder
+
+
+def check_name(name: str) -> None:
+    """Raises what `checkpoint_path` raises for a path that does not exist or an unknown name; downloads nothing."""
+    is_found = os.path.exists(os.path.expanduser(name)) or name == DEMO
+    if not (is_found or address_of(name) or name.startswith(("https://", "http://")) or is_elsewhere(name)):
+        _repository(name)
+
+
+def _repository(name_or_path: str | os.PathLike[str]) -> str:
+    text = os.fspath(name_or_path)
+    if isinstance(name_or_path, Path) or _looks_like_path(text):
+        path = Path(text).expanduser()
+        raise FileNotFoundError(f"{path} does not exist; give an existing folder or a name such as 'tiny'")
+    return repository_of(text)
 
 
 def _packaged(name: str) -> Path:

@@ -142,6 +142,7 @@ def test_wrong_use_is_one_line(tmp_path, model, monkeypatch):
     for arguments, message in (
         ([tmp_path], "--output FOLDER is required"),
         ([tmp_path / "nowhere", "--output", tmp_path / "job", "--model", model], "nowhere: no such file, folder or"),
+        ([tmp_path, "--output", tmp_path / "job", "--model", "tubro"], "unknown model 'tubro'; give a folder"),
         (["status", tmp_path], "holds no planned job; start one with its input"),
         ([tmp_path, "--output", tmp_path / "job", "--workers", "0"], "--workers 0 must be at least 1"),
         ([tmp_path, "--output", tmp_path / "job", "--shard_s", "-1"], "--shard_s -1 must be above 0"),

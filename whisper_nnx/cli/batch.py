@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from weight_loader.hub import check_name
 from whisper_nnx import __version__
 from whisper_nnx.cli.options import OPTIONS, SUBTITLE_FLAGS, Flag, add_option, as_flags, flag_of
 from whisper_nnx.cli.parser import Help, Parser, parse_spelled
@@ -24,6 +25,7 @@ from whisper_nnx.runtime.console import NAME, exit_status, run_command, say
 from whisper_nnx.runtime.cores import usable_cores
 from whisper_nnx.runtime.options import option, options_of
 from whisper_nnx.runtime.startup import start
+from whisper_nnx.transcription.options import NGRAM
 
 _option = partial(option, scope="call", group="job")
 
@@ -133,6 +135,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         written = export.export_settings(args.output_format, _subtitle_options(args), vars(args))
     except ValueError as error:
         parser.error(as_flags(str(error)))
+    for model in {args.model, args.draft} - {None, NGRAM}:
+        check_name(model)
     for name in ("model", "draft", "lm", "tokenizer"):
         if (path := getattr(args, name)) is not None and os.path.exists(path):
             setattr(args, name, os.path.abspath(path))
