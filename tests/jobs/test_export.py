@@ -98,6 +98,19 @@ def test_cuts_have_a_supervision_for_each_segment(job, tmp_path):
     assert (stereo["type"], stereo["channel"], stereo["supervisions"][0]["channel"]) == ("MultiCut", [0, 1], [0, 1])
 
 
+def test_a_cut_keeps_the_channel_that_was_transcribed(job, tmp_path):
+    row = json.loads(job.path("results", 2).read_text())
+    job.path("results", 2).write_text(json.dumps(row | {"offset": 0.5, "channels": [1]}) + "\n")
+    export(job, tmp_path / "out", "lhotse")
+    found = json.loads(gzip.decompress((tmp_path / "out" / "cuts.000002.jsonl.gz").read_bytes()))
+    assert (found["type"], found["channel"], found["supervisions"][0]["channel"], found["start"]) == (
+        "MonoCut",
+        1,
+        1,
+        0.5,
+    )
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

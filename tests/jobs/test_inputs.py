@@ -220,6 +220,7 @@ def test_cuts_of_lhotse_are_parts_of_recordings(files, tmp_path):
     assert found[4].read() == str(tmp_path / "steps.wav")
     work(job, lambda sources: ((n, transcript("x")) for n, _ in enumerate(sources)))
     assert [row.get("offset") for row in results(job)] == [None, 0.25, 0.5, 0.5, None]
+    assert [row.get("channels") for row in results(job)] == [None, None, [0], [1], None]
 
 
 def test_rows_with_an_offset_are_parts_of_recordings(files, tmp_path):

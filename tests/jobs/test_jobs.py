@@ -200,10 +200,10 @@ def test_a_recording_that_changed_since_the_plan_is_not_transcribed(sounds, tmp_
     planned_at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(copied.st_mtime))
     work(job, transcribe_all)
     assert [row["reason"].split(": ", 1)[1] for row in failures(job)] == [
-        "6000 bytes, but 2000 when the job was planned",
+        "6000 bytes, but 2000 when the job was planned; start a new job for it",
         "file not found",
         f"modified at 1970-01-01 00:00:00 UTC, but at {planned_at} when the job was planned; "
-        "copies must keep times (rsync -a)",
+        "copies must keep times (rsync -a), and what has changed needs a new job",
         "broken",
     ]
 
@@ -228,7 +228,11 @@ def test_a_recording_that_changes_while_it_is_transcribed_fails_also_after_a_wor
     reasons = {Path(row["audio"]).name: row["reason"].split(": ", 1)[1] for row in failures(job)}
     assert reasons.keys() == {"002.wav", "004.wav", "005.wav"}
     assert reasons["005.wav"].startswith("modified at 1970-01-01 00:00:00 UTC, but at ")
-    assert reasons["002.wav"] == reasons["004.wav"] == "6000 bytes, but 2000 when the job was planned"
+    assert (
+        reasons["002.wav"]
+        == reasons["004.wav"]
+        == "6000 bytes, but 2000 when the job was planned; start a new job for it"
+    )
 
 
 def test_what_failed_is_tried_again_and_only_that(sounds, tmp_path, undisturbed):

@@ -192,7 +192,8 @@ def _cuts(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def _cut(row: dict[str, Any]) -> dict[str, Any]:
     """A cut with a supervision for each segment, whose times count from the start of the cut."""
     recording = _lhotse_recording(row)
-    channels = recording.pop("channel_ids")
+    every = recording.pop("channel_ids")
+    channels = row.get("channels", every)
     several = len(channels) > 1
     cut = {"id": row["id"], "start": row.get("offset", 0.0), "duration": row["duration"]}
     if "offset" not in row:

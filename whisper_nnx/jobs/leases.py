@@ -88,7 +88,8 @@ class Leases:
 
 def holders(job: Job) -> set[str]:
     """The workers that have a shard."""
-    return {_read(path).partition(" ")[0] for path in (job.folder / "leases").iterdir()} - {""}
+    leases = (path for path in (job.folder / "leases").iterdir() if path.suffix != ".expired")
+    return {_read(path).partition(" ")[0] for path in leases} - {""}
 
 
 def release_all(job: Job, worker: str) -> None:

@@ -162,6 +162,7 @@ class _Worker:
         about: dict[str, Any] = {"id": one.id, "audio": one.name}
         if one.part is not None and "start" in one.part:  # its times count from there
             about["offset"] = one.part["start"]
+            about |= {"channels": one.part["channels"]} if "channels" in one.part else {}
         if not isinstance(result, Exception) and not is_remote(one.audio):
             problem = _problem(one)  # it may have changed while it was read; one that has vanished since was read
             result = problem if isinstance(problem, ValueError) else result
@@ -210,12 +211,13 @@ def _problem(one: Recording) -> Exception | None:
     if size < 0:
         return FileNotFoundError(f"{one.audio}: file not found")
     if one.size >= 0 and size != one.size:  # below: not known when it was planned
-        return ValueError(f"{one.audio}: {size} bytes, but {one.size} when the job was planned")
+        return ValueError(f"{one.audio}: {size} bytes, but {one.size} when the job was planned; start a new job for it")
     if modified is None or one.modified in (None, modified):
         return None
     now, then = (time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at)) for at in (modified, one.modified))
     return ValueError(
-        f"{one.audio}: modified at {now}, but at {then} when the job was planned; copies must keep times (rsync -a)"
+        f"{one.audio}: modified at {now}, but at {then} when the job was planned; "
+        "copies must keep times (rsync -a), and what has changed needs a new job"
     )
 
 
