@@ -16,7 +16,7 @@ import pytest
 
 from tests.jobs.echo import transcribe_all, transcript
 from whisper_nnx.jobs.inputs import read_input
-from whisper_nnx.jobs.job import Job, plan
+from whisper_nnx.jobs.job import Job, plan, write_once
 from whisper_nnx.jobs.journal import Journal, note_speed, reopen_failed
 from whisper_nnx.jobs.leases import Leases
 from whisper_nnx.jobs.status import Status, report, results, status, suspicions
@@ -599,4 +599,33 @@ def test_shards_do_not_wait_for_the_suspects_of_all(sounds, tmp_path, undisturbe
             yield found
 
     work(job, transcribe)
+    assert files(job) == undisturbed
+
+
+def test_of_two_results_of_a_shard_the_first_stays_also_without_hard_links(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise PermissionError
+
+    for number, link in enumerate((os.link, unsupported)):
+        monkeypatch.setattr(os, "link", link)
+        path = tmp_path / f"{number}.jsonl"
+        assert [write_once(path, content) for content in ("first", "second")] == [True, False]
+        assert path.read_text() == "first"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_reopening_goes_on_where_another_process_was_faster(sounds, tmp_path, monkeypatch, undisturbed):
+    work(job := planned(sounds, tmp_path / "job"), transcribe_all)
+    real = Job.n_failed
+
+    def slow(self, shard):
+        if shard == self.shards - 1:
+            monkeypatch.setattr(Job, "n_failed", real)
+            reopen_failed(self)
+            assert not self.is_done(shard)
+        return real(self, shard)
+
+    monkeypatch.setattr(Job, "n_failed", slow)
+    reopen_failed(job)
+    work(job, transcribe_all)
     assert files(job) == undisturbed

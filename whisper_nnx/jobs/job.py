@@ -14,7 +14,7 @@ from typing import Any
 
 from whisper_nnx import __version__
 from whisper_nnx.jobs.inputs import Recording
-from whisper_nnx.output.writers import UNFINISHED, make_output_folder, write_whole
+from whisper_nnx.output.writers import make_output_folder, write_whole
 
 SHARD_S = 3600.0  # audio in a shard
 _MOST_RECORDINGS = 2000  # in a shard
@@ -92,26 +92,24 @@ def write_once(path: Path, content: str) -> bool:
 
     Raises OSError with the path and what to do.
     """
-    unfinished = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}.tmp")
-    try:
-        with open(unfinished, "xb") as file:
-            file.write(content.encode())
-            file.flush()
+    is_new = True
+
+    def put(unfinished: Path, path: Path) -> None:
+        nonlocal is_new
+        with unfinished.open("r+b") as file:
             os.fsync(file.fileno())
         try:
             os.link(unfinished, path)
         except FileExistsError:
-            return False
+            is_new = False
         except OSError:  # this file system has no hard links
-            if path.exists():
-                return False
-            os.replace(unfinished, path)
+            is_new = not path.exists()
+            if is_new:
+                os.replace(unfinished, path)
         _sync_folder(path.parent)
-        return True
-    except OSError as error:
-        raise type(error)(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+    write_whole(path, content, put)
+    return is_new
 
 
 def _sync_folder(folder: Path) -> None:

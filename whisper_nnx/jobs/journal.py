@@ -123,13 +123,14 @@ def reopen_failed(job: Job) -> None:
     for shard in range(job.shards):
         if not job.is_done(shard):
             _drop_failures(job, shard)
-        elif job.n_failed(shard):
-            with suppress(FileNotFoundError):  # another process was faster
+            continue
+        with suppress(FileNotFoundError):  # another process was faster
+            if job.n_failed(shard):
                 kept = (done := job.path("results", shard)).read_bytes()
                 forget(job, shard)
                 write_whole(job.path("work", shard, "kept"), kept)
                 done.unlink()
-            job.path("failed", shard).unlink(missing_ok=True)
+                job.path("failed", shard).unlink(missing_ok=True)
 
 
 def _drop_failures(job: Job, shard: int) -> None:

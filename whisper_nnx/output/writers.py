@@ -296,8 +296,10 @@ def make_output_folder(folder: str | os.PathLike[str]) -> None:
         raise type(error)(f"cannot write to output folder {os.fspath(folder)!r}: {why}; choose another") from None
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, put: Callable[[Path, Path], None] | None = None) -> None:
     """Replaces the file with `content` (text as UTF-8), or leaves it unchanged if writing fails.
+
+    put: moves the finished temporary file to its place; default: `os.replace`.
 
     Raises OSError with the path and what to do.
     """
@@ -306,7 +308,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         with open(unfinished, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
-        os.replace(unfinished, path)
+        (put or os.replace)(unfinished, path)
     except OSError as error:
         raise type(error)(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
     finally:
