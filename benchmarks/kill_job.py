@@ -4,9 +4,7 @@
 
 FOLDER has short recordings (.flac), of which two at a time are joined to as many as asked for. The victims are, in
 turn, the command that plans and supervises, one of its workers, and all processes at once. Windows of 2 s and texts
-of 8 tokens make a recording cheap: it does not matter what is written. With --batch_size above 1 the bytes may
-differ, as the last digits of probabilities depend on the other rows of a batch, and with them tokens that are as
-likely.
+of 8 tokens make a recording cheap: it does not matter what is written. Other options are those of the command.
 """
 
 from __future__ import annotations
@@ -44,14 +42,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--result", type=Path)
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()
     chance = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         seconds = write_recordings(folder / "sounds", sorted(args.folder.glob("**/*.flac")), args.recordings, chance)
         command = [sys.executable, "-m", "whisper_nnx", "batch", str(folder / "sounds"), "--model", args.checkpoint]
-        command += ["--workers", "2", "--expires_s", "20", "--shard_s", str(round(seconds / 50)), *CHEAP]
-        command += ["--output_format", "srt,parquet"]
+        shards = max(1, min(50, args.recordings // (2 * args.batch_size)))
+        command += ["--workers", "2", "--expires_s", "20", "--shard_s", f"{seconds / shards:.3f}", *CHEAP]
+        command += ["--output_format", "srt,parquet", *more]
         command += ["--batch_size", str(args.batch_size), "--output"]
         start = time.monotonic()
         subprocess.run([*command, str(folder / "undisturbed")], check=True)
@@ -68,7 +67,7 @@ def main() -> int:
     print(text)
     if args.result:
         args.result.write_text(text + "\n", encoding="utf-8")
-    return int(not found["equal"] if args.batch_size == 1 else bool(found["differing_tokens"]))
+    return int(not found["equal"])
 
 
 def write_recordings(folder: Path, sources: list[Path], count: int, chance: random.Random) -> float:
@@ -77,7 +76,7 @@ def write_recordings(folder: Path, sources: list[Path], count: int, chance: rand
     sounds = [np.asarray(load_audio(str(path))) for path in chance.sample(sources, min(len(sources), _SOURCES))]
     samples = 0
     for number in range(count):
-        sound = np.concatenate(chance.sample(sounds, 2))
+        sound = np.concatenate(chance.choices(sounds, k=2))
         with wave.open(str(folder / f"{number:05d}.wav"), "wb") as file:
             file.setparams((1, 2, 16000, 0, "NONE", ""))
             file.writeframes((np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes())
@@ -146,13 +145,8 @@ def compare(expected: Job, job: Job) -> dict[str, Any]:
         "duplicates": len(ids) - len(set(ids)),
         "failed": status(job).failed,
         "differing_files": differing,
-        "differing_tokens": sum(a != b for a, b in zip(tokens(expected), tokens(job), strict=True)),
         "equal": not differing and len(set(ids)) == job.recordings,
     }
-
-
-def tokens(job: Job) -> list[Any]:
-    return [[row["id"]] + [(s["start"], s["end"], s["tokens"]) for s in row["segments"]] for row in results(job)]
 
 
 def written(job: Job) -> dict[str, bytes]:

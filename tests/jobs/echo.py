@@ -1,4 +1,4 @@
-"""A worker process whose transcripts are made up: `python -m tests.jobs.echo FOLDER NAME [POISON]`.
+"""A worker process whose transcripts are made up: `python -m tests.jobs.echo FOLDER NAME [POISON] [batched]`.
 
 Of two recordings that were asked for, the second is finished first. The recording named POISON ends the process.
 """
@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,8 +33,25 @@ def transcribe_all(paths: Iterator[str], poison: str = "", seconds: float = 0.0)
     yield from held
 
 
-def echo(folder: str, name: str, poison: str = "", seconds: float = 0.01) -> int:
-    work(Job.open(folder), lambda paths: transcribe_all(paths, poison, seconds), name=name, expires_s=1)
+def transcribe_together(paths: Iterator[str], poison: str = "", seconds: float = 0.0) -> Iterator[tuple[int, Any]]:
+    """Each transcript depends on the recordings that were asked for before, as its last digits do in a batch."""
+    company = 0
+
+    def noted() -> Iterator[str]:
+        nonlocal company
+        for path in paths:
+            company = zlib.crc32(os.path.basename(path).encode(), company)
+            yield path
+
+    for number, result in transcribe_all(noted(), poison, seconds):
+        if isinstance(result, dict):
+            result["segments"][0]["avg_logprob"] = -company / 1e10
+        yield number, result
+
+
+def echo(folder: str, name: str, poison: str = "", seconds: float = 0.01, batched: bool = False) -> int:
+    transcribe = transcribe_together if batched else transcribe_all
+    work(Job.open(folder), lambda paths: transcribe(paths, poison, seconds), name=name, expires_s=1, batched=batched)
     return 0
 
 
@@ -45,4 +63,4 @@ def echo_and_tell(folder: str, poison: str, pids: str, name: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(echo(*sys.argv[1:]))
+    sys.exit(echo(*sys.argv[1:4], batched=sys.argv[4:] == ["batched"]))

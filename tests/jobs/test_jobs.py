@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.jobs.echo import transcribe_all, transcript
+from tests.jobs.echo import transcribe_all, transcribe_together, transcript
 from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan, write_once
 from whisper_nnx.jobs.journal import Journal, note_speed, reopen_failed
@@ -62,11 +64,11 @@ def failures(job: Job) -> list[dict[str, Any]]:
     return [json.loads(line) for line in "".join(texts).splitlines()]
 
 
-def run(job: Job, workers: int = 2, poison: str = "") -> tuple[int, list[str]]:
+def run(job: Job, workers: int = 2, poison: str = "", *more: str) -> tuple[int, list[str]]:
     lines: list[str] = []
 
     def start(name: str, place: int) -> Process:
-        return Process([sys.executable, "-m", "tests.jobs.echo", str(job.folder), name, poison])
+        return Process([sys.executable, "-m", "tests.jobs.echo", str(job.folder), name, poison, *more])
 
     return supervise(job, start, workers, lines.append), lines
 
@@ -287,9 +289,10 @@ def test_an_interrupted_worker_keeps_what_is_finished(sounds, tmp_path, undistur
     assert files(job) == undisturbed
 
 
-def test_workers_that_are_killed_at_any_moment_change_no_byte(sounds, tmp_path, undisturbed):
-    job, chance, killed = planned(sounds, tmp_path / "job"), random.Random(7), list[int]()
-    running = threading.Event()
+@contextmanager
+def killing(job: Job) -> Iterator[list[int]]:
+    """Within this context, workers of a job are killed at random moments."""
+    chance, killed, running = random.Random(7), list[int](), threading.Event()
 
     def kill():
         while not running.wait(0.1 + 0.3 * chance.random()) and len(killed) < 12:
@@ -304,12 +307,22 @@ def test_workers_that_are_killed_at_any_moment_change_no_byte(sounds, tmp_path, 
 
     thread = threading.Thread(target=kill)
     thread.start()
-    for _ in range(5):  # the command is given again where it gave up
-        ended, _ = run(job)
-        if ended == 0:
-            break
+    yield killed
     running.set()
     thread.join()
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_workers_that_are_killed_at_any_moment_change_no_byte(sounds, tmp_path, undisturbed, batched):
+    job = planned(sounds, tmp_path / "job")
+    if batched:
+        work(expected := planned(sounds, tmp_path / "expected"), transcribe_together, batched=True)
+        undisturbed = files(expected)
+    with killing(job) as killed:
+        for _ in range(5):  # the command is given again where it gave up
+            ended, _ = run(job, 2, "", *["batched"] * batched)
+            if ended == 0:
+                break
     assert killed
     assert files(job) == undisturbed
 
@@ -321,7 +334,94 @@ def test_a_recording_that_ends_its_worker_three_times_is_quarantined_and_the_res
     assert len(lines) == 3
     assert status(job).done == 59
     failed, _ = failures(job)
-    assert failed["reason"].endswith("033.wav: 3 workers ended while they transcribed it")
+    assert failed["reason"].endswith("033.wav: 3 or more workers ended while they transcribed it")
+
+
+def dead(job: Job, shard: int, name: str, begun: list[str], alone: bool = False, interrupted: bool = False) -> None:
+    """The journal of a worker that has ended, or was interrupted, while it transcribed these."""
+    journal = Journal(job, shard, name)
+    for id_ in begun:
+        journal.begin(id_, alone)
+    if interrupted:
+        journal.release()
+    journal.close()
+
+
+def test_in_a_batch_a_recording_that_ends_its_workers_leaves_the_same_bytes_whatever_else_ends_them(sounds, tmp_path):
+    jobs = [planned(sounds, tmp_path / name) for name in ("undisturbed", "job")]
+    poisoned = [one.id for one in jobs[0].shard(4)[:3]]
+    assert jobs[0].shard(4)[1].audio.endswith("033.wav")
+    for number in range(5):
+        alone = number >= 3
+        dead(jobs[0], 4, f"worker{number}", poisoned[1:2] if alone else poisoned, alone)
+    work(jobs[0], transcribe_together, batched=True)
+    for number in range(2):  # the first one of the shard is suspected, too
+        dead(jobs[1], 0, f"killed{number}", [one.id for one in jobs[1].shard(0)])
+        dead(jobs[1], 4, f"killed{number}", poisoned)
+    ended, lines = run(jobs[1], 1, "033.wav", "batched")
+    assert (ended, len(lines)) == (0, 3)
+    assert status(jobs[0]).done == 59
+    assert failures(jobs[0])[0]["reason"].endswith("033.wav: 3 or more workers ended while they transcribed it")
+    assert files(jobs[1]) == files(jobs[0])
+
+
+def test_in_a_batch_those_that_end_no_worker_alone_are_transcribed_with_the_others_again(sounds, tmp_path):
+    jobs, asked = [planned(sounds, tmp_path / name) for name in ("undisturbed", "job")], list[int]()
+    shard = jobs[1].shard(0)
+    for number in range(3):
+        dead(jobs[1], 0, f"killed{number}", [one.id for one in shard[:3]])
+
+    def counted(paths):
+        found = list(transcribe_together(paths))
+        asked.append(len(found))
+        return found
+
+    for job in jobs:
+        work(job, counted, batched=True)
+    assert asked == [8] * 7 + [5] + [1] * 3 + [8] * 7 + [5]
+    assert files(jobs[1]) == files(jobs[0])
+
+
+def test_a_shard_that_never_ends_as_a_whole_is_done_one_by_one(sounds, tmp_path):
+    job, asked = planned(sounds, tmp_path / "job"), list[int]()
+    for number in range(10):  # interrupted, or killed
+        dead(job, 0, f"worker{number}", [job.shard(0)[0].id], interrupted=number % 2 == 0)
+
+    def interrupted(paths):
+        found = list(transcribe_together(paths))
+        asked.append(len(found))
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return found
+
+    with pytest.raises(KeyboardInterrupt):
+        work(job, interrupted, batched=True)
+    work(job, interrupted, batched=True)
+    assert asked == [0] + [1] * 5 + [0] + [1] * 4 + [8] * 6 + [5]
+    assert (status(job).done, status(job).failed) == (60, 1)
+
+
+def test_in_a_batch_the_longest_recordings_come_first_and_results_are_in_the_order_of_the_plan(sounds, tmp_path):
+    for name in ("003.wav", "bad.wav"):
+        (sounds / name).write_bytes(b"x" * 3000)
+    job, asked = planned(sounds, tmp_path / "job"), list[str]()
+    work(job, lambda paths: transcribe_all(asked.append(Path(path).name) or path for path in paths), batched=True)
+    assert asked[:4] == ["003.wav", "000.wav", "001.wav", "002.wav"]
+    assert [Path(row["audio"]).name for row in results(job)] == [f"{n:03d}.wav" for n in range(60)]
+
+
+def test_shards_of_batches_hold_several_recordings_for_each_row(sounds, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"audio": "{n}.wav", "duration": 3600}}\n' for n in range(20)))
+
+    def sizes(**options):
+        job = plan(
+            tmp_path / f"job{len(list(tmp_path.iterdir()))}", read_input(str(tmp_path / "rows.jsonl")), **options
+        )
+        return [len(job.shard(n)) for n in range(job.shards)]
+
+    assert sizes(settings={}) == [1] * 20
+    assert sizes(settings={"batch_size": 2}) == [8, 8, 4]
+    assert sizes(settings={"batch_size": 2}, shard_s=7200) == [2] * 10
 
 
 def test_workers_that_die_before_they_begin_are_not_started_for_ever(sounds, tmp_path):

@@ -1,8 +1,11 @@
 """What a job in Python stores of models and functions."""
 
 import json
+import random
+import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +13,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.audio.test_loading import as_int16, write_wav
 from tests.small import small_model
 from whisper_nnx.audio.options import VadOptions
 from whisper_nnx.decoding.ngram import NgramModel
 from whisper_nnx.jobs.job import Job
-from whisper_nnx.jobs.run import digest, planned
+from whisper_nnx.jobs.run import digest, planned, run
+from whisper_nnx.transcription.opening import read_samples
+from whisper_nnx.transcription.stream import iter_transcripts
 
 
 def even(tokens: jax.Array) -> jax.Array:
@@ -76,6 +82,47 @@ def test_models_functions_and_numbers_are_stored_by_what_they_are_and_what_chang
         "temperature": [0.0, 0.5],
         "bias": [{"text": "a"}],
     }
+
+
+def test_a_shard_that_is_interrupted_has_the_same_bytes_however_long_reading_takes(tmp_path, monkeypatch):
+    (tmp_path / "sounds").mkdir()
+    for n in range(8):
+        sound = np.random.default_rng(n).normal(size=16000 * (1 + n % 3)) / 10
+        write_wav(tmp_path / "sounds" / f"{n}.wav", as_int16(sound))
+    (tmp_path / "sounds" / "5.wav").write_bytes(b"no sound")
+    model, chance = small_model(), random.Random(3)
+    options: Any = {"batch_size": 3, "temperature": 0, "language": "en", "max_new_tokens": 20}
+    run(model, tmp_path / "sounds", tmp_path / "expected", **options)
+
+    def slowly(*args):
+        time.sleep(chance.random() / 10)
+        return read_samples(*args)
+
+    def interrupted(*args, **options):
+        for count, found in enumerate(iter_transcripts(*args, **options)):
+            if count == 3:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr("whisper_nnx.transcription.stream.read_samples", slowly)
+    with monkeypatch.context() as patch:
+        patch.setattr("whisper_nnx.jobs.run.iter_transcripts", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, tmp_path / "sounds", tmp_path / "job", **options)
+    assert run(model, tmp_path / "sounds", tmp_path / "job", **options).done == 7
+    for name in ("results", "failed"):
+        assert len({(tmp_path / job / name / "000000.jsonl").read_bytes() for job in ("job", "expected")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, False), ({"batch_size": 1}, False), ({"batch_size": 2}, True), ({"devices": 1}, True)],
+)
+def test_a_shard_is_done_as_a_whole_where_recordings_share_batches(folder, monkeypatch, options, expected):
+    found = list[bool]()
+    monkeypatch.setattr("whisper_nnx.jobs.run.work", lambda *_, batched, **more: found.append(batched))
+    run(small_model(), folder / "sounds", folder / "job", **options)
+    assert found == [expected]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,13 @@ class BatchOptions:
     ray: str | None = field(
         default=None, metadata=_option("run the workers on this Ray cluster: host:port, or auto for this machine's")
     )
-    shard_s: float = field(default=job.SHARD_S, metadata=_option("audio in a shard, in s: what a worker takes at once"))
+    shard_s: float | None = field(
+        default=None,
+        metadata=_option(
+            f"audio in a shard, in s: what a worker takes at once (default: {job.SHARD_S:g}, "
+            f"with batch_size=N at least {job.PER_ROW} N recordings)"
+        ),
+    )
     retry_failed: bool = field(default=False, metadata=_option("try the recordings that failed once more"))
     expires_s: float = field(
         default=worker.EXPIRES_S,
@@ -127,7 +133,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if not args.output:
         parser.error("--output FOLDER is required")
     _check_workers(parser, args)
-    if not args.shard_s > 0:
+    if args.shard_s is not None and not args.shard_s > 0:
         parser.error(f"--shard_s {args.shard_s:g} must be above 0")
     check(parser, argparse.Namespace(**vars(args) | {"output_format": "txt"}))  # the formats are checked below
     check_options(parser, args, transcribe_options(args))
@@ -249,22 +255,14 @@ def _as_worker(planned: job.Job, parser: argparse.ArgumentParser, args: argparse
     device = start(args.threads, args.compilation_cache, args.device)
     import jax
 
-    from whisper_nnx.jobs.run import require_model
-    from whisper_nnx.transcription.stream import iter_transcripts
+    from whisper_nnx.jobs.run import work_with
 
     with jax.default_device(device):
         model = load_named_model(full.model, full, device)
-        chosen = transcribe_options(full)
+        chosen: Any = transcribe_options(full)
         check_options(parser, full, chosen)
         chosen["verbose"] = None
-        require_model(planned, model)
-        worker.work(
-            planned,
-            lambda paths: iter_transcripts(model, paths, **chosen),
-            name=args.worker_name,
-            expires_s=args.expires_s,
-        )
-    return 0
+        return work_with(lambda: model, planned, chosen, args.expires_s, args.worker_name)
 
 
 def stored_options(args: argparse.Namespace) -> dict[str, Any]:

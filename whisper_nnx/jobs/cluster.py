@@ -12,7 +12,6 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from whisper_nnx.jobs.export import export_settings
-from whisper_nnx.jobs.job import SHARD_S
 from whisper_nnx.jobs.status import Status, status
 from whisper_nnx.jobs.supervise import supervise
 from whisper_nnx.jobs.worker import EXPIRES_S
@@ -32,7 +31,7 @@ def run_on_cluster(
     output: str | PathLike[str],
     address: str = "auto",
     workers: int | None = None,
-    shard_s: float = SHARD_S,
+    shard_s: float | None = None,
     expires_s: float = EXPIRES_S,
     output_format: str | None = None,
     subtitles: Mapping[str, Any] | None = None,

@@ -24,6 +24,8 @@ from whisper_nnx.jobs.parts import AUDIO_KEYS, beside, is_container, open_file, 
 
 _LISTS, _TABLES = (".txt", ".lst"), (".jsonl", ".json", ".jsonl.gz")
 
+_BYTES_PER_S = 16_000  # assumed of recordings whose duration is not known
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -62,6 +64,11 @@ class Recording:
     def n_bytes(self) -> int:
         """About how many bytes it has."""
         return self.size if self.part is None else self.part.get("size", self.size)
+
+    @property
+    def about_s(self) -> float:
+        """About how long it is, in s: 16,000 bytes a second if the input does not state it."""
+        return max(self.n_bytes, 0) / _BYTES_PER_S if self.duration is None else self.duration
 
     def read(self) -> Any:
         """What `transcribe` takes for it. Raises OSError or ValueError if it cannot be read."""

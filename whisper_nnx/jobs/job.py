@@ -18,7 +18,7 @@ from whisper_nnx.output.writers import make_output_folder, write_whole
 
 SHARD_S = 3600.0  # audio in a shard
 _MOST_RECORDINGS = 2000  # in a shard
-_BYTES_PER_S = 16_000  # assumed of recordings whose duration is not known
+PER_ROW = 4  # recordings in a shard for each row of a batch, which ends with the shard
 _FORMAT = 1
 _ABOUT = "job.json"
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: a plan has millions of lines
@@ -125,7 +125,7 @@ def plan(
     folder: str | os.PathLike[str],
     recordings: Iterable[Recording],
     settings: dict[str, Any],
-    shard_s: float = SHARD_S,
+    shard_s: float | None = None,
 ) -> Job:
     """Plans a job, or opens the one that is planned there with the same settings.
 
@@ -135,14 +135,15 @@ def plan(
       folder: of the job; created if needed.
       recordings: all of them; not read where a job is planned already. One that is named twice is planned once.
       settings: what results depend on, as JSON; the version is added.
-      shard_s: audio in a shard, in s; recordings of unknown duration are taken for 16,000 bytes a second.
+      shard_s: audio in a shard, in s; recordings of unknown duration are taken for 16,000 bytes a second. Default:
+        an hour, and with a `batch_size` above 1 in the settings at least that many recordings four times.
 
     Raises:
       ValueError: another job is planned there, with what differs; or there are no recordings, or two with one id.
     """
-    if not shard_s > 0:
+    if shard_s is not None and not shard_s > 0:
         raise ValueError(f"shard_s={shard_s} must be above 0")
-    settings = {**settings, "version": __version__} | ({} if shard_s == SHARD_S else {"shard_s": shard_s})
+    settings = {**settings, "version": __version__} | ({} if shard_s is None else {"shard_s": shard_s})
     root, settings = Path(folder), json.loads(json.dumps(settings, sort_keys=True))
     created = [one for one in (root, *root.parents) if not one.exists()]
     make_output_folder(root)
@@ -150,8 +151,11 @@ def plan(
         return _same(Job.open(root), settings)
     unfinished = root / f"plan.{secrets.token_hex(8)}.partial"
     unfinished.mkdir()
+    rows_of_batch = settings.get("batch_size", 1)
+    least = PER_ROW * rows_of_batch if rows_of_batch > 1 and shard_s is None else 1
+    shards = _shards(recordings, shard_s or SHARD_S, least)
     try:
-        counts = [_write_shard(unfinished, n, rows) for n, rows in enumerate(_shards(recordings, shard_s))]
+        counts = [_write_shard(unfinished, n, rows) for n, rows in enumerate(shards)]
         if not counts:
             raise ValueError("the input holds no recordings; check the path, and the extensions in a folder")
         about = {"format": _FORMAT, "settings": settings, "shards": len(counts), "recordings": sum(counts)}
@@ -179,7 +183,7 @@ def _same(job: Job, settings: dict[str, Any]) -> Job:
     return job
 
 
-def _shards(recordings: Iterable[Recording], shard_s: float) -> Iterator[list[Recording]]:
+def _shards(recordings: Iterable[Recording], shard_s: float, least: int) -> Iterator[list[Recording]]:
     known, count, rows, seconds = dict[str, int](), 0, list[Recording](), 0.0
     for one in recordings:
         place = hash((one.name, str(one.part)))  # paths would take more memory
@@ -189,8 +193,8 @@ def _shards(recordings: Iterable[Recording], shard_s: float) -> Iterator[list[Re
             continue  # the same recording once more
         count = len(known)
         rows.append(one)
-        seconds += max(one.n_bytes, 0) / _BYTES_PER_S if one.duration is None else one.duration
-        if seconds >= shard_s or len(rows) == _MOST_RECORDINGS:
+        seconds += one.about_s
+        if (seconds >= shard_s and len(rows) >= least) or len(rows) == max(least, _MOST_RECORDINGS):
             yield rows
             rows, seconds = [], 0.0
     if rows:

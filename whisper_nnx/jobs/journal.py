@@ -14,7 +14,9 @@ from typing import Any
 from whisper_nnx.jobs.job import Job, naming
 from whisper_nnx.output.writers import write_whole
 
+_IDS = ("id", "begun", "released", "cleared")  # the id in a line
 MOST_DEATHS = 3  # of workers by the same recording
+_MOST_ATTEMPTS = 10  # at a whole shard
 
 
 @dataclass
@@ -25,28 +27,38 @@ class Progress:
       rows: by id, the finished row; one with `error` has failed.
       deaths: by id, how many workers have ended while it was being transcribed.
       deaths_alone: by id, how many of these did nothing else.
+      cleared: ids that a worker has transcribed alone and survived, see `Journal.clear`.
+      attempts: for each worker that has begun recordings beside others, those that it has not finished.
     """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     deaths: Counter[str] = field(default_factory=Counter)
     deaths_alone: Counter[str] = field(default_factory=Counter)
+    cleared: set[str] = field(default_factory=set)
+    attempts: list[set[str]] = field(default_factory=list)
 
     @classmethod
     def read(cls, job: Job, shard: int) -> Progress:
         """Reads the journals of a shard. Workers that have not finished what they began count as ended."""
         found = cls()
         for path in sorted((job.folder / "work").glob(f"{shard:06d}.*.jsonl")):
-            begun = dict[str, bool]()  # id -> whether alone
+            begun, together = dict[str, bool](), False  # id -> whether alone
             for line in _lines(path):
                 if "begun" in line:
                     begun[line["begun"]] = line["alone"]
+                    together |= not line["alone"]
                 elif "released" in line:
                     begun.pop(line["released"], None)
+                elif "cleared" in line:
+                    begun.pop(line["cleared"], None)
+                    found.cleared.add(line["cleared"])
                 else:
                     begun.pop(line["id"], None)
                     found.rows.setdefault(line["id"], line)
             found.deaths.update(begun.keys())
             found.deaths_alone.update(id_ for id_, alone in begun.items() if alone)
+            if together:
+                found.attempts.append({id_ for id_, alone in begun.items() if not alone})
         return found
 
     def is_suspect(self, id_: str) -> bool:
@@ -57,11 +69,29 @@ class Progress:
         """Whether it has ended enough workers, all but one of which did nothing else."""
         return self.deaths[id_] >= MOST_DEATHS and self.deaths_alone[id_] >= MOST_DEATHS - 1
 
+    def to_search(self) -> set[str]:
+        """Of a shard that is only done as a whole: those of which one may have ended the workers, again and again."""
+        deaths = Counter(id_ for attempt in self._unexplained() for id_ in attempt)
+        return {id_ for id_, count in deaths.items() if count >= MOST_DEATHS} - self.cleared
+
+    def is_given_up(self) -> bool:
+        """Whether a shard cannot be done as a whole: workers have ended or were interrupted too often."""
+        return len(self._unexplained()) >= _MOST_ATTEMPTS
+
+    def _unexplained(self) -> list[set[str]]:
+        """The attempts that no quarantined recording has ended."""
+        return [attempt for attempt in self.attempts if not any(map(self.is_quarantined, attempt))]
+
 
 class Journal:
-    """Of one worker, for one shard. A line is written at once, and lost only with the machine."""
+    """Of one worker, for one shard. A line is written at once, and lost only with the machine.
 
-    def __init__(self, job: Job, shard: int, worker: str):
+    Attributes:
+      keeps_rows: whether it keeps what is finished, or only notes that it is.
+    """
+
+    def __init__(self, job: Job, shard: int, worker: str, keeps_rows: bool = True):
+        self.keeps_rows = keeps_rows
         self._path = job.path("work", shard, worker)
         self._file = self._path.open("a", encoding="utf-8")
         self._begun = set[str]()
@@ -71,8 +101,13 @@ class Journal:
         self._begun.add(id_)
 
     def finish(self, row: dict[str, Any]) -> None:
-        self._write(row)
+        self._write(row if self.keeps_rows else {"released": row["id"]})
         self._begun.discard(row["id"])
+
+    def clear(self, id_: str) -> None:
+        """Notes that a recording, transcribed alone, ends no worker."""
+        self._write({"cleared": id_})
+        self._begun.discard(id_)
 
     def release(self) -> None:
         """Notes that what was begun and is not finished has not ended the worker."""
@@ -136,7 +171,7 @@ def reopen_failed(job: Job) -> None:
 def _drop_failures(job: Job, shard: int) -> None:
     failed = {id_ for id_, row in Progress.read(job, shard).rows.items() if "error" in row}
     for path in (job.folder / "work").glob(f"{shard:06d}.*.jsonl") if failed else ():
-        about = ((line, line.get("id") or line.get("begun") or line.get("released")) for line in _lines(path))
+        about = ((line, next(line[key] for key in _IDS if key in line)) for line in _lines(path))
         kept = (json.dumps(line, ensure_ascii=False) for line, id_ in about if id_ not in failed)
         write_whole(path, "".join(f"{line}\n" for line in kept))
 

@@ -21,9 +21,10 @@ from flax import nnx
 from whisper_nnx.audio.options import VadOptions
 from whisper_nnx.jobs.export import export_settings, exportable
 from whisper_nnx.jobs.inputs import absolute, read_input
-from whisper_nnx.jobs.job import SHARD_S, Job, plan
+from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.status import Status, status
 from whisper_nnx.jobs.worker import EXPIRES_S, work
+from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.transcription.changes import TranscribeChanges
 from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
@@ -37,7 +38,7 @@ def run(
     input: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    shard_s: float = SHARD_S,
+    shard_s: float | None = None,
     expires_s: float = EXPIRES_S,
     output_format: str | None = None,
     subtitles: Mapping[str, Any] | None = None,
@@ -49,7 +50,7 @@ def run(
       model: a model with a tokenizer.
       input: a folder, a pattern, a list, JSON lines, a tar or parquet, see `read_input`.
       output: folder of the job.
-      shard_s: audio in a shard, in s.
+      shard_s: audio in a shard, in s; see `plan`.
       expires_s: after how many seconds of silence another worker's shard is taken over.
       output_format: formats in which each shard that is done is also written, into `output/export`: "srt,parquet".
       subtitles: options of subtitles.
@@ -72,7 +73,7 @@ def run(
 def planned(
     input: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    shard_s: float,
+    shard_s: float | None,
     options: TranscribeChanges,
     written: dict[str, Any],
 ) -> Job:
@@ -131,9 +132,14 @@ def _name_of(function: Any) -> str | None:
 def work_with(
     load: Callable[[], Whisper], job: Job, options: TranscribeChanges, expires_s: float, name: str | None = None
 ) -> int:
-    """Works on a job with the model that `load` returns -> 0, the exit status of a worker."""
+    """Works on a job with the model that `load` returns -> 0, the exit status of a worker.
+
+    Raises ValueError for another model than that with which the job was started.
+    """
     require_model(job, model := load())
-    work(job, lambda paths: iter_transcripts(model, paths, **options), name=name, expires_s=expires_s)
+    batched = options.get("batch_size", 1) > 1 or options.get("devices") is not None or mesh_of(model) is not None
+    transcribe_all = partial(iter_transcripts, model, **options)
+    work(job, transcribe_all, batched=batched, name=name, expires_s=expires_s)
     return 0
 
 

@@ -9,6 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from whisper_nnx.audio.remote import is_remote
 from whisper_nnx.jobs.export import export_planned, split_formats
 from whisper_nnx.jobs.inputs import Recording, file_state
 from whisper_nnx.jobs.job import Job, write_once
-from whisper_nnx.jobs.journal import Journal, Progress, forget, forget_done, note_speed
+from whisper_nnx.jobs.journal import MOST_DEATHS, Journal, Progress, forget, forget_done, note_speed
 from whisper_nnx.jobs.leases import Leases
 from whisper_nnx.output.writers import write_whole
 
@@ -35,6 +36,7 @@ def work(
     job: Job,
     transcribe_all: TranscribeAll,
     *,
+    batched: bool = False,
     name: str | None = None,
     expires_s: float = EXPIRES_S,
     report: Callable[[int], None] = lambda shard: None,
@@ -44,6 +46,8 @@ def work(
     Args:
       job: what is to be done.
       transcribe_all: transcribes recordings from an iterator, and yields their numbers with transcripts or exceptions.
+      batched: whether a transcript depends on which recordings share a batch with it, if only in the last digits. A
+        shard is then done by one worker from its beginning to its end, and begun again if that ends before.
       name: of the worker; default: a new one.
       expires_s: after how many seconds of silence another worker's shard is taken over.
       report: called with the number of each shard that is done.
@@ -60,7 +64,7 @@ def work(
         forget_done(job)
         left = [n for n in range(job.shards) if not job.is_done(n)]
         while left:
-            _Worker(job, leases, name, report).run(left, transcribe_all)
+            _Worker(job, leases, name, report, batched).run(left, transcribe_all)
             left = [n for n in left if not job.is_done(n)]
             if left:
                 time.sleep(expires_s / 20)
@@ -70,27 +74,31 @@ def work(
 
 @dataclass
 class _Shard:
-    """A shard that this worker has. missing: ids that have no row yet; suspects: those to be transcribed alone."""
+    """A shard that this worker has. missing: ids that have no row yet; alone: those to be transcribed by themselves."""
 
     number: int
     recordings: list[Recording]
     progress: Progress
     journal: Journal
     missing: set[str] = field(default_factory=set)
-    suspects: list[Recording] = field(default_factory=list)
+    alone: list[Recording] = field(default_factory=list)
 
 
 class _Worker:
     """One pass over the shards that are left: those that can be leased."""
 
-    def __init__(self, job: Job, leases: Leases, name: str, report: Callable[[int], None]):
-        self._job, self._leases, self._name, self._report = job, leases, name, report
+    def __init__(self, job: Job, leases: Leases, name: str, report: Callable[[int], None], batched: bool):
+        self._job, self._leases, self._name, self._report, self._batched = job, leases, name, report, batched
         self._begun: dict[int, tuple[_Shard, Recording]] = {}  # by their numbers
         self._held: list[_Shard] = []
         self._audio_s, self._since = 0.0, time.monotonic()  # transcribed since then
 
     def run(self, left: list[int], transcribe_all: TranscribeAll) -> None:
         """One pass over these shards; first, one by one, over those that have suspects, which would keep the others."""
+        if self._batched:
+            for number in left:
+                self._pass([number], transcribe_all)
+            return
         begun = {int(path.name.partition(".")[0]) for path in (self._job.folder / "work").glob("*.jsonl")}
         suspected = [n for n in left if n in begun and Progress.read(self._job, n).deaths]
         for numbers in (*([n] for n in suspected), left):
@@ -98,10 +106,16 @@ class _Worker:
 
     def _pass(self, left: list[int], transcribe_all: TranscribeAll) -> None:
         try:
-            for number, result in transcribe_all(self._sources(left)):
+            shards: Iterable[_Shard] = filter(None, map(self._leased, left))
+            if self._batched:
+                shards = list(shards)
+                if not shards:
+                    return
+                self._search(shards[0], transcribe_all)
+            for number, result in transcribe_all(self._sources(shards)):
                 self._finish(*self._begun.pop(number), result)
             for shard in list(self._held):
-                for one in shard.suspects:
+                for one in shard.alone:
                     shard.journal.begin(one.id, alone=True)
                     if (source := self._read(shard, one)) is not None:
                         for _, result in transcribe_all(iter([source])):
@@ -114,18 +128,39 @@ class _Worker:
             for shard in self._held:
                 shard.journal.close()
 
-    def _sources(self, left: list[int]) -> Iterator[Any]:
-        """The recordings to transcribe, shard after shard: a shard is leased when its first recording is asked for."""
+    def _leased(self, number: int) -> _Shard | None:
+        """A shard, if no one else has it or it is done."""
+        if self._job.is_done(number) or not self._leases.take(number):
+            return None
+        if self._job.is_done(number):  # by the one whose lease has just ended
+            self._leases.release(number)
+            return None
+        return self._opened(number)
+
+    def _search(self, shard: _Shard, transcribe_all: TranscribeAll) -> None:
+        """Transcribes those that may have ended the workers of a shard alone, to find the one that ends this, too."""
+        if shard.journal.keeps_rows:
+            return
+        suspects = shard.progress.to_search() & shard.missing
+        for one in shard.recordings:
+            if one.id in suspects:
+                shard.journal.begin(one.id, alone=True)
+                with suppress(OSError, ValueError):  # reading it once more reports the error
+                    for _ in transcribe_all(iter([one.read()])):
+                        pass  # alone, it may differ in the last digits
+                shard.journal.clear(one.id)
+
+    def _sources(self, shards: Iterable[_Shard]) -> Iterator[Any]:
+        """The recordings to transcribe, shard after shard: a shard is leased when its first recording is asked for.
+
+        Where a batch ends with its shard, the longest come first, so that its last rows are not empty for long.
+        """
         count = itertools.count()
-        for number in left:
-            if self._job.is_done(number) or not self._leases.take(number):
-                continue
-            if self._job.is_done(number):  # by the one whose lease has just ended
-                self._leases.release(number)
-                continue
-            shard = self._opened(number)
-            for one in shard.recordings:
-                if one.id not in shard.missing or shard.progress.is_suspect(one.id):
+        for shard in shards:
+            alone = {one.id for one in shard.alone}
+            order = sorted(shard.recordings, key=lambda one: -one.about_s) if self._batched else shard.recordings
+            for one in order:
+                if one.id not in shard.missing or one.id in alone:
                     continue
                 if (problem := _problem(one)) is not None:
                     self._finish(shard, one, problem)
@@ -146,15 +181,16 @@ class _Worker:
     def _opened(self, number: int) -> _Shard:
         job, recordings = self._job, self._job.shard(number)
         progress = Progress.read(job, number)
-        shard = _Shard(number, recordings, progress, Journal(job, number, self._name))
+        keeps_rows = not self._batched or progress.is_given_up()
+        shard = _Shard(number, recordings, progress, Journal(job, number, self._name, keeps_rows))
         self._held.append(shard)
         shard.missing = {one.id for one in recordings} - progress.rows.keys()
-        for one in [one for one in recordings if one.id in shard.missing and progress.is_suspect(one.id)]:
+        for one in [one for one in recordings if one.id in shard.missing]:
             if progress.is_quarantined(one.id):
-                deaths = progress.deaths[one.id]
-                self._finish(shard, one, ValueError(f"{one.name}: {deaths} workers ended while they transcribed it"))
-            else:
-                shard.suspects.append(one)
+                why = f"{MOST_DEATHS} or more workers ended while they transcribed it"
+                self._finish(shard, one, ValueError(f"{one.name}: {why}"))
+            elif keeps_rows and (self._batched or progress.is_suspect(one.id)):
+                shard.alone.append(one)
         self._complete(shard)
         return shard
 
