@@ -62,6 +62,19 @@ def test_recordings_of_one_name_have_files_of_their_own(job, tmp_path):
     assert text == "1\n00:00:00,250 --> 00:00:00,750\none\n\n"
 
 
+def test_what_is_exported_outlasts_a_loss_of_power(job, tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    synced, real = set[int](), os.fsync
+
+    def fsync(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    export(job, tmp_path / "out", "srt,parquet")
+    assert {path.stat().st_ino for path in (tmp_path / "out").rglob("*.*")} <= synced
+
+
 def test_parquet_holds_the_same_rows_and_how_they_were_made(job, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     (job.folder / "model.txt").write_text("0123")

@@ -243,6 +243,24 @@ def test_rows_with_an_offset_are_parts_of_recordings(files, tmp_path):
     assert "is a part of a recording, from 0.75 s (its offset)" in manifest.problems[0].reason
 
 
+def test_parts_are_read_with_the_options_of_the_job(files, tmp_path, monkeypatch):
+    row = {"audio": "sounds/1.wav", "offset": 0.5, "duration": 0.25}
+    (tmp_path / "nemo.json").write_text(json.dumps(row))
+    settings = {"max_hours": 0.5 / 3600, "audio_track": 0, "follow_timestamps": False}
+    asked: dict[str, Any] = {}
+
+    def load(path, **options):
+        asked.update(options)
+        return load_audio(path, **options)
+
+    monkeypatch.setattr("whisper_nnx.audio.loading.load_audio", load)
+    job = plan(tmp_path / "job", read_input(str(tmp_path / "nemo.json")), settings)
+    work(job, lambda sources: ((n, transcript("x")) for n, _ in enumerate(sources)))
+    [failed] = job.path("failed", 0).read_text().splitlines()
+    assert "max_hours" in json.loads(failed)["reason"]
+    assert asked == {"max_hours": 0.5 / 3600, "stream": 0, "follow_timestamps": False}
+
+
 def test_tars_and_parquet_may_be_urls(files, tmp_path):
     pytest.importorskip("pyarrow")
     import fsspec

@@ -15,10 +15,12 @@ from flax import nnx
 
 from tests.audio.test_loading import as_int16, write_wav
 from tests.small import small_model
+from whisper_nnx import __version__
 from whisper_nnx.audio.options import VadOptions
 from whisper_nnx.decoding.ngram import NgramModel
 from whisper_nnx.jobs.job import Job
-from whisper_nnx.jobs.run import digest, planned, run
+from whisper_nnx.jobs.run import digest, planned, require_model, run
+from whisper_nnx.jobs.status import results
 from whisper_nnx.transcription.opening import read_samples
 from whisper_nnx.transcription.stream import iter_transcripts
 
@@ -123,6 +125,22 @@ def test_a_shard_is_done_as_a_whole_where_recordings_share_batches(folder, monke
     monkeypatch.setattr("whisper_nnx.jobs.run.work", lambda *_, batched, **more: found.append(batched))
     run(small_model(), folder / "sounds", folder / "job", **options)
     assert found == [expected]
+
+
+def test_each_row_says_how_it_was_made(folder):
+    write_wav(folder / "sounds" / "b.wav", as_int16(np.zeros(8000) + 0.1))
+    run(small_model(), folder / "sounds", folder / "job", language="en", beam_size=2, temperature=0, max_new_tokens=2)
+    [row] = results(Job.open(folder / "job"))
+    options = {"language": "en", "beam_size": 2, "temperature": 0, "max_new_tokens": 2}
+    assert (row["version"], row["model"], row["options"]) == (__version__, digest(small_model()), options)
+
+
+@pytest.mark.parametrize("known", ["", "0123"])
+def test_another_model_is_refused_also_where_the_known_digest_is_empty(folder, known):
+    job = plan_with(folder, "job")
+    (job.folder / "model.txt").write_text(known)
+    with pytest.raises(ValueError, match=rf"was started with another model \(digest {known}, this one has .*\)"):
+        require_model(job, small_model())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from whisper_nnx.audio.files import open_container
 from whisper_nnx.audio.loading import open_binary
 from whisper_nnx.audio.remote import is_remote
 from whisper_nnx.jobs.inputs import Recording
-from whisper_nnx.jobs.job import Job
+from whisper_nnx.jobs.job import Job, put_lasting
 from whisper_nnx.output.results import Transcript
 from whisper_nnx.output.subtitles import SubtitleOptions
 from whisper_nnx.output.writers import (
@@ -36,6 +36,7 @@ _NO_FILE = "{} is not a file, which cuts refer to; lhotse needs recordings in fi
 EXPORT = "export"  # folder in that of a job
 _SUBTITLES = tuple(one.name for one in fields(SubtitleOptions))
 _SETTINGS = ("output_format", *_SUBTITLES)  # of a job, on which its transcripts do not depend
+_OF_PLAN = ("input", "model", "planned_by", "shard_s", "version")  # settings that are no options of `transcribe`
 
 
 def export(job: Job, folder: str | os.PathLike[str], formats: str, **options: Any) -> int:
@@ -71,9 +72,17 @@ def export_shard(job: Job, shard: int, rows: list[dict[str, Any]], folder: Path,
     files, tables = split_formats(formats)
     for table in tables:
         name, encode = TABLES[table]
-        write_whole(folder / name.format(f"{shard:06d}"), encode(job, rows))
+        write_whole(folder / name.format(f"{shard:06d}"), encode(job, rows), put_lasting)
     for row in rows if files else ():
-        write_files(row, folder / f"{shard:06d}" / _stem(row), ",".join(files), **options)
+        write_files(row, folder / f"{shard:06d}" / _stem(row), ",".join(files), put_lasting, **options)
+
+
+def origin(job: Job) -> dict[str, Any]:
+    """How the transcripts of a job were made, for each of them: version, digest of the model, options that were set."""
+    model = job.folder / "model.txt"
+    options = {name: value for name, value in job.settings.items() if name not in (*_SETTINGS, *_OF_PLAN)}
+    about = {"version": job.settings.get("version"), "model": model.read_text("utf-8") if model.exists() else None}
+    return {name: value for name, value in (about | {"options": options}).items() if value}
 
 
 def export_settings(formats: str | None, subtitles: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,9 +160,8 @@ def _parquet(job: Job, rows: list[dict[str, Any]]) -> bytes:
     import pyarrow.parquet
 
     columns = {"id": str, "audio": str, "offset": float, **get_type_hints(Transcript)}
-    model = job.folder / "model.txt"
     settings = {name: value for name, value in job.settings.items() if name not in _SETTINGS}
-    about = {"settings": json.dumps(settings), "model": model.read_text("utf-8") if model.exists() else ""}
+    about = {"settings": json.dumps(settings), "model": origin(job).get("model", "")}
     schema = pa.schema([(name, _arrow_type(hint)) for name, hint in columns.items()], about)
     table = pa.Table.from_pylist([row | {"retries": list(row.get("retries", {}).items())} for row in rows], schema)
     sink = pa.BufferOutputStream()

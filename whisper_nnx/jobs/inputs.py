@@ -70,9 +70,12 @@ class Recording:
         """About how long it is, in s: 16,000 bytes a second if the input does not state it."""
         return max(self.n_bytes, 0) / _BYTES_PER_S if self.duration is None else self.duration
 
-    def read(self) -> Any:
-        """What `transcribe` takes for it. Raises OSError or ValueError if it cannot be read."""
-        return self.audio if self.part is None else read_part(self.audio, self.part)
+    def read(self, **options: Any) -> Any:
+        """What `transcribe` takes for it. Raises OSError or ValueError if it cannot be read.
+
+        options: of `load_audio`, for a part of a recording, which is decoded here.
+        """
+        return self.audio if self.part is None else read_part(self.audio, self.part, **options)
 
 
 def read_input(source: str) -> Iterator[Recording]:

@@ -96,8 +96,7 @@ def write_once(path: Path, content: str) -> bool:
 
     def put(unfinished: Path, path: Path) -> None:
         nonlocal is_new
-        with unfinished.open("r+b") as file:
-            os.fsync(file.fileno())
+        _sync(unfinished)
         try:
             os.link(unfinished, path)
         except FileExistsError:
@@ -110,6 +109,18 @@ def write_once(path: Path, content: str) -> bool:
 
     write_whole(path, content, put)
     return is_new
+
+
+def put_lasting(unfinished: Path, path: Path) -> None:
+    """For `write_whole`: the file outlasts a loss of power."""
+    _sync(unfinished)
+    os.replace(unfinished, path)
+    _sync_folder(path.parent)
+
+
+def _sync(path: Path) -> None:
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whisper_nnx.jobs.job import Job, naming
+from whisper_nnx.jobs.job import Job, naming, put_lasting
 from whisper_nnx.output.writers import write_whole
 
 _IDS = ("id", "begun", "released", "cleared")  # the id in a line
@@ -163,7 +163,7 @@ def reopen_failed(job: Job) -> None:
             if job.n_failed(shard):
                 kept = (done := job.path("results", shard)).read_bytes()
                 forget(job, shard)
-                write_whole(job.path("work", shard, "kept"), kept)
+                write_whole(job.path("work", shard, "kept"), kept, put_lasting)
                 done.unlink()
                 job.path("failed", shard).unlink(missing_ok=True)
 

@@ -58,8 +58,11 @@ def parts(path: str) -> Iterator[Part]:
         yield from _dataset_parts(path)
 
 
-def read_part(path: str, place: dict[str, Any]) -> str | bytes | np.ndarray:
-    """The recording at that place, as `transcribe` takes it. Raises OSError or ValueError if it cannot be read."""
+def read_part(path: str, place: dict[str, Any], **options: Any) -> str | bytes | np.ndarray:
+    """The recording at that place, as `transcribe` takes it. Raises OSError or ValueError if it cannot be read.
+
+    options: of `load_audio`, for a part of a recording.
+    """
     if "member" in place:
         with open_file(path) as file:
             file.seek(place["offset"])
@@ -71,7 +74,8 @@ def read_part(path: str, place: dict[str, Any]) -> str | bytes | np.ndarray:
         from whisper_nnx.audio.constants import SAMPLE_RATE
 
         start, end = (round(at * SAMPLE_RATE) for at in (place["start"], place["start"] + place["duration"]))
-        return _samples(path, tuple(place.get("channels", ())))[start:end].copy()  # a view would keep the whole
+        whole = _samples(path, tuple(place.get("channels", ())), **options)
+        return whole[start:end].copy()  # a view would keep the whole
     if "row_group" in place:
         value = _row_group(path, place["row_group"], place["column"])[place["at"]].as_py()
     else:
@@ -195,11 +199,13 @@ def _row_group(path: str, group: int, column: str) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _samples(path: str, channels: tuple[int, ...]) -> np.ndarray:
+def _samples(path: str, channels: tuple[int, ...], **options: Any) -> np.ndarray:
     """A whole recording, or the mean of some of its channels."""
     from whisper_nnx.audio.loading import load_audio, load_channels
 
-    return load_channels(path)[1][list(channels)].mean(axis=0) if channels else load_audio(path)
+    if not channels:
+        return load_audio(path, **options)
+    return load_channels(path, **options)[1][list(channels)].mean(axis=0)
 
 
 def _dataset(path: str) -> Any:

@@ -21,7 +21,7 @@ from flax import nnx
 from whisper_nnx.audio.options import VadOptions
 from whisper_nnx.jobs.export import export_settings, exportable
 from whisper_nnx.jobs.inputs import absolute, read_input
-from whisper_nnx.jobs.job import Job, plan
+from whisper_nnx.jobs.job import Job, plan, write_once
 from whisper_nnx.jobs.status import Status, status
 from whisper_nnx.jobs.worker import EXPIRES_S, work
 from whisper_nnx.model.sharding import mesh_of
@@ -146,14 +146,10 @@ def work_with(
 def require_model(job: Job, model: Whisper) -> None:
     """Raises ValueError unless the weights are those with which the job was started."""
     own, path = digest(model), job.folder / "model.txt"
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(own)
-    except FileExistsError:
-        if (known := path.read_text(encoding="utf-8")) not in (own, ""):
-            raise ValueError(
-                f"{job.folder} was started with another model (digest {known}, this one has {own}); use that one"
-            ) from None
+    if not write_once(path, own) and (known := path.read_text(encoding="utf-8")) != own:
+        raise ValueError(
+            f"{job.folder} was started with another model (digest {known}, this one has {own}); use that one"
+        )
 
 
 def digest(model: Whisper) -> str:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whisper_nnx.audio.remote import is_remote
-from whisper_nnx.jobs.export import export_planned, split_formats
+from whisper_nnx.jobs.export import export_planned, origin, split_formats
 from whisper_nnx.jobs.inputs import Recording, file_state
-from whisper_nnx.jobs.job import Job, write_once
+from whisper_nnx.jobs.job import Job, put_lasting, write_once
 from whisper_nnx.jobs.journal import MOST_DEATHS, Journal, Progress, forget, forget_done, note_speed
 from whisper_nnx.jobs.leases import Leases
 from whisper_nnx.output.writers import write_whole
@@ -25,6 +25,13 @@ from whisper_nnx.output.writers import write_whole
 # as they finish: `iter_transcripts` with a model.
 TranscribeAll = Callable[[Iterator[Any]], Iterable[tuple[int, Any]]]
 EXPIRES_S = 60.0
+# Options of the job that decide how a part of a recording is read -> arguments of `load_audio`.
+_READING = {
+    "sampling_rate": "sampling_rate",
+    "audio_track": "stream",
+    "follow_timestamps": "follow_timestamps",
+    "max_hours": "max_hours",
+}
 
 
 def worker_name() -> str:
@@ -89,6 +96,8 @@ class _Worker:
 
     def __init__(self, job: Job, leases: Leases, name: str, report: Callable[[int], None], batched: bool):
         self._job, self._leases, self._name, self._report, self._batched = job, leases, name, report, batched
+        self._origin = origin(job)
+        self._reading = {key: job.settings[name] for name, key in _READING.items() if name in job.settings}
         self._begun: dict[int, tuple[_Shard, Recording]] = {}  # by their numbers
         self._held: list[_Shard] = []
         self._audio_s, self._since = 0.0, time.monotonic()  # transcribed since then
@@ -146,7 +155,7 @@ class _Worker:
             if one.id in suspects:
                 shard.journal.begin(one.id, alone=True)
                 with suppress(OSError, ValueError):  # reading it once more reports the error
-                    for _ in transcribe_all(iter([one.read()])):
+                    for _ in transcribe_all(iter([one.read(**self._reading)])):
                         pass  # alone, it may differ in the last digits
                 shard.journal.clear(one.id)
 
@@ -173,7 +182,7 @@ class _Worker:
     def _read(self, shard: _Shard, one: Recording) -> Any:
         """A recording as `transcribe` takes it; None if it is a part of a file that cannot be read."""
         try:
-            return one.read()
+            return one.read(**self._reading)
         except (OSError, ValueError) as error:
             self._finish(shard, one, error)
             return None
@@ -205,7 +214,7 @@ class _Worker:
         if isinstance(result, Exception):
             row = about | {"error": type(result).__name__, "reason": _reason(result)}
         else:
-            row = about | ({} if one.duration is None else {"duration": one.duration}) | result
+            row = about | ({} if one.duration is None else {"duration": one.duration}) | result | self._origin
             self._audio_s += row.get("duration", 0.0)
         shard.journal.finish(row)
         shard.progress.rows[one.id] = row
@@ -233,7 +242,7 @@ class _Worker:
         export_planned(self._job, shard.number, done)
         path = self._job.path("failed", shard.number)
         if failed:
-            write_whole(path, _lines(failed))
+            write_whole(path, _lines(failed), put_lasting)
         is_ours = write_once(self._job.path("results", shard.number), _lines(done))
         if is_ours and not failed:
             path.unlink(missing_ok=True)

@@ -251,13 +251,19 @@ def output_files(stem: str | os.PathLike[str], formats: str) -> list[str]:
     return [f"{os.fspath(stem)}.{_ENDINGS.get(name, name)}" for name in parse_formats(formats)]
 
 
-def write_files(result: Result, stem: str | os.PathLike[str], formats: str, **options: Any) -> list[Path]:
-    """Writes `stem.FORMAT` for each format, as `get_writer` does; creates folders."""
+def write_files(
+    result: Result,
+    stem: str | os.PathLike[str],
+    formats: str,
+    put: Callable[[Path, Path], None] | None = None,
+    **options: Any,
+) -> list[Path]:
+    """Writes `stem.FORMAT` for each format, as `get_writer` does; creates folders. put: see `write_whole`."""
     contents = [WRITERS[name](result, **options) for name in parse_formats(formats)]
     paths = [Path(file) for file in output_files(stem, formats)]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     for path, content in zip(paths, contents, strict=True):
-        write_whole(path, content)
+        write_whole(path, content, put)
     return paths
 
 
