@@ -3,6 +3,6 @@
 import sys
 
 if __name__ == "__main__":
-    from whisper_nnx.cli.serve import main
+    from whisper_nnx.runtime.console import run_main
 
-    sys.exit(main())
+    sys.exit(run_main("whisper_nnx.cli.serve"))

@@ -3,9 +3,9 @@
 import sys
 
 if __name__ == "__main__":
-    from whisper_nnx.cli.train import main
+    from whisper_nnx.runtime.console import run_main
 
-    sys.exit(main())
+    sys.exit(run_main("whisper_nnx.cli.train"))
 
 from whisper_nnx.training.run import train
 

@@ -157,6 +157,10 @@ def test_wrong_use_is_one_line(tmp_path, model, monkeypatch):
             [tmp_path, "--output", tmp_path / "job", "--device", "gpu", "--workers", "3"],
             "--workers 3: each needs a GPU, but CUDA_VISIBLE_DEVICES=0,1 has 2",
         ),
+        (
+            [tmp_path, "--output", tmp_path / "job", "--device", "gpu:1", "--workers", "2"],
+            "--device gpu:1 is one device, but each of --workers 2 has a GPU of its own; drop the number",
+        ),
     ):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
         ended = batch(*arguments)

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,3 +134,39 @@ def test_start_sets_what_the_user_has_not_set(monkeypatch: pytest.MonkeyPatch) -
         **startup.ENVIRONMENT,
         "TF_CPP_MIN_LOG_LEVEL": "0",
     }
+
+
+def test_an_interruption_while_modules_are_imported_is_one_line() -> None:
+    """Of every command; a worker of a job leaves it to the command that has started it."""
+    program = """if True:
+        import importlib.abc, runpy, sys
+
+        class Interrupted(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, *_):
+                if name.startswith("whisper_nnx.cli.") and name != "whisper_nnx.cli.main":
+                    raise KeyboardInterrupt
+
+        sys.meta_path.insert(0, Interrupted())
+        for module, *arguments in (line.split() for line in sys.stdin.read().splitlines()):
+            sys.argv = ["x", *arguments]
+            try:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            except SystemExit as ended:
+                print(module, *arguments, ended.code)
+    """
+    commands = [
+        "whisper_nnx a.wav",
+        "whisper_nnx batch a --output b",
+        "whisper_nnx batch work b --worker_name=c",
+        "whisper_nnx serve",
+        "whisper_nnx.train",
+        "whisper_nnx.evaluate",
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        input="\n".join(commands),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stdout.splitlines() == [f"{one} 130" for one in commands]
+    assert ended.stderr.splitlines() == ["whisper-nnx: interrupted"] * 5

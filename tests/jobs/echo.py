@@ -62,5 +62,14 @@ def echo_and_tell(folder: str, poison: str, pids: str, name: str) -> int:
     return echo(folder, name, poison, seconds=0.1)
 
 
+def tell_gpu(folder: str, workers: int, name: str) -> int:
+    """Writes which GPU this process sees, and its share of the memory; then waits for the others."""
+    with open(os.path.join(folder, name), "w") as file:
+        file.write(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION')}")
+    while len(os.listdir(folder)) < workers:
+        time.sleep(0.05)
+    return 0
+
+
 if __name__ == "__main__":
     sys.exit(echo(*sys.argv[1:4], batched=sys.argv[4:] == ["batched"]))

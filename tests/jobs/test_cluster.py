@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.audio.test_loading import as_int16, write_wav
-from tests.jobs.echo import echo_and_tell, transcribe_all
+from tests.jobs.echo import echo_and_tell, tell_gpu, transcribe_all
 from tests.jobs.test_jobs import failures, files, planned, recordings, sounds, undisturbed  # noqa: F401
 from tests.small import quick_environment, small_model
 from weight_loader import load_model, save_pretrained
@@ -79,6 +79,23 @@ def test_a_worker_for_each_device_of_all_machines(device, threads, expected):
     assert slots([machine(CPU=8.0, GPU=4.0), machine(CPU=24.0, GPU=2.0), machine(), lost], device, threads) == expected
 
 
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        (1, (6, {"num_gpus": 1})),
+        (0.5, (12, {"num_gpus": 0.5, "runtime_env": {"env_vars": {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45"}}})),
+        (0.3, (18, {"num_gpus": 0.3, "runtime_env": {"env_vars": {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.27"}}})),
+    ],
+)
+def test_workers_share_gpus_where_they_are_asked_to(gpus, expected):
+    assert slots([machine(CPU=8.0, GPU=4.0), machine(CPU=24.0, GPU=2.0), machine(CPU=8.0)], gpus=gpus) == expected
+    for wrong in ({"gpus": 2}, {"gpus": 0}, {"gpus": 0.5, "device": "cpu"}):
+        with pytest.raises(ValueError, match="must be above 0 and at most 1, and the device a GPU"):
+            slots([machine(CPU=8.0, GPU=4.0)], **wrong)
+    with pytest.raises(ValueError, match="no room for a worker on gpu"):
+        slots([machine(CPU=8.0)], gpus=gpus)
+
+
 def test_a_worker_for_each_tpu_and_none_where_there_is_no_such_device():
     assert slots([machine(CPU=8.0, TPU=4.0), machine(CPU=8.0, TPU=4.0)]) == (8, {"resources": {"TPU": 1}})
     with pytest.raises(ValueError, match="the cluster has no room for a worker on gpu"):
@@ -117,13 +134,30 @@ def test_an_actor_that_is_killed_is_replaced(cluster, tmp_path):
     assert files(job) == files(undisturbed)
 
 
-def test_an_actor_is_replaced_in_a_process_that_has_not_used_jax():
+@pytest.mark.slow  # here; see below
+def test_each_actor_sees_its_gpu(cluster, tmp_path):
+    """Two GPUs of which only Ray knows."""
+    node = cluster.add_node(num_cpus=4, num_gpus=2)  # each actor takes a core, too
+    with connected(cluster.address) as machines:
+        for gpus, expected in ((None, ["0 None", "1 None"]), (0.5, ["0 0.45", "0 0.45", "1 0.45", "1 0.45"])):
+            count, resources = slots(machines, gpus=gpus)
+            (folder := tmp_path / str(gpus)).mkdir()
+            actors = [Actor(partial(tell_gpu, str(folder), count), str(n), resources) for n in range(count)]
+            wait_for(lambda actors=actors: all(actor.poll() == 0 for actor in actors))
+            for actor in actors:
+                actor.terminate()
+            assert sorted(path.read_text() for path in folder.iterdir()) == expected
+    cluster.remove_node(node)
+
+
+def test_actors_in_a_process_that_has_not_used_jax():
     """Ray forks, which JAX warns of once it has threads."""
-    test = f"{__file__}::test_an_actor_that_is_killed_is_replaced"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", test]
+    names = ("test_an_actor_that_is_killed_is_replaced", "test_each_actor_sees_its_gpu")
+    tests = [f"{__file__}::{name}" for name in names]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert done.stdout.startswith(". ")  # one test, passed
+    assert done.stdout.startswith(".. ")  # both passed
 
 
 @pytest.mark.slow

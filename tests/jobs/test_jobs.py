@@ -436,6 +436,30 @@ def test_workers_that_die_before_they_begin_are_not_started_for_ever(sounds, tmp
     assert status(job).done == 0
 
 
+def test_a_worker_ends_with_the_process_that_has_started_it_also_where_that_is_killed(tmp_path):
+    child = """if True:
+        import sys, time
+        from whisper_nnx.jobs.supervise import end_with
+        from whisper_nnx.runtime.console import Terminated, termination_interrupts
+        with termination_interrupts():
+            end_with(int(sys.argv[1]))
+            try:
+                open(sys.argv[2], "w").close()
+                time.sleep(60)
+            except Terminated:
+                open(sys.argv[2] + ".ended", "w").close()
+    """
+    code = "import os, subprocess, sys; subprocess.run([*sys.argv[1:4], str(os.getpid()), sys.argv[4]])"
+    parent = subprocess.Popen([sys.executable, "-c", code, sys.executable, "-c", child, str(tmp_path / "child")])
+    for name in ("child", "child.ended"):
+        end = time.monotonic() + 60
+        while not (tmp_path / name).exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        parent.kill()
+    assert parent.wait() == -signal.SIGKILL
+
+
 def test_a_full_disk_ends_the_worker_and_nothing_is_half_written(sounds, tmp_path, undisturbed, monkeypatch):
     job = planned(sounds, tmp_path / "job")
 

@@ -48,6 +48,9 @@ class BatchOptions:
     ray: str | None = field(
         default=None, metadata=_option("run the workers on this Ray cluster: host:port, or auto for this machine's")
     )
+    gpus_per_worker: float | None = field(
+        default=None, metadata=_option("with --ray: 0.5 lets two workers share a GPU (default: 1 for each)")
+    )
     shard_s: float | None = field(
         default=None,
         metadata=_option(
@@ -97,10 +100,11 @@ def build_parser(mode: str = "") -> argparse.ArgumentParser:
     else:
         group.add_argument("input", metavar="INPUT", help="what is transcribed")
     for flag in _OWN.values():
-        if not mode or (mode == "work" and flag.dest in ("workers", "ray", "expires_s")):
+        if not mode or (mode == "work" and flag.dest in ("workers", "ray", "gpus_per_worker", "expires_s")):
             add_option(group, flag, *(["-f"] if flag.dest == "output_format" else []))
     if mode in ("", "work"):
         group.add_argument("--worker_name", help=argparse.SUPPRESS)
+        group.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # the process that has started the worker
         known = [flag for flags in OPTIONS.values() for flag in flags if flag.dest not in _OWN]
         parser.set_defaults(**{flag.dest: flag.default for flag in known})
         for title, flags in _SHARED.items():
@@ -162,6 +166,16 @@ def _check_workers(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         parser.error(f"--expires_s {args.expires_s:g} must be above 0")
     if args.ray and (args.devices or args.mesh or (args.device and args.device[1])):
         parser.error("with --ray each worker has one device, which Ray chooses; drop --devices, --mesh and --device N")
+    if args.gpus_per_worker is not None:
+        if not args.ray:
+            parser.error("--gpus_per_worker has no effect without --ray")
+        if not 0 < args.gpus_per_worker <= 1:
+            parser.error(f"--gpus_per_worker {args.gpus_per_worker:g} must be above 0 and at most 1")
+    if _has_own_gpus(args) and args.device[1]:
+        parser.error(
+            f"--device {args.device[0]}:{args.device[1]} is one device, but each of --workers {args.workers} has a GPU "
+            "of its own; drop the number, or choose GPUs by CUDA_VISIBLE_DEVICES"
+        )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and _has_own_gpus(args) and (count := len(visible.split(","))) < args.workers:
         parser.error(f"--workers {args.workers}: each needs a GPU, but CUDA_VISIBLE_DEVICES={visible} has {count}")
@@ -185,6 +199,7 @@ def _run_processes(planned: job.Job, args: argparse.Namespace) -> int:
 
     def start(name: str, place: int) -> supervise.Process:
         command = [sys.executable, "-m", "whisper_nnx", "batch", *_worker_arguments(planned, args, workers, name)]
+        command.append(f"--parent={os.getpid()}")
         return supervise.Process(command, env=os.environ | environment(place))
 
     def environment(place: int) -> dict[str, str]:
@@ -203,7 +218,7 @@ def _run_actors(planned: job.Job, args: argparse.Namespace) -> int:
         if isinstance(path := getattr(args, name), str):
             setattr(args, name, os.path.abspath(path))
     with cluster.connected(args.ray) as machines:
-        count, resources = cluster.slots(machines, args.device and args.device[0], args.threads)
+        count, resources = cluster.slots(machines, args.device and args.device[0], args.threads, args.gpus_per_worker)
         args.threads = resources.get("num_cpus", args.threads)
 
         def start(name: str, place: int) -> cluster.Actor:
@@ -241,6 +256,8 @@ def _work(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         _check_workers(parser, args)
         return _supervised(planned, args)
     try:
+        if args.parent is not None:
+            supervise.end_with(args.parent)
         return _as_worker(planned, parser, args)
     except KeyboardInterrupt as interrupt:  # the command that has started this worker reports it
         return exit_status(interrupt)

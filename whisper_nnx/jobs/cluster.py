@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from whisper_nnx.model.whisper import Whisper
     from whisper_nnx.transcription.changes import TranscribeChanges
 
+_MEMORY = 0.9  # of a GPU, for all the workers that share it
 _ANSWERS_S = 10.0  # in which the address of a cluster must accept a connection
 
 
@@ -31,6 +32,7 @@ def run_on_cluster(
     output: str | PathLike[str],
     address: str = "auto",
     workers: int | None = None,
+    gpus_per_worker: float | None = None,
     shard_s: float | None = None,
     expires_s: float = EXPIRES_S,
     output_format: str | None = None,
@@ -43,6 +45,7 @@ def run_on_cluster(
       load: loads the model; called in each actor.
       address: see `connected`.
       workers: how many actors; None: one for each device.
+      gpus_per_worker: see `slots`.
 
     Raises what `jobs.run.run` raises; ConnectionError, see `connected`; RuntimeError if workers failed.
     """
@@ -51,7 +54,7 @@ def run_on_cluster(
     written = export_settings(output_format, subtitles or {}, options)
     with connected(address) as machines:
         job = planned(input, output, shard_s, options, written)
-        count, resources = slots(machines)
+        count, resources = slots(machines, gpus=gpus_per_worker)
         work = partial(work_with, load, job, options, expires_s)  # and its name
         supervise(job, lambda name, place: Actor(work, name, resources), workers or count, say)
     if (found := status(job)).shards_done < job.shards:
@@ -79,7 +82,10 @@ def connected(address: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def slots(
-    machines: list[dict[str, Any]], device: str | None = None, threads: int | None = None
+    machines: list[dict[str, Any]],
+    device: str | None = None,
+    threads: int | None = None,
+    gpus: float | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """How many workers fit, and what each takes, as Ray's options of an actor; or ValueError if none fits.
 
@@ -87,10 +93,17 @@ def slots(
       machines: from `connected`.
       device: gpu, tpu or cpu; None: the first of these that there is.
       threads: cores of a worker on the CPU; None: all of the smallest machine.
+      gpus: the share of a GPU that a worker has, of its memory, too; None: the whole.
     """
+    if gpus is not None and not (0 < gpus <= 1 and device in (None, "gpu", "cuda")):
+        raise ValueError(f"gpus_per_worker={gpus:g} must be above 0 and at most 1, and the device a GPU")
+    device = "gpu" if gpus is not None else device
     nodes = [machine["Resources"] for machine in machines if machine["Alive"]]
     for kind in ("gpu", "tpu", "cpu") if device is None else (device.replace("cuda", "gpu"),):
         if amounts := [int(amount) for node in nodes if (amount := node.get(kind.upper(), 0)) >= 1]:
+            if gpus is not None and gpus < 1:
+                share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_MEMORY * gpus:g}"}
+                return sum(amounts) * int(1 / gpus), {"num_gpus": gpus, "runtime_env": {"env_vars": share}}
             each = 1 if kind != "cpu" else threads or min(amounts)
             if count := sum(amount // each for amount in amounts):
                 return count, {"resources": {"TPU": 1}} if kind == "tpu" else {f"num_{kind}s": each}

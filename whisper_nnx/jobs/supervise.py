@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +18,7 @@ from whisper_nnx.jobs.worker import worker_name
 
 _MOST_IDLE_DEATHS = 3  # of workers in the same place, one after the other, while nothing was begun
 _POLL_S = 0.2
+_PARENT_S = 1.0
 INTERRUPTED = (130, 143)  # exit status of a worker that has received SIGINT or SIGTERM; it reports nothing
 
 
@@ -83,6 +87,17 @@ def supervise(job: Job, start: Callable[[str, int], Worker], workers: int, say: 
             worker.wait()
             release_all(job, name)
     return status
+
+
+def end_with(parent: int) -> None:
+    """From now on, the end of the process that has started this one ends this one, too, as SIGTERM does."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _written(job: Job) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
@@ -203,6 +204,17 @@ class _Status:
         if status or self.output is None or self.output.error is None:
             return status
         return EXIT_BROKEN_PIPE if isinstance(self.output.error, BrokenPipeError) else 1
+
+
+def run_main(module: str, argv: Sequence[str] | None = None) -> int:
+    """`main` of a module of a command -> exit status. An interruption is one line also while it is imported."""
+    try:
+        status: int = importlib.import_module(module).main(argv)
+    except KeyboardInterrupt as interrupt:
+        if not any(one.startswith("--worker_name=") for one in (sys.argv[1:] if argv is None else argv)):
+            say("interrupted")  # of a worker of a job, the command that has started it reports it
+        status = exit_status(interrupt)
+    return status
 
 
 def run_command(
