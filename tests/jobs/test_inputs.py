@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,36 @@ def test_rows_with_an_offset_are_parts_of_recordings(files, tmp_path):
     manifest = read_manifest(tmp_path / "train.jsonl")
     assert [problem.line for problem in manifest.problems] == [1, 2]
     assert "is a part of a recording, from 0.75 s (its offset)" in manifest.problems[0].reason
+
+
+def test_sizes_of_urls_are_asked_for_together_and_the_order_is_kept(tmp_path, monkeypatch):
+    import fsspec
+
+    memory, asked, most = fsspec.filesystem("memory"), list[str](), 0
+    for n in range(40):
+        memory.pipe(f"/many/{n:02d}.wav", b"x" * (n + 1))
+    (tmp_path / "a.wav").write_bytes(b"x")
+    lines = [f"memory://many/{n:02d}.wav" for n in range(40)]
+    (tmp_path / "list.txt").write_text("\n".join([*lines, "a.wav", lines[0]]))
+    real, going = type(memory).size, list[str]()
+
+    def size(self, path):
+        nonlocal most
+        going.append(path)
+        most = max(most, len(going))
+        asked.append(path)
+        time.sleep(max(0, 40 - len(asked)) / 4000)  # the first one takes longest
+        going.remove(path)
+        return real(self, path)
+
+    monkeypatch.setattr(type(memory), "size", size)
+    found = list(read_input(str(tmp_path / "list.txt")))
+    assert [one.size for one in found] == [*range(1, 41), 1, 1]
+    assert [one.audio for one in found] == [*lines, str(tmp_path / "a.wav"), lines[0]]
+    assert 1 < most <= 16
+    asked.clear()
+    assert [one.size for one in read_input("memory://many")] == [*range(1, 41)]
+    assert not asked  # the listing has them
 
 
 def test_parts_are_read_with_the_options_of_the_job(files, tmp_path, monkeypatch):

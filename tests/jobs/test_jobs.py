@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -543,6 +544,39 @@ def test_a_lease_that_is_renewed_is_not_taken(sounds, tmp_path):
     alive.close()
     assert other.take(0)
     other.close()
+
+
+def test_what_killed_processes_have_left_is_removed_and_nothing_that_is_being_written(sounds, tmp_path, undisturbed):
+    job = planned(sounds, tmp_path / "job")
+    left = ["plan.1.partial/0.jsonl", "leases/000000.dead.expired", "results/.whisper_nnx-1.tmp", ".whisper_nnx-2.tmp"]
+    for name in (*left, "export/000000/.whisper_nnx-3.tmp", written := "failed/.whisper_nnx-4.tmp"):
+        (job.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (job.folder / name).write_text("{")
+
+    def writing(paths):
+        with (job.folder / written).open("a") as file:
+            for found in transcribe_all(paths, seconds=0.02):
+                file.write("{")
+                file.flush()
+                yield found
+
+    work(job, writing, expires_s=0.4)
+    assert [path.name for path in job.folder.rglob(".*")] == [Path(written).name]
+    assert files(job) == undisturbed
+
+
+def test_a_planner_whose_plan_was_removed_joins_the_one_that_was_faster(sounds, tmp_path):
+    found = read_input(str(sounds))
+
+    def slow():
+        yield next(found)
+        [unfinished] = (tmp_path / "job").glob("plan.*.partial")
+        planned(sounds, tmp_path / "job")
+        shutil.rmtree(unfinished)
+        yield from found
+
+    settings = {"input": str(sounds), "output_format": "json"}
+    assert plan(tmp_path / "job", slow(), settings, shard_s=1) == planned(sounds, tmp_path / "job")
 
 
 # The report.

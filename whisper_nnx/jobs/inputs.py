@@ -11,9 +11,12 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from whisper_nnx.jobs.parts import AUDIO_KEYS, beside, is_container, open_file, 
 
 _LISTS, _TABLES = (".txt", ".lst"), (".jsonl", ".json", ".jsonl.gz")
 
+_REQUESTS, _AHEAD = 16, 256  # of servers for sizes: how many at once, and for how many recordings ahead
 _BYTES_PER_S = 16_000  # assumed of recordings whose duration is not known
 
 
@@ -78,6 +82,9 @@ class Recording:
         return self.audio if self.part is None else read_part(self.audio, self.part, **options)
 
 
+_Found = Recording | Callable[[], Recording]
+
+
 def read_input(source: str) -> Iterator[Recording]:
     """The recordings of an input, as they are found, in an order that does not change from one time to the next.
 
@@ -96,6 +103,24 @@ def read_input(source: str) -> Iterator[Recording]:
 
     Raises ValueError for a row that names no recording, and FileNotFoundError if the input does not exist.
     """
+    waiting = deque[Recording | Future[Recording]]()
+    pool = ThreadPoolExecutor(_REQUESTS)
+    try:
+        for one in _found(source):
+            waiting.append(one if isinstance(one, Recording) else pool.submit(one))
+            if len(waiting) > _AHEAD or isinstance(waiting[0], Recording):
+                yield _known(waiting.popleft())
+        while waiting:
+            yield _known(waiting.popleft())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _known(one: Recording | Future[Recording]) -> Recording:
+    return one if isinstance(one, Recording) else one.result()
+
+
+def _found(source: str) -> Iterator[_Found]:
     path = Path(source)
     if is_remote(source):
         yield from _remote(source)
@@ -136,24 +161,30 @@ def _below(folder: Path) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def _remote(source: str) -> Iterator[Recording]:
+def _later(make: Callable[..., Recording], path: str, *about: Any) -> _Found:
+    """`make` of these; where that waits for a server, as a call to be made on another thread."""
+    return partial(make, path, *about) if is_remote(path) else make(path, *about)
+
+
+def _remote(source: str) -> Iterator[_Found]:
     """The recordings of a folder or a pattern that is a URL, or the one that it names."""
     with remote_errors(source):
         from fsspec.core import url_to_fs
 
         files, path = url_to_fs(source)
         is_folder = not glob.has_magic(path) and files.isdir(path)
-        found = files.find(path) if is_folder else sorted(files.glob(path)) if glob.has_magic(path) else [path]
+        several = files.find if is_folder else files.glob if glob.has_magic(path) else None
+        found = {path: {}} if several is None else several(path, detail=True)
     parts = path.split("/")
     root = path if is_folder else "/".join(itertools.takewhile(lambda part: not glob.has_magic(part), parts[:-1]))
-    for one in found:
+    for one, about in sorted(found.items()):
         name = one.removeprefix(root).strip("/")
         hidden = any(part.startswith(".") for part in name.split("/"))
         if not hidden and (not is_folder or os.path.splitext(name)[1].lower() in SUFFIXES):
-            yield from _expanded(source if one == path else files.unstrip_protocol(one), name)
+            yield from _expanded(source if one == path else files.unstrip_protocol(one), name, about.get("size"))
 
 
-def _expanded(path: str, name: str) -> Iterator[Recording]:
+def _expanded(path: str, name: str, size: int | None = None) -> Iterator[_Found]:
     """A recording, or those that a list names, or those in a tar, in parquet or in a dataset."""
     if path.lower().endswith((*_LISTS, *_TABLES)):
         read = _listed if path.lower().endswith(_LISTS) else _rows
@@ -168,28 +199,28 @@ def _expanded(path: str, name: str) -> Iterator[Recording]:
     elif is_container(path):
         yield from _contained(path, name)
     else:
-        yield _recording(path, name)
+        yield _recording(path, name, size=size) if size else _later(_recording, path, name)
 
 
-def _contained(path: str, name: str) -> Iterator[Recording]:
+def _contained(path: str, name: str) -> Iterator[_Found]:
     size, modified = file_state(path)
     for found in parts(path):
         duration = _seconds({"duration": found.duration}, f"{path}, {found.name}")
         if found.place is None:
             assert found.path is not None
-            yield _recording(found.path, found.name, found.id, duration)
+            yield _later(_recording, found.path, found.name, found.id, duration)
         else:
             id_ = _id(f"{name}\0{found.name}", found.place["size"]) if found.id is None else str(found.id)
             yield Recording(id_, path, size, duration, found.place, modified)
 
 
-def _listed(path: str, lines: Iterable[str]) -> Iterator[Recording]:
+def _listed(path: str, lines: Iterable[str]) -> Iterator[_Found]:
     for line in lines:
         if name := line.strip():
-            yield _recording(beside(path, name), name)
+            yield _later(_recording, beside(path, name), name)
 
 
-def _rows(path: str, lines: Iterable[str]) -> Iterator[Recording]:
+def _rows(path: str, lines: Iterable[str]) -> Iterator[_Found]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -210,21 +241,21 @@ def _rows(path: str, lines: Iterable[str]) -> Iterator[Recording]:
             raise ValueError(f"{place}: id={id_!r} must be text or a whole number")
         duration, start_s = _seconds(row, place), _seconds(row, place, "offset")
         if start_s is None:
-            yield _recording(beside(path, name), name, id_, duration)
+            yield _later(_recording, beside(path, name), name, id_, duration)
         elif not duration:
             raise ValueError(f"{place}: offset={start_s:g} begins a part of a recording; add its duration")
         else:
             part = {"start": start_s, "duration": duration}
-            yield _part_of(beside(path, name), name, id_, duration, part)
+            yield _later(_part_of, beside(path, name), name, id_, duration, part)
 
 
-def _cut(row: dict[str, Any], path: str, number: int) -> Recording:
+def _cut(row: dict[str, Any], path: str, number: int) -> _Found:
     try:
         found = lhotse_part(row, path)
     except ValueError as error:
         raise ValueError(f"{path}, line {number}: {error}") from None
     assert found.path is not None
-    return _part_of(found.path, found.name, found.id, found.duration, found.place)
+    return _later(_part_of, found.path, found.name, found.id, found.duration, found.place)
 
 
 def _part_of(path: str, name: str, id_: Any, duration: float, part: dict[str, Any] | None) -> Recording:
@@ -241,8 +272,10 @@ def _seconds(row: dict[str, Any], place: str, key: str = "duration") -> float | 
     return float(value)
 
 
-def _recording(path: str, name: str, id_: Any = None, duration: float | None = None) -> Recording:
-    size, modified = file_state(path)
+def _recording(
+    path: str, name: str, id_: Any = None, duration: float | None = None, size: int | None = None
+) -> Recording:
+    size, modified = file_state(path) if size is None else (size, None)
     return Recording(_id(name, size) if id_ is None else str(id_), path, size, duration, None, modified)
 
 

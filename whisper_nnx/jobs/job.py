@@ -175,6 +175,9 @@ def plan(
             (root / kind).mkdir(exist_ok=True)
         with suppress(OSError):  # another process was faster
             os.rename(unfinished, root / "plan")
+    except OSError:
+        if not (root / "plan").exists():  # else what is unfinished may have been removed, see `leftovers`
+            raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         for one in created:

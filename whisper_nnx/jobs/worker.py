@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -19,6 +20,7 @@ from whisper_nnx.jobs.inputs import Recording, file_state
 from whisper_nnx.jobs.job import Job, put_lasting, write_once
 from whisper_nnx.jobs.journal import MOST_DEATHS, Journal, Progress, forget, forget_done, note_speed
 from whisper_nnx.jobs.leases import Leases
+from whisper_nnx.jobs.leftovers import remove_leftovers
 from whisper_nnx.output.writers import write_whole
 
 # Recordings (paths, or parts of files as bytes or samples), as they are asked for -> (number, transcript or exception),
@@ -66,7 +68,8 @@ def work(
     if "output_format" in job.settings:
         split_formats(job.settings["output_format"])
     name = name or worker_name()
-    leases = Leases(job, name, expires_s)
+    leases, ended = Leases(job, name, expires_s), threading.Event()
+    threading.Thread(target=remove_leftovers, args=(job, expires_s, ended), daemon=True).start()
     try:
         forget_done(job)
         left = [n for n in range(job.shards) if not job.is_done(n)]
@@ -76,6 +79,7 @@ def work(
             if left:
                 time.sleep(expires_s / 20)
     finally:
+        ended.set()
         leases.close()
 
 
