@@ -23,6 +23,7 @@ import datetime
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -51,6 +52,7 @@ from weight_loader.load import abstract_model
 from whisper_nnx import ops
 from whisper_nnx.model.config import RELEASED, WhisperConfig
 from whisper_nnx.ops import fused
+from whisper_nnx.ops.accelerator import for_gpus
 from whisper_nnx.timing.alignment_heads import alignment_heads
 
 TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
@@ -60,6 +62,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) .*?\{\n(.*?)^\}", re.M | re.S)
 _LOOP = re.compile(r" while\(.*?condition=%([\w.\-]+), body=%([\w.\-]+)")
 _LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
+_OPERAND = re.compile(r"bf16\[([\d,]+)\]")
 _KERNEL = re.compile(r'backend_config = "(?:[^"])*"')
 _KERNELS = ('custom_call_target="__cudnn$fmha', 'custom_call_target="tpu_custom_call"')  # attention
 
@@ -93,7 +96,8 @@ def lowered(row: Row, layers: int) -> Any:
     def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    with ops.using("accelerator"):
+    operations = ops.named("accelerator")
+    with ops.using(operations if row.chip in TPUS else for_gpus(operations)):
         model = abstract_model(config_of(row.size, layers), jnp.bfloat16, jnp.bfloat16, kv_cache_dtype=row.cross)
         function, args, static = PROGRAMS[row.program](model, row.batch)
         return function.lower(*jax.tree.map(abstract, args), **static)
@@ -102,10 +106,7 @@ def lowered(row: Row, layers: int) -> Any:
 def figures(program: Any, row: Row) -> dict[str, float]:
     """Flops, bytes and memory of a compiled program, and on TPUs the cycles."""
     memory, text = program.memory_analysis(), program.as_text()
-    config = RELEASED[row.size]
-    # Queries (or keys, values, results) of all layers that a kernel of ours, or cuDNN's, attends.
-    attended = row.batch * config.max_source_positions * config.d_model * sum(map(text.count, _KERNELS))
-    kernel = {"flops": 4 * attended * config.max_source_positions, "bytes accessed": 4 * 2 * attended}
+    kernel = kernels(text, row)
     found = {"arguments_mb": memory.argument_size_in_bytes / 1e6, "temporary_mb": memory.temp_size_in_bytes / 1e6}
     found["peak_mb"] = memory.peak_memory_in_bytes / 1e6
     if row.chip in TPUS:
@@ -118,6 +119,23 @@ def figures(program: Any, row: Row) -> dict[str, float]:
         costs = _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
         costs = {name: costs[name] + own for name, own in kernel.items()}
     return found | {"gflop": costs["flops"] / 1e9, "mb": costs["bytes accessed"] / 1e6}
+
+
+def kernels(text: str, row: Row) -> dict[str, float]:
+    """Flops and bytes of the attention kernels of a compiled program, given as text: they read all that they are given.
+
+    Of cuDNN's, the shapes are known: queries, keys, values, a bias; the result is like the queries.
+    """
+    config, found = RELEASED[row.size], {"flops": 0.0, "bytes accessed": 0.0}
+    whole = (row.batch, config.max_source_positions, 1, config.d_model)  # the same products as all heads apart
+    for call in (line for line in text.splitlines() if any(kernel in line for kernel in _KERNELS)):
+        given = [whole] * 3
+        if row.chip not in TPUS:
+            operands = call.split("operand_layout_constraints={")[1]
+            given = [tuple(map(int, shape.split(","))) for shape in _OPERAND.findall(operands)]
+        found["flops"] += 4 * math.prod(given[0]) * given[1][1]
+        found["bytes accessed"] += 2 * sum(map(math.prod, [given[0], *given]))
+    return found
 
 
 def cycles(text: str) -> int:
@@ -147,8 +165,7 @@ def measured(row: Row, programs: list[Any]) -> dict[str, float]:
 
 def compilers(row: Row) -> str:
     """The versions that decide the figures of a row."""
-    names = ["jax", "libtpu"] if row.chip in TPUS else ["jax", "jax-cuda13-plugin"]
-    names += ["nvidia-cudnn-cu13"] if row.chip not in TPUS and row.program == "encode" else []
+    names = ["jax", "libtpu"] if row.chip in TPUS else ["jax", "jax-cuda13-plugin", "nvidia-cudnn-cu13"]
     try:
         return ", ".join(f"{name} {version(name)}" for name in names)
     except PackageNotFoundError as error:

@@ -104,7 +104,7 @@ def is_phrase(text: str) -> bool:
 
 def masked(model: Whisper, heads: list[tuple[int, int]]) -> Whisper:
     """The model with the output of these self-attention heads (layer, head) of the decoder left out."""
-    other = nnx.merge(*nnx.split(model))
+    other = nnx.clone(model)
     width = model.config.d_model // model.config.decoder_attention_heads
     for layer, head in heads:
         kernel = other.decoder.layers[layer].self_attn.out_proj.kernel

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from whisper_nnx.model.create import create_whisper_small as create_whisper_small
     from whisper_nnx.model.create import create_whisper_tiny as create_whisper_tiny
     from whisper_nnx.model.create import create_whisper_turbo as create_whisper_turbo
+    from whisper_nnx.model.masked_heads import with_masked_heads as with_masked_heads
     from whisper_nnx.model.sharding import shard_model as shard_model
     from whisper_nnx.model.whisper import Whisper as Whisper
     from whisper_nnx.output.results import Segment as Segment
@@ -95,6 +96,7 @@ _EXPORTS = {
     "whisper_nnx.runtime.allocator": ["keep_memory"],
     "whisper_nnx.runtime.devices": ["make_mesh"],
     "whisper_nnx.model.audio_context": ["with_audio_ctx"],
+    "whisper_nnx.model.masked_heads": ["with_masked_heads"],
     "whisper_nnx.model.sharding": ["shard_model"],
     "whisper_nnx.alignment.likelihood": ["TextScore", "classify", "score"],
     "whisper_nnx.alignment.align": ["align"],

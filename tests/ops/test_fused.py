@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.small import quick_compilation, small_config  # noqa: F401
-from whisper_nnx import ops
+from tests.small import quick_compilation, small_config, small_mel, small_model  # noqa: F401
+from whisper_nnx import decode, ops
 from whisper_nnx.model.whisper import Whisper
-from whisper_nnx.ops import fused, reference
+from whisper_nnx.ops import fused, reference, trial
 
 RANDOM = np.random.default_rng(0)
 interpreted = fused.with_gradient(fused.split(partial(fused.pallas, interpret=True)))
@@ -88,6 +88,47 @@ def test_programs_have_the_kernel_of_the_platform_that_they_are_lowered_for():
         assert "custom_call" not in lowered("tpu", jnp.bfloat16, 8)  # steps of the token loop
 
 
+def reads_no_more(q, k, v, mask, length):
+    """As cuDNN's: positions behind the length count for nothing, whatever is there."""
+    windows, heads, _, width = q.shape
+    k, v = (x.reshape(windows, -1, heads, width).swapaxes(1, 2) for x in (k, v))
+    is_read = jnp.arange(k.shape[2]) < length
+    return reference.attention(q, k, v, is_read if mask is None else mask & is_read)
+
+
+@pytest.mark.parametrize("beam_size", [pytest.param(None, marks=pytest.mark.slow), 3])
+def test_the_token_loop_says_how_far_its_kernel_has_to_read(beam_size, monkeypatch):
+    model = small_model(dtype=jnp.bfloat16)
+    mel = small_mel(2)
+    options = {"language": "en", "beam_size": beam_size, "prompt": "one two three", "max_new_tokens": 40}
+    lengths = []
+
+    def watched(q, k, v, mask, length):
+        jax.debug.callback(lambda n: lengths.append((k.shape[1], int(n))), length)
+        return reads_no_more(q, k, v, mask, length)
+
+    with ops.using("accelerator"):
+        expected = decode(model, mel, **options)
+        jax.clear_caches()
+        monkeypatch.setattr(fused, "usable_for_cache", lambda: ("cpu",))
+        monkeypatch.setattr(fused, "CACHE_KERNELS", {"cpu": watched})
+        found = decode(model, mel, **options)
+        jax.effects_barrier()
+    jax.clear_caches()
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    whole = max(size for size, _ in lengths)
+    read = [n for size, n in lengths if size == whole]  # of the text
+    assert min(read) < max(read) < whole
+
+
+def test_the_trial_of_the_kernel_for_the_cache_finds_what_is_wrong():
+    def reads_all(q, k, v, mask, length):
+        return reads_no_more(q, k, v, None, k.shape[1])
+
+    assert fused._error_with_cache(reads_no_more) < 0.02
+    assert fused._error_with_cache(reads_all) > 0.2
+
+
 @pytest.mark.parametrize("platform", [pytest.param("every", marks=pytest.mark.slow), "this"])
 def test_gradients_of_the_model_pass_through_the_kernel(platform, request):
     if platform == "this":
@@ -116,7 +157,7 @@ def test_a_kernel_that_does_not_work_is_found_by_a_trial_also_while_a_program_is
     @jax.jit
     def traced(x):
         for kernel in (interpreted, fails, lambda q, k, v: q):
-            found.append(fused._problem(kernel, device))
+            found.append(trial.problem(kernel, fused._error, device))
         return x
 
     traced(1.0)
@@ -130,12 +171,12 @@ def test_where_the_kernel_of_this_machine_fails_there_is_one_warning_and_xlas_at
     )
     usable = fused.usable.__wrapped__
     monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
-    monkeypatch.setattr(fused, "_problem", lambda kernel, device: None)
+    monkeypatch.setattr(trial, "problem", lambda *_: None)
     assert usable() == ("cuda",)
-    monkeypatch.setattr(fused, "_problem", lambda kernel, device: "no cuDNN")
+    monkeypatch.setattr(trial, "problem", lambda *_: "no cuDNN")
     monkeypatch.setattr(fused, "usable", fused.cache(usable))
     q = normal(1, 2, 128, 64, dtype=jnp.bfloat16)
-    with pytest.warns(UserWarning, match=r"the fused attention for NVIDIA H200 is not used, .*: no cuDNN"):
+    with pytest.warns(UserWarning, match=r"the attention kernel 'cudnn' for NVIDIA H200 is not used, .*: no cuDNN"):
         found = fused.attention(q, q, q)
     np.testing.assert_array_equal(found, reference.attention(q, q, q))
     with warnings.catch_warnings():

@@ -76,4 +76,4 @@ def test_a_context_that_the_model_does_not_have_is_refused(model, audio_ctx):
 @pytest.mark.real
 def test_a_short_recording_needs_no_window_of_30_s(real_tiny_en, real_speech):
     text = transcribe(load_model(real_tiny_en), real_speech("en_libri_5s.flac"), audio_ctx=512, temperature=0.0)["text"]
-    assert "sensation" in text.lower() or len(text.split()) > 8
+    assert "confused complaint" in text

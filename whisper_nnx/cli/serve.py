@@ -84,7 +84,7 @@ _SHARED = {
     flag.dest: flag
     for flag in map(flag_of, options_of(CommandOptions).values())
     if flag.dest in (*_OF_MODELS, "compilation_cache")
-} | {name: flag_of(options_of(CallOptions)[name]) for name in ("audio_ctx", "draft")}
+} | {name: flag_of(options_of(CallOptions)[name]) for name in ("audio_ctx", "masked_heads", "draft")}
 _SETTINGS = [flag_of(one) for one in options_of(ServerSettings).values()]
 _OWN = [*map(flag_of, options_of(ServeOptions).values()), *_SETTINGS]
 

@@ -136,6 +136,7 @@ def load_named_model(name: str, args: argparse.Namespace, device: jax.Device) ->
     """Loads a model with the options of the command, and its draft as it."""
     from weight_loader import load_model
     from whisper_nnx.model.audio_context import with_audio_ctx
+    from whisper_nnx.model.masked_heads import with_masked_heads
     from whisper_nnx.transcription.drafts import with_draft
 
     dtype = _choose_dtype(args.dtype, getattr(args, "fp16", None), device.platform)
@@ -146,9 +147,10 @@ def load_named_model(name: str, args: argparse.Namespace, device: jax.Device) ->
     model = load_model(name, dtype=dtype, tokenizer=args.tokenizer, **small, **where)
     if args.audio_ctx:
         model = with_audio_ctx(model, args.audio_ctx)
+    model = with_masked_heads(model, args.masked_heads)
     if args.draft in (None, NGRAM):
         return with_draft(model, args.draft)
-    own = argparse.Namespace(**{**vars(args), "draft": None, "revision": None})
+    own = argparse.Namespace(**{**vars(args), "draft": None, "revision": None, "masked_heads": None})
     return with_draft(model, load_named_model(args.draft, own, device))
 
 

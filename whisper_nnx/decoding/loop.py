@@ -310,8 +310,11 @@ def advance(
     most_steps: jax.Array,
     strategy: Strategy,
     special: SpecialTokens,
-) -> tuple[Rows, Generated, jax.Array]:
-    """Continues the `wanted` [B] windows -> (rows, what was generated so far, which are done [B]).
+) -> tuple[Rows, Generated, jax.Array, jax.Array]:
+    """Continues the `wanted` [B] windows -> (rows, what was generated so far, which are done [B], is_sparse [B]).
+
+    is_sparse: whether less than half of the positions that were written are read by those that are not done; the same
+    for all windows, on a mesh for those of a part.
 
     Leaves as soon as `leave_at` of them are done, on a mesh in each part of its axis `data`, or after `most_steps`.
     """
@@ -319,7 +322,25 @@ def advance(
     rows = replace(rows, state=state, cache=replace(rows.cache, end=rows.cache.end[0]))
     rows = run(decoder, cross, rows, strategy, special, leave_at, most_steps)
     generated = Generated(strategy.result(rows.state), rows.no_speech_prob)
-    return replace(rows, cache=_between_programs(rows.cache, len(wanted))), generated, _done(rows.state, strategy)
+    done, cache = _done(rows.state, strategy), rows.cache
+    is_sparse = jnp.minimum(cache.end, cache.source.shape[1]) > 2 * _longest(cache, ~done)
+    rows = replace(rows, cache=_between_programs(cache, len(wanted)))
+    return rows, generated, done, jnp.broadcast_to(is_sparse, done.shape)
+
+
+@program(rows=("rows", "going"), donated=("rows",))
+def move_up(rows: Rows, going: jax.Array) -> Rows:
+    """Moves what the `going` [B] windows read to the front of the cache, so that its `end` is that of the longest.
+
+    Or that of a short prompt, lest one that begins next is longer, and the ring counts as full.
+    """
+    end = jnp.maximum(_longest(rows.cache, going), PREFILL_CHUNK)
+    cache = _turned(rows.cache, end - rows.cache.end[0])
+    return replace(rows, cache=replace(cache, end=jnp.full_like(cache.end, end)))
+
+
+def _longest(cache: KVCache, going: jax.Array) -> jax.Array:
+    return jnp.where(jnp.repeat(going, cache.group), cache.length, 0).max()
 
 
 def _between_programs(cache: KVCache, windows: int) -> KVCache:

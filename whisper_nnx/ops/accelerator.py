@@ -59,19 +59,23 @@ def unpack(stored: jax.Array, heads: int) -> jax.Array:
 def cached_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int
 ) -> jax.Array:
-    """q [B,H,Q,K], k and v [B,S,G,D], source [B*G,S], Q = G*n; without source k and v [B,T,D] -> [B,H,Q,K].
+    """q [B,H,Q,K], k and v [B,S,G,D], source [B*G,S], Q = G*n; without source k and v [B,T,D] -> [B,H,Q,K]."""
+    if source is None:
+        return fused.cached_attention(q, k, v, None, end or k.shape[1], one_product)
+    size, group = k.shape[1:3]
+    mask = reference.cache_mask(source, end, q.shape[2] // group, group, size)
+    k, v = (jax.lax.collapse(x, 1, 3) for x in (k, v))
+    return fused.cached_attention(q, k, v, mask, jnp.minimum(end, size) * group, one_product)
 
-    One product for all heads of a window: each query is as wide as all heads, and zero outside its own. Reading the
-    keys takes longer than multiplying them.
+
+def one_product(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, length: jax.Array | int) -> jax.Array:
+    """One product for all heads of a window: each query is as wide as all heads, and zero outside its own.
+
+    Reading the keys takes longer than multiplying them. Arguments as in `fused.cached_attention`.
     """
     windows, heads, queries, width = q.shape
-    mask = None
-    if source is not None:
-        size, group = k.shape[1:3]
-        mask = reference.cache_mask(source, end, queries // group, group, size)
-        k, v = (jax.lax.collapse(x, 1, 3) for x in (k, v))
-    elif end not in (None, k.shape[1]):
-        mask = jnp.arange(k.shape[1]) < end
+    if mask is None and not (isinstance(length, int) and length == k.shape[1]):
+        mask = jnp.arange(k.shape[1]) < length
     k, v = reference.operands(q, k, v)
     own = jnp.eye(heads, dtype=k.dtype)[:, None, :, None]
     wide = ((q * width**-0.5).astype(k.dtype)[:, :, :, None] * own).reshape(windows, heads * queries, -1)
@@ -91,7 +95,7 @@ def key() -> str:
 
 
 def create() -> Implementation:
-    return replace(
+    operations = replace(
         reference.create(),
         name="accelerator",
         linear=linear,
@@ -106,3 +110,9 @@ def create() -> Implementation:
         attention=fused.attention,
         key=key,
     )
+    return for_gpus(operations) if jax.default_backend() == "gpu" else operations
+
+
+def for_gpus(operations: Implementation) -> Implementation:
+    """The operations with what differs on GPUs."""
+    return replace(operations, audio_multiple=1, reads_written=bool(fused.usable_for_cache()))

@@ -1,14 +1,13 @@
 """Attention that holds few scores in memory, on GPUs and TPUs: by fused kernels, or in blocks of queries.
 
-The kernels, in bfloat16 and float16: cuDNN's on NVIDIA's GPUs; on TPUs one in Pallas, whose blocks are whole windows of
-two heads. They are used where one small trial on the device at hand gives the result of the formula.
+The kernels, in bfloat16 and float16: cuDNN's on NVIDIA's GPUs, for whole texts and windows and for the token loop; on
+TPUs one in Pallas, whose blocks are whole windows of two heads. They are used where one small trial on the device at
+hand gives the result of the formula.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -17,9 +16,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from whisper_nnx.ops import reference
+from whisper_nnx.ops.trial import working
 from whisper_nnx.runtime.programs import register_custom_calls
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+CacheKernel = Callable[..., jax.Array]  # arguments of `cudnn_cached`
 
 _LEAST = 128  # queries and keys; below this, scores are small
 _MOST_KEYS = 2048  # of the kernel for TPUs, which holds all keys of two heads in its fast memory
@@ -28,7 +29,7 @@ _LANES = 128  # of a TPU's registers: two heads of Whisper
 _SCORES_BYTES = 2**28  # of a block of queries
 _ALIGNED = 64  # number of queries that a block is a multiple of
 
-register_custom_calls(["__cudnn$fmhaSoftmax"])
+register_custom_calls(["__cudnn$fmhaSoftmax", "__cudnn$fmhaScaleBiasSoftmax"])
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -49,8 +50,12 @@ def _takes(platform: str, q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
     if not q.dtype == k.dtype == v.dtype or min(n, keys) < _LEAST:
         return False
     if platform == "cuda":
-        return q.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
+        return _fits_cudnn(q)
     return q.dtype == jnp.bfloat16 and _fills_lanes(heads, width) and keys <= _MOST_KEYS
+
+
+def _fits_cudnn(q: jax.Array) -> bool:
+    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
 def _fills_lanes(heads: int, width: int) -> bool:
@@ -84,6 +89,41 @@ def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """`attention` without mask by cuDNN, which takes [B,S,H,K] and has its own gradient."""
     by_position = (x.swapaxes(1, 2) for x in (q, k, v))
     return jax.nn.dot_product_attention(*by_position, implementation="cudnn").swapaxes(1, 2)
+
+
+def cached_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    length: jax.Array | int,
+    default: CacheKernel,
+) -> jax.Array:
+    """q [B,H,Q,K] to the first `length` of k and v [B,T,D], where mask [B,1,Q,T] allows -> [B,H,Q,K].
+
+    By the kernel of the platform that this is lowered for, which reads no others, or by `default` of the same inputs.
+    """
+    kernels = {name: CACHE_KERNELS[name] for name in usable_for_cache() if q.dtype == k.dtype and _fits_cudnn(q)}
+    given = {name: partial(way, mask=mask, length=length) for name, way in {**kernels, "default": default}.items()}
+    return jax.lax.platform_dependent(q, k, v, **given) if kernels else given["default"](q, k, v)
+
+
+def cudnn_cached(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, length: jax.Array | int
+) -> jax.Array:
+    """`cached_attention` by cuDNN."""
+    windows, heads, queries, width = q.shape
+    k, v = (x.reshape(windows, -1, heads, width) for x in (k, v))
+    attended = jax.nn.dot_product_attention(
+        q.swapaxes(1, 2),
+        k,
+        v,
+        mask=mask,
+        query_seq_lengths=jnp.full(windows, queries, jnp.int32),
+        key_value_seq_lengths=jnp.full(windows, length, jnp.int32),
+        implementation="cudnn",
+    )
+    return attended.swapaxes(1, 2)
 
 
 def pallas(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool = False) -> jax.Array:
@@ -148,7 +188,9 @@ def with_gradient(kernel: Kernel) -> Kernel:
     return differentiable
 
 
-KERNELS: dict[str, Kernel] = {"cuda": cudnn, "tpu": with_gradient(split(pallas))}  # by the platform that they are for
+# By the platform that they are for.
+KERNELS: dict[str, Kernel] = {"cuda": cudnn, "tpu": with_gradient(split(pallas))}
+CACHE_KERNELS: dict[str, CacheKernel] = {"cuda": cudnn_cached}
 
 
 @cache
@@ -157,43 +199,44 @@ def usable() -> tuple[str, ...]:
 
     What is traced on a CPU may be lowered for another platform, whose kernels cannot be tried here.
     """
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        return tuple(platform for platform, kernel in KERNELS.items() if _problem(kernel, None) is None)
-    platform = "cuda" if "cuda" in device.client.platform_version else device.platform
-    if platform not in KERNELS:
-        return ()
-    if (problem := _problem(KERNELS[platform], device)) is None:
-        return (platform,)
-    warnings.warn(
-        f"the fused attention for {device.device_kind} is not used, and XLA's is slower: {problem}", stacklevel=2
-    )
-    return ()
+    return working(KERNELS, _error)
 
 
-def _problem(kernel: Kernel, device: jax.Device | None) -> str | None:
-    """What is wrong with a kernel: tried on a device, or only traced; None if it works."""
-    x = jax.ShapeDtypeStruct((1, 2, 2 * _LEAST, 64), jnp.bfloat16)
-    try:
-        if device is None:
-            jax.eval_shape(kernel, x, x, x)
-            return None
-        with ThreadPoolExecutor(1) as outside:  # of the program that this thread may be tracing
-            error = outside.submit(_error, kernel, x, device).result()
-            return None if error < 0.05 else f"its result is wrong by {error:g}"
-    except Exception as error:  # whatever a library or a driver raises: without it, everything still works
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+@cache
+def usable_for_cache() -> tuple[str, ...]:
+    """The same for `cached_attention`."""
+    return working(CACHE_KERNELS, _error_with_cache)
 
 
-def _error(kernel: Kernel, x: jax.ShapeDtypeStruct, device: jax.Device) -> float:
+def _error(kernel: Kernel) -> jax.Array:
     """How much a kernel's result and gradients differ from those of the formula, at most."""
-    keys = jax.random.split(jax.device_put(jax.random.key(0), device), 3)
-    inputs = [jax.random.normal(key, x.shape, x.dtype) for key in keys]
-    found, expected = (jax.jit(partial(_with_slopes, way))(*inputs) for way in (kernel, reference.attention))
-    return max(float(jnp.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+    inputs = _random((1, 2, 2 * _LEAST, 64), (1, 2, 2 * _LEAST, 64), (1, 2, 2 * _LEAST, 64))
+    return _most_apart(*(_with_slopes(way, *inputs) for way in (kernel, reference.attention)))
 
 
 def _with_slopes(kernel: Kernel, *inputs: jax.Array) -> tuple[jax.Array, ...]:
-    """A kernel's result and its gradients, in float32."""
     attended, back = jax.vjp(kernel, *inputs)
-    return tuple(x.astype(jnp.float32) for x in (attended, *back(attended)))
+    return attended, *back(attended)
+
+
+def _error_with_cache(kernel: CacheKernel) -> jax.Array:
+    """The same for `cached_attention`: one query to the audio, and five rows of one to a text that is half written."""
+    q, k, v = _random((2, 2, 5, 64), (2, 160, 128), (2, 160, 128))
+    by_head = [x.reshape(2, 160, 2, 64).swapaxes(1, 2) for x in (k, v)]
+    place = jnp.arange(160)
+    mask = jnp.broadcast_to((place % 5 == jnp.arange(5)[:, None]) & (place < 80), (2, 1, 5, 160))
+    found = kernel(q[:, :, :1], k, v, None, 160), kernel(q, k, v, mask, jnp.int32(80))
+    keys, values = by_head
+    return _most_apart(
+        found, [reference.attention(q[:, :, :1], keys, values), reference.attention(q, keys, values, mask)]
+    )
+
+
+def _random(*shapes: tuple[int, ...]) -> list[jax.Array]:
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def _most_apart(found: Sequence[jax.Array], expected: Sequence[jax.Array]) -> jax.Array:
+    apart = [jnp.abs(a.astype(jnp.float32) - b).max() for a, b in zip(found, expected, strict=True)]
+    return jnp.stack(apart).max()

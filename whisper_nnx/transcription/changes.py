@@ -127,6 +127,7 @@ class TranscribeChanges(RecordingChanges, total=False):
     batch_size: int
     devices: int | str | Mesh | None
     audio_ctx: int | None
+    masked_heads: str | Sequence[tuple[int, int]] | None
     draft: Whisper | str | None
     verbose: bool | None
     print_colors: bool

@@ -117,7 +117,7 @@ class LongformOptions:
 
     def __post_init__(self):
         for name in ("clip_timestamps", "alignment_heads"):
-            object.__setattr__(self, name, _as_tuples(getattr(self, name)))
+            object.__setattr__(self, name, as_tuples(getattr(self, name)))
         self._validate_clips()
         if self.max_context is not None and not self.max_context >= 0:
             raise ValueError(f"max_context={self.max_context} must be 0 tokens or more, or None for no limit")
@@ -161,10 +161,10 @@ class LongformOptions:
         return parse_clips([self.offset_s, *end], content_frames)
 
 
-def _as_tuples(value: Any) -> Any:
+def as_tuples(value: Any) -> Any:
     """Lists and arrays as tuples, which are hashable, to any depth."""
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return tuple(map(_as_tuples, value))
+        return tuple(map(as_tuples, value))
     return value
 
 

@@ -16,7 +16,7 @@ from whisper_nnx.runtime.options import explained, option
 from whisper_nnx.text.languages import language_or_none, to_language_code
 from whisper_nnx.transcription.calm import MAX_REPEATS
 from whisper_nnx.transcription.fallback import FallbackOptions
-from whisper_nnx.transcription.longform import LongformOptions
+from whisper_nnx.transcription.longform import LongformOptions, as_tuples
 from whisper_nnx.transcription.other_names import OTHER_KEYWORDS
 
 if TYPE_CHECKING:
@@ -68,6 +68,18 @@ class CallOptions:
             "was not trained for it. 0: all. Each number has its own programs (for `warmup`: `with_audio_ctx`).",
         ),
     )
+    masked_heads: str | tuple[tuple[int, int], ...] | None = field(
+        default=None,
+        metadata=_call(
+            "heads of the decoder that are left out, since they invent text where nobody speaks: measured, or 0:2,1:7 "
+            "(layer:head)",
+            group="long recordings",
+            kind="name",
+            accepts="str | Sequence[tuple[int, int]] | None",
+            more='"measured": those found for tiny.en or base (`with_masked_heads`). In Python also (layer, head) '
+            "pairs.",
+        ),
+    )
     draft: Whisper | str | None = field(
         default=None,
         metadata=_call(
@@ -116,6 +128,7 @@ class CallOptions:
     def __post_init__(self):
         object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, 1))
         object.__setattr__(self, "audio_ctx", whole_number("audio_ctx", self.audio_ctx, 0, or_none=True))
+        object.__setattr__(self, "masked_heads", as_tuples(self.masked_heads))
         if isinstance(self.draft, str) and self.draft != NGRAM:
             raise ValueError(f"draft={self.draft!r} must be a model (load_model), or {NGRAM!r}")
         if self.progress is not None and not callable(self.progress):

@@ -115,6 +115,7 @@ _KEYWORDS = {
     "log_prob_threshold logprob_thold": "is logprob_threshold here",
     "no_speech_thold": "is no_speech_threshold here",
     "entropy_thold": "is entropy_threshold here",
+    "masked_heads": "is for all recordings of a call: transcribe(..., masked_heads=), or --masked_heads of the server",
     "audio_ctx": "is for all recordings of a call: transcribe(..., audio_ctx=), or --audio_ctx of the server's command",
     "word_thold thold_pt thold_ptsum": "has no counterpart here: tokens are timed by attention (token_timestamps=True)",
     "n_processors": "has no counterpart here: vad_filter=True or independent_clips=True makes pieces, for batch_size",

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from whisper_nnx import ops
-from whisper_nnx.decoding.loop import Generated, Rows, advance, begin, idle_rows
+from whisper_nnx.decoding.loop import Generated, Rows, advance, begin, idle_rows, move_up
 from whisper_nnx.decoding.rules import Rule
 from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.model.sharding import mesh_of
@@ -83,6 +83,7 @@ class RowDecoder:
         self._rows: Rows | None = None
         self._program: tuple[Any, ...] = ()
         self._begun: dict[int, Attempt] = {}
+        self._is_sparse = False
 
     def put(self, places: Sequence[int | None], encoded: EncodedWindows) -> None:
         """Places windows in rows; None: not this one."""
@@ -144,6 +145,8 @@ class RowDecoder:
             program = max(in_loop, key=in_loop.__getitem__)
             if program != self._program:
                 self._program, self._rows = program, None
+        if self._is_sparse and self._rows is not None and ops.current().reads_written:
+            self._rows, self._is_sparse = move_up(self._rows, self._going), False
         for rows in self._prompt_groups.split(others.pop((False, self._program), [])):
             self._begin_group(rows, wanted)
         return [rows for own in others.values() for rows in self.groups.split(own)]
@@ -156,6 +159,8 @@ class RowDecoder:
             size = batch.initial_ids.shape[1]
             assert self._stored is not None
             self._rows = idle_rows(model.decoder, self._stored[0], batch.rules, size, strategy, special)
+            if ops.current().reads_written:  # compiles it now, not in the middle of the work
+                self._rows = move_up(self._rows, self._going)
         self._rows = begin(
             model.decoder,
             self.windows(rows).cross,
@@ -172,29 +177,30 @@ class RowDecoder:
     def _going(self) -> np.ndarray:
         return np.isin(np.arange(self.size), list(self._begun))
 
-    def _advance(self) -> tuple[Generated, jax.Array]:
+    def _advance(self) -> tuple[Generated, jax.Array, jax.Array]:
         assert self._stored is not None
         model, (strategy, *_) = self._model, self._program
         limits = np.int32(self._leave_at), np.int32(self._most_steps)
         special = tokenizer_of(model).special
-        self._rows, generated, done = advance(
+        self._rows, generated, done, is_sparse = advance(
             model.decoder, self._stored[0], self._rows, self._going, *limits, strategy, special
         )
-        return generated, done
+        return generated, done, is_sparse
 
-    def decode_apart(self, rows: Sequence[int | None], wanted: dict[int, Attempt]) -> tuple[Generated, None]:
+    def decode_apart(self, rows: Sequence[int | None], wanted: dict[int, Attempt]) -> tuple[Generated, None, None]:
         """Decodes the windows in these rows from beginning to end, on the device."""
         attempts = [None if row is None else wanted[row] for row in rows]
-        return generate_windows(self._model, self.windows(rows), attempts), None
+        return generate_windows(self._model, self.windows(rows), attempts), None, None
 
     def _results(
         self,
-        fetched: list[tuple[Generated, np.ndarray | None]],
+        fetched: list[tuple[Generated, np.ndarray | None, np.ndarray | None]],
         places: list[list[int | None]],
         wanted: dict[int, Attempt],
     ) -> dict[int, DecodingResult]:
         results: dict[int, DecodingResult] = {}
-        for (generated, done), rows in zip(fetched, places, strict=True):
+        for (generated, done, is_sparse), rows in zip(fetched, places, strict=True):
+            self._is_sparse = bool(np.any(is_sparse)) if is_sparse is not None else self._is_sparse
             ended = [row if done is None or done[i] else None for i, row in enumerate(rows)]
             found = results_of(self._model, [None if row is None else wanted[row] for row in ended], generated)
             results |= {row: found[i] for i, row in enumerate(ended) if row is not None}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
 from whisper_nnx.model.audio_context import with_audio_ctx
+from whisper_nnx.model.masked_heads import with_masked_heads
 from whisper_nnx.model.sharding import mesh_of, on_devices
 from whisper_nnx.output.results import Segment, Transcript
 from whisper_nnx.runtime.devices import rounded_up
@@ -52,7 +53,8 @@ def transcribe(
       hallucination_silence_threshold);
     - `DecodingOptions`: each window (language, task, suppression, limits, repetition);
     - `TranscribeOptions`: the recording (seed, audio_track, vad_filter, language detection, diarize);
-    - `CallOptions`: this call (batch_size, devices, audio_ctx, draft, verbose, print_colors, print_special, progress).
+    - `CallOptions`: this call (batch_size, devices, audio_ctx, masked_heads, draft, verbose, print_colors,
+      print_special, progress).
 
     Args:
       model: a model with a tokenizer.
@@ -95,7 +97,7 @@ def iter_transcripts(
     _require_several(audio)
     tokenizer_of(model)
     call, changed = CallOptions.split(changes)
-    model = with_draft(on_devices(with_audio_ctx(model, call.audio_ctx), call.devices), call.draft)
+    model = _of_call(model, call)
     shared = TranscribeOptions.of(options, **changed)  # an error in the shared options is raised at once
     call.check(shared)
     with_lm(tokenizer_of(model), shared)
@@ -114,13 +116,18 @@ def iter_transcripts(
     return Transcripts(model, sources if known is None else iter(known), batch_size, report, rows_ahead)
 
 
+def _of_call(model: Whisper, call: CallOptions) -> Whisper:
+    model = with_masked_heads(with_audio_ctx(model, call.audio_ctx), call.masked_heads)
+    return with_draft(on_devices(model, call.devices), call.draft)
+
+
 def iter_segments(
     model: Whisper, audio: Any, options: TranscribeOptions | None = None, **changes: Unpack[TranscribeChanges]
 ) -> SegmentStream:
     """Like `transcribe` of one recording, but yields its segments as soon as they are known."""
     tokenizer_of(model)
     call, changed = CallOptions.split(changes)
-    model = with_draft(on_devices(with_audio_ctx(model, call.audio_ctx), call.devices), call.draft)
+    model = _of_call(model, call)
     source, chosen = _source(audio, options, changed)
     call.check(chosen)
     batch_size = _useful(call.batch_size, model, chosen)
