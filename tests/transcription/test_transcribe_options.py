@@ -55,7 +55,7 @@ BY_NAME: dict[str, list[Any]] = {
     "vad_parameters": [{"speech_pad_ms": 100.0}, VadOptions(threshold=0.3)],
     "progress": [print],
     "devices": [1, "all"],
-    "masked_heads": ["measured", "0:1", [[1, 0]], np.array([[1, 0]])],
+    "masked_heads": ["0:1", [[1, 0]], np.array([[1, 0]])],
     "draft": ["ngram"],
 }
 BY_TYPE: dict[str, list[Any]] = {

@@ -172,13 +172,6 @@ RELEASED_SHORT_PIECE_HEADS: dict[str, tuple[tuple[int, int], ...]] = {
     "base": RELEASED_ALIGNMENT_HEADS["base"],
 }
 
-# Heads of the decoder's self-attention without which least is invented where nobody speaks, and speech is transcribed
-# as well as before (benchmarks/invented.py).
-RELEASED_INVENTING_HEADS: dict[str, tuple[tuple[int, int], ...]] = {
-    "tiny.en": ((1, 4), (3, 2)),
-    "base": ((0, 2), (1, 7)),
-}
-
 
 def released_alignment_heads(config: WhisperConfig) -> tuple[tuple[int, int], ...] | None:
     """Returns the alignment heads of the released size with this shape, or None.
@@ -192,11 +185,6 @@ def released_alignment_heads(config: WhisperConfig) -> tuple[tuple[int, int], ..
 def released_short_piece_heads(config: WhisperConfig) -> tuple[tuple[int, int], ...] | None:
     """Returns the heads that follow short pieces, for the released size with this shape; None if not measured."""
     return RELEASED_SHORT_PIECE_HEADS.get(_released_name(config) or "")
-
-
-def released_inventing_heads(config: WhisperConfig) -> tuple[tuple[int, int], ...] | None:
-    """Returns the heads of the decoder's self-attention that invent most; None if not measured."""
-    return RELEASED_INVENTING_HEADS.get(_released_name(config) or "")
 
 
 def _released_name(config: WhisperConfig) -> str | None:

@@ -71,13 +71,12 @@ class CallOptions:
     masked_heads: str | tuple[tuple[int, int], ...] | None = field(
         default=None,
         metadata=_call(
-            "heads of the decoder that are left out, since they invent text where nobody speaks: measured, or 0:2,1:7 "
-            "(layer:head)",
+            "heads of the decoder that are left out: 0:2,1:7 (layer:head)",
             group="long recordings",
             kind="name",
             accepts="str | Sequence[tuple[int, int]] | None",
-            more='"measured": those found for tiny.en or base (`with_masked_heads`). In Python also (layer, head) '
-            "pairs.",
+            more="Some invent text where nobody speaks, but speech may need them (`with_masked_heads`). In Python also "
+            "(layer, head) pairs.",
         ),
     )
     draft: Whisper | str | None = field(
