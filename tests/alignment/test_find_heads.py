@@ -13,7 +13,7 @@ from whisper_nnx.alignment.align import Reader
 from whisper_nnx.alignment.find_heads import find_alignment_heads
 from whisper_nnx.alignment.pieces import transcribe_pieces
 from whisper_nnx.audio.loading import load_audio
-from whisper_nnx.timing.alignment_heads import Heads
+from whisper_nnx.model.heads import Heads
 from whisper_nnx.timing.token_times import align_tokens
 from whisper_nnx.timing.words import words_from_tokens
 

@@ -15,10 +15,11 @@ from tests.conftest import missing
 from tests.small import quick_compilation, small_config, small_model, small_tokenizer  # noqa: F401
 from whisper_nnx import ops
 from whisper_nnx.model.config import RELEASED, RELEASED_ALIGNMENT_HEADS
+from whisper_nnx.model.heads import parse_heads
 from whisper_nnx.ops.cpu import kernels
 from whisper_nnx.ops.warping import warp_by_diagonals
 from whisper_nnx.timing import token_times as times
-from whisper_nnx.timing.alignment_heads import alignment_heads, parse_heads
+from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.token_times import (
     BUCKETS,
     AlignedText,

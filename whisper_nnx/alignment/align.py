@@ -19,6 +19,7 @@ from whisper_nnx.alignment.likelihood import following_logprobs
 from whisper_nnx.alignment.pieces import Piece, batches, transcribe_pieces
 from whisper_nnx.alignment.text_matching import match, spelled_as, spoken_words
 from whisper_nnx.audio.loading import load_audio
+from whisper_nnx.model.heads import Heads as Pairs
 from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.output.results import Segment, Transcript, Word
@@ -26,7 +27,6 @@ from whisper_nnx.runtime.devices import fetch, rounded_up
 from whisper_nnx.text.languages import language_or_none
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.text.words import TextWord, words_of
-from whisper_nnx.timing.alignment_heads import Heads as Pairs
 from whisper_nnx.timing.token_times import padded_ids
 from whisper_nnx.timing.word_times import Heads, Layout, SpelledWord, word_heads, word_times
 from whisper_nnx.transcription.attempts import compression_ratio

@@ -15,12 +15,12 @@ from whisper_nnx.alignment.pieces import transcribe_pieces
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, SAMPLE_RATE, load_audio
 from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.heads import Heads
 from whisper_nnx.model.layers import audio_scores
 from whisper_nnx.model.whisper import TextDecoder, Whisper
 from whisper_nnx.ops import first_positions
 from whisper_nnx.runtime.devices import fetch
 from whisper_nnx.text.words import words_of
-from whisper_nnx.timing.alignment_heads import Heads
 from whisper_nnx.timing.token_times import AlignedText, alignment_matrix, padded_ids
 from whisper_nnx.transcription.windows import tokenizer_of
 

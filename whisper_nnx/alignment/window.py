@@ -14,10 +14,10 @@ from whisper_nnx.audio.features import POSITIONS_PER_SECOND, RecordingMel
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, load_audio
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.model.cache import KeysValues
+from whisper_nnx.model.heads import Heads
 from whisper_nnx.model.layers import audio_scores
 from whisper_nnx.model.whisper import TextDecoder, Whisper
 from whisper_nnx.runtime.devices import fetch
-from whisper_nnx.timing.alignment_heads import Heads
 from whisper_nnx.timing.alignment_heads import alignment_heads as heads_of
 from whisper_nnx.timing.token_times import align_tokens, alignment_matrix, padded_ids, text_ids
 from whisper_nnx.transcription.attempts import DecodingResult

@@ -296,7 +296,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, opt
     """Refuses what `transcribe` and the writers would refuse, before the model is loaded."""
     try:
         if "alignment_heads" in options:
-            from whisper_nnx.timing.alignment_heads import parse_heads
+            from whisper_nnx.model.heads import parse_heads
 
             options["alignment_heads"] = parse_heads(options["alignment_heads"])
         SubtitleOptions(**_changed(args, SUBTITLE_FLAGS))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
+from whisper_nnx.model.heads import check_heads, parse_heads
 from whisper_nnx.model.whisper import Whisper
-from whisper_nnx.timing.alignment_heads import alignment_heads, parse_heads
 
 
 def with_masked_heads(model: Whisper, heads: Sequence[Sequence[int]] | str | None) -> Whisper:
@@ -29,9 +29,10 @@ def with_masked_heads(model: Whisper, heads: Sequence[Sequence[int]] | str | Non
     chosen = parse_heads(heads) if isinstance(heads, str) else heads
     if isinstance(chosen, int):
         raise ValueError(f"masked_heads={heads!r} must be layer:head pairs such as 0:2,1:7")
+    check_heads(model.config, chosen)
     config, masked = model.config, nnx.merge(*nnx.split(model))
     width = config.d_model // config.decoder_attention_heads
-    for layer, head in alignment_heads(config, chosen):
+    for layer, head in chosen:
         projection = masked.decoder.layers[layer].self_attn.out_proj
         kernel = projection.kernel[...]
         without = kernel.at[head * width : (head + 1) * width].set(0)

@@ -200,7 +200,7 @@ def transcribe_options(values: dict[str, Any], settings: ServerSettings) -> Tran
         if vad:
             changes["vad_parameters"] = _converted(VadOptions, vad, _VAD)
         if changes.get("alignment_heads") is not None:
-            from whisper_nnx.timing.alignment_heads import parse_heads
+            from whisper_nnx.model.heads import parse_heads
 
             changes["alignment_heads"] = parse_heads(changes["alignment_heads"])
         made = TranscribeOptions.changed(TranscribeOptions(), changes)

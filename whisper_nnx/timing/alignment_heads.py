@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from whisper_nnx.model.config import WhisperConfig, released_alignment_heads
-
-Heads = tuple[tuple[int, int], ...]  # (layer, head) pairs
+from whisper_nnx.model.heads import Heads, check_heads
 
 
 def alignment_heads(config: WhisperConfig, chosen: Heads | Sequence[Sequence[int]] | int | None = None) -> Heads:
@@ -20,7 +19,7 @@ def alignment_heads(config: WhisperConfig, chosen: Heads | Sequence[Sequence[int
     """
     if chosen is None:
         return config.alignment_heads or released_alignment_heads(config) or _upper_half(config)
-    layers, heads = config.decoder_layers, config.decoder_attention_heads
+    layers = config.decoder_layers
     if isinstance(chosen, int):
         if not 1 <= chosen <= layers:
             raise ValueError(f"alignment_heads={chosen} top layers, but the decoder has {layers}; choose 1 to {layers}")
@@ -30,11 +29,7 @@ def alignment_heads(config: WhisperConfig, chosen: Heads | Sequence[Sequence[int
         raise ValueError(
             "alignment_heads=() times no words; name at least one (layer, head), or None for the usual ones"
         )
-    for layer, head in pairs:
-        if not (0 <= layer < layers and 0 <= head < heads):
-            raise ValueError(
-                f"alignment head ({layer}, {head}) does not exist; choose layers below {layers} and heads below {heads}"
-            )
+    check_heads(config, pairs)
     return tuple(sorted(set(pairs)))  # attention scores come layer by layer; the order means nothing
 
 
@@ -53,15 +48,3 @@ def _upper_half(config: WhisperConfig) -> Heads:
 
 def _heads_from(config: WhisperConfig, layer: int) -> Heads:
     return tuple((i, h) for i in range(layer, config.decoder_layers) for h in range(config.decoder_attention_heads))
-
-
-def parse_heads(text: str) -> Heads | int:
-    """Alignment heads as they are written on a command line: "3", the three top layers; "1:0,2:1", layer:head pairs."""
-    try:
-        if ":" not in text:
-            return int(text)
-        pairs = [pair.split(":") for pair in text.split(",")]
-        return tuple((int(layer), int(head)) for layer, head in pairs)
-    except ValueError:
-        fix = "write layer:head pairs such as 1:0,2:1, or how many of the top layers"
-        raise ValueError(f"alignment heads {text!r} cannot be read; {fix}") from None

@@ -17,12 +17,13 @@ import numpy as np
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.model.config import WhisperConfig
+from whisper_nnx.model.heads import Heads
 from whisper_nnx.model.layers import Rows, audio_scores
 from whisper_nnx.model.whisper import TextDecoder
 from whisper_nnx.ops import first_positions
 from whisper_nnx.runtime.devices import fetch
 from whisper_nnx.runtime.programs import program
-from whisper_nnx.timing.alignment_heads import Heads, alignment_heads
+from whisper_nnx.timing.alignment_heads import alignment_heads
 
 if TYPE_CHECKING:
     from whisper_nnx.text.tokenizer import Tokenizer

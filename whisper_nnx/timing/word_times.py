@@ -17,10 +17,10 @@ import numpy as np
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.audio.loading import FRAMES_PER_SECOND, SAMPLE_RATE
 from whisper_nnx.model.config import WhisperConfig, released_alignment_heads, released_short_piece_heads
+from whisper_nnx.model.heads import Heads as Pairs
 from whisper_nnx.runtime.devices import fetch
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.text.words import normalized, split_tail
-from whisper_nnx.timing.alignment_heads import Heads as Pairs
 from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.token_times import AlignedText, padded_ids, row_begins
 from whisper_nnx.timing.words import WordTiming

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from whisper_nnx.model.heads import Heads
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.timing import word_times
-from whisper_nnx.timing.alignment_heads import Heads
 from whisper_nnx.timing.token_times import align_tokens, text_ids
 from whisper_nnx.timing.word_times import Heads as WordHeads
 from whisper_nnx.timing.word_times import Layout

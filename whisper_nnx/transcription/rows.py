@@ -9,7 +9,7 @@ from typing import Any
 
 from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.decoding.options import DecodingOptions
-from whisper_nnx.timing.alignment_heads import Heads
+from whisper_nnx.model.heads import Heads
 from whisper_nnx.timing.word_times import Heads as WordHeads
 from whisper_nnx.transcription.attempts import Attempt
 from whisper_nnx.transcription.fallback import FallbackOptions
