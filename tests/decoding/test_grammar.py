@@ -129,6 +129,48 @@ def test_a_prefix_is_the_beginning_of_the_text(model, encoded):
         decode(model, small_mel(1), GERMAN, choices=["one", "two"], prefix="the")
 
 
+LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w"
+CONTEXT, PROMPT = 48, tuple(range(60, 83))  # as many tokens of previous text as there may be
+
+
+@pytest.mark.parametrize("strategy", [{}, {"beam_size": 3, "patience": 2.0}], ids=str)
+@pytest.mark.parametrize("times", [True, False])
+@pytest.mark.parametrize(
+    ("letters", "options"),
+    [*((n, {}) for n in range(20, 24)), (30, {"max_new_tokens": CONTEXT}), (40, {"prefix": "a" * 18})],
+    ids=str,
+)
+def test_a_long_text_takes_room_from_the_prompt(model, letters, options, times, strategy):
+    text, written = "a" * letters, len(options.get("prefix", ""))
+    options = {"choices": [text], "prompt": PROMPT, "without_timestamps": not times, **options, **strategy}
+    assert decode(model, small_mel(1), GERMAN, **options)[0].text == text[written:]
+
+
+def test_a_text_may_fill_the_context_and_is_refused_beyond_it(model):
+    start, time = 3, 1
+    most = CONTEXT - start + 1 - time  # the last token is not fed
+    options = {"max_new_tokens": 1000, "prompt": PROMPT, "choices": ["a" * most]}
+    assert decode(model, small_mel(1), GERMAN, **options)[0].text == "a" * most
+    for options, message in (
+        ({"max_new_tokens": 1000}, "takes at least 47 tokens, more than the 46 of a window"),
+        ({"max_new_tokens": 1000, "prefix": "a"}, "takes at least 45 tokens, more than the 44 of a window"),
+        ({}, "takes at least 47 tokens, more than the 24 of a window"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decode(model, small_mel(1), GERMAN, prompt=PROMPT, choices=["a" * (most + 1)], **options)
+        with pytest.raises(ValueError, match=message):
+            transcribe(model, noise(1.0), language="de", choices=["a" * (most + 1)], **options)
+
+
+def test_a_prefix_with_a_time_within_the_text_is_refused(model):
+    times, one = [model.tokenizer.special.timestamp_begin + step for step in (0, 10)], model.tokenizer.encode(" one")
+    prefix = (times[0], *one, times[1])
+    options = {"choices": ["one and one"], "language": "de"}
+    with pytest.raises(ValueError, match="is not the beginning of a text of choices='one and one'; drop it"):
+        decode(model, small_mel(1), prefix=prefix, **options)
+    assert decode(model, small_mel(1), prefix=prefix[:2], **options)[0].text == "and one"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -151,12 +193,12 @@ def test_what_cannot_be_met_is_refused(model, options, message):
         decode(model, small_mel(1), GERMAN, **options)
 
 
-def test_a_long_text_has_room_after_much_previous_text(model):
-    """20 of the 48 positions are for the text, so that fewer than 23 are left for what was before."""
-    text = "one the two and one the two and one the"
+@pytest.mark.parametrize("before", [{"initial_prompt": LETTERS, "carry_initial_prompt": True}, {"hotwords": LETTERS}])
+@pytest.mark.parametrize("text", ["one the two and one the two and one the", "a" * 23, "a" * 40])
+def test_a_long_text_has_room_after_much_previous_text(model, text, before):
+    """So that fewer than 23 of the 48 positions are left for what was before."""
     options = {"choices": [text], "language": "de", "no_speech_threshold": None, "temperature": 0.0}
-    prompt = "a b c d e f g h i j k l m n o p q r s t u v w"
-    found = transcribe(model, noise(2.5), initial_prompt=prompt, carry_initial_prompt=True, **options)
+    found = transcribe(model, noise(2.5), max_new_tokens=41, **before, **options)
     assert {segment["text"].strip() for segment in found["segments"]} == {text}
 
 

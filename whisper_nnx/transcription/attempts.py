@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,8 @@ from whisper_nnx.decoding.strategies import Beam, Candidates, Sampling, Strategy
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.transcription.biasing import trie_of
-from whisper_nnx.transcription.grammars import grammar_program, grammar_rule
-from whisper_nnx.transcription.suppression import NO_LIMITS, limits_of, require_timestamps, rules_of
+from whisper_nnx.transcription.grammars import grammar_program, grammar_rule, least_tokens
+from whisper_nnx.transcription.suppression import NO_LIMITS, check_choice, limits_of, require_timestamps, rules_of
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,15 @@ def loop_inputs(config: WhisperConfig, tokenizer: Tokenizer, attempts: Sequence[
     special, n_ctx = tokenizer.special, config.max_target_positions
     options = [one.options if one else None for one in attempts]
     first = next(o for o in options if o is not None)
-    initial = [initial_ids(o, tokenizer, n_ctx) if o else InitialIds([special.sot], 0, []) for o in options]
+    least = [least_tokens(tokenizer, config.vocab_size, o) if o else 0 for o in options]
+    initial = [
+        initial_ids(o, tokenizer, n_ctx, some) if o else InitialIds([special.sot], 0, [])
+        for o, some in zip(options, least, strict=True)
+    ]
     padded = np.full((len(options), padded_positions(n_ctx)), special.eot, np.int32)
     for row, (ids, _, _) in zip(padded, initial, strict=True):
         row[: len(ids)] = ids
-
-    def limit(o: DecodingOptions | None, ids: Sequence[int]) -> int:
-        if o is None:
-            return 0
-        most = o.max_new_tokens or o.sample_len or n_ctx // 2
-        return min(most, n_ctx - len(ids) + 1)  # the last one sampled is not fed
-
-    limits = [limit(o, i.ids) for o, i in zip(options, initial, strict=True)]
+    limits = [_most_tokens(o, i.ids, n_ctx) if o else 0 for o, i in zip(options, initial, strict=True)]
     grammar = None
     if first.constraint is not None:
         grammar = grammar_rule(tokenizer, config.vocab_size, options, limits)
@@ -134,11 +131,35 @@ class InitialIds(NamedTuple):
     prefix: list[int]
 
 
-def initial_ids(options: DecodingOptions, tokenizer: Tokenizer, n_ctx: int) -> InitialIds:
-    """The ids that precede the sampled tokens of a window.
+def check_window(tokenizer: Tokenizer, config: WhisperConfig, options: DecodingOptions) -> None:
+    """Raises ValueError if the options leave a window no first token, or no text of its grammar fits in a window."""
+    check_choice(tokenizer, config.vocab_size, options)
+    grammar, n_ctx = options.constraint, config.max_target_positions
+    if grammar is None:
+        return
+    least = least_tokens(tokenizer, config.vocab_size, options)
+    without_prompt = replace(options, prompt=None, language=options.language or "en")  # any language is one id
+    most = _most_tokens(options, initial_ids(without_prompt, tokenizer, n_ctx).ids, n_ctx)
+    if least > most:
+        raise ValueError(f"{grammar.shown} takes at least {least} tokens, more than the {most} of a window; shorten it")
 
-    Previous text takes up to half the context, less what the prefix needs beyond its half; both lose their beginning.
-    If sample_len is given, the prefix leaves room for that many tokens within half the context.
+
+def _most_tokens(options: DecodingOptions, initial: Sequence[int], n_ctx: int) -> int:
+    """The most tokens to sample after the initial ids."""
+    most = options.max_new_tokens or options.sample_len or n_ctx // 2
+    return min(most, n_ctx - len(initial) + 1)  # the last one sampled is not fed
+
+
+def prompt_room(following: Sequence[int], n_ctx: int, least: int = 0) -> int:
+    """The most tokens of previous text before the start and the prefix, after which at least `least` are sampled."""
+    return max(0, min(n_ctx // 2 - 1, n_ctx - len(following) - max(2, least)))
+
+
+def initial_ids(options: DecodingOptions, tokenizer: Tokenizer, n_ctx: int, least: int = 0) -> InitialIds:
+    """The ids that precede the sampled tokens of a window, which are at least `least`.
+
+    Previous text takes up to half the context, less what the prefix and `least` need beyond their half; both lose their
+    beginning. If sample_len is given, the prefix leaves room for that many tokens within half the context.
     """
     special, half = tokenizer.special, n_ctx // 2
     require_timestamps(options, special)
@@ -149,8 +170,8 @@ def initial_ids(options: DecodingOptions, tokenizer: Tokenizer, n_ctx: int) -> I
         prefix = prefix[-room:]
         if not options.without_timestamps and not tokenizer.is_timestamp(prefix[0]):
             prefix = [special.timestamp_begin, *prefix]
-    room = min(half - 1, n_ctx - 2 - len(start) - len(prefix))
-    prompt = _ids(options.prompt, tokenizer)[-room:] if room > 0 else []
+    room = prompt_room([*start, *prefix], n_ctx, least)
+    prompt = _ids(options.prompt, tokenizer)[-room:] if room else []
     previous = [special.sot_prev, *prompt] if prompt else []
     return InitialIds([*previous, *start, *prefix], len(previous), prefix)
 

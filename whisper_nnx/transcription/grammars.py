@@ -11,9 +11,8 @@ from whisper_nnx.decoding.grammar import GrammarRule
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.grammar.grammar import automaton_of
 from whisper_nnx.grammar.tokens import REJECTED, START, TokenAutomaton, Vocabulary, token_automaton
-from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.text.tokenizer import Tokenizer
-from whisper_nnx.transcription.suppression import check_choice, suppressed_tokens
+from whisper_nnx.transcription.suppression import suppressed_tokens
 
 # The options that decide an automaton.
 _DECIDING = (
@@ -32,25 +31,17 @@ def grammar_program(tokenizer: Tokenizer, vocab_size: int, options: DecodingOpti
 
 
 def least_tokens(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions) -> int:
-    """How many tokens the shortest text of the grammar takes, with a timestamp before it; 0 without a grammar."""
-    automaton = _automaton_of_options(tokenizer, vocab_size, options)
-    if automaton is None:
+    """How many tokens the shortest text of the grammar takes after the prefix, with a timestamp where there is none.
+
+    0 without a grammar and with a penalty. Raises ValueError for a prefix that no text of the grammar begins with.
+    """
+    automaton, grammar = _automaton_of_options(tokenizer, vocab_size, options), options.constraint
+    if automaton is None or grammar is None or options.grammar_penalty is not None:
         return 0
-    return int(automaton.distance[_state(automaton, tokenizer, options)]) + (not options.without_timestamps)
-
-
-def check_window(tokenizer: Tokenizer, config: WhisperConfig, options: DecodingOptions) -> None:
-    """Raises ValueError if the options leave a window no first token, or no text of its grammar fits in a window."""
-    check_choice(tokenizer, config.vocab_size, options)
-    automaton, grammar = _automaton_of_options(tokenizer, config.vocab_size, options), options.constraint
-    if automaton is None or grammar is None:
-        return
-    if options.grammar_penalty is None and _state(automaton, tokenizer, options) == REJECTED:
+    state = _state(automaton, tokenizer, options)
+    if state == REJECTED:
         raise ValueError(f"prefix={options.prefix!r} is not the beginning of a text of {grammar.shown}; drop it")
-    least = least_tokens(tokenizer, config.vocab_size, options)
-    most = options.max_new_tokens or options.sample_len or config.max_target_positions // 2
-    if least > most:
-        raise ValueError(f"{grammar.shown} takes at least {least} tokens, more than the {most} of a window; shorten it")
+    return int(automaton.distance[state]) + (not options.without_timestamps and not options.prefix)
 
 
 def grammar_rule(
@@ -71,8 +62,8 @@ def grammar_rule(
 def _state(automaton: TokenAutomaton, tokenizer: Tokenizer, options: DecodingOptions) -> int:
     """The state after the prefix."""
     prefix = options.prefix or ()
-    text = tokenizer.encode(" " + prefix.strip()) if isinstance(prefix, str) else tokenizer.text_tokens(prefix)
-    return automaton.after(text) if prefix else START
+    ids = tokenizer.encode(" " + prefix.strip()) if isinstance(prefix, str) else list(prefix)
+    return automaton.after(tokenizer.text_tokens(ids) if options.without_timestamps else ids) if prefix else START
 
 
 def _automaton_of_options(tokenizer: Tokenizer, vocab_size: int, options: DecodingOptions) -> TokenAutomaton | None:

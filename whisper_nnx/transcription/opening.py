@@ -20,10 +20,10 @@ from whisper_nnx.model.whisper import Whisper, warn_of_precision
 from whisper_nnx.output.results import Segment, Transcript
 from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.word_times import word_heads
-from whisper_nnx.transcription.attempts import initial_ids
+from whisper_nnx.transcription.attempts import check_window, initial_ids, prompt_room
 from whisper_nnx.transcription.batch import choose_language
 from whisper_nnx.transcription.calm import VAD, Calm
-from whisper_nnx.transcription.grammars import check_window, least_tokens
+from whisper_nnx.transcription.grammars import least_tokens
 from whisper_nnx.transcription.language_models import with_lm
 from whisper_nnx.transcription.options import TranscribeOptions
 from whisper_nnx.transcription.recording import Recording
@@ -232,17 +232,15 @@ def open_audio(
     check_window(tokenizer_of(model), config, decoding)
     known = replace(decoding, language=language or "en")  # any language has as many ids
     initial = initial_ids(known, tokenizer_of(model), config.max_target_positions)
-    room = min(config.max_target_positions // 2 - 1, config.max_target_positions - 2 - len(initial.ids))
+    least = least_tokens(tokenizer_of(model), config.vocab_size, decoding)
+    room = prompt_room(initial.ids, config.max_target_positions, least)
     longform = options.longform
     if longform.condition_on_previous_text is None:
         longform = replace(longform, condition_on_previous_text=config.condition_on_prev_tokens)
     refined, chosen = longform.refine_word_times, longform.alignment_heads
     heads = alignment_heads(config, None if refined else chosen) if longform.timed else ()
     window: dict[str, Any] = {"window_frames": frames, "positions": config.max_source_positions, "calm": audio.calm}
-    if decoding.constraint is not None and decoding.grammar_penalty is None:  # its shortest text must have room
-        least = least_tokens(tokenizer_of(model), config.vocab_size, decoding)
-        room = min(room, config.max_target_positions - len(initial.ids) - least)
-    window |= {"context": config.max_target_positions, "prompt_room": max(0, room)}
+    window |= {"context": config.max_target_positions, "prompt_room": room}
     lives = [
         Live(
             Recording(tokenizer_of(model), language, mel.content_frames, longform, **window, piece=piece),

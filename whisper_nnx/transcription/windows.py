@@ -26,9 +26,8 @@ from whisper_nnx.runtime.forking import refuse_after_fork
 from whisper_nnx.runtime.programs import exportable, program
 from whisper_nnx.text.languages import to_language_code
 from whisper_nnx.text.tokenizer import Tokenizer
-from whisper_nnx.transcription.attempts import Attempt, DecodingResult, best_of, loop_inputs, row_seed
+from whisper_nnx.transcription.attempts import Attempt, DecodingResult, best_of, check_window, loop_inputs, row_seed
 from whisper_nnx.transcription.drafts import DraftModel, draft_of
-from whisper_nnx.transcription.grammars import check_window
 from whisper_nnx.transcription.language_models import window_with_lm
 
 if TYPE_CHECKING:
