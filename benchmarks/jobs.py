@@ -25,6 +25,7 @@ from benchmarks.scoring import write_result
 from whisper_nnx import __version__
 from whisper_nnx.audio.loading import load_audio
 
+SHARD_S = "480"  # several shards for two workers, of several recordings for each row of a batch
 COMMAND = [sys.executable, "-m", "whisper_nnx"]
 SYSTEMS = {"transcribe": 0, "job, 1 worker": 1, "job, 2 workers": 2}
 
@@ -80,7 +81,7 @@ def run(links: list[Path], output: Path, workers: int, options: list[str]) -> fl
             "--workers",
             str(workers),
             "--shard_s",
-            "120",
+            SHARD_S,
         ]
     else:
         command = [
