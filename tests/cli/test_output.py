@@ -155,7 +155,7 @@ def test_an_interrupt_waits_until_a_recordings_files_are_written(
     status: int,
     unfinished: dict[int, Any],
 ) -> None:
-    def write(path: Path, content: str) -> None:
+    def write(path: Path, content: str, *_: Any) -> None:
         if path.suffix == ".txt":
             signal.raise_signal(number)
         path.write_text(content)
