@@ -292,6 +292,21 @@ def test_parts_are_read_with_the_options_of_the_job(files, tmp_path, monkeypatch
     assert asked == {"max_hours": 0.5 / 3600, "stream": 0, "follow_timestamps": False}
 
 
+def test_what_chose_the_samples_of_a_part_does_not_choose_again(files, tmp_path):
+    row = {"audio": "sounds/1.wav", "offset": 0.5, "duration": 0.25}
+    (tmp_path / "nemo.json").write_text(json.dumps(row))
+    job = plan(tmp_path / "job", read_input(str(tmp_path / "nemo.json")), {"audio_track": 0})
+    taken = []
+
+    def transcribe_all(sources):
+        for number, source in enumerate(sources):
+            taken.append(load_audio(source["audio"], stream=source["audio_track"]))
+            yield number, transcript("x")
+
+    work(job, transcribe_all)
+    assert [len(samples) for samples in taken] == [4000]
+
+
 def test_tars_and_parquet_may_be_urls(files, tmp_path):
     pytest.importorskip("pyarrow")
     import fsspec

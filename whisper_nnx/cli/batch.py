@@ -199,7 +199,8 @@ def _run_processes(planned: job.Job, args: argparse.Namespace) -> int:
 
     def start(name: str, place: int) -> supervise.Process:
         command = [sys.executable, "-m", "whisper_nnx", "batch", *_worker_arguments(planned, args, workers, name)]
-        command.append(f"--parent={os.getpid()}")
+        if os.name == "posix":  # elsewhere the parent may be a launcher of Python
+            command.append(f"--parent={os.getpid()}")
         return supervise.Process(command, env=os.environ | environment(place))
 
     def environment(place: int) -> dict[str, str]:

@@ -323,18 +323,18 @@ def advance(
     rows = run(decoder, cross, rows, strategy, special, leave_at, most_steps)
     generated = Generated(strategy.result(rows.state), rows.no_speech_prob)
     done, cache = _done(rows.state, strategy), rows.cache
-    is_sparse = jnp.minimum(cache.end, cache.source.shape[1]) > 2 * _longest(cache, ~done)
+    is_sparse = jnp.minimum(cache.end, cache.source.shape[1]) > 2 * jnp.maximum(_longest(cache, ~done), PREFILL_CHUNK)
     rows = replace(rows, cache=_between_programs(cache, len(wanted)))
     return rows, generated, done, jnp.broadcast_to(is_sparse, done.shape)
 
 
 @program(rows=("rows", "going"), donated=("rows",))
-def move_up(rows: Rows, going: jax.Array) -> Rows:
+def move_up(rows: Rows, going: jax.Array, least: jax.Array) -> Rows:
     """Moves what the `going` [B] windows read to the front of the cache, so that its `end` is that of the longest.
 
-    Or that of a short prompt, lest one that begins next is longer, and the ring counts as full.
+    least: the smallest `end`, that of the prompts that begin next: behind a longer one the ring would count as full.
     """
-    end = jnp.maximum(_longest(rows.cache, going), PREFILL_CHUNK)
+    end = jnp.maximum(_longest(rows.cache, going), least)
     cache = _turned(rows.cache, end - rows.cache.end[0])
     return replace(rows, cache=replace(cache, end=jnp.full_like(cache.end, end)))
 

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from whisper_nnx.audio.remote import is_remote
 from whisper_nnx.jobs.export import export_planned, origin, split_formats
 from whisper_nnx.jobs.inputs import Recording, file_state
@@ -102,6 +104,8 @@ class _Worker:
         self._job, self._leases, self._name, self._report, self._batched = job, leases, name, report, batched
         self._origin = origin(job)
         self._reading = {key: job.settings[name] for name, key in _READING.items() if name in job.settings}
+        # What chose a track or a rate while a part was read is not to do so again.
+        self._was_read_by = dict.fromkeys({"audio_track", "sampling_rate"} & job.settings.keys())
         self._begun: dict[int, tuple[_Shard, Recording]] = {}  # by their numbers
         self._held: list[_Shard] = []
         self._audio_s, self._since = 0.0, time.monotonic()  # transcribed since then
@@ -186,10 +190,11 @@ class _Worker:
     def _read(self, shard: _Shard, one: Recording) -> Any:
         """A recording as `transcribe` takes it; None if it is a part of a file that cannot be read."""
         try:
-            return one.read(**self._reading)
+            found = one.read(**self._reading)
         except (OSError, ValueError) as error:
             self._finish(shard, one, error)
             return None
+        return {"audio": found, **self._was_read_by} if self._was_read_by and isinstance(found, np.ndarray) else found
 
     def _opened(self, number: int) -> _Shard:
         job, recordings = self._job, self._job.shard(number)

@@ -91,7 +91,9 @@ def one_product(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
 
 def key() -> str:
     """Where a kernel of `fused.py` does not work, programs are others; on a CPU they are lowered without."""
-    return " ".join(fused.usable()) if jax.default_backend() != "cpu" else ""
+    if jax.default_backend() == "cpu":
+        return ""
+    return f"{' '.join(fused.usable())}; cache: {' '.join(fused.usable_for_cache())}"
 
 
 def create() -> Implementation:
@@ -115,4 +117,8 @@ def create() -> Implementation:
 
 def for_gpus(operations: Implementation) -> Implementation:
     """The operations with what differs on GPUs."""
-    return replace(operations, audio_multiple=1, reads_written=bool(fused.usable_for_cache()))
+
+    def reads_written(dtype: Any) -> bool:
+        return fused.is_half(dtype) and "cuda" in fused.usable_for_cache()
+
+    return replace(operations, audio_multiple=1, reads_written=reads_written)

@@ -7,6 +7,7 @@ hand gives the result of the formula.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -55,7 +56,11 @@ def _takes(platform: str, q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
 
 
 def _fits_cudnn(q: jax.Array) -> bool:
-    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    return is_half(q.dtype) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+
+
+def is_half(dtype: Any) -> bool:
+    return dtype in (jnp.bfloat16, jnp.float16)
 
 
 def _fills_lanes(heads: int, width: int) -> bool:
@@ -103,9 +108,16 @@ def cached_attention(
 
     By the kernel of the platform that this is lowered for, which reads no others, or by `default` of the same inputs.
     """
-    kernels = {name: CACHE_KERNELS[name] for name in usable_for_cache() if q.dtype == k.dtype and _fits_cudnn(q)}
+    fits = q.dtype == k.dtype and _fits_cudnn(q) and not _is_split(q)
+    kernels = {name: CACHE_KERNELS[name] for name in usable_for_cache() if fits}
     given = {name: partial(way, mask=mask, length=length) for name, way in {**kernels, "default": default}.items()}
     return jax.lax.platform_dependent(q, k, v, **given) if kernels else given["default"](q, k, v)
+
+
+def _is_split(q: jax.Array) -> bool:
+    """Whether a mesh may divide the heads, of which cuDNN's partitioning takes whole ones only."""
+    mesh = jax.typeof(q).sharding.mesh
+    return "model" in mesh.axis_names and mesh.shape["model"] > 1
 
 
 def cudnn_cached(
@@ -220,16 +232,17 @@ def _with_slopes(kernel: Kernel, *inputs: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _error_with_cache(kernel: CacheKernel) -> jax.Array:
-    """The same for `cached_attention`: one query to the audio, and five rows of one to a text that is half written."""
-    q, k, v = _random((2, 2, 5, 64), (2, 160, 128), (2, 160, 128))
-    by_head = [x.reshape(2, 160, 2, 64).swapaxes(1, 2) for x in (k, v)]
-    place = jnp.arange(160)
-    mask = jnp.broadcast_to((place % 5 == jnp.arange(5)[:, None]) & (place < 80), (2, 1, 5, 160))
-    found = kernel(q[:, :, :1], k, v, None, 160), kernel(q, k, v, mask, jnp.int32(80))
-    keys, values = by_head
-    return _most_apart(
-        found, [reference.attention(q[:, :, :1], keys, values), reference.attention(q, keys, values, mask)]
-    )
+    """The same for `cached_attention`: a query to the audio, and 1, 5 and 32 to a text that is half written."""
+    errors = []
+    for dtype, queries in itertools.product((jnp.bfloat16, jnp.float16), (1, 5, 32)):
+        q, k, v = (x.astype(dtype) for x in _random((2, 2, queries, 64), (2, 160, 128), (2, 160, 128)))
+        keys, values = (x.reshape(2, 160, 2, 64).swapaxes(1, 2) for x in (k, v))
+        place = jnp.arange(160)
+        mask = jnp.broadcast_to((place % 5 == jnp.arange(queries)[:, None] % 5) & (place < 80), (2, 1, queries, 160))
+        found = kernel(q, k, v, None, 160), kernel(q, k, v, mask, jnp.int32(80))
+        expected = reference.attention(q, keys, values), reference.attention(q, keys, values, mask)
+        errors.append(_most_apart(found, expected))
+    return jnp.stack(errors).max()
 
 
 def _random(*shapes: tuple[int, ...]) -> list[jax.Array]:

@@ -22,8 +22,8 @@ class Implementation:
         values of the text, and those of the audio.
       key: what else decides the programs that are traced with it, as text: which kernels the processor has.
       window_by_window: whether work is cut into windows, heads and pieces that stay in a core's cache.
-      reads_written: whether the token loop reads the text's keys and values only as far as some are written, so that it
-        pays to move them up when rows come and go.
+      reads_written: whether the token loop of a model that computes in a dtype reads the text's keys and values only as
+        far as some are written, so that it pays to move them up when rows come and go.
       audio_multiple: the cache's number of audio positions is padded to a multiple of it.
     """
 
@@ -43,5 +43,5 @@ class Implementation:
     cache_dtypes: Callable[[Dtype], tuple[Dtype, Dtype]]
     key: Callable[[], str] = str
     window_by_window: bool = False
-    reads_written: bool = False
+    reads_written: Callable[[Dtype], bool] = lambda dtype: False
     audio_multiple: int = 1

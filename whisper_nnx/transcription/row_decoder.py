@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from whisper_nnx import ops
-from whisper_nnx.decoding.loop import Generated, Rows, advance, begin, idle_rows, move_up
+from whisper_nnx.decoding.loop import PREFILL_CHUNK, Generated, Rows, advance, begin, idle_rows, move_up
 from whisper_nnx.decoding.rules import Rule
 from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.model.sharding import mesh_of
@@ -145,8 +145,6 @@ class RowDecoder:
             program = max(in_loop, key=in_loop.__getitem__)
             if program != self._program:
                 self._program, self._rows = program, None
-        if self._is_sparse and self._rows is not None and ops.current().reads_written:
-            self._rows, self._is_sparse = move_up(self._rows, self._going), False
         for rows in self._prompt_groups.split(others.pop((False, self._program), [])):
             self._begin_group(rows, wanted)
         return [rows for own in others.values() for rows in self.groups.split(own)]
@@ -159,8 +157,10 @@ class RowDecoder:
             size = batch.initial_ids.shape[1]
             assert self._stored is not None
             self._rows = idle_rows(model.decoder, self._stored[0], batch.rules, size, strategy, special)
-            if ops.current().reads_written:  # compiles it now, not in the middle of the work
-                self._rows = move_up(self._rows, self._going)
+            self._is_sparse = True  # moved now, so that it is not compiled in the middle of the work
+        if self._is_sparse and ops.current().reads_written(model.decoder.dtype):
+            least = np.int32(-(-int(batch.initial_length.max()) // PREFILL_CHUNK) * PREFILL_CHUNK)
+            self._rows, self._is_sparse = move_up(self._rows, self._going, least), False
         self._rows = begin(
             model.decoder,
             self.windows(rows).cross,
