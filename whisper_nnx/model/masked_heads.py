@@ -14,7 +14,7 @@ from whisper_nnx.model.whisper import Whisper
 def with_masked_heads(model: Whisper, heads: Sequence[Sequence[int]] | str | None) -> Whisper:
     """A model that shares the weights of another, without the output of some heads of the decoder's self-attention.
 
-    A few of these heads cause most of what Whisper invents where nobody speaks (arXiv:2505.12969), but speech may need
+    A few of these heads cause most of what Whisper invents without speech (arXiv:2505.12969), but speech may need
     them. benchmarks/invented.py finds such heads.
 
     Args:

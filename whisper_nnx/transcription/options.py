@@ -75,7 +75,7 @@ class CallOptions:
             group="long recordings",
             kind="name",
             accepts="str | Sequence[tuple[int, int]] | None",
-            more="Some invent text where nobody speaks, but speech may need them (`with_masked_heads`). In Python also "
+            more="Some invent text without speech, but speech may need them (`with_masked_heads`). In Python also "
             "(layer, head) pairs.",
         ),
     )
