@@ -18,7 +18,7 @@ from whisper_nnx.timing.alignment_heads import alignment_heads
 from whisper_nnx.timing.token_times import BUCKETS, align_tokens, bucket, text_ids
 from whisper_nnx.timing.word_times import Layout, word_heads, word_times
 from whisper_nnx.transcription.attempts import Attempt, strategy_of
-from whisper_nnx.transcription.drafts import with_draft
+from whisper_nnx.transcription.drafts import draft_of, with_draft
 from whisper_nnx.transcription.grammars import least_tokens
 from whisper_nnx.transcription.language_models import with_lm
 from whisper_nnx.transcription.longform import LongformOptions
@@ -61,7 +61,8 @@ def warmup(
     model = with_draft(model, draft)
     chosen = with_lm(tokenizer_of(model), TranscribeOptions.of(options, **changes))
     attempts = [chosen.fallback.options_at(t, chosen.window_options) for t in chosen.fallback.temperatures]
-    tries = {strategy_of(attempt): attempt for attempt in attempts}
+    drafted = draft_of(model) is not None  # which decodes at temperature 0 only, with the strategy of others
+    tries = {(strategy_of(attempt), drafted and attempt.temperature == 0): attempt for attempt in attempts}
     described = options_of(LongformOptions, TranscribeOptions).values()
     whole: dict[str, Any] = {one.name: one.default for one in described if one.scope == "recording"}
     short = _short_texts(model, chosen)
