@@ -193,7 +193,7 @@ def test_options_of_subtitles_need_results_with_words(sounds, tmp_path, capsys):
 
 @pytest.mark.filterwarnings("default")
 def test_a_planned_job_names_local_files_by_absolute_paths(sounds, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "_supervised", lambda *_: 0)
+    monkeypatch.setattr(command, "_supervised", lambda plan, args: plan(1) and 0)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tokens").mkdir()
     arguments = ["sounds", "--output=job", "--model=demo", "--tokenizer=tokens", "--word_timestamps", "-f=srt"]

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,8 @@ class BatchOptions:
         default=None,
         metadata=_option(
             f"audio in a shard, in s: what a worker takes at once (default: {job.SHARD_S:g}, "
-            f"with batch_size=N at least {job.PER_ROW} N recordings)"
+            f"with batch_size=N at least {job.PER_ROW} N recordings; less in a small job, of which each of several "
+            f"workers gets {job.PER_WORKER} shards)"
         ),
     )
     retry_failed: bool = field(default=False, metadata=_option("try the recordings that failed once more"))
@@ -151,11 +152,15 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         if (path := getattr(args, name)) is not None and os.path.exists(path):
             setattr(args, name, os.path.abspath(path))
     settings = {"input": inputs.absolute(args.input), **stored_options(args), **written}
-    found = export.exportable(inputs.read_input(args.input), settings)
-    planned = job.plan(args.output, found, settings, args.shard_s)
-    if args.retry_failed:
-        journal.reopen_failed(planned)
-    return _supervised(planned, args)
+
+    def plan(workers: int) -> job.Job:
+        found = export.exportable(inputs.read_input(args.input), settings)
+        planned = job.plan(args.output, found, settings, args.shard_s, workers)
+        if args.retry_failed:
+            journal.reopen_failed(planned)
+        return planned
+
+    return _supervised(plan, args)
 
 
 def _check_workers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -186,16 +191,16 @@ def _has_own_gpus(args: argparse.Namespace) -> bool:
     return not args.ray and (args.workers or 1) > 1 and args.device is not None and args.device[0] in ("gpu", "cuda")
 
 
-def _supervised(planned: job.Job, args: argparse.Namespace) -> int:
-    """Runs the workers -> exit status: 1 if a worker or a recording failed."""
-    ended = _run_actors(planned, args) if args.ray else _run_processes(planned, args)
+def _supervised(plan: Callable[[int], job.Job], args: argparse.Namespace) -> int:
+    """Runs the workers -> exit status: 1 if a worker or a recording failed. plan: plans the job for so many workers."""
+    planned, ended = (_run_actors if args.ray else _run_processes)(plan, args)
     found = status.status(planned)
     say(_line(found))
     return ended or int(found.failed > 0 or found.shards_done < found.shards)
 
 
-def _run_processes(planned: job.Job, args: argparse.Namespace) -> int:
-    workers = args.workers or 1
+def _run_processes(plan: Callable[[int], job.Job], args: argparse.Namespace) -> tuple[job.Job, int]:
+    planned = plan(workers := args.workers or 1)
 
     def start(name: str, place: int) -> supervise.Process:
         command = [sys.executable, "-m", "whisper_nnx", "batch", *_worker_arguments(planned, args, workers, name)]
@@ -209,10 +214,10 @@ def _run_processes(planned: job.Job, args: argparse.Namespace) -> int:
         known = os.environ.get("CUDA_VISIBLE_DEVICES")
         return {"CUDA_VISIBLE_DEVICES": str(place) if known is None else known.split(",")[place]}
 
-    return supervise.supervise(planned, start, workers, say)
+    return planned, supervise.supervise(planned, start, workers, say)
 
 
-def _run_actors(planned: job.Job, args: argparse.Namespace) -> int:
+def _run_actors(plan: Callable[[int], job.Job], args: argparse.Namespace) -> tuple[job.Job, int]:
     from whisper_nnx.jobs import cluster
 
     for name in ("model_dir", "compilation_cache"):  # actors have another working directory
@@ -221,11 +226,12 @@ def _run_actors(planned: job.Job, args: argparse.Namespace) -> int:
     with cluster.connected(args.ray) as machines:
         count, resources = cluster.slots(machines, args.device and args.device[0], args.threads, args.gpus_per_worker)
         args.threads = resources.get("num_cpus", args.threads)
+        planned = plan(workers := args.workers or count)
 
         def start(name: str, place: int) -> cluster.Actor:
             return cluster.Actor(main, _worker_arguments(planned, args, 1, name), resources)
 
-        return supervise.supervise(planned, start, args.workers or count, say)
+        return planned, supervise.supervise(planned, start, workers, say)
 
 
 def _worker_arguments(planned: job.Job, args: argparse.Namespace, workers: int, name: str) -> list[str]:
@@ -255,7 +261,7 @@ def _work(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         raise ValueError(f"{args.output} was planned in Python; continue it there, by the same call")
     if args.worker_name is None:
         _check_workers(parser, args)
-        return _supervised(planned, args)
+        return _supervised(lambda workers: planned, args)
     try:
         if args.parent is not None:
             supervise.end_with(args.parent)

@@ -53,8 +53,8 @@ def run_on_cluster(
 
     written = export_settings(output_format, subtitles or {}, options)
     with connected(address) as machines:
-        job = planned(input, output, shard_s, options, written)
         count, resources = slots(machines, gpus=gpus_per_worker)
+        job = planned(input, output, shard_s, options, written, workers or count)
         work = partial(work_with, load, job, options, expires_s)  # and its name
         supervise(job, lambda name, place: Actor(work, name, resources), workers or count, say)
     if (found := status(job)).shards_done < job.shards:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import secrets
 import shutil
@@ -19,6 +21,9 @@ from whisper_nnx.output.writers import make_output_folder, write_whole
 SHARD_S = 3600.0  # audio in a shard
 _MOST_RECORDINGS = 2000  # in a shard
 PER_ROW = 4  # recordings in a shard for each row of a batch, which ends with the shard
+PER_WORKER = 4  # shards of a small job for each of several workers
+_LEAST_S, _WINDOW_S = 60.0, 30.0  # of audio in such a shard; for each row of a batch
+_AHEAD = 50_000  # recordings that are read before the length of shards is chosen
 _FORMAT = 1
 _ABOUT = "job.json"
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: a plan has millions of lines
@@ -137,6 +142,7 @@ def plan(
     recordings: Iterable[Recording],
     settings: dict[str, Any],
     shard_s: float | None = None,
+    workers: int = 1,
 ) -> Job:
     """Plans a job, or opens the one that is planned there with the same settings.
 
@@ -147,7 +153,9 @@ def plan(
       recordings: all of them; not read where a job is planned already. One that is named twice is planned once.
       settings: what results depend on, as JSON; the version is added.
       shard_s: audio in a shard, in s; recordings of unknown duration are taken for 16,000 bytes a second. Default:
-        an hour, and with a `batch_size` above 1 in the settings at least that many recordings four times.
+        an hour, and with a `batch_size` above 1 in the settings at least that many recordings four times; less where
+        that would be fewer than four shards for each of several workers.
+      workers: how many are known to work on the job; matters only where it is not planned already.
 
     Raises:
       ValueError: another job is planned there, with what differs; or there are no recordings, or two with one id.
@@ -162,10 +170,9 @@ def plan(
         return _same(Job.open(root), settings)
     unfinished = root / f"plan.{secrets.token_hex(8)}.partial"
     unfinished.mkdir()
-    rows_of_batch = settings.get("batch_size", 1)
-    least = PER_ROW * rows_of_batch if rows_of_batch > 1 and shard_s is None else 1
-    shards = _shards(recordings, shard_s or SHARD_S, least)
     try:
+        size, found = _sized(recordings, shard_s, settings.get("batch_size", 1), workers)
+        shards = _shards(found, size)
         counts = [_write_shard(unfinished, n, rows) for n, rows in enumerate(shards)]
         if not counts:
             raise ValueError("the input holds no recordings; check the path, and the extensions in a folder")
@@ -197,7 +204,34 @@ def _same(job: Job, settings: dict[str, Any]) -> Job:
     return job
 
 
-def _shards(recordings: Iterable[Recording], shard_s: float, least: int) -> Iterator[list[Recording]]:
+@dataclass(frozen=True)
+class _Size:
+    """A shard ends with so many seconds of audio in at least so many recordings, or with the most recordings."""
+
+    seconds: float
+    least: int = 1
+    most: int = _MOST_RECORDINGS
+
+
+def _sized(
+    recordings: Iterable[Recording], shard_s: float | None, rows: int, workers: int
+) -> tuple[_Size, Iterable[Recording]]:
+    """The size of shards, and all the recordings; rows: of a batch."""
+    if shard_s is not None:
+        return _Size(shard_s), recordings
+    least = PER_ROW * rows if rows > 1 else 1
+    if workers == 1:
+        return _Size(SHARD_S, least), recordings
+    recordings = iter(recordings)
+    first = list(itertools.islice(recordings, _AHEAD))
+    seconds, shards = sum(one.about_s for one in first), PER_WORKER * workers
+    shard_s = min(SHARD_S, max(seconds / shards, _LEAST_S, _WINDOW_S * rows))
+    least = min(least, max(rows, len(first) // shards))
+    most = _MOST_RECORDINGS if seconds else math.ceil(len(first) / shards)  # servers that state no sizes
+    return _Size(shard_s, least, most), itertools.chain(first, recordings)
+
+
+def _shards(recordings: Iterable[Recording], size: _Size) -> Iterator[list[Recording]]:
     known, count, rows, seconds = dict[str, int](), 0, list[Recording](), 0.0
     for one in recordings:
         place = hash((one.name, str(one.part)))  # paths would take more memory
@@ -208,7 +242,7 @@ def _shards(recordings: Iterable[Recording], shard_s: float, least: int) -> Iter
         count = len(known)
         rows.append(one)
         seconds += one.about_s
-        if (seconds >= shard_s and len(rows) >= least) or len(rows) == max(least, _MOST_RECORDINGS):
+        if (seconds >= size.seconds and len(rows) >= size.least) or len(rows) == max(size.least, size.most):
             yield rows
             rows, seconds = [], 0.0
     if rows:

@@ -76,14 +76,15 @@ def planned(
     shard_s: float | None,
     options: TranscribeChanges,
     written: dict[str, Any],
+    workers: int = 1,
 ) -> Job:
-    """The job of `run`; written: the settings of what is exported."""
+    """The job of `run`; written: the settings of what is exported; workers: see `plan`."""
     with warnings.catch_warnings(action="ignore"):  # `iter_transcripts` issues them
         call, changed = CallOptions.split(options)
         call.check(TranscribeOptions.of(**changed))
     source = os.fspath(input)
     settings = {"input": absolute(source), "planned_by": "python", **_stored(options), **written}
-    return plan(os.path.abspath(output), exportable(read_input(source), settings), settings, shard_s)
+    return plan(os.path.abspath(output), exportable(read_input(source), settings), settings, shard_s, workers)
 
 
 def _stored(options: Mapping[str, Any]) -> dict[str, Any]:
