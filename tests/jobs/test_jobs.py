@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -20,7 +21,7 @@ import pytest
 from tests.jobs.echo import transcribe_all, transcribe_together, transcript
 from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan, write_once
-from whisper_nnx.jobs.journal import Journal, note_speed, reopen_failed
+from whisper_nnx.jobs.journal import Journal, Progress, note_speed, reopen_failed
 from whisper_nnx.jobs.leases import Leases
 from whisper_nnx.jobs.status import Status, report, results, status, suspicions
 from whisper_nnx.jobs.supervise import Process, supervise
@@ -400,6 +401,29 @@ def test_a_shard_that_never_ends_as_a_whole_is_done_one_by_one(sounds, tmp_path)
     work(job, interrupted, batched=True)
     assert asked == [0] + [1] * 5 + [0] + [1] * 4 + [8] * 6 + [5]
     assert (status(job).done, status(job).failed) == (60, 1)
+
+
+def test_a_shard_that_is_done_one_by_one_stays_so_when_a_poisoned_recording_is_found(sounds, tmp_path):
+    job = planned(sounds, tmp_path / "job")
+    for number in range(10):
+        dead(job, 4, f"worker{number}", [one.id for one in job.shard(4)[:3]])
+    ended, lines = run(job, 1, "033.wav", "batched")
+    assert (ended, len(lines)) == (0, 2)  # alone
+    rows = map(json.loads, job.path("results", 4).read_text(encoding="utf-8").splitlines())
+    assert [(Path(row["audio"]).name, row["segments"][0]["avg_logprob"]) for row in rows] == [
+        (name, -zlib.crc32(name.encode()) / 1e10) for name in ("032.wav", *(f"{n:03d}.wav" for n in range(34, 40)))
+    ]
+
+
+def test_a_shard_that_is_done_one_by_one_stays_so_when_failures_are_tried_again(sounds, tmp_path):
+    job = planned(sounds, tmp_path / "job")
+    journal = Journal(job, 0, "worker")
+    journal.give_up()
+    journal.finish({"id": job.shard(0)[0].id, "error": "OSError"})
+    journal.close()
+    reopen_failed(job)
+    assert not (found := Progress.read(job, 0)).rows
+    assert found.is_given_up()
 
 
 def test_in_a_batch_the_longest_recordings_come_first_and_results_are_in_the_order_of_the_plan(sounds, tmp_path):

@@ -29,6 +29,7 @@ class Progress:
       deaths_alone: by id, how many of these did nothing else.
       cleared: ids that a worker has transcribed alone and survived, see `Journal.clear`.
       attempts: for each worker that has begun recordings beside others, those that it has not finished.
+      given_up: whether a worker has noted that the shard is done one recording at a time.
     """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Progress:
     deaths_alone: Counter[str] = field(default_factory=Counter)
     cleared: set[str] = field(default_factory=set)
     attempts: list[set[str]] = field(default_factory=list)
+    given_up: bool = False
 
     @classmethod
     def read(cls, job: Job, shard: int) -> Progress:
@@ -44,7 +46,9 @@ class Progress:
         for path in sorted((job.folder / "work").glob(f"{shard:06d}.*.jsonl")):
             begun, together = dict[str, bool](), False  # id -> whether alone
             for line in _lines(path):
-                if "begun" in line:
+                if "given_up" in line:
+                    found.given_up = True
+                elif "begun" in line:
                     begun[line["begun"]] = line["alone"]
                     together |= not line["alone"]
                 elif "released" in line:
@@ -76,7 +80,7 @@ class Progress:
 
     def is_given_up(self) -> bool:
         """Whether a shard cannot be done as a whole: workers have ended or were interrupted too often."""
-        return len(self._unexplained()) >= _MOST_ATTEMPTS
+        return self.given_up or len(self._unexplained()) >= _MOST_ATTEMPTS
 
     def _unexplained(self) -> list[set[str]]:
         """The attempts that no quarantined recording has ended."""
@@ -103,6 +107,10 @@ class Journal:
     def finish(self, row: dict[str, Any]) -> None:
         self._write(row if self.keeps_rows else {"released": row["id"]})
         self._begun.discard(row["id"])
+
+    def give_up(self) -> None:
+        """Notes that the shard is done one recording at a time from now on, whatever is found to have ended workers."""
+        self._write({"given_up": True})
 
     def clear(self, id_: str) -> None:
         """Notes that a recording, transcribed alone, ends no worker."""
@@ -171,7 +179,7 @@ def reopen_failed(job: Job) -> None:
 def _drop_failures(job: Job, shard: int) -> None:
     failed = {id_ for id_, row in Progress.read(job, shard).rows.items() if "error" in row}
     for path in (job.folder / "work").glob(f"{shard:06d}.*.jsonl") if failed else ():
-        about = ((line, next(line[key] for key in _IDS if key in line)) for line in _lines(path))
+        about = ((line, next((line[key] for key in _IDS if key in line), None)) for line in _lines(path))
         kept = (json.dumps(line, ensure_ascii=False) for line, id_ in about if id_ not in failed)
         write_whole(path, "".join(f"{line}\n" for line in kept))
 

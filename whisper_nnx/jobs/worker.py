@@ -202,6 +202,8 @@ class _Worker:
         keeps_rows = not self._batched or progress.is_given_up()
         shard = _Shard(number, recordings, progress, Journal(job, number, self._name, keeps_rows))
         self._held.append(shard)
+        if self._batched and keeps_rows and not progress.given_up:
+            shard.journal.give_up()
         shard.missing = {one.id for one in recordings} - progress.rows.keys()
         for one in [one for one in recordings if one.id in shard.missing]:
             if progress.is_quarantined(one.id):
