@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.cli.test_bad_input import write_wav
 from tests.ops.test_fused import interpreted, normal, value_and_slopes
 from tests.small import quick_compilation, small_mel, small_model  # noqa: F401
+from tests.transcription.test_moving_up import check_moving_up
 from weight_loader import load_model, save_pretrained
 from whisper_nnx import (
     align,
@@ -32,6 +33,7 @@ from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.cli.transcribe import main
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.ops import fused, reference
+from whisper_nnx.transcription import row_decoder
 from whisper_nnx.transcription.windows import encode_windows
 
 GREEDY = {"temperature": 0.0, "sample_len": 12, "no_speech_threshold": None}
@@ -69,6 +71,20 @@ def test_layers_are_divided_over_model(model: Whisper) -> None:
     found, words = transcribed(model, WORDS, devices=make_mesh(1, 4))
     assert [found, words] == transcribed(model, WORDS)
     assert sum(map(len, words)) > 3
+
+
+def test_the_cache_is_moved_up_on_a_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, moved = row_decoder.begin, []
+
+    def watched(*args: Any) -> Any:
+        before = [x.sharding for x in jax.tree.leaves(args[4])]
+        begun = begin(*args)
+        moved.extend(x.shape for x, old in zip(jax.tree.leaves(begun), before, strict=True) if x.sharding != old)
+        return begun
+
+    monkeypatch.setattr(row_decoder, "begin", watched)
+    check_moving_up(monkeypatch, devices=make_mesh(2, 2))
+    assert not moved  # idle rows lie where those that are decoded will
 
 
 def test_both_are_divided_and_warmup_compiles_all_that_is_run(

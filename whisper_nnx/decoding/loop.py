@@ -10,16 +10,19 @@ kinds of the rules and the vocabulary's special ids are static, so one compiled 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from whisper_nnx import ops
 from whisper_nnx.decoding.rules import Rule
 from whisper_nnx.decoding.strategies import Candidates, Strategy
 from whisper_nnx.model.cache import KeysValues, KVCache, to_cache
 from whisper_nnx.model.whisper import TextDecoder
-from whisper_nnx.runtime.devices import divided, over_data, put_rows_of, traced_mesh
+from whisper_nnx.runtime.devices import divided, placed, put_rows_of
 from whisper_nnx.runtime.programs import exportable, program
 from whisper_nnx.text.special_tokens import SpecialTokens
 
@@ -206,7 +209,7 @@ def generate(
     return Generated(strategy.result(rows.state), rows.no_speech_prob)
 
 
-@program(static_argnames=("size", "strategy", "special"))
+@program(static_argnames=("size", "strategy", "special", "mesh"))
 def idle_rows(
     decoder: TextDecoder,
     cross: tuple[KeysValues, ...],
@@ -214,9 +217,13 @@ def idle_rows(
     size: int,
     strategy: Strategy,
     special: SpecialTokens,
+    mesh: Mesh | None = None,
 ) -> Rows:
-    """Rows for B windows in which nothing has begun; rules: of any number of windows, size: `padded_positions`."""
-    mesh, cache = traced_mesh(jax.tree.leaves(cross)[0]), KVCache.init(cross, size)
+    """Rows for B windows in which nothing has begun, on a mesh or a device of its own.
+
+    rules: of any number of windows; size: `padded_positions`; mesh: that of `cross`, of which only shapes are used.
+    """
+    cache = KVCache.init(cross, size)
     windows = cache.length.shape[0]
     nothing = jnp.zeros(windows, jnp.int32)
     rows = Rows(
@@ -230,11 +237,11 @@ def idle_rows(
     def zeros(x: jax.Array) -> jax.Array:
         return jnp.zeros((windows, *x.shape[1:]), x.dtype)
 
-    def placed(x: jax.Array) -> jax.Array:
-        return over_data(x, mesh)
-
-    rows, empty = jax.tree.map(placed, rows), [rule.changed(zeros).repeat(strategy.group) for rule in rules]
-    return replace(rows, rules=tuple(rule.changed(placed) for rule in empty))
+    place, place_heads = partial(placed, mesh=mesh), partial(placed, mesh=mesh, heads_axis=ops.current().heads_axis)
+    buffers = jax.tree.map(place_heads, rows.cache.self_attention)
+    rows, empty = jax.tree.map(place, rows), [rule.changed(zeros).repeat(strategy.group) for rule in rules]
+    placed_rules = tuple(rule.changed(place) for rule in empty)
+    return replace(rows, rules=placed_rules, cache=replace(rows.cache, self_attention=buffers))
 
 
 @program(static_argnames=("strategy", "special"), donated=("rows",))

@@ -211,13 +211,23 @@ def over_model(array: jax.Array, axis: int) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
-def over_data(array: jax.Array, mesh: Any = None) -> jax.Array:
-    """Within a program: divides the rows over `data` of its mesh or of this one; other axes as the compiler likes."""
-    mesh = mesh or traced_mesh(array)
+def over_data(array: jax.Array) -> jax.Array:
+    """Within a program: divides the rows over `data`, and leaves the other axes to the compiler."""
+    mesh = traced_mesh(array)
     if not (rows := rows_spec(len(array), mesh)):
         return array
     spec = PartitionSpec(*rows, *[PartitionSpec.UNCONSTRAINED] * (array.ndim - 1))
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+
+
+def placed(array: jax.Array, mesh: Mesh | None, heads_axis: int | None = None) -> jax.Array:
+    """Within a program: places a new array [B,...] on a mesh, its rows over `data` and an axis (heads) over `model`."""
+    if mesh is None:
+        return array
+    spec: list[Any] = [*rows_spec(len(array), mesh), *[None] * array.ndim][: array.ndim]
+    if heads_axis is not None and array.shape[heads_axis] % _size(mesh, MODEL) == 0 and MODEL in mesh.axis_names:
+        spec[heads_axis] = MODEL
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def _size(mesh: Any, axis: str) -> int:

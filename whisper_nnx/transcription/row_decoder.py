@@ -156,10 +156,10 @@ class RowDecoder:
         if self._rows is None:
             size = batch.initial_ids.shape[1]
             assert self._stored is not None
-            self._rows = idle_rows(model.decoder, self._stored[0], batch.rules, size, strategy, special)
+            self._rows = idle_rows(model.decoder, self._stored[0], batch.rules, size, strategy, special, mesh_of(model))
             self._is_sparse = True  # moved now, so that it is not compiled in the middle of the work
-        moves = mesh_of(model) is None and ops.current().reads_written(model.decoder.dtype)
-        if self._is_sparse and moves:  # on a mesh XLA does not compile it
+        moves = ops.current().reads_written(model.decoder.dtype)
+        if self._is_sparse and moves:
             least = np.int32(-(-int(batch.initial_length.max()) // PREFILL_CHUNK) * PREFILL_CHUNK)
             self._rows, self._is_sparse = move_up(self._rows, self._going, least), False
         self._rows = begin(
