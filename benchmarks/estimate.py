@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import plan, tables
 from benchmarks.scoring import write_result
+from whisper_nnx.decoding.loop import PREFILL_CHUNK
 from whisper_nnx.model.config import RELEASED
 
 TOKENS = tables.RESULTS / "base.tokens.json"
@@ -33,6 +34,7 @@ MINUTES = 30  # of speech whose tokens are counted
 REACHED = (0.85, 0.6)  # of the memory's and the matrix units' rates: assumed
 BLOCK = 16  # tokens
 POSITIONS, ELEMENT = 1500, 2  # of a window in the encoder's output; bytes in bfloat16
+TEXT_POSITIONS = 448
 
 
 class Chip(NamedTuple):
@@ -78,21 +80,29 @@ class Case:
     faster: float = 1.0  # speech: that many times the tokens
 
 
-def steps(tokens: Sequence[int], rows: int, block: int | None) -> tuple[int, int]:
-    """Steps until windows with these numbers of tokens are decoded in that many rows; how often rows are filled.
+def steps(tokens: Sequence[int], rows: int, block: int | None) -> tuple[int, int, int]:
+    """Steps until windows with these numbers of tokens are decoded in that many rows.
 
     block: the loop is left every so many steps while windows wait; None: when all rows are done.
+
+    Returns:
+      The steps; how often rows are filled; how often the cache is moved up before that.
     """
-    waiting, left, total, fills = list(reversed(tokens)), list[int](), 0, 0
-    while waiting or left:
-        if len(left) < rows and waiting and (block or not left):
+    waiting, going = list(reversed(tokens)), list[tuple[int, int]]()  # tokens of a row, and where it began
+    end = total = fills = moves = 0
+    while waiting or going:
+        if len(going) < rows and waiting and (block or not going):
             fills += 1
-            while len(left) < rows and waiting:
-                left.append(waiting.pop())
-        taken = min(max(left), block) if block and waiting else max(left)
-        total += taken
-        left = [n - taken for n in left if n > taken]
-    return total, fills
+            longest = max((end - began for _, began in going), default=0)
+            if min(end, TEXT_POSITIONS) > 2 * max(longest, PREFILL_CHUNK):
+                moves, going, end = moves + 1, [(n, began - end + longest) for n, began in going], longest
+            while len(going) < rows and waiting:
+                going.append((waiting.pop(), end))
+        last = max(began + n for n, began in going) - end
+        taken = min(last, block) if block and waiting else last
+        total, end = total + taken, end + taken
+        going = [(n, began) for n, began in going if began + n > end]
+    return total, fills, moves
 
 
 def program_s(row: dict[str, Any], chip: Chip, reached: tuple[float, float], less_mb: float = 0.0) -> tuple[float, str]:
@@ -115,7 +125,7 @@ def estimate(
     chip, config = SHEET[case.chip], RELEASED[case.size]
     kind = "beam" if case.beam else "step"
     encode, prompt, step = (rows[case.chip, case.size, name] for name in ("encode", "prompt", kind))
-    less_mb = 0.0
+    move, less_mb = None if case.beam else rows.get((case.chip, case.size, "move up")), 0.0
     if case.cross_bytes != ELEMENT:
         eight = rows.get((case.chip, case.size, f"{kind} int8"))
         cross_mb = 2 * config.decoder_layers * POSITIONS * config.d_model * ELEMENT / 1e6  # of a window
@@ -124,7 +134,7 @@ def estimate(
     batch = step["batch"]
     windows = round(3600 * case.hours / window_s)
     drawn = [round(case.faster * n) for n in random.Random(0).choices(tokens, k=windows)]
-    n_steps, fills = steps(drawn, batch, BLOCK if case.refilled else None)
+    n_steps, fills, moves = steps(drawn, batch, BLOCK if case.refilled else None)
     found: dict[str, Any] = asdict(case) | {"batch": batch, "windows": windows, "steps": n_steps}
     for name, reached in (("sheet", (1.0, 1.0)), ("reached", REACHED)):
         step_s, bound = program_s(step, chip, reached, less_mb)
@@ -132,6 +142,7 @@ def estimate(
             "encoder": windows / encode["batch"] * program_s(encode, chip, reached)[0],
             "prompt": windows / prompt["batch"] * program_s(prompt, chip, reached)[0],
             "steps": n_steps * step_s,
+            "moves": moves * (program_s(move, chip, reached)[0] if move else 0.0),
             "dispatch": (windows / encode["batch"] + 2 * fills) * host.program_ms / 1e3,
         }
         device_s = sum(parts.values())

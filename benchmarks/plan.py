@@ -55,6 +55,8 @@ def plan() -> Iterator[Row]:
                 yield row
                 if is_large and program in ("step", "beam"):
                     yield replace(row, cross="int8")
+            if chip == "h200":  # whose attention reads what is written
+                yield Row(chip, size, "move up", batch)
     yield Row("h200", "large-v3", "generate", 128)
     yield Row("h200", "large-v3", "generate beam", 32)
 

@@ -22,6 +22,7 @@ from whisper_nnx.decoding.loop import (
     begin,
     generate,
     idle_rows,
+    move_up,
     padded_positions,
 )
 from whisper_nnx.decoding.rules import SuppressRule, TimestampRule
@@ -124,6 +125,12 @@ def _continue(strategy: Strategy, model: Whisper, batch: int) -> Call:
     return advance.jitted, (model.decoder, *args), _inputs(strategy, model, 1)[1]
 
 
+def _move_up(strategy: Strategy, model: Whisper, batch: int) -> Call:
+    """What is still read of the text's keys and values, moved to the front."""
+    going = jax.ShapeDtypeStruct((batch,), jnp.bool_)
+    return move_up.jitted, (_rows(strategy, model, batch), going, _ints(())), {}
+
+
 PROGRAMS: dict[str, Callable[[Whisper, int], Call]] = {
     "encode": encode,
     "prompt": partial(_pass, PREFILL_CHUNK, 1),
@@ -132,6 +139,7 @@ PROGRAMS: dict[str, Callable[[Whisper, int], Call]] = {
     "align": align,
     "begin": partial(_begin, Sampling()),
     "advance": partial(_continue, Sampling()),
+    "move up": partial(_move_up, Sampling()),
     "generate": partial(_decoding, Sampling()),
     "generate beam": partial(_decoding, Beam(BEAMS, BEAMS)),
 }

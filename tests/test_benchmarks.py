@@ -100,10 +100,12 @@ def test_documents_hold_the_tables_of_the_results(document):
 
 
 def test_a_batch_takes_its_longest_row_and_refilled_rows_wait_for_none():
-    assert estimate.steps([7, 2, 5, 3], 2, None) == (7 + 5, 2)
-    assert estimate.steps([7, 2, 5, 3], 2, 1) == (10, 3)
-    assert estimate.steps([7, 2, 5, 3], 2, 4) == (11, 3)  # the second row is free for two steps
-    assert estimate.steps([7, 2, 5, 3], 4, None) == estimate.steps([7, 2, 5, 3], 4, 1) == (7, 1)
+    assert estimate.steps([7, 2, 5, 3], 2, None) == (7 + 5, 2, 0)
+    assert estimate.steps([7, 2, 5, 3], 2, 1) == (10, 3, 0)
+    assert estimate.steps([7, 2, 5, 3], 2, 4) == (11, 3, 0)  # the second row is free for two steps
+    assert estimate.steps([7, 2, 5, 3], 4, None) == estimate.steps([7, 2, 5, 3], 4, 1) == (7, 1, 0)
+    assert estimate.steps([100, 100, 30, 30], 2, None) == (130, 2, 1)
+    assert estimate.steps([100, 10, 30, 30], 2, 10) == (100, 3, 0)  # the first row still reads all
 
 
 def test_an_estimate_is_what_its_programs_take_at_the_rates_of_the_data_sheet():
@@ -112,6 +114,7 @@ def test_an_estimate_is_what_its_programs_take_at_the_rates_of_the_data_sheet():
         ("h200", "large-v3", "encode"): program | {"batch": 16},
         ("h200", "large-v3", "prompt"): program | {"batch": 128},
         ("h200", "large-v3", "step"): {"arguments_mb": 1.0, "gflop": 1.0, "mb": 48_000.0, "batch": 128},  # 10 ms
+        ("h200", "large-v3", "move up"): program | {"mb": 9_600.0},  # 2 ms
     }
     host = estimate.Host(decoding_s=1.6, cores=16, program_ms=0.0, window_ms=0.0)
     found = estimate.estimate(estimate.Case("h200", "large-v3"), rows, [100], 28.125, host)  # 128 windows
@@ -119,6 +122,7 @@ def test_an_estimate_is_what_its_programs_take_at_the_rates_of_the_data_sheet():
         "encoder": 0.008,
         "prompt": 0.001,
         "steps": 1.0,
+        "moves": 0.0,
         "dispatch": 0.0,
         "decoding": 0.1,
         "driver": 0.0,
@@ -126,6 +130,8 @@ def test_an_estimate_is_what_its_programs_take_at_the_rates_of_the_data_sheet():
     assert (found["sheet"]["s"], found["sheet"]["bound"], found["sheet"]["step_bound"]) == (1.009, "steps", "memory")
     alone = estimate.estimate(estimate.Case("h200", "large-v3", files=1), rows, [100], 28.125, host)
     assert (alone["sheet"]["s"], alone["sheet"]["bound"]) == (1.6, "decoding")
+    two = estimate.estimate(estimate.Case("h200", "large-v3", 2), rows, [100], 28.125, host)
+    assert two["sheet"]["parts"]["moves"] == 0.002  # before the second batch
     cross_mb = 128 * 2 * 32 * 1500 * 1280 * 2 / 1e6  # half of which 8 bits save
     eight = estimate.estimate(estimate.Case("h200", "large-v3", cross_bytes=1), rows, [100], 28.125, host)
     assert eight["sheet"]["step_ms"] == pytest.approx(10 - cross_mb / 2 / 4.8e3, abs=1e-3)
