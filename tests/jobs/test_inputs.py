@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.audio.test_loading import write_wav
 from tests.jobs.echo import transcript
 from whisper_nnx import load_audio
 from whisper_nnx.data.manifest import read_manifest
+from whisper_nnx.jobs.changes import warn_of_changes
 from whisper_nnx.jobs.inputs import Recording, absolute, read_input
 from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.parts import read_part
@@ -49,8 +51,10 @@ def levels(found: list[Recording]) -> list[float]:
 
 
 def planned(source: Path | str, folder: Path) -> tuple[Job, list[Recording]]:
-    """What a job has planned: what has gone through JSON."""
+    """What a job has planned: what has gone through JSON, and does not differ from the input."""
     job = plan(folder, read_input(str(source)), {})
+    with warnings.catch_warnings(action="error"):
+        warn_of_changes(job, str(source))
     return job, job.shard(0)
 
 

@@ -1,17 +1,24 @@
-"""How a small job is divided among several workers."""
+"""How a small job is divided among several workers, and what differs from the plan of a job that goes on."""
 
 import json
+import shutil
+import tarfile
 import threading
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from tests.jobs.echo import transcribe_all
 from tests.jobs.test_jobs import files, recordings
+from whisper_nnx.jobs.changes import warn_of_changes
 from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.journal import speeds
+from whisper_nnx.jobs.run import planned
 from whisper_nnx.jobs.worker import work
 
 
@@ -99,3 +106,71 @@ def test_a_job_that_goes_on_with_other_workers_keeps_its_plan(source, tmp_path):
     work(job, transcribe_all)
     work(expected := plan(tmp_path / "expected", read_input(source), {}, workers=2), transcribe_all)
     assert files(job) == files(expected)
+
+
+# What has changed since.
+
+
+def changes(job: Job, source: Path | str) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_changes(job, str(source))
+    return [str(one.message) for one in caught]
+
+
+def test_a_folder_with_other_recordings_than_the_plan_is_told_in_a_line(tmp_path, monkeypatch):
+    sounds = recordings(tmp_path / "sounds", ["a.wav", "b.wav", "deep/c.wav"])
+    job = plan(tmp_path / "job", read_input(str(sounds)), {})
+    monkeypatch.setattr("whisper_nnx.jobs.inputs.file_state", None)  # no file is looked at
+    (sounds / "a.wav").write_bytes(b"changed: the worker reports it")
+    (sounds / "notes.txt").write_text("")
+    monkeypatch.chdir(sounds.parent)
+    assert changes(job, "sounds") == changes(job, sounds / "**" / "*.wav") == []
+    (sounds / "b.wav").unlink()
+    recordings(sounds, ["d.wav", "deep/e.wav"])
+    [line] = changes(job, sounds)
+    assert line == (
+        f"{sounds} has changed since the job was planned: 2 recordings are new, such as {sounds}/d.wav, "
+        f"and 1 recording is gone, such as {sounds}/b.wav; "
+        f"{job.folder} goes on as it was planned; what is new needs a new job"
+    )
+    assert len(changes(job, sounds / "**" / "*.wav")) == 1
+    shutil.rmtree(sounds)
+    [line] = changes(job, sounds)
+    assert line.startswith(
+        f"{job.folder} goes on as it was planned, as its input cannot be read: {sounds}: no such file"
+    )
+
+
+def test_rows_of_lists_are_compared_by_what_they_name_and_tars_by_their_names(tmp_path):
+    recordings(tmp_path, ["a.wav", "b.wav"])
+    rows = [{"audio": "a.wav", "offset": start, "duration": 1} for start in (0, 2)] + [{"audio": "memory://x.wav"}] * 2
+    (listed := tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with tarfile.open(tmp_path / "1.tar", "w") as tar:
+        tar.add(tmp_path / "a.wav", "a.wav")
+    jobs = [plan(tmp_path / str(n), read_input(str(one)), {}) for n, one in enumerate((listed, tmp_path / "*.tar"))]
+    assert changes(jobs[0], listed) == changes(jobs[1], tmp_path / "*.tar") == []
+    shutil.copy(tmp_path / "1.tar", tmp_path / "2.tar")
+    [line] = changes(jobs[1], tmp_path / "*.tar")
+    assert f"1 recording is new, such as {tmp_path}/2.tar;" in line
+    with listed.open("a") as file:
+        file.write(json.dumps({"audio": "a.wav", "offset": 3.5, "duration": 1}))
+    [line] = changes(jobs[0], listed)
+    assert f"1 recording is new, such as {tmp_path}/a.wav from 3.5 s for 1 s;" in line
+
+
+def test_servers_are_not_asked_what_has_changed(tmp_path, monkeypatch):
+    fsspec.filesystem("memory").pipe("/new/a.wav", b"x")
+    job = plan(tmp_path / "job", read_input("memory://new"), {})
+    monkeypatch.setattr("whisper_nnx.jobs.inputs._remote", None)
+    assert changes(job, "memory://new") == []
+
+
+def test_a_job_that_goes_on_warns_of_changes_and_a_new_one_does_not(tmp_path, recwarn):
+    sounds = recordings(tmp_path / "sounds", ["a.wav"])
+    again = partial(planned, sounds, tmp_path / "job", None, {"beam_size": 2}, {})
+    again()
+    recordings(sounds, ["b.wav"])
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"1 recording is new, such as .*b\.wav"):
+        assert again().recordings == 1

@@ -18,7 +18,7 @@ from whisper_nnx.cli.options import OPTIONS, SUBTITLE_FLAGS, Flag, add_option, a
 from whisper_nnx.cli.parser import Help, Parser, parse_spelled
 from whisper_nnx.cli.transcribe import check, check_devices, check_options, load_named_model, transcribe_options
 from whisper_nnx.grammar.grammar import read_grammar
-from whisper_nnx.jobs import export, inputs, job, journal, status, supervise, worker
+from whisper_nnx.jobs import changes, export, inputs, job, journal, status, supervise, worker
 from whisper_nnx.output.progress import clock
 from whisper_nnx.output.writers import WRITERS
 from whisper_nnx.runtime.console import NAME, exit_status, run_command, say
@@ -155,7 +155,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
     def plan(workers: int) -> job.Job:
         found = export.exportable(inputs.read_input(args.input), settings)
+        is_new = not os.path.exists(os.path.join(args.output, "plan"))
         planned = job.plan(args.output, found, settings, args.shard_s, workers)
+        if not is_new:
+            changes.warn_of_changes(planned, args.input)
         if args.retry_failed:
             journal.reopen_failed(planned)
         return planned

@@ -12,18 +12,17 @@ import os
 import stat
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from whisper_nnx.audio.remote import is_remote, remote_errors
 from whisper_nnx.audio.suffixes import SUFFIXES
 from whisper_nnx.jobs.lhotse import is_lhotse, lhotse_part
-from whisper_nnx.jobs.parts import AUDIO_KEYS, beside, is_container, open_file, parts, read_part
+from whisper_nnx.jobs.parts import AUDIO_KEYS, TAR, beside, is_container, open_file, parts, read_part
 
 _LISTS, _TABLES = (".txt", ".lst"), (".jsonl", ".json", ".jsonl.gz")
 
@@ -82,7 +81,29 @@ class Recording:
         return self.audio if self.part is None else read_part(self.audio, self.part, **options)
 
 
-_Found = Recording | Callable[[], Recording]
+@dataclass(slots=True)
+class _Named:
+    """A recording as an input names it, before its file is looked at.
+
+    Attributes:
+      audio, duration, part: see `Recording`.
+      name: in the input.
+      id: that of its row.
+      size: of the file, if a server has stated it with the name.
+    """
+
+    audio: str
+    name: str
+    id: Any = None
+    duration: float | None = None
+    part: dict[str, Any] | None = None
+    size: int | None = None
+
+    def recording(self) -> Recording:
+        size, modified = (self.size, None) if self.size else file_state(self.audio)
+        name = self.name if self.part is None else f"{self.name}\0{json.dumps(self.part)}"
+        id_ = _id(name, size) if self.id is None else str(self.id)
+        return Recording(id_, self.audio, size, self.duration, self.part, modified)
 
 
 def read_input(source: str) -> Iterator[Recording]:
@@ -106,8 +127,11 @@ def read_input(source: str) -> Iterator[Recording]:
     waiting = deque[Recording | Future[Recording]]()
     pool = ThreadPoolExecutor(_REQUESTS)
     try:
-        for one in _found(source):
-            waiting.append(one if isinstance(one, Recording) else pool.submit(one))
+        for one in itertools.chain.from_iterable(_expanded(*found) for found in _files(source)):
+            if isinstance(one, _Named):
+                waiting.append(pool.submit(one.recording) if is_remote(one.audio) else one.recording())
+            else:
+                waiting.append(one)
             if len(waiting) > _AHEAD or isinstance(waiting[0], Recording):
                 yield _known(waiting.popleft())
         while waiting:
@@ -120,22 +144,41 @@ def _known(one: Recording | Future[Recording]) -> Recording:
     return one if isinstance(one, Recording) else one.result()
 
 
-def _found(source: str) -> Iterator[_Found]:
+def read_places(source: str) -> Iterator[str]:
+    """The `place` of each recording of an input at a path, by what is listed: no recording or tar is looked at."""
+    for path, name, size in _files(source):
+        if path.lower().endswith(TAR):
+            yield path
+        else:
+            yield from (place(one.audio, one.part) for one in _expanded(path, name, size))
+
+
+def place(audio: str, part: dict[str, Any] | None) -> str:
+    """Where a recording is, but of the members of a tar only that."""
+    if part is None or "member" in part:
+        return audio
+    if "row" in part:
+        return f"{audio}#{part['row']}"
+    of_channels = f" of channels {part['channels']}" if "channels" in part else ""
+    return f"{audio} from {part['start']:g} s for {part['duration']:g} s{of_channels}"
+
+
+def _files(source: str) -> Iterator[tuple[str, str, int | None]]:
+    """The files of an input, some of which hold or name recordings -> path, name in the input, size if stated."""
     path = Path(source)
     if is_remote(source):
         yield from _remote(source)
     elif path.is_file() or (is_container(source) and path.exists()):
-        yield from _expanded(os.path.abspath(path), path.name)
+        yield os.path.abspath(path), path.name, None
     elif path.is_dir():
         if (path / "dataset_dict.json").is_file():
             raise ValueError(f"{path} contains several splits; give the folder of one, such as {path / 'train'}")
-        for found in _below(path):
-            yield _recording(os.path.abspath(found), found.relative_to(path).as_posix())
+        yield from _below(os.path.abspath(path))
     elif glob.has_magic(source):
         fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
         for match in sorted(glob.iglob(source, recursive=True)):
             if os.path.isfile(match):
-                yield from _expanded(os.path.abspath(match), Path(match).relative_to(fixed).as_posix())
+                yield os.path.abspath(match), Path(match).relative_to(fixed).as_posix(), None
     else:
         raise FileNotFoundError(f"{source}: no such file, folder or pattern; check the path")
 
@@ -145,7 +188,7 @@ def absolute(source: str) -> str:
     return source if is_remote(source) else os.path.abspath(source)
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _below(folder: str, before: str = "") -> Iterator[tuple[str, str, None]]:
     """Recordings below a folder, in the order of their names; hidden ones and links to folders are left out.
 
     A link to nothing is listed: it is a recording that cannot be read.
@@ -154,19 +197,18 @@ def _below(folder: Path) -> Iterator[Path]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _below(Path(entry.path))
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and (
-            not os.path.exists(entry.path) or entry.is_file()
+            yield from _below(entry.path, f"{before}{entry.name}/")
+        elif _is_audio(entry.name) and (
+            entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path) or not os.path.exists(entry.path)
         ):
-            yield Path(entry.path)
+            yield entry.path, before + entry.name, None
 
 
-def _later(make: Callable[..., Recording], path: str, *about: Any) -> _Found:
-    """`make` of these; where that waits for a server, as a call to be made on another thread."""
-    return partial(make, path, *about) if is_remote(path) else make(path, *about)
+def _is_audio(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _remote(source: str) -> Iterator[_Found]:
+def _remote(source: str) -> Iterator[tuple[str, str, int | None]]:
     """The recordings of a folder or a pattern that is a URL, or the one that it names."""
     with remote_errors(source):
         from fsspec.core import url_to_fs
@@ -180,13 +222,15 @@ def _remote(source: str) -> Iterator[_Found]:
     for one, about in sorted(found.items()):
         name = one.removeprefix(root).strip("/")
         hidden = any(part.startswith(".") for part in name.split("/"))
-        if not hidden and (not is_folder or os.path.splitext(name)[1].lower() in SUFFIXES):
-            yield from _expanded(source if one == path else files.unstrip_protocol(one), name, about.get("size"))
+        if not hidden and (not is_folder or _is_audio(name)):
+            yield source if one == path else files.unstrip_protocol(one), name, about.get("size")
 
 
-def _expanded(path: str, name: str, size: int | None = None) -> Iterator[_Found]:
+def _expanded(path: str, name: str, size: int | None) -> Iterator[_Named | Recording]:
     """A recording, or those that a list names, or those in a tar, in parquet or in a dataset."""
-    if path.lower().endswith((*_LISTS, *_TABLES)):
+    if _is_audio(path):
+        yield _Named(path, name, size=size)
+    elif path.lower().endswith((*_LISTS, *_TABLES)):
         read = _listed if path.lower().endswith(_LISTS) else _rows
         unpacked = gzip.open if path.lower().endswith(".gz") else nullcontext
         with open_file(path) as file, unpacked(file) as content, io.TextIOWrapper(content, "utf-8-sig") as lines:
@@ -199,28 +243,28 @@ def _expanded(path: str, name: str, size: int | None = None) -> Iterator[_Found]
     elif is_container(path):
         yield from _contained(path, name)
     else:
-        yield _recording(path, name, size=size) if size else _later(_recording, path, name)
+        yield _Named(path, name, size=size)
 
 
-def _contained(path: str, name: str) -> Iterator[_Found]:
+def _contained(path: str, name: str) -> Iterator[_Named | Recording]:
     size, modified = file_state(path)
     for found in parts(path):
         duration = _seconds({"duration": found.duration}, f"{path}, {found.name}")
         if found.place is None:
             assert found.path is not None
-            yield _later(_recording, found.path, found.name, found.id, duration)
+            yield _Named(found.path, found.name, found.id, duration)
         else:
             id_ = _id(f"{name}\0{found.name}", found.place["size"]) if found.id is None else str(found.id)
             yield Recording(id_, path, size, duration, found.place, modified)
 
 
-def _listed(path: str, lines: Iterable[str]) -> Iterator[_Found]:
+def _listed(path: str, lines: Iterable[str]) -> Iterator[_Named]:
     for line in lines:
         if name := line.strip():
-            yield _later(_recording, beside(path, name), name)
+            yield _Named(beside(path, name), name)
 
 
-def _rows(path: str, lines: Iterable[str]) -> Iterator[_Found]:
+def _rows(path: str, lines: Iterable[str]) -> Iterator[_Named]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -241,27 +285,20 @@ def _rows(path: str, lines: Iterable[str]) -> Iterator[_Found]:
             raise ValueError(f"{place}: id={id_!r} must be text or a whole number")
         duration, start_s = _seconds(row, place), _seconds(row, place, "offset")
         if start_s is None:
-            yield _later(_recording, beside(path, name), name, id_, duration)
+            yield _Named(beside(path, name), name, id_, duration)
         elif not duration:
             raise ValueError(f"{place}: offset={start_s:g} begins a part of a recording; add its duration")
         else:
-            part = {"start": start_s, "duration": duration}
-            yield _later(_part_of, beside(path, name), name, id_, duration, part)
+            yield _Named(beside(path, name), name, id_, duration, {"start": start_s, "duration": duration})
 
 
-def _cut(row: dict[str, Any], path: str, number: int) -> _Found:
+def _cut(row: dict[str, Any], path: str, number: int) -> _Named:
     try:
         found = lhotse_part(row, path)
     except ValueError as error:
         raise ValueError(f"{path}, line {number}: {error}") from None
     assert found.path is not None
-    return _later(_part_of, found.path, found.name, found.id, found.duration, found.place)
-
-
-def _part_of(path: str, name: str, id_: Any, duration: float, part: dict[str, Any] | None) -> Recording:
-    size, modified = file_state(path)
-    id_ = _id(f"{name}\0{json.dumps(part)}", size) if id_ is None else str(id_)
-    return Recording(id_, path, size, duration, part, modified)
+    return _Named(found.path, found.name, found.id, found.duration, found.place)
 
 
 def _seconds(row: dict[str, Any], place: str, key: str = "duration") -> float | None:
@@ -270,13 +307,6 @@ def _seconds(row: dict[str, Any], place: str, key: str = "duration") -> float | 
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise ValueError(f"{place}: {key}={value!r} must be a number of seconds")
     return float(value)
-
-
-def _recording(
-    path: str, name: str, id_: Any = None, duration: float | None = None, size: int | None = None
-) -> Recording:
-    size, modified = file_state(path) if size is None else (size, None)
-    return Recording(_id(name, size) if id_ is None else str(id_), path, size, duration, None, modified)
 
 
 def _id(name: str, size: int) -> str:

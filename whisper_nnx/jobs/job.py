@@ -227,7 +227,7 @@ def _sized(
     seconds, shards = sum(one.about_s for one in first), PER_WORKER * workers
     shard_s = min(SHARD_S, max(seconds / shards, _LEAST_S, _WINDOW_S * rows))
     least = min(least, max(rows, len(first) // shards))
-    most = _MOST_RECORDINGS if seconds else math.ceil(len(first) / shards)  # servers that state no sizes
+    most = _MOST_RECORDINGS if seconds else min(_MOST_RECORDINGS, math.ceil(len(first) / shards))  # sizes are unknown
     return _Size(shard_s, least, most), itertools.chain(first, recordings)
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from textwrap import shorten
 from typing import Any, Unpack
 
@@ -19,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from whisper_nnx.audio.options import VadOptions
+from whisper_nnx.jobs.changes import warn_of_changes
 from whisper_nnx.jobs.export import export_settings, exportable
 from whisper_nnx.jobs.inputs import absolute, read_input
 from whisper_nnx.jobs.job import Job, plan, write_once
@@ -84,7 +86,11 @@ def planned(
         call.check(TranscribeOptions.of(**changed))
     source = os.fspath(input)
     settings = {"input": absolute(source), "planned_by": "python", **_stored(options), **written}
-    return plan(os.path.abspath(output), exportable(read_input(source), settings), settings, shard_s, workers)
+    is_new = not (Path(output) / "plan").exists()
+    job = plan(os.path.abspath(output), exportable(read_input(source), settings), settings, shard_s, workers)
+    if not is_new:
+        warn_of_changes(job, source)
+    return job
 
 
 def _stored(options: Mapping[str, Any]) -> dict[str, Any]:
