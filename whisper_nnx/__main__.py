@@ -2,6 +2,10 @@
 
 import sys
 
-from whisper_nnx.cli.main import main
+try:
+    from whisper_nnx.cli.main import main
+except KeyboardInterrupt:  # before what handles it is imported
+    print("whisper-nnx: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 sys.exit(main())

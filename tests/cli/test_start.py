@@ -143,7 +143,7 @@ def test_an_interruption_while_modules_are_imported_is_one_line() -> None:
 
         class Interrupted(importlib.abc.MetaPathFinder):
             def find_spec(self, name, *_):
-                if name.startswith("whisper_nnx.cli.") and name != "whisper_nnx.cli.main":
+                if name.startswith(("whisper_nnx.cli.", "weight_loader.c")) and name != "whisper_nnx.cli.main":
                     raise KeyboardInterrupt
 
         sys.meta_path.insert(0, Interrupted())
@@ -161,6 +161,7 @@ def test_an_interruption_while_modules_are_imported_is_one_line() -> None:
         "whisper_nnx serve",
         "whisper_nnx.train",
         "whisper_nnx.evaluate",
+        "weight_loader inspect a",
     ]
     ended = subprocess.run(
         [sys.executable, "-c", program],
@@ -169,4 +170,34 @@ def test_an_interruption_while_modules_are_imported_is_one_line() -> None:
         text=True,
     )
     assert ended.stdout.splitlines() == [f"{one} 130" for one in commands]
-    assert ended.stderr.splitlines() == ["whisper-nnx: interrupted"] * 5
+    assert ended.stderr.splitlines() == ["whisper-nnx: interrupted"] * 5 + ["interrupted"]
+
+
+@pytest.mark.parametrize(
+    ("module", "line"), [("whisper_nnx", "whisper-nnx: interrupted"), ("weight_loader", "interrupted")]
+)
+def test_an_interruption_before_what_handles_it_is_imported_is_one_line(module: str, line: str) -> None:
+    program = f"""if True:
+        import runpy, sys
+
+        class Interrupted:
+            def find_spec(self, name, *_):
+                if name == "whisper_nnx.runtime.console":
+                    raise KeyboardInterrupt
+
+        sys.meta_path.insert(0, Interrupted())
+        runpy.run_module("{module}", run_name="__main__")
+    """
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, f"{line}\n")
+
+
+def test_an_interruption_waits_until_a_module_is_imported(tmp_path: Path) -> None:
+    """Extension modules, such as JAX's, crash where it comes in between."""
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('imported')\nmain = None"
+    )
+    program = "import sys; from whisper_nnx.runtime.console import run_main; sys.exit(run_main('slow', []))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "imported\n", "whisper-nnx: interrupted\n")

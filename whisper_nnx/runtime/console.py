@@ -206,13 +206,18 @@ class _Status:
         return EXIT_BROKEN_PIPE if isinstance(self.output.error, BrokenPipeError) else 1
 
 
-def run_main(module: str, argv: Sequence[str] | None = None) -> int:
-    """`main` of a module of a command -> exit status. An interruption is one line also while it is imported."""
+def run_main(module: str, argv: Sequence[str] | None = None, name: str = NAME) -> int:
+    """`main` of a module of a command -> exit status. An interruption is one line also while it is imported.
+
+    name: of the command, before that line.
+    """
     try:
-        status: int = importlib.import_module(module).main(argv)
+        with interrupts_wait():  # an extension module may crash where its import is interrupted
+            main = importlib.import_module(module).main
+        status: int = main(argv)
     except KeyboardInterrupt as interrupt:
         if not any(one.startswith("--worker_name=") for one in (sys.argv[1:] if argv is None else argv)):
-            say("interrupted")  # of a worker of a job, the command that has started it reports it
+            say("interrupted", name)  # of a worker of a job, the command that has started it reports it
         status = exit_status(interrupt)
     return status
 

@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from whisper_nnx.runtime.allocator import keep_memory
+from whisper_nnx.runtime.console import interrupts_wait
 
 if TYPE_CHECKING:
     import jax
@@ -47,9 +48,10 @@ def start(
         os.environ["PJRT_NPROC"] = str(threads)  # read once, when XLA starts
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    keep_memory()
-    from whisper_nnx.runtime.compilation_cache import choose_compilation_cache
-    from whisper_nnx.runtime.programs import keep_programs
+    with interrupts_wait():  # JAX crashes where its import is interrupted
+        keep_memory()
+        from whisper_nnx.runtime.compilation_cache import choose_compilation_cache
+        from whisper_nnx.runtime.programs import keep_programs
 
     try:
         keep_programs(choose_compilation_cache(compilation_cache))
