@@ -1,15 +1,20 @@
-"""Measures word errors by clip length and `audio_ctx`, and what the encoder computes.
+"""Measures word errors and seconds by clip length and `audio_ctx`, and what the encoder computes.
 
     python benchmarks/short_context.py CHECKPOINT MANIFEST --result benchmarks/results/NAME.contexts.json
+    python benchmarks/short_context.py CHECKPOINT MANIFEST --result benchmarks/results/NAME.contexts.json --speed
 
 Clips of some seconds are cut from real recordings between words, which `align` times; their words are the true ones.
-Each is decoded greedily at temperature 0 with each context that has room for it.
+Each is decoded greedily at temperature 0 with each context that has room for it. --speed adds to each row of a result
+what a clip takes alone, warm: the median of a few.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ from benchmarks.systems import GREEDY, SAMPLE_RATE
 from whisper_nnx.model.whisper import Whisper
 
 LENGTHS_S = (3, 6, 10)
+TIMED = 7  # clips
 CONTEXTS = (0, 50, 100, 250, 500)  # positions beyond those of the clip; and all
 
 
@@ -38,11 +44,21 @@ def main() -> None:
     parser.add_argument("--contexts", default=",".join(map(str, CONTEXTS)), help="positions beyond those of the clip")
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS_S)), help="of clips, in s")
     parser.add_argument("--seconds", type=float, default=90, help="of each recording, at most")
+    parser.add_argument("--speed", action="store_true", help="add the times to the rows that --result has")
     args = parser.parse_args()
     model = whisper_nnx.load_model(str(args.checkpoint))
     recordings = speech.read(args.manifest, set(args.languages.split(",")))
     words = {r.name: aligned(model, r) for r in recordings}
-    rows: list[dict[str, Any]] = []
+    versions = {"whisper_nnx": f"{whisper_nnx.__version__}, jax {jax.__version__}"}
+    if args.speed:
+        rows = json.loads(args.result.read_text())["contexts"]
+        for row in rows:
+            clips = [clip for r in recordings for clip in cut(r, words[r.name], row["length_s"])][:TIMED]
+            row["clip_s"] = round(latency_s(whisper_nnx.with_audio_ctx(model, row["audio_ctx"]), clips), 3)
+            print(row, file=sys.stderr, flush=True)
+        write_result(args.result, args.checkpoint.name, versions, contexts=rows)
+        return
+    rows = []
     for length_s in map(float, args.lengths.split(",")):
         clips = [clip for r in recordings for clip in cut(r, words[r.name], length_s) if r.duration_s <= args.seconds]
         own = round(length_s * 50)
@@ -56,8 +72,18 @@ def main() -> None:
             found = score(texts, [clip.text for clip in clips], [clip.language for clip in clips])
             rows.append({"length_s": length_s, "audio_ctx": context, "clips": len(clips), **cost(short), **found})
             print(rows[-1], file=sys.stderr, flush=True)
-            versions = {"whisper_nnx": f"{whisper_nnx.__version__}, jax {jax.__version__}"}
             write_result(args.result, args.checkpoint.name, versions, contexts=rows)
+
+
+def latency_s(model: Whisper, clips: list[speech.Recording]) -> float:
+    """The median of what clips take alone, after a first round that compiles."""
+
+    def taken_s(clip: speech.Recording) -> float:
+        start = time.perf_counter()
+        whisper_nnx.transcribe(model, clip.audio, language=clip.language, **GREEDY)
+        return time.perf_counter() - start
+
+    return [statistics.median(map(taken_s, clips)) for _ in range(2)][1]
 
 
 def aligned(model: Whisper, recording: speech.Recording) -> list[dict[str, Any]]:

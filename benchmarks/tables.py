@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,18 +166,25 @@ def step_cost(result: dict[str, Any]) -> str:
 
 
 def contexts(result: dict[str, Any]) -> str:
-    """A row per context, a column of word errors per length of clips."""
+    """A row per context, a column of word errors per length of clips, with what a clip takes."""
     found = result["contexts"]
-    lengths = list(dict.fromkeys(row["length_s"] for row in found))
-    rows = []
-    for row in found:
-        cells = [""] * len(lengths)
-        cells[lengths.index(row["length_s"])] = percent(errors(row) + row["loop_words"], row["spoken"])
-        seconds_ = f"{row['audio_ctx'] * 0.02:g}"
-        rows.append([f"{row['audio_ctx']} ({seconds_} s)", *cells, f"{row['gflop']:.1f}", f"{row['cross_mb']:.1f}"])
     clips = {row["length_s"]: row["clips"] for row in found}
-    header = ["audio_ctx", *(f"{clips[s]} clips of up to {s:g} s" for s in lengths)]
+    by_context: dict[int, dict[float, Any]] = defaultdict(dict)
+    for row in found:
+        by_context[row["audio_ctx"]][row["length_s"]] = row
+    rows = []
+    for context, own in sorted(by_context.items()):
+        any_row = next(iter(own.values()))
+        cells = [_context_cell(own[length_s]) if length_s in own else "" for length_s in clips]
+        cost = f"{any_row['gflop']:.1f}", f"{any_row['cross_mb']:.1f}"
+        rows.append([f"{context} ({context * 0.02:g} s)", *cells, *cost])
+    header = ["audio_ctx", *(f"{number} clips of up to {length_s:g} s" for length_s, number in clips.items())]
     return markdown([*header, "encoder, GFLOP", "audio keys and values, MB"], rows) + about(result)
+
+
+def _context_cell(row: dict[str, Any]) -> str:
+    wrong = percent(errors(row) + row["loop_words"], row["spoken"])
+    return f"{wrong}, {seconds(row['clip_s'])} s" if "clip_s" in row else wrong
 
 
 def drafts(result: dict[str, Any]) -> str:
