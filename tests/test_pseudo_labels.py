@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.audio.test_loading import write_wav
+from tests.audio.test_loading import encode, write_wav
 from tests.jobs.echo import transcript
 from whisper_nnx import load_audio
 from whisper_nnx.data.manifest import Manifest, read_manifest
@@ -65,7 +65,7 @@ def test_a_long_recording_is_cut_between_segments(tmp_path):
     row = {"id": "x", "audio": str(tmp_path / "long.wav"), "language": "en", "duration": 40.0, "text": text}
     (tmp_path / "clips").mkdir()
     [recording] = read_input(str(tmp_path / "long.wav"))
-    made = list(script["manifest_rows"](row | {"segments": segments}, recording, tmp_path / "clips"))
+    made = list(script["manifest_rows"](row | {"segments": segments}, recording, tmp_path / "clips", {}))
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in made))
     found = read_manifest(tmp_path / "train.jsonl", max_duration_s=30)
     assert found.problems == []
@@ -81,8 +81,29 @@ def test_a_part_of_a_recording_is_a_clip_of_its_own(job, tmp_path):
     script = runpy.run_path(str(RECIPE / "make_manifest.py"))
     (row, recording), *_ = script["rows_of"](job)
     part = replace(recording, part={"start": 0.25, "duration": 0.5})
-    [made] = script["manifest_rows"](row | {"duration": 0.5}, part, tmp_path)
+    [made] = script["manifest_rows"](row | {"duration": 0.5}, part, tmp_path, {})
     assert len(load_audio(tmp_path / Path(made["audio"]).name)) == 0.5 * 16_000
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_clips_are_of_the_track_that_the_job_has_transcribed(tmp_path, monkeypatch, whole):
+    tracks = [np.full((1, 16_000), level, np.float32) for level in (0.5, 0.25)]
+    encode(tmp_path / "talk.mkv", *tracks, codec="pcm_s16le")
+    offset = {} if whole else {"offset": 0.0}
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"audio": "talk.mkv", "duration": 1.0} | offset))
+    job = plan(tmp_path / "job", read_input(str(tmp_path / "rows.jsonl")), {"audio_track": 1, "max_hours": 1})
+
+    def transcribe(sources):
+        for number, _ in enumerate(sources):
+            row = transcript("talk.mkv") | {"duration": 1.0}
+            row["segments"][0]["text"] = row["text"]
+            yield number, row
+
+    work(job, transcribe)
+    monkeypatch.setattr(sys, "argv", ["make_manifest.py", str(job.folder), str(tmp_path / "data"), "--validation", "0"])
+    runpy.run_path(str(RECIPE / "make_manifest.py"), run_name="__main__")
+    [row] = read_manifest(tmp_path / "data" / "train.jsonl").rows
+    assert load_audio(row.audio) == pytest.approx(tracks[1][0], abs=1e-4)
 
 
 def test_results_are_a_manifest_whose_rows_without_text_are_problems(job):

@@ -5,7 +5,8 @@
 
 Writes data/pseudo/train.jsonl and validation.jsonl. Left out are transcripts without text, and the suspicious ones of
 `whisper-nnx batch report job`: loops, improbable text, unsure languages, unlikely rates of speech. Recordings of more
-than 30 s are cut between segments, into data/pseudo/clips; so are those that are inside another file.
+than 30 s are cut between segments, into data/pseudo/clips; so are those that are inside another file, and all those of
+a job with options that decide how a recording is read, such as `--audio_track`.
 """
 
 import argparse
@@ -17,26 +18,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from whisper_nnx import load_audio
 from whisper_nnx.jobs.inputs import Recording
 from whisper_nnx.jobs.job import Job
 from whisper_nnx.jobs.status import suspicions
+from whisper_nnx.jobs.worker import reading_options
 
 RATE, WINDOW_S = 16_000, 30.0
 
 
-def manifest_rows(row: dict[str, Any], recording: Recording, folder: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a manifest from one of a job: none, one, or one for each piece of a recording that is cut."""
+def manifest_rows(
+    row: dict[str, Any], recording: Recording, folder: Path, reading: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Rows of a manifest from one of a job: none, one, or one for each piece of a recording that is cut.
+
+    reading: the job's arguments of `load_audio`.
+    """
     duration = row["duration"]
     clipped = [{key: s[key] for key in ("start", "text")} | {"end": min(s["end"], duration)} for s in row["segments"]]
     segments = [s for s in clipped if s["text"].strip() and 0 < s["end"] - s["start"] <= WINDOW_S]
     if not segments or suspicions(row):
         return
     common = {"id": row["id"], "language": row["language"]}
-    if duration <= WINDOW_S and recording.part is None:
+    if duration <= WINDOW_S and recording.part is None and not reading:
         yield common | {"audio": row["audio"], "duration": duration} | texts(segments)
         return
-    samples, before = load_audio(recording.read()), ""
+    found, before = recording.read(**reading), ""
+    samples = found if isinstance(found, np.ndarray) else load_audio(found, **reading)  # a part was read with these
     for number, piece in enumerate(pieces(segments)):
         start, end = piece[0]["start"], piece[-1]["end"]
         name = f"{zlib.crc32(row['id'].encode()):08x}-{number:04d}.wav"
@@ -92,8 +102,9 @@ def main() -> None:
         (args.folder / "validation.jsonl").open("w", encoding="utf-8") as validation,
     ):
         files = {"train": train, "validation": validation}
-        for row, recording in rows_of(Job.open(args.job)):
-            made = list(manifest_rows(row, recording, clips))
+        reading = reading_options(job := Job.open(args.job))
+        for row, recording in rows_of(job):
+            made = list(manifest_rows(row, recording, clips, reading))
             split = split_of(row["id"], args.validation) if made else "left out"
             counts[split] += 1
             for one in made:

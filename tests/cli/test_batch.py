@@ -92,6 +92,7 @@ def test_a_model_in_this_process_does_the_same_and_another_is_refused(sounds, tm
         ["--vad_filter", "True", "--vad_threshold", "0.3", "--clip_timestamps", "0,4,5"],
         ["--initial_prompt", "a=b, --c", "--suppress_tokens", "1,2", "--word_timestamps", "True"],
         ["--alignment_heads", "1:0,2:1", "--word_timestamps", "True", "--hallucination_silence_threshold", "2"],
+        ["--audio_track", "1", "--max_hours", "2", "--follow_timestamps", "False"],
         ["--bias", "Grimm, Kubernetes", "--bias_weight", "2", "--regex", "a,b|c"],
         ["--choices", "yes,no", "--hotwords", "a, b", "--suppress_regex", "x,y"],
         ["--json_schema", '{"type": "object", "properties": {"a": {"enum": ["b", "c"]}}}'],

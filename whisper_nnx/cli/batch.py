@@ -68,12 +68,9 @@ class BatchOptions:
 
 _OWN = {flag.dest: flag for flag in map(flag_of, options_of(BatchOptions).values())}
 _SUBTITLES = {flag.dest for flag in SUBTITLE_FLAGS}
-_LEFT_OUT = {"detect_language", "verbose", "print_colors", "print_special", "progress", "fp16"}
-_SHARED = {
-    title: [flag for flag in flags if flag.dest not in _LEFT_OUT]
-    for title, flags in OPTIONS.items()
-    if title != "input and output"
-}
+_LEFT_OUT = {"detect_language", "progress", "fp16"}.union(flag.dest for flag in OPTIONS["input and output"])
+_LEFT_OUT.remove("audio_track")
+_SHARED = {title: [flag for flag in flags if flag.dest not in _LEFT_OUT] for title, flags in OPTIONS.items()}
 # Options that change no result: each worker may have its own.
 _OF_MACHINES = ("device", "devices", "mesh", "threads", "compilation_cache", "model_dir", "token")
 _MODES = {

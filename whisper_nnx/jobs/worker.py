@@ -29,13 +29,18 @@ from whisper_nnx.output.writers import write_whole
 # as they finish: `iter_transcripts` with a model.
 TranscribeAll = Callable[[Iterator[Any]], Iterable[tuple[int, Any]]]
 EXPIRES_S = 60.0
-# Options of the job that decide how a part of a recording is read -> arguments of `load_audio`.
+# Options of a job that decide how a recording is read -> arguments of `load_audio`.
 _READING = {
     "sampling_rate": "sampling_rate",
     "audio_track": "stream",
     "follow_timestamps": "follow_timestamps",
     "max_hours": "max_hours",
 }
+
+
+def reading_options(job: Job) -> dict[str, Any]:
+    """The arguments of `load_audio` with which the recordings of a job are read."""
+    return {key: job.settings[name] for name, key in _READING.items() if name in job.settings}
 
 
 def worker_name() -> str:
@@ -103,7 +108,7 @@ class _Worker:
     def __init__(self, job: Job, leases: Leases, name: str, report: Callable[[int], None], batched: bool):
         self._job, self._leases, self._name, self._report, self._batched = job, leases, name, report, batched
         self._origin = origin(job)
-        self._reading = {key: job.settings[name] for name, key in _READING.items() if name in job.settings}
+        self._reading = reading_options(job)
         # What chose a track or a rate while a part was read is not to do so again.
         self._was_read_by = dict.fromkeys({"audio_track", "sampling_rate"} & job.settings.keys())
         self._begun: dict[int, tuple[_Shard, Recording]] = {}  # by their numbers
