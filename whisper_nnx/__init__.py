@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from whisper_nnx.audio.vad import speech_spans as speech_spans
     from whisper_nnx.decoding.ngram import NgramModel as NgramModel
     from whisper_nnx.decoding.options import DecodingOptions as DecodingOptions
+    from whisper_nnx.decoding.word_ngram import WordNgramModel as WordNgramModel
     from whisper_nnx.evaluation.run import evaluate as evaluate
     from whisper_nnx.model.audio_context import with_audio_ctx as with_audio_ctx
     from whisper_nnx.model.cache import KVCache as KVCache
@@ -85,6 +86,7 @@ _EXPORTS = {
     ],
     "whisper_nnx.decoding.ngram": ["NgramModel"],
     "whisper_nnx.decoding.options": ["DecodingOptions"],
+    "whisper_nnx.decoding.word_ngram": ["WordNgramModel"],
     "whisper_nnx.transcription.attempts": ["Alternative", "DecodingResult"],
     "whisper_nnx.transcription.windows": ["decode", "detect_language"],
     "whisper_nnx.audio.options": ["VadOptions"],

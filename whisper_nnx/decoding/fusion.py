@@ -31,7 +31,8 @@ class FusionRule(Rule):
     Attributes:
       weight: [R], 0 for no effect.
       tokens: [R,CONTEXT], the text tokens of the window, the latest one last, -1 before the first.
-      lm: tokens -> logits [R,V] of the next token; traceable by JAX. Its arrays are inputs of the program.
+      lm: tokens -> logits [R,V] of the next token; traceable by JAX. Its arrays are inputs of the program. With a true
+        attribute `is_normalized`, they are log-probabilities.
     """
 
     weight: Any = field(metadata=PER_WINDOW)
@@ -61,7 +62,9 @@ class FusionRule(Rule):
     def bonus(self, logits: jax.Array) -> jax.Array:
         text = is_text(jnp.arange(logits.shape[1]), self.special)
         scores = jnp.asarray(self.lm(self.tokens), jnp.float32)
-        logprobs = jax.nn.log_softmax(jnp.where(text, scores, -jnp.inf), axis=-1)
+        logprobs = jnp.where(text, scores, -jnp.inf)
+        if not getattr(self.lm, "is_normalized", False):
+            logprobs = jax.nn.log_softmax(logprobs, axis=-1)
         own = jnp.where(text, logits, -jnp.inf)
         own = jnp.where((own > -jnp.inf).any(axis=1, keepdims=True), own, jnp.where(text, 0.0, -jnp.inf))
         finite = jnp.maximum(logprobs, _LEAST)  # a token that the language model excludes stays comparable

@@ -9,9 +9,9 @@ Of the tokens before it, only the longest contexts that the model knows decide a
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from whisper_nnx.text.tokenizer import Tokenizer
 
 _SMALLEST = 1024  # entries of an array
-_CHUNK = 256  # continuations of a context that are read at once
+CHUNK = 256  # continuations of a context that are read at once
 _WIDTH = 64  # children that are compared at once
 _MISSING = -100 * np.log(10)  # of <unk>, where a file has none, as in KenLM
 
@@ -67,7 +67,9 @@ class NgramModel:
           ValueError: not an ARPA file, a damaged one, or one over something else than the tokenizer's text tokens.
           OSError: it cannot be read.
         """
-        ngrams = read_arpa(path, tokenizer)
+        ngrams, words = read_arpa(path, tokenizer)
+        if words is not None:
+            raise ValueError(f"{os.fspath(path)} is a model of words; read it with WordNgramModel.from_arpa")
         try:
             return cls.from_ngrams(ngrams, tokenizer.vocab_size)
         except ValueError as error:
@@ -87,32 +89,12 @@ class NgramModel:
         known = ~np.isnan(dense[:size])
         dense = np.where(np.isnan(dense), unknown, dense)
 
-        # Contexts: what has a backoff weight, and what continuations follow.
-        contexts = [n.ids[n.backoff != 0] for n in ngrams[:-1]] + [n.ids[:, :-1] for n in ngrams[1:]]
-        nodes, parent, token = _number(contexts, words)
-        own, before = nodes[: len(ngrams) - 1], nodes[len(ngrams) - 1 :]
-        count = len(parent)
-        backoff = np.zeros(count, np.float32)
-        for n, node in zip(ngrams, own, strict=False):
-            backoff[node] = n.backoff[n.backoff != 0]
-        following, node = np.concatenate([[0], *(n.ids[:, -1] for n in ngrams[1:])]), np.concatenate([[0], *before])
-        values = np.concatenate([[0.0], *(n.logprob for n in ngrams[1:])]).astype(np.float32)
-        kept = (following <= size) & (node > 0)
-        following, node, values = following[kept], node[kept], values[kept]
-        order = np.lexsort((following, node))
-        following, node, values = following[order], node[order], values[order]
-        if ((following[1:] == following[:-1]) & (node[1:] == node[:-1])).any():
-            raise ValueError("an n-gram occurs twice")
-        place = np.arange(count)
+        tables = Tables.from_ngrams(ngrams, words)
         return cls(
             logprob=jnp.asarray(dense[: size + 1]),
             known=jnp.asarray(known),
-            child=_padded(np.searchsorted(parent, place), count, count),
-            token=_padded(token, count, 0),
-            backoff=_padded(backoff, count, 0.0),
-            first=_padded(np.searchsorted(node, place), count, len(node)),
-            next_token=_padded(following, len(node), 0),
-            next_logprob=_padded(values, len(node), 0.0),
+            **tables.contexts(),
+            **tables.continuations("next_token", "next_logprob"),
             order=len(ngrams),
         )
 
@@ -132,35 +114,100 @@ class NgramModel:
         size = len(self.known)
         latest = tokens[:, ::-1][:, : self.order - 1].T
         words = jnp.where(latest < 0, size + 1, jnp.where(self.known[latest], latest, size))
-        node = jnp.zeros(len(tokens), jnp.int32)
-        return jax.lax.scan(lambda node, word: (found := self._find(node, word), found), node, words)[1]
-
-    def _find(self, node: jax.Array, word: jax.Array) -> jax.Array:
-        """The children [R] with these words [R]; where there is none, an unused node, which has no children."""
-        place, end = _span(self.child, node)
-        stride = _WIDTH
-        while stride <= len(self.known) + 2:
-            stride *= _WIDTH
-        while stride > 1:  # the first child that is not below the word is among `stride` ones from `place` on
-            stride //= _WIDTH
-            at = place[:, None] + stride * jnp.arange(1, _WIDTH) - 1
-            below = (at < end[:, None]) & (_at(self.token, at) < word[:, None])
-            place += stride * below.sum(axis=1)
-        return jnp.where((place < end) & (_at(self.token, place) == word), place, len(self.token) - 1)
+        return find_contexts(self.child, self.token, words, size + 2)
 
     def _continued(self, scores: jax.Array, node: jax.Array, weight: jax.Array) -> jax.Array:
         """scores [R,V+1] with those of the continuations of nodes [R]; weight [R]: added to their log-probabilities."""
         rows, nowhere = jnp.arange(len(node))[:, None], scores.shape[1]
-        begin, end = _span(self.first, node)
+        begin, end = span(self.first, node)
 
         def put(loop: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             done, scores = loop
-            edge = (begin + done)[:, None] + jnp.arange(_CHUNK)
-            token = jnp.where(edge < end[:, None], _at(self.next_token, edge), nowhere)
-            score = _at(self.next_logprob, edge) + weight[:, None]
-            return done + _CHUNK, scores.at[rows, token].set(score, mode="drop")
+            edge = (begin + done)[:, None] + jnp.arange(CHUNK)
+            token = jnp.where(edge < end[:, None], at(self.next_token, edge), nowhere)
+            score = at(self.next_logprob, edge) + weight[:, None]
+            return done + CHUNK, scores.at[rows, token].set(score, mode="drop")
 
         return jax.lax.while_loop(lambda loop: (begin + loop[0] < end).any(), put, (jnp.int32(0), scores))[1]
+
+
+class Tables(NamedTuple):
+    """n-grams as contexts and what continues them, on the host; nodes as in `NgramModel`.
+
+    parent, token, backoff [C]: of each context. node, following, values [N]: the continuations, in ascending order.
+    """
+
+    parent: np.ndarray
+    token: np.ndarray
+    backoff: np.ndarray
+    node: np.ndarray
+    following: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def from_ngrams(cls, ngrams: Sequence[Ngrams], words: int) -> Tables:
+        """words: the number of ids, of which the last two are <unk> and <s>. Raises ValueError for equal n-grams."""
+        # Contexts: what has a backoff weight, and what continuations follow.
+        contexts = [n.ids[n.backoff != 0] for n in ngrams[:-1]] + [n.ids[:, :-1] for n in ngrams[1:]]
+        nodes, parent, token = _number(contexts, words)
+        own, before = nodes[: len(ngrams) - 1], nodes[len(ngrams) - 1 :]
+        backoff = np.zeros(len(parent), np.float32)
+        for n, node in zip(ngrams, own, strict=False):
+            backoff[node] = n.backoff[n.backoff != 0]
+        following, node = np.concatenate([[0], *(n.ids[:, -1] for n in ngrams[1:])]), np.concatenate([[0], *before])
+        values = np.concatenate([[0.0], *(n.logprob for n in ngrams[1:])]).astype(np.float32)
+        kept = (following < words - 1) & (node > 0)
+        following, node, values = following[kept], node[kept], values[kept]
+        order = np.lexsort((following, node))
+        following, node, values = following[order], node[order], values[order]
+        if ((following[1:] == following[:-1]) & (node[1:] == node[:-1])).any():
+            raise ValueError("an n-gram occurs twice")
+        return cls(parent, token, backoff, node, following, values)
+
+    def contexts(self) -> dict[str, jax.Array]:
+        """The arrays [C] of the trie, by name."""
+        count = len(self.parent)
+        return {
+            "child": padded(np.searchsorted(self.parent, np.arange(count)), count, count),
+            "token": padded(self.token, count, 0),
+            "backoff": padded(self.backoff, count, 0.0),
+        }
+
+    def continuations(self, following: str, values: str) -> dict[str, jax.Array]:
+        """The first continuation of each context [C], and the arrays [N] under these names."""
+        count = len(self.parent)
+        return {
+            "first": padded(np.searchsorted(self.node, np.arange(count)), count, len(self.node)),
+            following: padded(self.following, len(self.node), 0),
+            values: padded(self.values, len(self.node), 0.0),
+        }
+
+
+def find_contexts(child: jax.Array, token: jax.Array, words: jax.Array, most: int) -> jax.Array:
+    """The nodes [k,R] of the first, the first two, ... of words [k,R], the latest first; `most`: children of a node.
+
+    Where there is no such node, an unused one, which has neither children nor continuations.
+    """
+
+    def find(node: jax.Array, word: jax.Array) -> tuple[jax.Array, jax.Array]:
+        begin, end = span(child, node)
+        place = first_place(lambda index: at(token, index) < word[:, None], begin, end, most)
+        found = jnp.where((place < end) & (at(token, place) == word), place, len(token) - 1)
+        return found, found
+
+    return jax.lax.scan(find, jnp.zeros(words.shape[1], jnp.int32), words)[1]
+
+
+def first_place(is_below: Callable[[jax.Array], jax.Array], begin: jax.Array, end: jax.Array, most: int) -> jax.Array:
+    """The first places, from `begin` to `end`, that are not below what is searched; ascending, of at most `most`."""
+    place, stride = begin, _WIDTH
+    while stride <= most:
+        stride *= _WIDTH
+    while stride > 1:  # the place is among `stride` ones
+        stride //= _WIDTH
+        index = place[..., None] + stride * jnp.arange(1, _WIDTH) - 1
+        place += stride * ((index < end[..., None]) & is_below(index)).sum(axis=-1)
+    return place
 
 
 def _number(contexts: Sequence[np.ndarray], words: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -179,17 +226,17 @@ def _number(contexts: Sequence[np.ndarray], words: int) -> tuple[list[np.ndarray
     return nodes, np.concatenate(parents), np.concatenate(tokens)
 
 
-def _padded(values: np.ndarray, used: int, fill: float) -> jax.Array:
+def padded(values: np.ndarray, used: int, fill: float) -> jax.Array:
     """Of the next power of two above `used`."""
     size = max(_SMALLEST, 1 << used.bit_length())
     kind = np.float32 if values.dtype.kind == "f" else np.int32
     return jnp.asarray(np.concatenate([values, np.full(size - len(values), fill)]).astype(kind))
 
 
-def _at(values: jax.Array, index: jax.Array) -> jax.Array:
+def at(values: jax.Array, index: jax.Array) -> jax.Array:
     return values.at[index].get(mode="clip")
 
 
-def _span(first: jax.Array, node: jax.Array) -> tuple[jax.Array, jax.Array]:
+def span(first: jax.Array, node: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Where what belongs to nodes [R] begins and ends."""
-    return _at(first, node), _at(first, node + 1)
+    return at(first, node), at(first, node + 1)

@@ -181,7 +181,7 @@ class DecodingOptions:
         default=None,
         hash=False,  # it may hold arrays
         metadata=_option(
-            "a language model to prefer text by: an ARPA file (also .gz) of n-grams over tokens",
+            "a language model to prefer text by: an ARPA file (also .gz) of n-grams over words or tokens",
             kind="lm",
             accepts="Callable[[Any], Any] | str | os.PathLike[str] | None",
             more="In Python also any function that JAX can trace, or a callable pytree of arrays: from the window's "
@@ -284,7 +284,7 @@ class DecodingOptions:
                 f"bias_weight={self.bias_weight} must be above 0 and finite; without bias it has no effect"
             )
         if isinstance(self.lm, str) and not os.path.isfile(self.lm):
-            raise ValueError(f"lm={self.lm!r} is not a file; give an ARPA file of n-grams over tokens")
+            raise ValueError(f"lm={self.lm!r} is not a file; give an ARPA file of n-grams")
         if not (self.lm is None or isinstance(self.lm, str) or callable(self.lm)):
             raise ValueError(f"lm={self.lm!r} must be an ARPA file, or a function in JAX: tokens [R,N] -> logits [R,V]")
         if not (self.lm_weight >= 0 and math.isfinite(self.lm_weight)):

@@ -1,4 +1,4 @@
-"""Reads n-grams over a tokenizer's tokens from an ARPA file, as KenLM and SRILM write them."""
+"""Reads n-grams over words or over a tokenizer's tokens from an ARPA file, as KenLM and SRILM write them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _OTHER_UNKNOWN = (b"<UNK>",)  # as KenLM
 _LONGEST_LINE = 1 << 16  # bytes
 _COUNT = re.compile(rb"ngram\s+(\d{1,2})\s*=\s*(\d{1,18})")
 _LETTER_OF = {byte: chr(letter) for letter, byte in BYTE_OF.items()}
-_RECIPE = "write each line of the text as its token ids and run lmplz on that (see the guide on long recordings)"
+_SPACES = ("Ġ".encode(), "▁".encode())  # how tokens are written that begin with a space
 
 
 class Ngrams(NamedTuple):
     """The N n-grams of one length.
 
-    ids [N,n]: tokens, or what `read_arpa` has for <unk> and <s>. logprob [N], backoff [N]: natural logarithms.
+    ids [N,n]: tokens or words, or what `read_arpa` has for <unk> and <s>. logprob [N], backoff [N]: natural logarithms.
     """
 
     ids: np.ndarray
@@ -40,14 +40,23 @@ class Ngrams(NamedTuple):
     backoff: np.ndarray
 
 
-def read_arpa(path: str | os.PathLike[str], tokenizer: Tokenizer) -> list[Ngrams]:
-    """Reads the n-grams of each length, from 1 up, except those with </s>.
+class Arpa(NamedTuple):
+    """The n-grams of each length, from 1 up, except those with </s>, and the words that their ids stand for.
 
-    The words of the file are token ids in decimal, or tokens as vocab.json writes them. <unk> has the id
-    `tokenizer.vocab_size`, <s> the next one. `path` may end in .gz.
+    words: None where ids are tokens. <unk> has the id after the last word, or `tokenizer.vocab_size`; <s> the next one.
+    """
+
+    ngrams: list[Ngrams]
+    words: list[str] | None
+
+
+def read_arpa(path: str | os.PathLike[str], tokenizer: Tokenizer) -> Arpa:
+    """Reads an ARPA file, which may be compressed (.gz).
+
+    What the file has as words may be words, token ids in decimal, or tokens as vocab.json writes them.
 
     Raises:
-      ValueError: not an ARPA file, a damaged one, or one over something else than the tokenizer's text tokens.
+      ValueError: not an ARPA file, a damaged one, or one over tokens that are not the tokenizer's text tokens.
       OSError: it cannot be read.
     """
     file = Path(path)
@@ -72,15 +81,16 @@ class _Reader:
         self._stream: BinaryIO = stream
         self._tokenizer, self._line = tokenizer, 0
         self._ids: dict[bytes, int] = {}
+        self._words: list[str] | None = None
 
-    def read(self) -> list[Ngrams]:
+    def read(self) -> Arpa:
         counts = self._counts()
         found = []
         for n, count in enumerate(counts, start=1):
             self._expect(b"\\%d-grams:" % n)
             found.append(self._section(n, count, last=n == len(counts)))
         self._expect(b"\\end\\")
-        return found
+        return Arpa(found, self._words)
 
     def _next(self) -> bytes:
         """The next line without spaces around it; b"" for an empty one."""
@@ -161,22 +171,34 @@ class _Reader:
 
     def _ids_of(self, words: Sequence[bytes]) -> dict[bytes, int]:
         """Word -> id; -1 for </s>."""
-        size, special = self._tokenizer.vocab_size, {START, END, UNKNOWN, *_OTHER_UNKNOWN}
-        tokens = [word for word in words if word not in special]
-        text = self._tokenizer.text_tokens(range(size))
-        by_id = {str(i).encode(): i for i in text}
-        if all(word.isdigit() for word in tokens):
-            known: Mapping[bytes, int] = by_id
-        else:
-            known = _by_name(text, self._tokenizer)
-            if all(word.isascii() for word in tokens):  # a space before a token is the letter Ġ
-                raise _Problem(f" is a model of words, not of tokens; {_RECIPE}")
-        if unknown := next((word for word in tokens if word not in known), None):
-            raise _Problem(f": {_shown(unknown)} is not a text token of this model; for a model of words, {_RECIPE}")
         if len(set(words)) < len(words):
             raise _Problem(": a 1-gram occurs twice")
+        special = {START, END, UNKNOWN, *_OTHER_UNKNOWN}
+        own = [word for word in words if word not in special]
+        known, size = self._tokens(own), self._tokenizer.vocab_size
+        if known is None:
+            known, size = {word: i for i, word in enumerate(own)}, len(own)
+            try:
+                self._words = [word.decode() for word in own]
+            except UnicodeDecodeError as error:
+                raise _Problem(f": {_shown(error.object)} is not UTF-8; convert the file, such as with iconv") from None
         ends = dict.fromkeys([UNKNOWN, *_OTHER_UNKNOWN], size) | {START: size + 1, END: -1}
         return {word: ends[word] if word in special else known[word] for word in words}
+
+    def _tokens(self, words: Sequence[bytes]) -> Mapping[bytes, int] | None:
+        """The ids of a model's tokens; None for a model of words."""
+        text = self._tokenizer.text_tokens(range(self._tokenizer.vocab_size))
+        if all(word.isdigit() for word in words):
+            known = {str(i).encode(): i for i in text}
+        else:
+            known = _by_name(text, self._tokenizer)
+            if not any(word.startswith(_SPACES) for word in words) and not (
+                known.keys() >= set(words) and any(not word.isascii() for word in words)
+            ):
+                return None
+        if unknown := next((word for word in words if word not in known), None):
+            raise _Problem(f": {_shown(unknown)} is not a text token of this model; its text needs this tokenizer")
+        return known
 
 
 def _by_name(text: Sequence[int], tokenizer: Tokenizer) -> dict[bytes, int]:

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 from whisper_nnx.decoding.ngram import NgramModel
 from whisper_nnx.decoding.options import DecodingOptions
+from whisper_nnx.decoding.word_ngram import WordNgramModel
+from whisper_nnx.text.arpa import read_arpa
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.transcription.options import TranscribeOptions
 
@@ -20,7 +22,7 @@ def with_lm(tokenizer: Tokenizer, options: TranscribeOptions) -> TranscribeOptio
 def window_with_lm(tokenizer: Tokenizer, options: DecodingOptions) -> DecodingOptions:
     """Options with the language model in place of its path.
 
-    A file that has not changed is read once. Raises ValueError or OSError as `NgramModel.from_arpa`.
+    A file that has not changed is read once. Raises ValueError or OSError as `read_arpa`.
     """
     if not isinstance(options.lm, str):
         return options
@@ -29,5 +31,11 @@ def window_with_lm(tokenizer: Tokenizer, options: DecodingOptions) -> DecodingOp
 
 
 @lru_cache(maxsize=4)
-def _read(path: str, modified_ns: int, size: int, tokenizer: Tokenizer) -> NgramModel:
-    return NgramModel.from_arpa(path, tokenizer)
+def _read(path: str, modified_ns: int, size: int, tokenizer: Tokenizer) -> NgramModel | WordNgramModel:
+    ngrams, words = read_arpa(path, tokenizer)
+    try:
+        if words is None:
+            return NgramModel.from_ngrams(ngrams, tokenizer.vocab_size)
+        return WordNgramModel.from_ngrams(ngrams, words, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
