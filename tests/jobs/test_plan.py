@@ -1,6 +1,7 @@
 """How a small job is divided among several workers, and what differs from the plan of a job that goes on."""
 
 import json
+import os
 import shutil
 import tarfile
 import threading
@@ -106,6 +107,27 @@ def test_a_job_that_goes_on_with_other_workers_keeps_its_plan(source, tmp_path):
     work(job, transcribe_all)
     work(expected := plan(tmp_path / "expected", read_input(source), {}, workers=2), transcribe_all)
     assert files(job) == files(expected)
+
+
+def test_a_plan_outlasts_a_loss_of_power(source, tmp_path, monkeypatch):
+    """All its files are on the disk before its folder has its name, and then that is."""
+    synced, real = list[str](), (os.fsync, os.rename)
+
+    def fsync(descriptor):
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        real[0](descriptor)
+
+    def rename(old, new):
+        synced.append(f"{len(os.listdir(old))} files are the plan")
+        real[1](old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    job = plan(tmp_path / "job", read_input(source), {}, shard_s=300)
+    unfinished = [
+        ".tmp" if name.endswith(".tmp") else ".partial" if name.endswith(".partial") else name for name in synced
+    ]
+    assert unfinished == [".tmp", ".partial"] * (job.shards + 1) + [f"{job.shards + 1} files are the plan", "job"]
 
 
 # What has changed since.

@@ -177,11 +177,12 @@ def plan(
         if not counts:
             raise ValueError("the input holds no recordings; check the path, and the extensions in a folder")
         about = {"format": _FORMAT, "settings": settings, "shards": len(counts), "recordings": sum(counts)}
-        write_whole(unfinished / _ABOUT, json.dumps(about, indent=1, sort_keys=True))
+        write_whole(unfinished / _ABOUT, json.dumps(about, indent=1, sort_keys=True), put_lasting)
         for kind in ("leases", "work", "results", "failed"):
             (root / kind).mkdir(exist_ok=True)
         with suppress(OSError):  # another process was faster
             os.rename(unfinished, root / "plan")
+            _sync_folder(root)
     except OSError:
         if not (root / "plan").exists():  # else what is unfinished may have been removed, see `leftovers`
             raise
@@ -251,5 +252,5 @@ def _shards(recordings: Iterable[Recording], size: _Size) -> Iterator[list[Recor
 
 def _write_shard(folder: Path, number: int, rows: list[Recording]) -> int:
     lines = (_ENCODE(vars(row)) for row in rows)
-    write_whole(folder / f"{number:06d}.jsonl", "".join(f"{line}\n" for line in lines))
+    write_whole(folder / f"{number:06d}.jsonl", "".join(f"{line}\n" for line in lines), put_lasting)
     return len(rows)
