@@ -295,8 +295,7 @@ def test_every_option_is_a_field_and_documented(server) -> None:
     }
     left_out = python_names - RECORDING_FIELDS.keys()
     assert left_out == {
-        "longform", "fallback", "decoding", "temperatures", "sampling_rate", "fp16", "vad_parameters", "prompt",
-        "lm", "lm_weight"
+        "longform", "fallback", "decoding", "temperatures", "sampling_rate", "fp16", "vad_parameters", "prompt", "lm"
     }  # fmt: skip
     assert all(field.read for field in OPTION_FIELDS.values())
     assert fields["beam_size"]["type"] == "integer"

@@ -139,7 +139,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     import jax
 
     jax.config.update("jax_default_device", device)  # for all threads
-    return asyncio.run(_serve([_slot(name, source, args, device) for name, source in named.items()], args, settings))
+    slots = [_slot(name, source, args, settings, device) for name, source in named.items()]
+    return asyncio.run(_serve(slots, args, settings))
 
 
 def _settings(args: argparse.Namespace) -> ServerSettings:
@@ -168,16 +169,19 @@ def _named(model: str) -> tuple[str, str]:
     return (Path(model).name if Path(model).exists() else model), model
 
 
-def _slot(name: str, source: str, args: argparse.Namespace, device: Any) -> ModelSlot:
+def _slot(name: str, source: str, args: argparse.Namespace, settings: ServerSettings, device: Any) -> ModelSlot:
     from whisper_nnx.serving.models import ModelSlot, programs_of
+    from whisper_nnx.transcription.language_models import with_lm
     from whisper_nnx.transcription.options import TranscribeOptions
     from whisper_nnx.transcription.warmup import warmup
+    from whisper_nnx.transcription.windows import tokenizer_of
 
-    usual = TranscribeOptions.of(word_timestamps=True)
+    usual = TranscribeOptions.of(word_timestamps=True, **settings.language_model)
     sizes = [2**i for i in range(args.batch_size.bit_length()) if 2**i < args.batch_size] + [args.batch_size]
 
     def load() -> Any:
         model = load_named_model(source, args, device)
+        with_lm(tokenizer_of(model), usual)  # a file that cannot be used ends the command
         if args.warm_up:
             warmup(model, sizes, usual)
         return model

@@ -23,8 +23,8 @@ from whisper_nnx.transcription.other_names import OTHER_KEYWORDS
 T = TypeVar("T")
 INCREMENT = "temperature_increment_on_fallback"
 _VAD = "vad_"
-# Of arrays; of the model; its fields are options; an OpenAI field of that name means initial_prompt.
-_NO_FIELD = {"sampling_rate", "fp16", "vad_parameters", "prompt", "lm", "lm_weight"}
+# Of arrays; of the model; its fields are options; an OpenAI field of that name means initial_prompt; the server's file.
+_NO_FIELD = {"sampling_rate", "fp16", "vad_parameters", "prompt", "lm"}
 _TRUE, _FALSE = {"true", "1", "yes", "on", "t", "y"}, {"false", "0", "no", "off", "f", "n", ""}
 _SMALLEST_INCREMENT = 0.05
 _JOINED = {"texts": "\n", "phrases": "\n", "ids": ",", "languages": ","}  # how several values of a list become one
@@ -195,7 +195,7 @@ def transcribe_options(values: dict[str, Any], settings: ServerSettings) -> Tran
         name = f"{_VAD}{next(iter(vad))}"
         raise bad_request(f"{name}={values[name]} needs vad_filter=true", name)
     _check_limits(changes, settings)
-    changes.setdefault("max_hours", settings.max_hours)
+    changes = {"max_hours": settings.max_hours, **settings.language_model, **changes}
     try:
         if vad:
             changes["vad_parameters"] = _converted(VadOptions, vad, _VAD)
@@ -237,6 +237,9 @@ def _check_limits(changes: dict[str, Any], settings: ServerSettings) -> None:
     if changes.get("max_hours", 0) > (most_hours := settings.max_hours):
         message = f"max_hours={changes['max_hours']:g} is more than this server allows; give at most {most_hours:g}"
         raise bad_request(message, "max_hours")
+    if changes.get("lm_weight") and not settings.lm:
+        message = f"lm_weight={changes['lm_weight']:g} needs a server with a language model (--lm); drop it"
+        raise bad_request(message, "lm_weight")
     pattern = changes.get("suppress_regex") or ""
     if _SLOW_PATTERN.search(pattern) or len(pattern) > 500:
         message = "suppress_regex may take too long; write one without repeated groups, and with at most two of * + {"

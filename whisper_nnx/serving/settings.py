@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from whisper_nnx.audio.constants import MAX_HOURS
 from whisper_nnx.audio.options import check_max_hours
-from whisper_nnx.decoding.options import whole_number
+from whisper_nnx.decoding.options import DecodingOptions, whole_number
 from whisper_nnx.runtime.options import explained, option
 
 _access = partial(option, scope="server", group="access")
@@ -38,6 +39,23 @@ class ServerSettings:
             "names by which clients may call the server, such as *.example.org (default: localhost on a loopback "
             "address, else any)",
             kind="texts",
+        ),
+    )
+    lm: str | None = field(
+        default=None,
+        metadata=option(
+            "an ARPA file of n-grams over words or tokens, by which all requests prefer text",
+            scope="server",
+            group="models",
+            kind="lm",
+        ),
+    )
+    lm_weight: float = field(
+        default=0.3,
+        metadata=option(
+            "weight of the language model's log-probabilities, where a request has no lm_weight; 0: no effect",
+            scope="server",
+            group="models",
         ),
     )
     max_upload_mb: int = field(default=2048, metadata=_limit("largest request, in MB", kind="some"))
@@ -79,9 +97,15 @@ class ServerSettings:
         if self.max_spool_mb < self.max_upload_mb:
             raise ValueError(f"max_spool_mb={self.max_spool_mb} has no room for max_upload_mb={self.max_upload_mb}")
         check_max_hours(self.max_hours)
+        DecodingOptions(lm=self.lm, lm_weight=self.lm_weight)
         for name in ("request_timeout_s", "upload_timeout_s"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name}={value} must be above 0 s")
         if not self.min_upload_kb_s >= 0:
             raise ValueError(f"min_upload_kb_s={self.min_upload_kb_s} must be 0 KB/s or more")
+
+    @property
+    def language_model(self) -> dict[str, Any]:
+        """Options of `transcribe` for all requests."""
+        return {"lm": self.lm, "lm_weight": self.lm_weight} if self.lm else {}

@@ -192,6 +192,7 @@ class Handler(AsyncEventHandler):
             hotwords=", ".join(words) or None,
             sampling_rate=start.rate if start else None,
             max_hours=min(MAX_HOURS, self._serving.settings.max_hours),
+            **self._serving.settings.language_model,
         )
 
     def _samples(self) -> np.ndarray:
