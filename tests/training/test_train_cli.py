@@ -245,7 +245,7 @@ def test_bad_rows_of_a_manifest_are_reported_once(folder, tmp_path, capsys, eval
         ("--model.init nowhere/at/all", "nowhere/at/all does not exist"),
         ("--data.window_s 2", "data.window_s=2.0 is longer than the model's window of 1 s"),
         ("--data.max_label_length 49", "data.max_label_length=49 is more than the model's 48 positions"),
-        ("--loss.guide_weight 1 --loss.guide_heads 7:0", "alignment head (7, 0) does not exist"),
+        ("--loss.guide_weight 1 --loss.guide_heads 7:0", "decoder head (7, 0) does not exist"),
         ("--evaluate.manifest nowhere.jsonl", "nowhere.jsonl"),
         ("--evaluate.manifest {} --evaluate.options.beam_siz 3", "evaluate.options: "),
         (

@@ -6,6 +6,8 @@ import warnings
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from whisper_nnx.model.heads import check_heads
+
 
 @dataclass(frozen=True)
 class WhisperConfig:
@@ -55,12 +57,7 @@ class WhisperConfig:
             raise ValueError(f"d_model={self.d_model} must be even and at least 4: half are sines, half cosines")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
-        for layer, head in self.alignment_heads or ():
-            if not (0 <= layer < self.decoder_layers and 0 <= head < self.decoder_attention_heads):
-                raise ValueError(
-                    f"alignment head ({layer}, {head}) does not exist: the decoder has {self.decoder_layers} layers "
-                    f"of {self.decoder_attention_heads} heads"
-                )
+        check_heads(self, self.alignment_heads or ())
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], generation_config: dict[str, Any] | None = None) -> WhisperConfig:

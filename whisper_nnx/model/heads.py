@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from whisper_nnx.model.config import WhisperConfig
+if TYPE_CHECKING:
+    from whisper_nnx.model.config import WhisperConfig
 
 Heads = tuple[tuple[int, int], ...]
 
