@@ -6,8 +6,9 @@
 Nothing here is measured on an accelerator. A program takes the longest of these: its traffic at the memory's rate, its
 flops at that of the matrix units, and on TPUs the compiler's cycles (there, arguments stand for the traffic, of which
 much stays on the chip). Rates are those of the data sheet, and a part of them (REACHED). The windows' numbers of tokens
-are drawn from those of real speech. Rows decode together; where they are refilled, the loop is left every BLOCK tokens
-and free rows get the next windows, otherwise when all are done. The language is given; there are no word times.
+are drawn from those of real speech. Rows decode together; where they are refilled, the loop is left when a quarter of
+them, at most 16, are done, as `RowDecoder` leaves it, otherwise when all are. The language is given; there are no word
+times.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import plan, tables
+from benchmarks.programs import BEAMS
 from benchmarks.scoring import write_result
 from whisper_nnx.decoding.loop import PREFILL_CHUNK
 from whisper_nnx.model.config import RELEASED
+from whisper_nnx.transcription.row_decoder import LARGEST_GROUP
 
 TOKENS = tables.RESULTS / "base.tokens.json"
 ESTIMATE = tables.RESULTS / "accelerators.estimate.json"
 MINUTES = 30  # of speech whose tokens are counted
 REACHED = (0.85, 0.6)  # of the memory's and the matrix units' rates: assumed
-BLOCK = 16  # tokens
 POSITIONS, ELEMENT = 1500, 2  # of a window in the encoder's output; bytes in bfloat16
 TEXT_POSITIONS = 448
 
@@ -80,10 +82,10 @@ class Case:
     faster: float = 1.0  # speech: that many times the tokens
 
 
-def steps(tokens: Sequence[int], rows: int, block: int | None) -> tuple[int, int, int]:
+def steps(tokens: Sequence[int], rows: int, leave_at: int | None) -> tuple[int, int, int]:
     """Steps until windows with these numbers of tokens are decoded in that many rows.
 
-    block: the loop is left every so many steps while windows wait; None: when all rows are done.
+    leave_at: the loop is left when so many rows are done while windows wait; None: when all are.
 
     Returns:
       The steps; how often rows are filled; how often the cache is moved up before that.
@@ -91,15 +93,15 @@ def steps(tokens: Sequence[int], rows: int, block: int | None) -> tuple[int, int
     waiting, going = list(reversed(tokens)), list[tuple[int, int]]()  # tokens of a row, and where it began
     end = total = fills = moves = 0
     while waiting or going:
-        if len(going) < rows and waiting and (block or not going):
+        if len(going) < rows and waiting and (leave_at or not going):
             fills += 1
             longest = max((end - began for _, began in going), default=0)
             if min(end, TEXT_POSITIONS) > 2 * max(longest, PREFILL_CHUNK):
                 moves, going, end = moves + 1, [(n, began - end + longest) for n, began in going], longest
             while len(going) < rows and waiting:
                 going.append((waiting.pop(), end))
-        last = max(began + n for n, began in going) - end
-        taken = min(last, block) if block and waiting else last
+        lasts = sorted(began + n - end for n, began in going)
+        taken = lasts[min(leave_at, len(lasts)) - 1] if leave_at and waiting else lasts[-1]
         total, end = total + taken, end + taken
         going = [(n, began) for n, began in going if began + n > end]
     return total, fills, moves
@@ -125,16 +127,17 @@ def estimate(
     chip, config = SHEET[case.chip], RELEASED[case.size]
     kind = "beam" if case.beam else "step"
     encode, prompt, step = (rows[case.chip, case.size, name] for name in ("encode", "prompt", kind))
-    move, less_mb = None if case.beam else rows.get((case.chip, case.size, "move up")), 0.0
+    move, less_mb = rows.get((case.chip, case.size, "move up")), 0.0
     if case.cross_bytes != ELEMENT:
         eight = rows.get((case.chip, case.size, f"{kind} int8"))
         cross_mb = 2 * config.decoder_layers * POSITIONS * config.d_model * ELEMENT / 1e6  # of a window
         less_mb = 0.0 if eight else cross_mb * step["batch"] * (1 - case.cross_bytes / ELEMENT)
         step = eight or step
     batch = step["batch"]
+    larger = batch * (BEAMS if case.beam else 1) / move["batch"] if move else 0.0
     windows = round(3600 * case.hours / window_s)
     drawn = [round(case.faster * n) for n in random.Random(0).choices(tokens, k=windows)]
-    n_steps, fills, moves = steps(drawn, batch, BLOCK if case.refilled else None)
+    n_steps, fills, moves = steps(drawn, batch, max(1, min(LARGEST_GROUP, batch // 4)) if case.refilled else None)
     found: dict[str, Any] = asdict(case) | {"batch": batch, "windows": windows, "steps": n_steps}
     for name, reached in (("sheet", (1.0, 1.0)), ("reached", REACHED)):
         step_s, bound = program_s(step, chip, reached, less_mb)
@@ -142,7 +145,7 @@ def estimate(
             "encoder": windows / encode["batch"] * program_s(encode, chip, reached)[0],
             "prompt": windows / prompt["batch"] * program_s(prompt, chip, reached)[0],
             "steps": n_steps * step_s,
-            "moves": moves * (program_s(move, chip, reached)[0] if move else 0.0),
+            "moves": moves * larger * (program_s(move, chip, reached)[0] if move else 0.0),
             "dispatch": (windows / encode["batch"] + 2 * fills) * host.program_ms / 1e3,
         }
         device_s = sum(parts.values())

@@ -102,10 +102,10 @@ def test_documents_hold_the_tables_of_the_results(document):
 def test_a_batch_takes_its_longest_row_and_refilled_rows_wait_for_none():
     assert estimate.steps([7, 2, 5, 3], 2, None) == (7 + 5, 2, 0)
     assert estimate.steps([7, 2, 5, 3], 2, 1) == (10, 3, 0)
-    assert estimate.steps([7, 2, 5, 3], 2, 4) == (11, 3, 0)  # the second row is free for two steps
+    assert estimate.steps([7, 2, 5, 3], 2, 2) == (12, 2, 0)
     assert estimate.steps([7, 2, 5, 3], 4, None) == estimate.steps([7, 2, 5, 3], 4, 1) == (7, 1, 0)
     assert estimate.steps([100, 100, 30, 30], 2, None) == (130, 2, 1)
-    assert estimate.steps([100, 10, 30, 30], 2, 10) == (100, 3, 0)  # the first row still reads all
+    assert estimate.steps([100, 10, 30, 30], 2, 1) == (100, 3, 0)  # the first row still reads all
 
 
 def test_an_estimate_is_what_its_programs_take_at_the_rates_of_the_data_sheet():
@@ -114,7 +114,7 @@ def test_an_estimate_is_what_its_programs_take_at_the_rates_of_the_data_sheet():
         ("h200", "large-v3", "encode"): program | {"batch": 16},
         ("h200", "large-v3", "prompt"): program | {"batch": 128},
         ("h200", "large-v3", "step"): {"arguments_mb": 1.0, "gflop": 1.0, "mb": 48_000.0, "batch": 128},  # 10 ms
-        ("h200", "large-v3", "move up"): program | {"mb": 9_600.0},  # 2 ms
+        ("h200", "large-v3", "move up"): program | {"mb": 9_600.0, "batch": 128},  # 2 ms
     }
     host = estimate.Host(decoding_s=1.6, cores=16, program_ms=0.0, window_ms=0.0)
     found = estimate.estimate(estimate.Case("h200", "large-v3"), rows, [100], 28.125, host)  # 128 windows

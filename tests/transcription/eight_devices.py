@@ -1,6 +1,7 @@
 """Tests that need eight devices: `test_devices.py` runs them in a process that has as many."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from whisper_nnx.audio.features import RecordingMel
 from whisper_nnx.cli.transcribe import main
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.ops import fused, reference
+from whisper_nnx.runtime.flat import flat
 from whisper_nnx.transcription import row_decoder
 from whisper_nnx.transcription.windows import encode_windows
 
@@ -83,8 +85,26 @@ def test_the_cache_is_moved_up_on_a_mesh(monkeypatch: pytest.MonkeyPatch) -> Non
         return begun
 
     monkeypatch.setattr(row_decoder, "begin", watched)
-    check_moving_up(monkeypatch, devices=make_mesh(2, 2))
+    check_moving_up(monkeypatch, devices=make_mesh(2))
     assert not moved  # idle rows lie where those that are decoded will
+
+
+def test_a_step_sums_over_the_devices_what_three_blocks_of_a_layer_add(
+    meshed: Whisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance, programs = row_decoder.advance, set()
+
+    def watched(*args: Any) -> Any:
+        programs.add(advance.jitted.lower(*map(flat, args)).compile().as_text())
+        return advance(*args)
+
+    monkeypatch.setattr(row_decoder, "advance", watched)
+    with ops.using("accelerator"):
+        transcribed(meshed, GREEDY)
+    (program,) = programs
+    summed = re.findall(r"= (\S+)\{[\d,]*\} all-reduce\(", program)
+    assert summed == [f"f32[1,{meshed.config.d_model}]"] * 3 * meshed.config.decoder_layers
+    assert "all-gather(" not in program
 
 
 def test_both_are_divided_and_warmup_compiles_all_that_is_run(

@@ -249,7 +249,7 @@ _FLAGS |= {flag.option.name: flag.name for flag in VAD_FLAGS}
 _FLAGS |= {"stream": "--audio_track", "temperatures": "--temperature", "cache_dir": "--model_dir"}
 # A name before "=", or alone if it is not an English word. Not in flags and paths.
 _KEYWORD = re.compile(
-    rf"(?<![\w./\\-])(?:({'|'.join(_FLAGS)})=|({'|'.join(n for n in _FLAGS if '_' in n)}|diarize)(?![\w=/\\-]|\.\w))"
+    rf"(?<![\w./\\,-])(?:({'|'.join(_FLAGS)})=|({'|'.join(n for n in _FLAGS if '_' in n)}|diarize)(?![\w=/\\-]|\.\w))"
 )
 
 

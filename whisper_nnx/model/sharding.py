@@ -1,8 +1,8 @@
 """Where each parameter is on a mesh: Megatron-style tensor parallelism over the axis `model`, as one table.
 
 Loading, inference and training use it. The queries, keys, values and the MLP's first matrix are divided by columns (by
-heads, by channels), what follows them by rows, so that a layer needs two sums over the devices (Shoeybi et al. 2019,
-section 3). Caches follow the heads.
+heads, by channels), what follows them by rows, so that each attention and each MLP ends in one sum over the devices
+(Shoeybi et al. 2019, section 3). Caches follow the heads.
 
 The token embedding is on every device: the logits of a token are then computed by one device alone, in one order, and
 the rules and the search need no communication. So are convolutions, norms and positions, which are small.

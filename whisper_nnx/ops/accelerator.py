@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -71,21 +72,29 @@ def cached_attention(
 def one_product(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, length: jax.Array | int) -> jax.Array:
     """One product for all heads of a window: each query is as wide as all heads, and zero outside its own.
 
-    Reading the keys takes longer than multiplying them. Arguments as in `fused.cached_attention`.
+    Reading the keys takes longer than multiplying them. Where a mesh divides the heads, each has its own product, or
+    the devices would have to sum the scores. Arguments as in `fused.cached_attention`.
     """
     windows, heads, queries, width = q.shape
     if mask is None and not (isinstance(length, int) and length == k.shape[1]):
         mask = jnp.arange(k.shape[1]) < length
     k, v = reference.operands(q, k, v)
-    own = jnp.eye(heads, dtype=k.dtype)[:, None, :, None]
-    wide = ((q * width**-0.5).astype(k.dtype)[:, :, :, None] * own).reshape(windows, heads * queries, -1)
-    precision = precision_of(k.dtype)
-    scores = jnp.einsum("bqd,btd->bqt", wide, k, precision=precision, preferred_element_type=jnp.float32)
-    scores = scores.reshape(windows, heads, queries, -1)
+    product = partial(jnp.einsum, precision=precision_of(k.dtype))
+    q_scaled = (q * width**-0.5).astype(k.dtype)
+    if by_heads := fused.is_split(q):
+        k, v = (x.reshape(windows, -1, heads, width) for x in (k, v))
+        scores = product("bhqk,bthk->bhqt", q_scaled, k, preferred_element_type=jnp.float32)
+    else:
+        own = jnp.eye(heads, dtype=k.dtype)[:, None, :, None]
+        wide = (q_scaled[:, :, :, None] * own).reshape(windows, heads * queries, -1)
+        scores = product("bqd,btd->bqt", wide, k, preferred_element_type=jnp.float32)
+        scores = scores.reshape(windows, heads, queries, -1)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(windows, heads * queries, -1)
-    attended = jnp.einsum("bqt,btd->bqd", weights, v, precision=precision)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    if by_heads:
+        return product("bhqt,bthk->bhqk", weights, v).astype(q.dtype)
+    attended = product("bqt,btd->bqd", weights.reshape(windows, heads * queries, -1), v)
     return jnp.einsum("bhqhk->bhqk", attended.reshape(windows, heads, queries, heads, width)).astype(q.dtype)
 
 

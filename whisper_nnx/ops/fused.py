@@ -108,13 +108,13 @@ def cached_attention(
 
     By the kernel of the platform that this is lowered for, which reads no others, or by `default` of the same inputs.
     """
-    fits = q.dtype == k.dtype and _fits_cudnn(q) and not _is_split(q)
+    fits = q.dtype == k.dtype and _fits_cudnn(q) and not is_split(q)
     kernels = {name: CACHE_KERNELS[name] for name in usable_for_cache() if fits}
     given = {name: partial(way, mask=mask, length=length) for name, way in {**kernels, "default": default}.items()}
     return jax.lax.platform_dependent(q, k, v, **given) if kernels else given["default"](q, k, v)
 
 
-def _is_split(q: jax.Array) -> bool:
+def is_split(q: jax.Array) -> bool:
     """Whether a mesh may divide the heads, of which cuDNN's partitioning takes whole ones only."""
     mesh = jax.typeof(q).sharding.mesh
     return "model" in mesh.axis_names and mesh.shape["model"] > 1

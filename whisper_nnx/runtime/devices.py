@@ -32,7 +32,7 @@ def make_mesh(data: int | None = None, model: int = 1, devices: Any = None) -> M
     """
     chosen = list(jax.local_devices() if devices is None else devices)
     for name, size in ((DATA, data), (MODEL, model)):
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        if (name, size) != (DATA, None) and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ValueError(f"the axis {name} of a mesh has the size {size!r}, expected a whole number of at least 1")
     data = max(1, len(chosen) // model) if data is None else data
     if data * model > len(chosen):
@@ -209,6 +209,11 @@ def over_model(array: jax.Array, axis: int) -> jax.Array:
     spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * array.ndim
     spec[axis] = MODEL
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def divides_heads(mesh: Any) -> bool:
+    """Whether a mesh, if any, divides layers over `model`."""
+    return _size(mesh, MODEL) > 1
 
 
 def over_data(array: jax.Array) -> jax.Array:

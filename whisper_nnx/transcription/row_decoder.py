@@ -16,7 +16,15 @@ from whisper_nnx.decoding.rules import Rule
 from whisper_nnx.model.cache import KeysValues
 from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import Whisper
-from whisper_nnx.runtime.devices import divided, empty_rows, fetch, over_data, put_rows_of, rounded_up
+from whisper_nnx.runtime.devices import (
+    divided,
+    divides_heads,
+    empty_rows,
+    fetch,
+    over_data,
+    put_rows_of,
+    rounded_up,
+)
 from whisper_nnx.transcription.attempts import Attempt, DecodingResult, loop_inputs
 from whisper_nnx.transcription.windows import (
     NO_FEATURES,
@@ -158,8 +166,8 @@ class RowDecoder:
             assert self._stored is not None
             self._rows = idle_rows(model.decoder, self._stored[0], batch.rules, size, strategy, special, mesh_of(model))
             self._is_sparse = True  # moved now, so that it is not compiled in the middle of the work
-        moves = ops.current().reads_written(model.decoder.dtype)
-        if self._is_sparse and moves:
+        reads_written = ops.current().reads_written(model.decoder.dtype) and not divides_heads(mesh_of(model))
+        if self._is_sparse and reads_written:
             least = np.int32(-(-int(batch.initial_length.max()) // PREFILL_CHUNK) * PREFILL_CHUNK)
             self._rows, self._is_sparse = move_up(self._rows, self._going, least), False
         self._rows = begin(
