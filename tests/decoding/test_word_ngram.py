@@ -184,6 +184,41 @@ def test_words_of_one_case_are_also_written_with_a_capital():
 GOOD = (FOLDER / "words.arpa").read_text()
 
 
+def test_what_is_in_brackets_has_no_case():
+    assert len(spell(["STRAßE", "DIE", "<sil>"], TOKENIZER)) == 2 + 2 + 1
+
+
+def words_file(*words: str, more: str = "", backoff: float = -0.2) -> str:
+    one = "".join(f"-1.2\t{word}\t{backoff}\n" for word in words)
+    return (
+        f"\\data\\\nngram 1={len(words) + 3}\nngram 2=1\n\n\\1-grams:\n-99\t<s>\t-0.3\n-1.5\t</s>\n-4\t<unk>\n{one}"
+        + (f"\n\\2-grams:\n-0.1\t{words[0]} </s>\n\n\\end\\\n")
+    )
+
+
+@pytest.mark.parametrize("backoff", [-0.2, -99])
+def test_scores_are_numbers_also_where_no_word_can_follow(tmp_path, backoff):
+    file = tmp_path / "words.arpa"
+    file.write_text(words_file("one", "two", backoff=backoff))
+    model = WordNgramModel.from_arpa(file, TOKENIZER)
+    scores = logprobs(model, [[], TOKENIZER.encode(" one"), TOKENIZER.encode(" one,"), TOKENIZER.encode(" one, two")])
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("words", [("0", "1", "9"), ("à", "la", "le", "e"), ("Ġunju", "Malta", "il")])
+def test_words_that_look_like_tokens_are_words(tmp_path, words):
+    file = tmp_path / "words.arpa"
+    file.write_text(words_file(*words), encoding="utf-8")
+    assert isinstance(window_with_lm(TOKENIZER, DecodingOptions(lm=str(file))).lm, WordNgramModel)
+
+
+def test_an_absurd_backoff_weight_is_refused(tmp_path):
+    file = tmp_path / "words.arpa"
+    file.write_text(words_file("one", backoff=50))
+    with pytest.raises(ValueError, match="absurd backoff weight"):
+        WordNgramModel.from_arpa(file, TOKENIZER)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

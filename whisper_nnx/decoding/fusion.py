@@ -69,7 +69,8 @@ class FusionRule(Rule):
         own = jnp.where((own > -jnp.inf).any(axis=1, keepdims=True), own, jnp.where(text, 0.0, -jnp.inf))
         finite = jnp.maximum(logprobs, _LEAST)  # a token that the language model excludes stays comparable
         average = (jax.nn.softmax(own, axis=-1) * jnp.where(text, finite, 0.0)).sum(axis=1, keepdims=True)
-        return self.weight[:, None] * jnp.where(text, finite, average)
+        weight = self.weight[:, None]
+        return jnp.where(weight > 0, weight * jnp.where(text, finite, average), 0)
 
     def append(self, token: jax.Array) -> FusionRule:
         longer = jnp.concatenate([self.tokens[:, 1:], token[:, None]], axis=1)

@@ -158,7 +158,11 @@ class WordNgramModel:
         begun = outer[:, :size] > 0
         logs = _log(jnp.where(begun, outer[:, :size], outer[:, size:]))
         known = jnp.where(begun, outer[:, :size], 0)
-        expected = (known * logs).sum(axis=1, keepdims=True) / known.sum(axis=1, keepdims=True)
+        # Where no word can follow (SRILM: backoff -99), all of them are as improbable as `_log` has it.
+        total = known.sum(axis=1, keepdims=True)
+        expected = jnp.where(
+            total > 0, (known * logs).sum(axis=1, keepdims=True) / jnp.maximum(total, _LEAST), _log(total)
+        )
         outer = jnp.where(self.mark & ~begun, expected, logs)
         after_mark = free & (tokens[:, -1:] >= 0)
 

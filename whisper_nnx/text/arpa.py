@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 MOST_NGRAMS = 20_000_000
 LONGEST_NGRAM = 8
 UNKNOWN, START, END = b"<unk>", b"<s>", b"</s>"
+_SINGLE_BYTES = (
+    94  # the first ids, which are ASCII characters: a file with no others is one over words that are numbers
+)
+_SPACED_PART = 3  # of all tokens of a text, more than the third begin with a space
+_LARGEST_BACKOFF = 20.0  # natural logarithm
 _OTHER_UNKNOWN = (b"<UNK>",)  # as KenLM
 _LONGEST_LINE = 1 << 16  # bytes
 _COUNT = re.compile(rb"ngram\s+(\d{1,2})\s*=\s*(\d{1,18})")
@@ -161,9 +166,10 @@ class _Reader:
             self._ids = self._ids_of(words)
             ids.extend([self._ids[word] for word in words])
         logs = np.asarray(numbers, np.float32).reshape(-1, 2) * np.float32(np.log(10))
-        if not np.isfinite(logs).all() or (logs[:, 0] > 0).any():
+        if not np.isfinite(logs).all() or (logs > [0, _LARGEST_BACKOFF]).any():
             raise _Problem(
-                f": a {n}-gram before line {self._line} has a logarithm above 0 or not finite; the file may be corrupt"
+                f": a {n}-gram before line {self._line} has a logarithm above 0 or not finite, or an absurd backoff "
+                "weight; the file may be corrupt"
             )
         rows = np.asarray(ids, np.int32).reshape(-1, n)
         kept = (rows >= 0).all(axis=1)
@@ -188,13 +194,14 @@ class _Reader:
     def _tokens(self, words: Sequence[bytes]) -> Mapping[bytes, int] | None:
         """The ids of a model's tokens; None for a model of words."""
         text = self._tokenizer.text_tokens(range(self._tokenizer.vocab_size))
-        if all(word.isdigit() for word in words):
+        if words and all(word.isdigit() for word in words) and max(map(int, words)) >= _SINGLE_BYTES:
             known = {str(i).encode(): i for i in text}
         else:
             known = _by_name(text, self._tokenizer)
-            if not any(word.startswith(_SPACES) for word in words) and not (
-                known.keys() >= set(words) and any(not word.isascii() for word in words)
-            ):
+            spaced = sum(word.startswith(_SPACES) for word in words)
+            foreign = sum(not word.isascii() for word in words)  # bytes of scripts without spaces
+            are_tokens = known.keys() >= set(words) and (spaced or 2 * foreign > len(words))
+            if not are_tokens and _SPACED_PART * spaced <= len(words):  # Maltese words may begin with Ġ
                 return None
         if unknown := next((word for word in words if word not in known), None):
             raise _Problem(f": {_shown(unknown)} is not a text token of this model; its text needs this tokenizer")

@@ -23,9 +23,11 @@ class Spelling(NamedTuple):
 def spell(words: Sequence[str], tokenizer: Tokenizer) -> list[Spelling]:
     """All spellings, in ascending order, without words that are too long or that the tokenizer cannot write.
 
-    Where all words are in lower case, or all in capitals, each is in lower case and with a capital first letter.
+    Where all words are in lower case, or all in capitals, each is in lower case and with a capital first letter. For
+    this, what is in brackets, such as <SIL>, does not count.
     """
-    one_case = all(word == word.lower() for word in words) or all(word == word.upper() for word in words)
+    letters = [letter for word in words if word[:1] not in "<[" for letter in word if len(letter.upper()) == 1]
+    one_case = not any(map(str.isupper, letters)) or not any(map(str.islower, letters))
     found: dict[tuple[int, ...], int] = {}
     for i, word in enumerate(words):
         for text in (word.lower(), word.capitalize()) if one_case else (word,):
