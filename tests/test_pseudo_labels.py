@@ -85,6 +85,17 @@ def test_a_part_of_a_recording_is_a_clip_of_its_own(job, tmp_path):
     assert len(load_audio(tmp_path / Path(made["audio"]).name)) == 0.5 * 16_000
 
 
+def test_clips_of_different_recordings_have_different_names_and_loud_ones_stay_loud(job, tmp_path):
+    script = runpy.run_path(str(RECIPE / "make_manifest.py"))
+    encode(tmp_path / "loud.wav", np.full((1, 16_000), 2, np.float32), codec="pcm_f32le")
+    (row, recording), *_ = script["rows_of"](job)
+    part = replace(recording, audio=str(tmp_path / "loud.wav"), part={"start": 0.25, "duration": 0.5})
+    rows = [row | {"duration": 0.5, "id": id_} for id_ in ("plumless", "buckeroo")]  # of one CRC-32
+    clips = [made["audio"] for row in rows for made in script["manifest_rows"](row, part, tmp_path, {})]
+    assert len(set(clips)) == 2
+    assert load_audio(tmp_path / Path(clips[0]).name) == pytest.approx(np.ones(8_000), abs=1e-3)
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_clips_are_of_the_track_that_the_job_has_transcribed(tmp_path, monkeypatch, whole):
     tracks = [np.full((1, 16_000), level, np.float32) for level in (0.5, 0.25)]

@@ -10,6 +10,7 @@ a job with options that decide how a recording is read, such as `--audio_track`.
 """
 
 import argparse
+import hashlib
 import json
 import wave
 import zlib
@@ -49,10 +50,11 @@ def manifest_rows(
     samples = found if isinstance(found, np.ndarray) else load_audio(found, **reading)  # a part was read with these
     for number, piece in enumerate(pieces(segments)):
         start, end = piece[0]["start"], piece[-1]["end"]
-        name = f"{zlib.crc32(row['id'].encode()):08x}-{number:04d}.wav"
+        name = f"{hashlib.sha256(row['id'].encode()).hexdigest()[:16]}-{number:04d}.wav"
+        sound = np.clip(samples[round(start * RATE) : round(end * RATE)], -1, 1) * 32767
         with wave.open(str(folder / name), "wb") as file:
             file.setparams((1, 2, RATE, 0, "NONE", ""))
-            file.writeframes((samples[round(start * RATE) : round(end * RATE)] * 32767).astype("<i2").tobytes())
+            file.writeframes(sound.astype("<i2").tobytes())
         shifted = [s | {"start": s["start"] - start, "end": s["end"] - start} for s in piece]
         about = {"audio": f"{folder.name}/{name}", "duration": end - start, "previous_text": before}
         yield common | about | texts(shifted)

@@ -16,10 +16,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from tests.jobs.echo import transcribe_all, transcribe_together, transcript
-from whisper_nnx.jobs.inputs import read_input
+from whisper_nnx.jobs.inputs import Recording, read_input
 from whisper_nnx.jobs.job import Job, plan, write_once
 from whisper_nnx.jobs.journal import Journal, Progress, note_speed, reopen_failed
 from whisper_nnx.jobs.leases import Leases
@@ -210,6 +211,36 @@ def test_a_recording_that_changed_since_the_plan_is_not_transcribed(sounds, tmp_
         "copies must keep times (rsync -a), and what has changed needs a new job",
         "broken",
     ]
+
+
+def test_a_url_that_changed_is_not_transcribed_alone_either(tmp_path):
+    memory = fsspec.filesystem("memory")
+    for name in "ab":
+        memory.pipe(f"/alone/{name}.wav", b"x" * 10)
+    job = plan(tmp_path / "job", read_input("memory://alone"), {})
+    for number in range(2):
+        dead = Journal(job, 0, f"dead-{number}")
+        dead.begin(job.shard(0)[0].id, alone=False)
+        dead.close()
+    memory.pipe("/alone/a.wav", b"longer" * 10)
+    work(job, transcribe_all)
+    [failed] = failures(job)
+    assert failed["reason"].endswith("/a.wav: 60 bytes, but 10 when the job was planned; start a new job for it")
+
+
+def test_what_a_part_raises_fails_this_part_alone(sounds, tmp_path, monkeypatch):
+    job = planned(sounds, tmp_path / "job")
+    read = Recording.read
+
+    def broken(self, **options):
+        if self.name.endswith("002.wav"):
+            raise NotImplementedError("a type that the library does not know")
+        return read(self, **options)
+
+    monkeypatch.setattr(Recording, "read", broken)
+    work(job, transcribe_all)
+    assert "a type that the library does not know" in failures(job)[0]["reason"]
+    assert job.is_done(0)
 
 
 def test_a_recording_that_changes_while_it_is_transcribed_fails_also_after_a_worker_died(sounds, tmp_path):

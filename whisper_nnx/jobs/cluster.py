@@ -135,13 +135,13 @@ class Actor:
             return None
         try:
             return self._ray.get(self._status)
-        except self._ray.exceptions.RayActorError as death:
-            self.cause = type(death).__name__
-            self.terminate()  # it may live where only the connection broke
-            return -signal.SIGKILL
         except self._ray.exceptions.RayTaskError as error:
             say(f"a worker failed: {one_line(error.cause or error)}")
             return 1
+        except self._ray.exceptions.RayError as death:  # of the actor, also where its memory ended it
+            self.cause = type(death).__name__
+            self.terminate()  # it may live where only the connection broke
+            return -signal.SIGKILL
 
     def terminate(self) -> None:
         self._ray.kill(self._actor)

@@ -167,7 +167,7 @@ class _Worker:
         for one in shard.recordings:
             if one.id in suspects:
                 shard.journal.begin(one.id, alone=True)
-                with suppress(OSError, ValueError):  # reading it once more reports the error
+                with suppress(Exception):  # reading it once more reports the error
                     for _ in transcribe_all(iter([one.read(**self._reading)])):
                         pass  # alone, it may differ in the last digits
                 shard.journal.clear(one.id)
@@ -184,19 +184,18 @@ class _Worker:
             for one in order:
                 if one.id not in shard.missing or one.id in alone:
                     continue
-                if (problem := _problem(one)) is not None:
-                    self._finish(shard, one, problem)
-                    continue
                 shard.journal.begin(one.id, alone=False)
                 if (source := self._read(shard, one)) is not None:
                     self._begun[next(count)] = shard, one
                     yield source
 
     def _read(self, shard: _Shard, one: Recording) -> Any:
-        """A recording as `transcribe` takes it; None if it is a part of a file that cannot be read."""
+        """A recording as `transcribe` takes it; None if it is not the planned one, or a part that cannot be read."""
         try:
+            if (problem := _problem(one)) is not None:
+                raise problem
             found = one.read(**self._reading)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever a format's library raises
             self._finish(shard, one, error)
             return None
         return {"audio": found, **self._was_read_by} if self._was_read_by and isinstance(found, np.ndarray) else found
