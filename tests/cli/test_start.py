@@ -197,7 +197,9 @@ def test_an_interruption_waits_until_a_module_is_imported(tmp_path: Path) -> Non
     (tmp_path / "slow.py").write_text(
         "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('imported')\nmain = None"
     )
-    program = "import sys; from whisper_nnx.runtime.console import run_main; sys.exit(run_main('slow', []))"
+    # A shell lets what it runs in the background ignore the signal.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "import sys; from whisper_nnx.runtime.console import run_main; sys.exit(run_main('slow', []))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "imported\n", "whisper-nnx: interrupted\n")

@@ -129,7 +129,7 @@ def test_alignment_heads_of_the_whole_upper_half_mean_unknown(folder, weights):
         np.savez(folder / "weights.npz", **others, **({"alignment_heads": np.array(heads)} if heads else {}))
         assert open_checkpoint(folder).config.alignment_heads == expected
     np.savez(folder / "weights.npz", **{**weights, "alignment_heads": np.array([[7, 0]])})
-    with pytest.warns(UserWarning, match=r"alignment_heads are ignored \(alignment head \(7, 0\) does not exist"):
+    with pytest.warns(UserWarning, match=r"alignment_heads are ignored \(decoder head \(7, 0\) does not exist"):
         assert open_checkpoint(folder).config.alignment_heads is None
     np.savez(folder / "weights.npz", **{**weights, "alignment_heads": np.array([1, 0])})
     assert "alignment_heads of int64 and shape (2,), expected pairs of numbers" in refusal(folder)

@@ -190,7 +190,7 @@ def test_a_checkpoint_without_generation_config_loads(folder):
 
 def test_alignment_heads_of_a_larger_teacher_are_ignored_with_a_warning(folder):
     edit_json(folder / "generation_config.json", alignment_heads=[[31, 0]])
-    with pytest.warns(UserWarning, match=r"ignored .alignment head \(31, 0\) does not exist"):
+    with pytest.warns(UserWarning, match=r"ignored .decoder head \(31, 0\) does not exist"):
         assert get_whisper_config(folder).alignment_heads is None
 
 
