@@ -86,7 +86,7 @@ def test_the_cache_is_moved_up_on_a_mesh(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(row_decoder, "begin", watched)
     check_moving_up(monkeypatch, devices=make_mesh(2))
-    assert not moved  # idle rows lie where those that are decoded will
+    assert not moved  # idle rows are placed as those that are decoded
 
 
 def test_a_step_sums_over_the_devices_what_three_blocks_of_a_layer_add(

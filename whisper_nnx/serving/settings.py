@@ -51,7 +51,7 @@ class ServerSettings:
         ),
     )
     lm_weight: float = field(
-        default=0.3,
+        default=DecodingOptions.lm_weight,
         metadata=option(
             "weight of the language model's log-probabilities, where a request has no lm_weight; 0: no effect",
             scope="server",
