@@ -8,7 +8,7 @@ import os
 import pkgutil
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,11 @@ from whisper_nnx.jobs.export import export_settings, exportable
 from whisper_nnx.jobs.inputs import absolute, read_input
 from whisper_nnx.jobs.job import Job, plan, write_once
 from whisper_nnx.jobs.status import Status, status
-from whisper_nnx.jobs.worker import EXPIRES_S, work
+from whisper_nnx.jobs.worker import EXPIRES_S, TranscribeAll, work
 from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import Whisper
+from whisper_nnx.runtime.console import one_line
+from whisper_nnx.transcription.batch import is_out_of_memory
 from whisper_nnx.transcription.changes import TranscribeChanges
 from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 from whisper_nnx.transcription.stream import iter_transcripts
@@ -145,9 +147,27 @@ def work_with(
     """
     require_model(job, model := load())
     batched = options.get("batch_size", 1) > 1 or options.get("devices") is not None or mesh_of(model) is not None
-    transcribe_all = partial(iter_transcripts, model, **options)
+    transcribe_all = _stopping(partial(iter_transcripts, model, **options))
     work(job, transcribe_all, batched=batched, name=name, expires_s=expires_s)
     return 0
+
+
+def _stopping(transcribe_all: TranscribeAll) -> TranscribeAll:
+    """`transcribe_all` that raises errors of the device: others would fail, too. These are undone, not failed.
+
+    Lack of memory is a recording's own where another one had enough.
+    """
+    worked = False
+
+    def stopping(sources: Iterator[Any]) -> Iterator[tuple[int, Any]]:
+        nonlocal worked
+        for number, result in transcribe_all(sources):
+            if isinstance(result, jax.errors.JaxRuntimeError) and not (worked and is_out_of_memory(result)):
+                raise RuntimeError(f"the device failed: {one_line(result)}") from result
+            worked |= not isinstance(result, Exception)
+            yield number, result
+
+    return stopping
 
 
 def require_model(job: Job, model: Whisper) -> None:

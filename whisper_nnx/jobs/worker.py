@@ -69,8 +69,8 @@ def work(
       report: called with the number of each shard that is done.
 
     Raises:
-      OSError: a file of the job cannot be written. What was finished before is kept.
-      MissingPackageError: a format of the job needs a package that is not installed.
+      OSError: a file of the job cannot be written, or what recordings are on is away. What was finished is kept.
+      ImportError: a format of the job or of its input needs a package that is not installed.
     """
     if "output_format" in job.settings:
         split_formats(job.settings["output_format"])
@@ -142,7 +142,7 @@ class _Worker:
                     if (source := self._read(shard, one)) is not None:
                         for _, result in transcribe_all(iter([source])):
                             self._finish(shard, one, result)
-        except (KeyboardInterrupt, OSError):
+        except (KeyboardInterrupt, OSError, ImportError):
             for shard in self._held:
                 shard.journal.release()
             raise
@@ -227,6 +227,8 @@ class _Worker:
             problem = _problem(one)  # it may have changed while it was read; one that has vanished since was read
             result = problem if isinstance(problem, ValueError) else result
         if isinstance(result, Exception):
+            if (outside := _outside(one, result, self._job.settings.get("input", ""))) is not None:
+                raise outside
             row = about | {"error": type(result).__name__, "reason": _reason(result)}
         else:
             row = about | ({} if one.duration is None else {"duration": one.duration}) | result | self._origin
@@ -279,6 +281,47 @@ def _problem(one: Recording) -> Exception | None:
         f"{one.audio}: modified at {now}, but at {then} when the job was planned; "
         "copies must keep times (rsync -a), and what has changed needs a new job"
     )
+
+
+def _outside(one: Recording, error: Exception, source: str) -> Exception | None:
+    """Why the worker must stop: a recording failed for a reason that is not its own, but that of all beside it."""
+    if isinstance(error, ImportError):
+        return error
+    if is_remote(one.audio) or one.size < 0:
+        return None
+    try:
+        os.stat(one.audio)
+    except (FileNotFoundError, NotADirectoryError):
+        return _away(one.audio, source)
+    except (OSError, ValueError) as reason:  # of a mount, say, whose server is away
+        return reason if isinstance(reason, OSError) else None
+    return None
+
+
+def _away(audio: str, source: str) -> OSError | None:
+    """What is to be said of a file that is gone with all around it, as where its disk is not mounted.
+
+    That is: the input is gone, or of the folders above the file, the lowest one that is left is empty or the root.
+    """
+    advice = "which it was not when the job was planned; mount it, then give the same command again"
+    with suppress(ValueError):  # they have nothing in common
+        if not os.path.exists(root := os.path.commonpath([audio, source])):
+            return OSError(f"{root} is gone, {advice}")
+    lowest = folder = os.path.dirname(audio)
+    while True:
+        try:
+            with os.scandir(folder) as found:
+                is_empty = next(found, None) is None
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            lowest, folder = folder, os.path.dirname(folder)
+        except OSError as error:
+            return error
+    if is_empty:
+        return OSError(f"{folder} is empty, {advice}")
+    if folder == os.path.dirname(folder) and lowest != folder:
+        return OSError(f"{lowest} is gone, {advice}")
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,108 @@
+"""What stops a worker, because it is not the fault of a recording."""
+
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.audio.test_loading import as_int16, write_wav
+from tests.jobs.echo import transcribe_all
+from tests.jobs.test_jobs import files, planned, recordings, sounds, undisturbed  # noqa: F401
+from tests.small import small_model
+from whisper_nnx.jobs.inputs import Recording, read_input
+from whisper_nnx.jobs.job import Job, plan
+from whisper_nnx.jobs.run import run
+from whisper_nnx.jobs.status import status
+from whisper_nnx.jobs.worker import work
+from whisper_nnx.transcription.stream import iter_transcripts
+
+
+@pytest.mark.parametrize("mounted_on", ["an empty folder", "nothing"])
+def test_an_input_that_is_not_mounted_stops_the_worker_and_fails_no_recording(
+    sounds,  # noqa: F811
+    tmp_path,
+    undisturbed,  # noqa: F811
+    mounted_on,
+):
+    job = planned(sounds, tmp_path / "job")
+
+    def unmount(shard):
+        if shard == 3:
+            sounds.rename(tmp_path / "away")
+            if mounted_on == "an empty folder":
+                sounds.mkdir()
+
+    with pytest.raises(OSError, match=rf"{sounds} is (gone|empty).*; mount it, then give the same command again"):
+        work(job, transcribe_all, report=unmount)
+    assert status(job).failed == 0
+    shutil.rmtree(sounds, ignore_errors=True)
+    (tmp_path / "away").rename(sounds)
+    work(job, transcribe_all)
+    assert files(job) == undisturbed
+
+
+def test_of_a_list_that_names_files_on_several_disks_one_that_is_away_stops_the_worker(tmp_path):
+    disks = [recordings(tmp_path / "disks" / name, ["deep/a.wav", "deep/b.wav"]) for name in ("1", "2")]
+    (tmp_path / "list.txt").write_text("".join(f"{disk}/deep/{name}.wav\n" for disk in disks for name in "ab"))
+    job = plan(tmp_path / "job", read_input(str(tmp_path / "list.txt")), {"input": str(tmp_path / "list.txt")})
+    shutil.rmtree(disks[1] / "deep")
+    with pytest.raises(OSError, match=f"{disks[1]} is empty"):
+        work(job, transcribe_all)
+    assert status(job).failed == 0
+    disks[1].rmdir()  # removed for good
+    work(job, transcribe_all)
+    assert (status(job).done, status(job).failed) == (2, 2)
+
+
+def test_a_folder_below_the_input_that_was_removed_fails_its_recordings_only(tmp_path):
+    sounds = recordings(tmp_path / "sounds", ["a.wav", "b/c.wav"])  # noqa: F811
+    job = planned(sounds, tmp_path / "job")
+    shutil.rmtree(sounds / "b")
+    work(job, transcribe_all)
+    assert (status(job).done, status(job).failed) == (1, 1)
+
+
+def test_a_package_that_is_missing_on_a_machine_stops_its_worker(sounds, tmp_path, monkeypatch):  # noqa: F811
+    job = planned(sounds, tmp_path / "job")
+
+    def read(self, **options):
+        raise ImportError("parquet needs the package pyarrow")
+
+    monkeypatch.setattr(Recording, "read", read)
+    with pytest.raises(ImportError, match="needs the package pyarrow"):
+        work(job, transcribe_all)
+    assert status(job).failed == 0
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> Path:
+    (tmp_path / "noise").mkdir()
+    for n in range(4):
+        write_wav(tmp_path / "noise" / f"{n}.wav", as_int16(np.random.default_rng(n).normal(size=8000) / 10))
+    return tmp_path / "noise"
+
+
+@pytest.mark.parametrize(
+    ("message", "after", "counts"),
+    [
+        ("INTERNAL: the device is lost", 2, (2, 0)),
+        ("RESOURCE_EXHAUSTED: out of memory", 0, (0, 0)),  # another process has it
+        ("RESOURCE_EXHAUSTED: out of memory", 2, (3, 1)),
+    ],
+)
+def test_a_device_that_fails_stops_the_worker_and_leaves_the_rest_undone(
+    noise, tmp_path, monkeypatch, message, after, counts
+):
+    def broken(*args, **options):
+        for number, found in iter_transcripts(*args, **options):
+            yield number, jax.errors.JaxRuntimeError(message) if number == after else found
+
+    monkeypatch.setattr("whisper_nnx.jobs.run.iter_transcripts", broken)
+    stopped = pytest.raises(RuntimeError, match=f"the device failed: {message}") if sum(counts) < 4 else nullcontext()
+    with stopped:
+        run(small_model(), noise, tmp_path / "job", temperature=0, language="en", max_new_tokens=4)
+    found = status(Job.open(tmp_path / "job"))
+    assert (found.done, found.failed) == counts
