@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from flax import nnx
 
 from tests.audio.test_loading import as_int16, write_wav
+from tests.decoding.test_word_ngram import FOLDER as LM_FOLDER
 from tests.small import small_model
 from whisper_nnx import __version__
 from whisper_nnx.audio.options import VadOptions
@@ -21,6 +23,8 @@ from whisper_nnx.decoding.ngram import NgramModel
 from whisper_nnx.jobs.job import Job
 from whisper_nnx.jobs.run import digest, planned, require_model, run
 from whisper_nnx.jobs.status import results
+from whisper_nnx.text.tokenizer import Tokenizer
+from whisper_nnx.transcription.drafts import with_draft
 from whisper_nnx.transcription.opening import read_samples
 from whisper_nnx.transcription.stream import iter_transcripts
 
@@ -161,3 +165,36 @@ def test_a_function_without_a_name_is_refused_before_anything_is_written(folder,
     with pytest.raises(ValueError, match=r"lm=.* has no name by which another process would find it.*; define it at"):
         plan_with(folder, "job", lm=nameless)
     assert not (folder / "job").exists()
+
+
+def test_a_language_model_that_changed_at_its_path_is_refused_and_read_once_by_a_worker(folder, monkeypatch):
+    write_wav(folder / "sounds" / "b.wav", as_int16(np.zeros(8000) + 0.1))
+    shutil.copy(LM_FOLDER / "words.arpa", path := folder / "lm.arpa")
+    options: Any = {"lm": path, "language": "en", "temperature": 0, "max_new_tokens": 2}
+
+    def interrupted(*args, **options):
+        assert not isinstance(options["lm"], str | Path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("whisper_nnx.jobs.run.iter_transcripts", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(small_model(), folder / "sounds", folder / "job", **options)
+    path.write_text(path.read_text().replace("-1.", "-1.5", 1))
+    with pytest.raises(ValueError, match=r"was started with another language model \(digest .*\); use that one"):
+        run(small_model(), folder / "sounds", folder / "job", **options)
+    shutil.copy(LM_FOLDER / "words.arpa", path)
+    assert run(small_model(), folder / "sounds", folder / "job", **options).done == 1
+
+
+@pytest.mark.parametrize("changed", ["tokenizer", "draft"])
+def test_a_model_with_another_tokenizer_or_draft_is_another_one(folder, changed):
+    job, models = plan_with(folder, "job"), [with_draft(small_model(), small_model(seed=n)) for n in (2, 3, 2)]
+    if changed == "tokenizer":
+        models[1] = with_draft(other := small_model(), small_model(seed=2))
+        files = dict(other.tokenizer.files)
+        other.tokenizer = Tokenizer(files, other.tokenizer.vocab_size + 1)
+    require_model(job, models[0])
+    with pytest.raises(ValueError, match="was started with another model"):
+        require_model(job, models[1])
+    require_model(job, models[2])

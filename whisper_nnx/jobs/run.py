@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from whisper_nnx.audio.options import VadOptions
+from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.jobs.changes import warn_of_changes
 from whisper_nnx.jobs.export import export_settings, exportable
 from whisper_nnx.jobs.inputs import absolute, read_input
@@ -31,8 +32,10 @@ from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.runtime.console import one_line
 from whisper_nnx.transcription.batch import is_out_of_memory
 from whisper_nnx.transcription.changes import TranscribeChanges
+from whisper_nnx.transcription.language_models import window_with_lm
 from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 from whisper_nnx.transcription.stream import iter_transcripts
+from whisper_nnx.transcription.windows import tokenizer_of
 
 _OF_PROCESSES = ("devices", "verbose", "print_colors", "print_special", "progress")  # options that change no result
 
@@ -146,6 +149,7 @@ def work_with(
     Raises ValueError for another model than that with which the job was started.
     """
     require_model(job, model := load())
+    options = _with_lm(job, model, options)
     batched = options.get("batch_size", 1) > 1 or options.get("devices") is not None or mesh_of(model) is not None
     transcribe_all = _stopping(partial(iter_transcripts, model, **options))
     work(job, transcribe_all, batched=batched, name=name, expires_s=expires_s)
@@ -171,17 +175,31 @@ def _stopping(transcribe_all: TranscribeAll) -> TranscribeAll:
 
 
 def require_model(job: Job, model: Whisper) -> None:
-    """Raises ValueError unless the weights are those with which the job was started."""
-    own, path = digest(model), job.folder / "model.txt"
+    """Raises ValueError unless weights and tokenizer, also of a draft, are those with which the job was started."""
+    _require_same(job, "model", digest(model))
+
+
+def _with_lm(job: Job, model: Whisper, options: TranscribeChanges) -> TranscribeChanges:
+    """Options with the language model in place of its path. Raises ValueError if the job was started with another."""
+    if not isinstance(path := options.get("lm"), str | os.PathLike):
+        return options
+    lm = window_with_lm(tokenizer_of(model), DecodingOptions(lm=os.fspath(path))).lm
+    _require_same(job, "lm", _digest(str(jax.tree_util.tree_structure(lm)), lm))
+    return {**options, "lm": lm}
+
+
+def _require_same(job: Job, name: str, own: str) -> None:
+    """Notes a digest with which the job is started, or raises ValueError if there is another one."""
+    path, what = job.folder / f"{name}.txt", {"lm": "language model"}.get(name, name)
     if not write_once(path, own) and (known := path.read_text(encoding="utf-8")) != own:
         raise ValueError(
-            f"{job.folder} was started with another model (digest {known}, this one has {own}); use that one"
+            f"{job.folder} was started with another {what} (digest {known}, this one has {own}); use that one"
         )
 
 
 def digest(model: Whisper) -> str:
-    """Identifies a configuration and its weights, in the dtype in which they are."""
-    return _digest(repr(model.config), nnx.state(model))
+    """Identifies a configuration, its tokenizer, and its weights in the dtype in which they are."""
+    return _digest(f"{model.config!r} {model.tokenizer and model.tokenizer.digest}", nnx.state(model))
 
 
 def _digest(about: str, arrays: Any) -> str:

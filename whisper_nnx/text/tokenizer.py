@@ -103,6 +103,11 @@ class Tokenizer:
         """Builds a tokenizer from file contents by name."""
         return cls(files, vocab_size)
 
+    @property
+    def digest(self) -> str:
+        """Identifies its files and `vocab_size`."""
+        return self._digest.hex()
+
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Tokenizer) and self._digest == other._digest)
 
