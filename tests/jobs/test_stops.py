@@ -14,8 +14,10 @@ from tests.jobs.test_jobs import files, planned, recordings, sounds, undisturbed
 from tests.small import small_model
 from whisper_nnx.jobs.inputs import Recording, read_input
 from whisper_nnx.jobs.job import Job, plan
+from whisper_nnx.jobs.journal import Journal, Progress
 from whisper_nnx.jobs.run import run
 from whisper_nnx.jobs.status import status
+from whisper_nnx.jobs.supervise import supervise
 from whisper_nnx.jobs.worker import work
 from whisper_nnx.transcription.stream import iter_transcripts
 
@@ -106,3 +108,38 @@ def test_a_device_that_fails_stops_the_worker_and_leaves_the_rest_undone(
         run(small_model(), noise, tmp_path / "job", temperature=0, language="en", max_new_tokens=4)
     found = status(Job.open(tmp_path / "job"))
     assert (found.done, found.failed) == counts
+
+
+class Killed:
+    """A worker that has a recording in work, and does not note how it ends: an actor of Ray."""
+
+    cause = "killed"
+
+    def __init__(self, job: Job, name: str):
+        self._journal = Journal(job, 0, name)
+        self._journal.begin(job.shard(0)[0].id, alone=True)
+
+    def poll(self) -> int | None:
+        raise KeyboardInterrupt
+
+    def terminate(self) -> None:
+        with self._journal._path.open("a") as file:
+            file.write('{"begun": "half of a li')
+        self._journal.close()
+
+    def wait(self) -> int:
+        return 0
+
+
+def test_what_killed_workers_have_in_work_is_not_to_blame_where_the_command_was_interrupted(
+    sounds,  # noqa: F811
+    tmp_path,
+    undisturbed,  # noqa: F811
+):
+    job = planned(sounds, tmp_path / "job")
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            supervise(job, lambda name, place: Killed(job, name), 1, print)
+    assert not Progress.read(job, 0).deaths
+    work(job, transcribe_all)
+    assert files(job) == undisturbed

@@ -4,7 +4,7 @@ A job is a folder, and all that is known of it is in files:
 
     plan/job.json            what is done: input, settings, version
     plan/000012.jsonl        the recordings of a shard, in order
-    model.txt, lm.txt        digests of the weights and tokenizer, and of a language model: those of all workers must match
+    model.txt, lm.txt        digests of weights and tokenizer, and of a language model, that all workers must have
     leases/000012            which worker has the shard, and how often it has renewed that
     work/000012.WORKER.jsonl what that worker has begun and finished
     results/000012.jsonl     the transcripts of the shard; it is done when this file exists

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MEMORY = 0.9  # of a GPU, for all the workers that share it
 _ANSWERS_S = 10.0  # in which the address of a cluster must accept a connection
+_ENDS_S = 10.0  # in which an actor that is killed usually ends
 
 
 def run_on_cluster(
@@ -147,4 +148,6 @@ class Actor:
         self._ray.kill(self._actor)
 
     def wait(self) -> int:
-        return 0  # `kill` waits for nothing: what an actor writes until it ends is right all the same
+        """Until it has ended; if its machine is away, what it writes later is right all the same."""
+        self._ray.wait([self._status], timeout=_ENDS_S)
+        return 0

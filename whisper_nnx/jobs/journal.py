@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,14 @@ class Journal:
             self._file.close()
 
 
+def release_begun(job: Job, worker: str) -> None:
+    """Notes that what a worker had in work has not ended it: it was ended with the command that had started it."""
+    for path in (job.folder / "work").glob(f"*.{escape(worker)}.jsonl"):
+        begun = [line["begun"] for line in _lines(path) if "begun" in line]
+        with suppress(OSError), path.open("a", encoding="utf-8") as file:
+            file.write("\n" + "".join(json.dumps({"released": id_}) + "\n" for id_ in begun))
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines that were written as a whole; none if the file is gone, as its shard is done."""
     with suppress(FileNotFoundError), open(path, "rb") as file:
@@ -140,7 +149,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             if line.endswith(b"\n"):
                 try:
                     yield json.loads(line)
-                except ValueError:  # two halves: the disk was full in between
+                except ValueError:  # half of one: its worker was killed, or the disk was full
                     continue
 
 

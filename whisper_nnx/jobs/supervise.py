@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from whisper_nnx.jobs.job import Job
+from whisper_nnx.jobs.journal import release_begun
 from whisper_nnx.jobs.leases import release_all
 from whisper_nnx.jobs.worker import worker_name
 
@@ -86,6 +87,7 @@ def supervise(job: Job, start: Callable[[str, int], Worker], workers: int, say: 
         for name, worker, _ in running.values():
             worker.wait()
             release_all(job, name)
+            release_begun(job, name)
     return status
 
 
