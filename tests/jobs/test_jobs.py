@@ -519,7 +519,7 @@ def test_a_worker_ends_with_the_process_that_has_started_it_also_where_that_is_k
 def test_a_full_disk_ends_the_worker_and_nothing_is_half_written(sounds, tmp_path, undisturbed, monkeypatch):
     job = planned(sounds, tmp_path / "job")
 
-    def full(path, content):
+    def full(path, content, check):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

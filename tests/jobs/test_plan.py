@@ -20,6 +20,7 @@ from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.journal import speeds
 from whisper_nnx.jobs.run import planned
+from whisper_nnx.jobs.status import results
 from whisper_nnx.jobs.worker import work
 
 
@@ -196,3 +197,11 @@ def test_a_job_that_goes_on_warns_of_changes_and_a_new_one_does_not(tmp_path, re
     assert not recwarn
     with pytest.warns(UserWarning, match=r"1 recording is new, such as .*b\.wav"):
         assert again().recordings == 1
+
+
+def test_more_than_a_million_shards_are_in_the_order_of_their_numbers(tmp_path):
+    job = Job(tmp_path, {}, 1_000_001, 1_000_001)
+    (tmp_path / "results").mkdir()
+    for shard in (1_000_000, 999_999, 7):
+        job.path("results", shard).write_text(json.dumps({"id": shard}))
+    assert [row["id"] for row in results(job)] == [7, 999_999, 1_000_000]

@@ -57,24 +57,32 @@ def export(job: Job, folder: str | os.PathLike[str], formats: str, **options: An
     export_settings(formats, options, job.settings)
     count = 0
     make_output_folder(folder)
-    for path in sorted((job.folder / "results").glob("*.jsonl")):
+    for shard in job.written("results"):
         if "lhotse" in formats.split(","):
-            list(exportable(job.shard(int(path.stem)), {"output_format": formats}))
-        with path.open(encoding="utf-8") as lines:
+            list(exportable(job.shard(shard), {"output_format": formats}))
+        with job.path("results", shard).open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
-        export_shard(job, int(path.stem), rows, Path(folder), formats, **options)
+        export_shard(job, shard, rows, Path(folder), formats, **options)
         count += len(rows)
     return count
 
 
-def export_shard(job: Job, shard: int, rows: list[dict[str, Any]], folder: Path, formats: str, **options: Any) -> None:
-    """Writes the transcripts of a shard; see `export`."""
+def export_shard(
+    job: Job,
+    shard: int,
+    rows: list[dict[str, Any]],
+    folder: Path,
+    formats: str,
+    put: Callable[[Path, Path], None] = put_lasting,
+    **options: Any,
+) -> None:
+    """Writes the transcripts of a shard; see `export`, and `write_whole` for `put`."""
     files, tables = split_formats(formats)
     for table in tables:
         name, encode = TABLES[table]
-        write_whole(folder / name.format(f"{shard:06d}"), encode(job, rows), put_lasting)
+        write_whole(folder / name.format(f"{shard:06d}"), encode(job, rows), put)
     for row in rows if files else ():
-        write_files(row, folder / f"{shard:06d}" / _stem(row), ",".join(files), put_lasting, **options)
+        write_files(row, folder / f"{shard:06d}" / _stem(row), ",".join(files), put, **options)
 
 
 def origin(job: Job) -> dict[str, Any]:
@@ -122,12 +130,12 @@ def _is_chained(audio: str) -> bool:
     return is_remote(audio) and "::" in audio
 
 
-def export_planned(job: Job, shard: int, rows: list[dict[str, Any]]) -> None:
-    """Writes the formats that a job was planned with, if any."""
+def export_planned(job: Job, shard: int, rows: list[dict[str, Any]], put: Callable[[Path, Path], None]) -> None:
+    """Writes the formats that a job was planned with, if any; see `write_whole` for `put`."""
     if formats := job.settings.get("output_format"):
         (folder := job.folder / EXPORT).mkdir(exist_ok=True)
         options = {name: job.settings[name] for name in _SUBTITLES if name in job.settings}
-        export_shard(job, shard, rows, folder, formats, **options)
+        export_shard(job, shard, rows, folder, formats, put, **options)
 
 
 def split_formats(formats: str) -> tuple[list[str], list[str]]:

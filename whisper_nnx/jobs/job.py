@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,10 @@ class Job:
     def is_done(self, number: int) -> bool:
         return self.path("results", number).exists()
 
+    def written(self, kind: str) -> list[int]:
+        """The shards of which there is a file in the folder `kind`, in the order of the plan."""
+        return sorted(int(path.stem) for path in (self.folder / kind).glob("*.jsonl"))
+
     def n_failed(self, number: int) -> int:
         """How many recordings of a shard that is done have no transcript."""
         return count_lines(self.path("plan", number)) - count_lines(self.path("results", number))
@@ -92,8 +96,10 @@ def count_lines(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def write_once(path: Path, content: str) -> bool:
+def write_once(path: Path, content: str, check: Callable[[], None] = lambda: None) -> bool:
     """Writes a file that outlasts a loss of power -> whether this process did; False if there is one, which stays.
+
+    check: called just before the file appears; what it raises prevents that.
 
     Raises OSError with the path and what to do.
     """
@@ -102,6 +108,7 @@ def write_once(path: Path, content: str) -> bool:
     def put(unfinished: Path, path: Path) -> None:
         nonlocal is_new
         _sync(unfinished)
+        check()
         try:
             os.link(unfinished, path)
         except FileExistsError:
@@ -116,9 +123,10 @@ def write_once(path: Path, content: str) -> bool:
     return is_new
 
 
-def put_lasting(unfinished: Path, path: Path) -> None:
-    """For `write_whole`: the file outlasts a loss of power."""
+def put_lasting(unfinished: Path, path: Path, check: Callable[[], None] = lambda: None) -> None:
+    """For `write_whole`: the file outlasts a loss of power; check: see `write_once`."""
     _sync(unfinished)
+    check()
     os.replace(unfinished, path)
     _sync_folder(path.parent)
 

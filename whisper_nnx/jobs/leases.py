@@ -11,12 +11,16 @@ from pathlib import Path
 from whisper_nnx.jobs.job import Job, naming
 
 
+class LeaseLostError(Exception):
+    """Another worker has taken the shard."""
+
+
 class Leases:
     """The leases of one worker, which a thread renews.
 
     Another worker's lease has expired when its file has not changed for `expires_s`, by the clock of the one who waits
     for it: clocks of machines are not compared. A lease that is taken from a worker that is alive costs double work,
-    nothing else.
+    nothing else: it writes nothing any more, see `require`.
 
     Args:
       job: whose shards are leased.
@@ -48,6 +52,17 @@ class Leases:
             os.rename(self._job.path("leases", shard), expired)
             expired.unlink()
         return self._create(shard)
+
+    def require(self, shard: int) -> None:
+        """Raises LeaseLostError if this worker does not have the shard any more; OSError if that cannot be known."""
+        with self._lock:  # else it may be half renewed
+            try:
+                content = self._job.path("leases", shard).read_text(encoding="utf-8")
+            except FileNotFoundError:
+                content = ""
+            if not content.startswith(f"{self._worker} "):
+                self._held.discard(shard)
+                raise LeaseLostError
 
     def release(self, shard: int) -> None:
         """Gives up a shard."""
@@ -81,7 +96,7 @@ class Leases:
                     path = self._job.path("leases", shard)
                     with suppress(OSError):  # a mount that is away for a while
                         if not path.exists() or not path.read_text(encoding="utf-8").startswith(f"{self._worker} "):
-                            self._held.discard(shard)  # it was taken; who finishes first writes the results
+                            self._held.discard(shard)  # it was taken
                             continue
                         path.write_text(f"{self._worker} {self._count}", encoding="utf-8")
 

@@ -46,10 +46,9 @@ class Status:
 
 def status(job: Job) -> Status:
     """Counts what is done, also of shards that are in work."""
-    done = sorted((job.folder / "results").glob("*.jsonl"))
-    written = {int(path.stem) for path in done}
-    transcripts = sum(map(count_lines, done))
-    failed = sum(count_lines(job.path("plan", shard)) for shard in written) - transcripts
+    done = job.written("results")
+    transcripts = sum(count_lines(job.path("results", shard)) for shard in done)
+    failed = sum(count_lines(job.path("plan", shard)) for shard in done) - transcripts
     for row in _in_work(job):
         failed, transcripts = failed + ("error" in row), transcripts + ("error" not in row)
     workers = holders(job)
@@ -76,14 +75,20 @@ def _sums(notes: Iterable[tuple[float, float]]) -> tuple[float, float]:
 
 def results(job: Job) -> Iterator[dict[str, Any]]:
     """The rows of all shards that are done, in the order of the plan."""
-    return _rows(job, "results")
+    for shard in job.written("results"):
+        yield from _rows(job, "results", shard)
 
 
-def _rows(job: Job, kind: str) -> Iterator[dict[str, Any]]:
-    for path in sorted((job.folder / kind).glob("*.jsonl")):
-        if job.is_done(int(path.stem)):
-            with path.open(encoding="utf-8") as lines:
-                yield from map(json.loads, lines)
+def _failures(job: Job) -> Iterator[dict[str, Any]]:
+    """The rows of recordings without a transcript, of all shards that are done."""
+    for shard in filter(job.is_done, job.written("failed")):
+        done = {row["id"] for row in _rows(job, "results", shard)}
+        yield from (row for row in _rows(job, "failed", shard) if row["id"] not in done)
+
+
+def _rows(job: Job, kind: str, shard: int) -> Iterator[dict[str, Any]]:
+    with job.path(kind, shard).open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
 
 
 def _in_work(job: Job) -> Iterator[dict[str, Any]]:
@@ -107,7 +112,7 @@ def report(job: Job) -> dict[str, Any]:
         retries.update(row.get("retries", {}))
         for reason in suspicions(row):
             suspicious.setdefault(reason, []).append(row["id"])
-    failed = Counter(row["error"] for row in chain(_rows(job, "failed"), _in_work(job)) if "error" in row)
+    failed = Counter(row["error"] for row in chain(_failures(job), _in_work(job)) if "error" in row)
     audio_s, worked_s = _sums([note for notes in speeds(job).values() for note in notes])
     return {
         "hours": round(seconds / 3600, 4),

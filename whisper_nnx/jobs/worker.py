@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from whisper_nnx.jobs.export import export_planned, origin, split_formats
 from whisper_nnx.jobs.inputs import Recording, file_state
 from whisper_nnx.jobs.job import Job, put_lasting, write_once
 from whisper_nnx.jobs.journal import MOST_DEATHS, Journal, Progress, forget, forget_done, note_speed
-from whisper_nnx.jobs.leases import Leases
+from whisper_nnx.jobs.leases import LeaseLostError, Leases
 from whisper_nnx.jobs.leftovers import remove_leftovers
 from whisper_nnx.output.writers import write_whole
 
@@ -242,10 +243,13 @@ class _Worker:
         """Writes a shard of which nothing is missing, unless another worker did. The results come last: they end it."""
         if shard.missing or shard not in self._held:
             return
-        if not self._job.is_done(shard.number):
-            self._write(shard)
+        with suppress(LeaseLostError):  # the one who has taken it writes its results
+            if not self._job.is_done(shard.number):
+                self._write(shard)
         self._held.remove(shard)
         shard.journal.close()
+        if not self._job.is_done(shard.number):
+            return
         forget(self._job, shard.number)
         self._leases.release(shard.number)
         now = time.monotonic()
@@ -256,13 +260,15 @@ class _Worker:
     def _write(self, shard: _Shard) -> None:
         rows = [shard.progress.rows[one.id] for one in shard.recordings]
         done, failed = ([row for row in rows if ("error" in row) == is_error] for is_error in (False, True))
-        export_planned(self._job, shard.number, done)
-        path = self._job.path("failed", shard.number)
+        check, path = partial(self._leases.require, shard.number), self._job.path("failed", shard.number)
+        put = partial(put_lasting, check=check)
+        export_planned(self._job, shard.number, done, put)
         if failed:
-            write_whole(path, _lines(failed), put_lasting)
-        is_ours = write_once(self._job.path("results", shard.number), _lines(done))
-        if is_ours and not failed:
+            write_whole(path, _lines(failed), put)
+        else:
+            check()
             path.unlink(missing_ok=True)
+        write_once(self._job.path("results", shard.number), _lines(done), check)
 
 
 def _problem(one: Recording) -> Exception | None:
