@@ -6,14 +6,14 @@ import os
 import shutil
 import sys
 import tarfile
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.audio.test_loading import write_wav
+from tests.audio.test_loading import encode, write_wav
 from tests.jobs.echo import transcript
 from whisper_nnx.jobs.export import export, export_settings, exportable
 from whisper_nnx.jobs.inputs import read_input
@@ -122,6 +122,25 @@ def test_a_cut_keeps_the_channel_that_was_transcribed(job, tmp_path):
         1,
         0.5,
     )
+
+
+def test_cuts_refer_to_the_track_that_was_transcribed_or_are_left_out(tmp_path):
+    """Lhotse reads the track that ffmpeg chooses: here the second, which has more channels."""
+    encode(tmp_path / "two.mka", np.zeros((1, 16000), "f4"), np.zeros((2, 48000), "f4"), codec="aac")
+    encode(tmp_path / "one.mka", np.zeros((1, 16000), "f4"), codec="aac")
+    (tmp_path / "list.txt").write_text("one.mka\ntwo.mka")
+    for track, expected in ((None, ["one", "two"]), (0, ["one"])):
+        settings = {} if track is None else {"audio_track": track}
+        job = plan(tmp_path / f"job{track}", read_input(str(tmp_path / "list.txt")), settings)
+        work(job, lambda sources: enumerate(transcript("a.wav") | {"segments": []} for _ in sources))
+        caught = pytest.warns(UserWarning, match=r"two.mka: audio_track=0 was transcribed, but .* another track")
+        with nullcontext() if track is None else caught:
+            export(job, tmp_path / f"out{track}", "lhotse")
+        lines = gzip.decompress((tmp_path / f"out{track}" / "cuts.000000.jsonl.gz").read_bytes()).splitlines()
+        cuts = [json.loads(line) for line in lines]
+        sources = [cut["recording"]["sources"][0] for cut in cuts]
+        assert [Path(source["source"]).stem for source in sources] == expected
+        assert [source["channels"] for source in sources] == [[0], [0, 1]][: len(expected)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -35,7 +35,7 @@ def read_file(
     except av.FFmpegError as error:
         raise AudioError(f"{name} cannot be read as audio ({error.strerror}); is it complete and supported?") from None
     with container:
-        audio = _choose_stream(container, name, stream)
+        audio = choose_stream(container, name, stream)
         track = _Track(container, audio, name, follow_timestamps, max_s, _has_open_end(head))
         mixed = Resampler("mono", clipped=not track.is_float)
         separated = Resampler(None, clipped=not track.is_float) if separate else None
@@ -63,7 +63,8 @@ def open_container(file: BinaryIO) -> av.container.InputContainer:
     return av.open(file, mode="r", options={"protocol_whitelist": "none"}, **tags)
 
 
-def _choose_stream(container: av.container.InputContainer, name: str, stream: int | None) -> av.AudioStream:
+def choose_stream(container: av.container.InputContainer, name: str, stream: int | None) -> av.AudioStream:
+    """The audio stream of that number, or the one that ffmpeg chooses. Raises AudioError if there is none."""
     from av.stream import Disposition
 
     streams = container.streams.audio

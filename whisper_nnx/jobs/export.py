@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
-from whisper_nnx.audio.files import open_container
+from whisper_nnx.audio.files import choose_stream, open_container
 from whisper_nnx.audio.loading import open_binary
 from whisper_nnx.audio.remote import is_remote
 from whisper_nnx.jobs.inputs import Recording
@@ -190,24 +190,24 @@ def _arrow_type(hint: Any) -> Any:
 
 
 def _lhotse(job: Job, rows: list[dict[str, Any]]) -> bytes:
-    lines = [json.dumps(cut, ensure_ascii=False) + "\n" for cut in _cuts(rows)]
+    lines = [json.dumps(cut, ensure_ascii=False) + "\n" for cut in _cuts(rows, job.settings.get("audio_track"))]
     return gzip.compress("".join(lines).encode(), mtime=0)
 
 
-def _cuts(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A cut for each recording that can still be read."""
+def _cuts(rows: list[dict[str, Any]], track: int | None) -> Iterator[dict[str, Any]]:
+    """A cut for each recording that can still be read, and of which Lhotse reads the track that was transcribed."""
     for row in rows:
         try:
-            yield _cut(row)
+            yield _cut(row, track)
         except (OSError, ValueError) as error:
             audio, reason = row["audio"], one_line(error)
             named = reason if audio in reason else f"{audio}: {reason}"
             warnings.warn(f"{named}; lhotse's cuts are without it", stacklevel=2)
 
 
-def _cut(row: dict[str, Any]) -> dict[str, Any]:
+def _cut(row: dict[str, Any], track: int | None) -> dict[str, Any]:
     """A cut with a supervision for each segment, whose times count from the start of the cut."""
-    recording = _lhotse_recording(row)
+    recording = _lhotse_recording(row, track)
     every = recording.pop("channel_ids")
     channels = row.get("channels", every)
     several = len(channels) > 1
@@ -235,13 +235,16 @@ def _supervisions(row: dict[str, Any], cut: dict[str, Any], channels: list[int])
         yield found
 
 
-def _lhotse_recording(row: dict[str, Any]) -> dict[str, Any]:
-    """As Lhotse describes a file: from its header, or by the duration that was found where it states none."""
+def _lhotse_recording(row: dict[str, Any], track: int | None) -> dict[str, Any]:
+    """As Lhotse describes a file: from its header, or by the duration that was found where it states none.
+
+    track: that was transcribed.
+    """
     audio, duration_s = row["audio"], row["duration"]
     with open_binary(audio) as (file, name), open_container(file) as container:
-        if not container.streams.audio:
-            raise ValueError(f"{name} contains no audio")
-        stream = container.streams.audio[0]
+        stream = choose_stream(container, name, None)
+        if choose_stream(container, name, track) != stream:
+            raise ValueError(f"{name}: audio_track={track} was transcribed, but lhotse would read another track")
         rate, channels = stream.rate, list(range(stream.channels))
         if stream.duration and stream.time_base:
             duration_s = float(stream.duration * stream.time_base)
