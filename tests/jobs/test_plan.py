@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.jobs.echo import transcribe_all
@@ -205,3 +207,30 @@ def test_more_than_a_million_shards_are_in_the_order_of_their_numbers(tmp_path):
     for shard in (1_000_000, 999_999, 7):
         job.path("results", shard).write_text(json.dumps({"id": shard}))
     assert [row["id"] for row in results(job)] == [7, 999_999, 1_000_000]
+
+
+@pytest.mark.parametrize("kind", ["list.txt", "rows.jsonl", "rows.parquet"])
+def test_equal_relative_names_in_several_lists_are_different_recordings(tmp_path, kind):
+    for name in "ab":
+        recordings(tmp_path / "in" / name, ["talk.wav"])
+        path = tmp_path / "in" / name / kind
+        if kind == "rows.parquet":
+            pq.write_table(pa.table({"audio": ["talk.wav"]}), path)
+        else:
+            path.write_text("talk.wav" if kind == "list.txt" else '{"audio": "talk.wav"}')
+    job = plan(tmp_path / "job", read_input(str(tmp_path / "in" / "*" / kind)), {"output_format": "json"})
+    work(job, transcribe_all)
+    assert sorted(Path(row["audio"]).parent.name for row in results(job)) == ["a", "b"]
+    assert len(list((job.folder / "export").rglob("talk.*.json"))) == 2
+    [alone] = read_input(str(tmp_path / "in" / "a" / kind))  # its id does not depend on where the list is
+    shutil.copytree(tmp_path / "in", tmp_path / "copy", copy_function=shutil.copy2)
+    assert next(read_input(str(tmp_path / "copy" / "b" / kind))).id == alone.id
+
+
+def test_equal_ids_in_rows_are_refused_with_what_to_do(tmp_path):
+    recordings(tmp_path, ["a.wav", "b.wav"])
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"audio": "{name}.wav", "id": 7}}')
+    message = "id '7' of .*b.wav is that of another recording, too; make the ids of rows differ, or leave them out"
+    with pytest.raises(ValueError, match=message):
+        plan(tmp_path / "job", read_input(str(tmp_path / "*.jsonl")), {})

@@ -235,7 +235,7 @@ def _expanded(path: str, name: str, size: int | None) -> Iterator[_Named | Recor
         unpacked = gzip.open if path.lower().endswith(".gz") else nullcontext
         with open_file(path) as file, unpacked(file) as content, io.TextIOWrapper(content, "utf-8-sig") as lines:
             try:
-                yield from read(path, lines)
+                yield from (_below_folder(one, name) for one in read(path, lines))
             except UnicodeDecodeError:
                 raise ValueError(f"{path} is not UTF-8 text; convert it") from None
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -246,13 +246,20 @@ def _expanded(path: str, name: str, size: int | None) -> Iterator[_Named | Recor
         yield _Named(path, name, size=size)
 
 
+def _below_folder(one: _Named, listed_in: str) -> _Named:
+    """A recording that a list names, with the name that it has beside those of other lists of the input."""
+    if not is_remote(one.name):
+        one.name = os.path.join(os.path.dirname(listed_in), one.name)
+    return one
+
+
 def _contained(path: str, name: str) -> Iterator[_Named | Recording]:
     size, modified = file_state(path)
     for found in parts(path):
         duration = _seconds({"duration": found.duration}, f"{path}, {found.name}")
         if found.place is None:
             assert found.path is not None
-            yield _Named(found.path, found.name, found.id, duration)
+            yield _below_folder(_Named(found.path, found.name, found.id, duration), name)
         else:
             id_ = _id(f"{name}\0{found.name}", found.place["size"]) if found.id is None else str(found.id)
             yield Recording(id_, path, size, duration, found.place, modified)

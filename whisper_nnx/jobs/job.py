@@ -245,7 +245,10 @@ def _shards(recordings: Iterable[Recording], size: _Size) -> Iterator[list[Recor
     for one in recordings:
         place = hash((one.name, str(one.part)))  # paths would take more memory
         if known.setdefault(one.id, place) != place:
-            raise ValueError(f"id {one.id!r} of {one.name} is that of another recording, too; ids must differ")
+            raise ValueError(
+                f"id {one.id!r} of {one.name} is that of another recording, too; make the ids of rows differ, or leave "
+                "them out"
+            )
         if len(known) == count:
             continue  # the same recording once more
         count = len(known)
