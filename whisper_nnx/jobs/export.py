@@ -21,6 +21,7 @@ from whisper_nnx.jobs.job import Job, put_lasting
 from whisper_nnx.output.results import Transcript
 from whisper_nnx.output.subtitles import SubtitleOptions
 from whisper_nnx.output.writers import (
+    ESCAPED,
     TOKEN_FORMATS,
     WRITERS,
     make_output_folder,
@@ -156,7 +157,7 @@ def _stem(row: dict[str, Any]) -> str:
     """The name of a recording and its id, which tells it from others of the same name."""
     id_ = row["id"]
     if not re.fullmatch(r"[a-z0-9_-]{1,64}", id_):  # no name of a file, or equal to another where case is ignored
-        id_ = hashlib.sha256(id_.encode()).hexdigest()[:16]
+        id_ = hashlib.sha256(id_.encode(errors=ESCAPED)).hexdigest()[:16]
     audio = row["audio"].partition("::")[0] if _is_chained(row["audio"]) else row["audio"]
     name = re.sub(r"[^\w.-]+", "_", output_name(audio))
     return f"{name.encode()[:80].decode(errors='ignore')}.{id_}"  # names of files have at most 255 bytes
@@ -171,7 +172,11 @@ def _parquet(job: Job, rows: list[dict[str, Any]]) -> bytes:
     settings = {name: value for name, value in job.settings.items() if name not in _SETTINGS}
     about = {"settings": json.dumps(settings), "model": origin(job).get("model", "")}
     schema = pa.schema([(name, _arrow_type(hint)) for name, hint in columns.items()], about)
-    table = pa.Table.from_pylist([row | {"retries": list(row.get("retries", {}).items())} for row in rows], schema)
+    names = [{key: row[key].encode(errors=ESCAPED).decode() for key in ("id", "audio")} for row in rows]
+    retries = [{"retries": list(row.get("retries", {}).items())} for row in rows]
+    table = pa.Table.from_pylist(
+        [row | own | more for row, own, more in zip(rows, names, retries, strict=True)], schema
+    )
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink)
     return sink.getvalue().to_pybytes()
@@ -191,7 +196,7 @@ def _arrow_type(hint: Any) -> Any:
 
 def _lhotse(job: Job, rows: list[dict[str, Any]]) -> bytes:
     lines = [json.dumps(cut, ensure_ascii=False) + "\n" for cut in _cuts(rows, job.settings.get("audio_track"))]
-    return gzip.compress("".join(lines).encode(), mtime=0)
+    return gzip.compress("".join(lines).encode(errors=ESCAPED), mtime=0)
 
 
 def _cuts(rows: list[dict[str, Any]], track: int | None) -> Iterator[dict[str, Any]]:

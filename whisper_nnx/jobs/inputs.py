@@ -50,11 +50,6 @@ class Recording:
     part: dict[str, Any] | None = None
     modified: int | None = None
 
-    def __post_init__(self) -> None:
-        for text in (self.id, self.name):
-            if not text.isascii() and text != text.encode(errors="replace").decode():
-                raise ValueError(f"{text!r} is not UTF-8, which the files of a job are; rename it")
-
     @property
     def name(self) -> str:
         """Of a file its path, of a member of a tar its URL (as fsspec reads it), of a row PATH#ROW, from 0."""
@@ -233,7 +228,8 @@ def _expanded(path: str, name: str, size: int | None) -> Iterator[_Named | Recor
     elif path.lower().endswith((*_LISTS, *_TABLES)):
         read = _listed if path.lower().endswith(_LISTS) else _rows
         unpacked = gzip.open if path.lower().endswith(".gz") else nullcontext
-        with open_file(path) as file, unpacked(file) as content, io.TextIOWrapper(content, "utf-8-sig") as lines:
+        other = "surrogateescape" if read is _listed else "strict"  # names of files, and bytes that are not UTF-8
+        with open_file(path) as file, unpacked(file) as content, io.TextIOWrapper(content, "utf-8-sig", other) as lines:
             try:
                 yield from (_below_folder(one, name) for one in read(path, lines))
             except UnicodeDecodeError:
@@ -268,7 +264,13 @@ def _contained(path: str, name: str) -> Iterator[_Named | Recording]:
 def _listed(path: str, lines: Iterable[str]) -> Iterator[_Named]:
     for line in lines:
         if name := line.strip():
+            if not name.isascii() and not _is_text(name) and not os.path.exists(beside(path, name)):
+                raise ValueError(f"{path} is not UTF-8 text; convert it")
             yield _Named(beside(path, name), name)
+
+
+def _is_text(name: str) -> bool:
+    return name == name.encode(errors="replace").decode()
 
 
 def _rows(path: str, lines: Iterable[str]) -> Iterator[_Named]:

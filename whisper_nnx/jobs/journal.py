@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from whisper_nnx.jobs.job import Job, naming, put_lasting
-from whisper_nnx.output.writers import write_whole
+from whisper_nnx.output.writers import ESCAPED, write_whole
 
 _IDS = ("id", "begun", "released", "cleared")  # the id in a line
 MOST_DEATHS = 3  # of workers by the same recording
@@ -98,7 +98,7 @@ class Journal:
     def __init__(self, job: Job, shard: int, worker: str, keeps_rows: bool = True):
         self.keeps_rows = keeps_rows
         self._path = job.path("work", shard, worker)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8", errors=ESCAPED)
         self._begun = set[str]()
 
     def begin(self, id_: str, alone: bool) -> None:
@@ -138,7 +138,7 @@ def release_begun(job: Job, worker: str) -> None:
     """Notes that what a worker had in work has not ended it: it was ended with the command that had started it."""
     for path in (job.folder / "work").glob(f"*.{escape(worker)}.jsonl"):
         begun = [line["begun"] for line in _lines(path) if "begun" in line]
-        with suppress(OSError), path.open("a", encoding="utf-8") as file:
+        with suppress(OSError), path.open("a", encoding="utf-8", errors=ESCAPED) as file:
             file.write("\n" + "".join(json.dumps({"released": id_}) + "\n" for id_ in begun))
 
 

@@ -30,6 +30,7 @@ from whisper_nnx.output.subtitles import (
     with_speaker,
 )
 
+ESCAPED = "backslashreplace"  # what UTF-8 does not have: bytes in names of files
 UNFINISHED = ".whisper_nnx-"  # prefix of temporary files
 _ASS_HEAD = """\
 [Script Info]
@@ -305,6 +306,8 @@ def make_output_folder(folder: str | os.PathLike[str]) -> None:
 def write_whole(path: Path, content: str | bytes, put: Callable[[Path, Path], None] | None = None) -> None:
     """Replaces the file with `content` (text as UTF-8), or leaves it unchanged if writing fails.
 
+    In text, bytes of a file's name that are not UTF-8 are escaped, as JSON does: `\\udce9`.
+
     put: moves the finished temporary file to its place; default: `os.replace`.
 
     Raises OSError with the path and what to do.
@@ -313,7 +316,7 @@ def write_whole(path: Path, content: str | bytes, put: Callable[[Path, Path], No
     unfinished = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}.tmp")
     try:
         with open(unfinished, "xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode(errors=ESCAPED) if isinstance(content, str) else content)
         (put or os.replace)(unfinished, path)
     except OSError as error:
         raise type(error)(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
