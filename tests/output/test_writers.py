@@ -257,11 +257,16 @@ def test_files_are_utf8_with_unix_line_ends_and_usual_permissions(tmp_path: Path
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_a_failed_write_keeps_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_no_temporary_one(tmp_path: Path, monkeypatch) -> None:
+    def full(unfinished, path):
+        assert unfinished.read_text(encoding="utf-8") == "new\n"
+        raise OSError(28, "No space left on device")
+
     write = get_writer("txt", tmp_path)
     (path,) = write({"segments": [{"text": "old"}]}, "a.wav")
-    with pytest.raises(UnicodeEncodeError):
-        write({"segments": [{"text": "new"}, {"text": "\ud800"}]}, "a.wav")  # a lone surrogate is not valid UTF-8
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write({"segments": [{"text": "new"}]}, "a.wav")
     assert path.read_text(encoding="utf-8") == "old\n"
     assert list(tmp_path.iterdir()) == [path]
 
