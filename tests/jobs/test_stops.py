@@ -3,6 +3,7 @@
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -113,7 +114,7 @@ def test_a_device_that_fails_stops_the_worker_and_leaves_the_rest_undone(
 class Killed:
     """A worker that has a recording in work, and does not note how it ends: an actor of Ray."""
 
-    cause = "killed"
+    cause, waits_for = "killed", ""
 
     def __init__(self, job: Job, name: str):
         self._journal = Journal(job, 0, name)
@@ -143,3 +144,31 @@ def test_what_killed_workers_have_in_work_is_not_to_blame_where_the_command_was_
     assert not Progress.read(job, 0).deaths
     work(job, transcribe_all)
     assert files(job) == undisturbed
+
+
+def test_workers_without_room_are_reported_once_in_a_while(sounds, tmp_path, monkeypatch):  # noqa: F811
+    job, now, lines = planned(sounds, tmp_path / "job"), [0.0], list[str]()
+
+    class Waiting:
+        cause = ""
+
+        @property
+        def waits_for(self) -> str:
+            return "1 GPU" if now[0] < 700 else ""
+
+        def poll(self) -> int | None:
+            return 0 if now[0] > 2000 else None
+
+        def terminate(self) -> None: ...
+
+        def wait(self) -> int:
+            return 0
+
+    def sleep(seconds: float) -> None:
+        now[0] += 1
+        lines.extend([] if now[0] not in (20, 22, 700) else [f"{now[0]:g}"])
+
+    monkeypatch.setattr("whisper_nnx.jobs.supervise.time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
+    supervise(job, lambda name, place: Waiting(), 2, lines.append)
+    reported = "no room yet for 2 of 2 workers, which need 1 GPU each"
+    assert lines == ["20", reported, "22", reported, "700"]

@@ -128,8 +128,18 @@ class Actor:
         import ray
 
         self._ray, self.cause = ray, ""
+        amounts = {name[4:-1].upper(): amount for name, amount in resources.items() if name.startswith("num_")}
+        amounts |= resources.get("resources", {})
+        self._needs = ", ".join(f"{amount:g} {name}" for name, amount in amounts.items())
         self._actor = cast(Any, ray.remote(_Runner).options(**resources).remote())
+        self._begun = self._actor.__ray_ready__.remote()
         self._status = self._actor.run.remote(work, argument)
+
+    @property
+    def waits_for(self) -> str:
+        if self._begun is not None and self._ray.wait([self._begun], timeout=0)[0]:
+            self._begun = None
+        return "" if self._begun is None else self._needs
 
     def poll(self) -> int | None:
         if not self._ray.wait([self._status], timeout=0)[0]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from whisper_nnx.jobs.worker import worker_name
 _MOST_IDLE_DEATHS = 3  # of workers in the same place, one after the other, while nothing was begun
 _POLL_S = 0.2
 _PARENT_S = 1.0
+_WAITS_S, _AGAIN_S = 20.0, 600.0  # of workers without room: when that is reported, and when again
 INTERRUPTED = (130, 143)  # exit status of a worker that has received SIGINT or SIGTERM; it reports nothing
 
 
@@ -28,6 +30,8 @@ class Worker(Protocol):
 
     @property
     def cause(self) -> str: ...  # of its death
+    @property
+    def waits_for(self) -> str: ...  # what it needs to begin; "" if it has that
     def poll(self) -> int | None: ...
     def terminate(self) -> None: ...
     def wait(self) -> int: ...
@@ -35,6 +39,8 @@ class Worker(Protocol):
 
 class Process(subprocess.Popen[bytes]):
     """A worker that is a process of this machine."""
+
+    waits_for = ""
 
     @property
     def cause(self) -> str:
@@ -48,11 +54,11 @@ def supervise(job: Job, start: Callable[[str, int], Worker], workers: int, say: 
       job: what is to be done.
       start: starts a worker, from its name and its place: 0 to workers - 1.
       workers: how many run at once.
-      say: called with a line about each worker that died.
+      say: called with a line about each worker that died, or if some cannot begin.
     """
     if all(map(job.is_done, range(job.shards))):
         return 0
-    status, idle = 0, Counter[int]()
+    status, idle, waiting = 0, Counter[int](), _Waiting(say)
     running: dict[int, tuple[str, Worker, tuple[int, int]]] = {}  # by place
 
     def fill(place: int) -> None:
@@ -64,6 +70,7 @@ def supervise(job: Job, start: Callable[[str, int], Worker], workers: int, say: 
             fill(place)
         while running:
             time.sleep(_POLL_S)
+            waiting.note([worker for _, worker, _ in running.values()])
             for place, (name, worker, before) in list(running.items()):
                 if (ended := worker.poll()) is None:
                     continue
@@ -89,6 +96,25 @@ def supervise(job: Job, start: Callable[[str, int], Worker], workers: int, say: 
             release_all(job, name)
             release_begun(job, name)
     return status
+
+
+class _Waiting:
+    """Reports workers that have no room: after a while, and then at most now and then."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self._say, self._reported = say, -math.inf
+        self._since: float | None = None
+
+    def note(self, workers: Sequence[Worker]) -> None:
+        now, needs = time.monotonic(), list(filter(None, (worker.waits_for for worker in workers)))
+        if not needs:
+            self._since = None
+            return
+        if self._since is None:
+            self._since = now
+        if now - self._since >= _WAITS_S and now - self._reported >= _AGAIN_S:
+            self._reported = now
+            self._say(f"no room yet for {len(needs)} of {len(workers)} workers, which need {needs[0]} each")
 
 
 def end_with(parent: int) -> None:
