@@ -20,6 +20,7 @@ from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.run import planned, run
 from whisper_nnx.jobs.status import results
+from whisper_nnx.jobs.worker import work
 from whisper_nnx.runtime.console import Terminated
 
 
@@ -207,3 +208,18 @@ def test_a_planned_job_names_local_files_by_absolute_paths(sounds, tmp_path, mon
 def test_workers_share_the_cores_that_the_command_may_use(monkeypatch):
     monkeypatch.setattr(command, "usable_cores", lambda: 6)
     assert "--threads=2" in command._machine_flags(build_parser().parse_args(["-"]), 3)
+
+
+def test_what_failed_again_is_named_and_tried_with_another_flag(sounds, tmp_path, monkeypatch, capsys):
+    def supervised(plan, args):
+        found = plan(1)
+        work(found, lambda paths: ((n, OSError("away")) for n, _ in enumerate(paths)))
+        retried.append((found.folder / "retried" / "000000.jsonl").read_text().count("\n") if retried else 0)
+        return 0
+
+    retried, line = list[int](), "6 failed again for the same reason, and stay failed; --retry_all tries them once more"
+    monkeypatch.setattr(command, "_supervised", supervised)
+    for flag in ("--device=cpu", "--retry_failed", "--retry_failed", "--retry_all"):
+        command.main([str(sounds), "--output", str(tmp_path / "job"), "--model", "tiny", flag])
+    assert retried == [0, 6, 6, 12]
+    assert capsys.readouterr().err == f"whisper-nnx: {line}\n"

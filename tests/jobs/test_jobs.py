@@ -48,8 +48,9 @@ def planned(sounds: Path, folder: Path) -> Job:
 
 
 def files(job: Job) -> dict[str, bytes]:
-    """What a job has written, by name, but how fast: of `leases` and `work` nothing must be left."""
-    paths = [path for path in job.folder.rglob("*") if path.is_file() and path.parent.name != "speed"]
+    """What a job has written, by name, but speeds and retries: of `leases` and `work` nothing must be left."""
+    left_out = ("speed", "retried")
+    paths = [path for path in job.folder.rglob("*") if path.is_file() and path.parent.name not in left_out]
     whole = [path for path in paths if not path.name.startswith(UNFINISHED)]  # when it was killed
     return {str(path.relative_to(job.folder)): path.read_bytes() for path in whole}
 

@@ -59,7 +59,12 @@ class BatchOptions:
             f"workers gets {job.PER_WORKER} shards)"
         ),
     )
-    retry_failed: bool = field(default=False, metadata=_option("try the recordings that failed once more"))
+    retry_failed: bool = field(
+        default=False, metadata=_option("try the recordings that failed once more, for each reason")
+    )
+    retry_all: bool = field(
+        default=False, metadata=_option("like retry_failed, also those that failed again for the same reason")
+    )
     expires_s: float = field(
         default=worker.EXPIRES_S,
         metadata=_option("seconds of silence after which the shard of a worker on another machine is taken over"),
@@ -156,8 +161,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         planned = job.plan(args.output, found, settings, args.shard_s, workers)
         if not is_new:
             changes.warn_of_changes(planned, args.input)
-        if args.retry_failed:
-            journal.reopen_failed(planned)
+        if args.retry_failed or args.retry_all:
+            left = journal.reopen_failed(planned, again=args.retry_all)
+            if left:
+                say(f"{left} failed again for the same reason, and stay failed; --retry_all tries them once more")
         return planned
 
     return _supervised(plan, args)

@@ -9,8 +9,9 @@ A job is a folder, and all that is known of it is in files:
     work/000012.WORKER.jsonl what that worker has begun and finished
     results/000012.jsonl     the transcripts of the shard; it is done when this file exists
     failed/000012.jsonl      recordings without a transcript, and why
+    retried/000012.jsonl     failures that were tried once more
     export/                  the transcripts of each shard in other formats, if the settings name any
     speed/WORKER.jsonl       how fast that worker was, a line a shard
 
-Leases only save work. Where two workers have the same shard, both write the same results, each whole.
+A worker whose lease has expired writes no results. Where two workers have had the same shard, the first results stay.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import escape
@@ -167,30 +167,75 @@ def speeds(job: Job) -> dict[str, list[tuple[float, float]]]:
     return {path.stem: [(line["audio_s"], line["seconds"]) for line in _lines(path)] for path in paths}
 
 
-def reopen_failed(job: Job) -> None:
+def reopen_failed(job: Job, again: bool = False) -> int:
     """Makes the shards with failed recordings unfinished again: these recordings are missing, the others are kept.
 
     Several processes may do so at once.
+
+    Args:
+      job: whose failures are tried once more.
+      again: also those that were tried once more for the same cause before.
+
+    Returns:
+      How many recordings stay failed, because they were.
     """
+    left = 0
     for shard in range(job.shards):
-        if not job.is_done(shard):
-            _drop_failures(job, shard)
+        tried = set() if again else {_cause(row) for row in _lines(job.path("retried", shard))}
+        try:
+            retried, kept = (_reopen if job.is_done(shard) else _drop_failures)(job, shard, tried)
+        except FileNotFoundError:  # another process was faster
             continue
-        with suppress(FileNotFoundError):  # another process was faster
-            if job.n_failed(shard):
-                kept = (done := job.path("results", shard)).read_bytes()
-                forget(job, shard)
-                write_whole(job.path("work", shard, "kept"), kept, put_lasting)
-                done.unlink()
-                job.path("failed", shard).unlink(missing_ok=True)
+        left += len(kept)
+        if retried:
+            (path := job.path("retried", shard)).parent.mkdir(exist_ok=True)
+            about = (dict(zip(("id", "error", "reason"), _cause(row), strict=True)) for row in retried)
+            with naming(path), path.open("a", encoding="utf-8", errors=ESCAPED) as file:
+                file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in about)
+    return left
 
 
-def _drop_failures(job: Job, shard: int) -> None:
-    failed = {id_ for id_, row in Progress.read(job, shard).rows.items() if "error" in row}
-    for path in (job.folder / "work").glob(f"{shard:06d}.*.jsonl") if failed else ():
+_Rows = list[dict[str, Any]]
+
+
+def _cause(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["id"], row["error"], row.get("reason", "")
+
+
+def _split(rows: Iterable[dict[str, Any]], tried: set[tuple[str, ...]]) -> tuple[_Rows, _Rows]:
+    """Failures that are to be tried once more, and the others."""
+    rows = list(rows)
+    return [row for row in rows if _cause(row) not in tried], [row for row in rows if _cause(row) in tried]
+
+
+def _reopen(job: Job, shard: int, tried: set[tuple[str, ...]]) -> tuple[_Rows, _Rows]:
+    """Of a shard that is done. A failure of which there is no row is tried once more, too."""
+    if not (count := job.n_failed(shard)):
+        return [], []
+    done = job.path("results", shard)
+    content = done.read_bytes()
+    ids = {json.loads(line)["id"] for line in content.splitlines()}
+    retried, kept = _split((row for row in _lines(job.path("failed", shard)) if row["id"] not in ids), tried)
+    if len(kept) < count:
+        forget(job, shard)
+        write_whole(job.path("work", shard, "kept"), content + _encoded(kept), put_lasting)
+        done.unlink()
+        job.path("failed", shard).unlink(missing_ok=True)
+    return retried, kept
+
+
+def _drop_failures(job: Job, shard: int, tried: set[tuple[str, ...]]) -> tuple[_Rows, _Rows]:
+    """Of a shard that is in work."""
+    retried, kept = _split((row for row in Progress.read(job, shard).rows.values() if "error" in row), tried)
+    dropped = {row["id"] for row in retried}
+    for path in (job.folder / "work").glob(f"{shard:06d}.*.jsonl") if dropped else ():
         about = ((line, next((line[key] for key in _IDS if key in line), None)) for line in _lines(path))
-        kept = (json.dumps(line, ensure_ascii=False) for line, id_ in about if id_ not in failed)
-        write_whole(path, "".join(f"{line}\n" for line in kept))
+        write_whole(path, _encoded(line for line, id_ in about if id_ not in dropped))
+    return retried, kept
+
+
+def _encoded(rows: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode(errors=ESCAPED)
 
 
 def forget_done(job: Job) -> None:
