@@ -223,3 +223,33 @@ def test_what_failed_again_is_named_and_tried_with_another_flag(sounds, tmp_path
         command.main([str(sounds), "--output", str(tmp_path / "job"), "--model", "tiny", flag])
     assert retried == [0, 6, 6, 12]
     assert capsys.readouterr().err == f"whisper-nnx: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "visible", "expected"),
+    [
+        (["--workers=3"], None, ["0", "1", "0"]),
+        (["--workers=3"], "2,5,7", ["2", "5", "7"]),
+        (["--workers=3"], "", [None] * 3),
+        (["--workers=3", "--device=gpu"], None, ["0", "1", "2"]),
+        (["--workers=3", "--device=cpu"], None, [None] * 3),
+        (["--workers=3", "--devices=2"], None, [None] * 3),
+        ([], None, [None]),
+    ],
+)
+def test_workers_on_a_machine_with_two_gpus_have_one_each(tmp_path, monkeypatch, flags, visible, expected):
+    monkeypatch.setattr(command, "_GPUS", tmp_path)
+    for name in ("0000:1b:00.0", "0000:43:00.0"):
+        (tmp_path / name).mkdir()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    args = build_parser().parse_args(["-", *flags])
+    found = [command._own_gpu(args, place).get("CUDA_VISIBLE_DEVICES") for place in range(args.workers or 1)]
+    assert found == expected
+
+
+def test_without_gpus_nothing_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_GPUS", tmp_path / "none")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert command._own_gpu(build_parser().parse_args(["-", "--workers=2"]), 1) == {}

@@ -78,6 +78,7 @@ _LEFT_OUT.remove("audio_track")
 _SHARED = {title: [flag for flag in flags if flag.dest not in _LEFT_OUT] for title, flags in OPTIONS.items()}
 # Options that change no result: each worker may have its own.
 _OF_MACHINES = ("device", "devices", "mesh", "threads", "compilation_cache", "model_dir", "token")
+_GPUS = Path("/proc/driver/nvidia/gpus")
 _MODES = {
     "work": "Work on a job that is planned, beside other workers, on this machine or others that share its folder.",
     "status": "Show how far a job is.",
@@ -198,6 +199,20 @@ def _has_own_gpus(args: argparse.Namespace) -> bool:
     return not args.ray and (args.workers or 1) > 1 and args.device is not None and args.device[0] in ("gpu", "cuda")
 
 
+def _own_gpu(args: argparse.Namespace, place: int) -> dict[str, str]:
+    """The environment in which one of several workers sees a GPU of its own.
+
+    Where no device is chosen, workers share GPUs if there are fewer, and nothing changes if there are none.
+    """
+    known = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if _has_own_gpus(args):
+        return {"CUDA_VISIBLE_DEVICES": str(place) if known is None else known.split(",")[place]}
+    gpus = [str(number) for number, _ in enumerate(_GPUS.glob("*"))] if known is None else known.split(",")
+    if (args.workers or 1) == 1 or args.device or args.devices or args.mesh or gpus in ([], [""]):
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]}
+
+
 def _supervised(plan: Callable[[int], job.Job], args: argparse.Namespace) -> int:
     """Runs the workers -> exit status: 1 if a worker or a recording failed. plan: plans the job for so many workers."""
     planned, ended = (_run_actors if args.ray else _run_processes)(plan, args)
@@ -213,13 +228,7 @@ def _run_processes(plan: Callable[[int], job.Job], args: argparse.Namespace) -> 
         command = [sys.executable, "-m", "whisper_nnx", "batch", *_worker_arguments(planned, args, workers, name)]
         if os.name == "posix":  # elsewhere the parent may be a launcher of Python
             command.append(f"--parent={os.getpid()}")
-        return supervise.Process(command, env=os.environ | environment(place))
-
-    def environment(place: int) -> dict[str, str]:
-        if not _has_own_gpus(args):
-            return {}
-        known = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return {"CUDA_VISIBLE_DEVICES": str(place) if known is None else known.split(",")[place]}
+        return supervise.Process(command, env=os.environ | _own_gpu(args, place))
 
     return planned, supervise.supervise(planned, start, workers, say)
 
