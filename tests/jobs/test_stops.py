@@ -5,12 +5,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import jax
 import numpy as np
 import pytest
 
 from tests.audio.test_loading import as_int16, write_wav
-from tests.jobs.echo import transcribe_all
+from tests.jobs.echo import transcribe_all, transcript
 from tests.jobs.test_jobs import files, planned, recordings, sounds, undisturbed  # noqa: F401
 from tests.small import small_model
 from whisper_nnx.jobs.inputs import Recording, read_input
@@ -172,3 +173,31 @@ def test_workers_without_room_are_reported_once_in_a_while(sounds, tmp_path, mon
     supervise(job, lambda name, place: Waiting(), 2, lines.append)
     reported = "no room yet for 2 of 2 workers, which need 1 GPU each"
     assert lines == ["20", reported, "22", reported, "700"]
+
+
+@pytest.mark.parametrize("is_away", [True, False])
+def test_a_server_that_is_away_stops_the_worker_and_one_recording_fails_alone(tmp_path, monkeypatch, is_away):
+    memory = fsspec.filesystem("memory")
+    for number in range(40):
+        memory.pipe(f"/server{is_away}/{number:02d}.wav", b"x" * 1000)
+    job = plan(tmp_path / "job", read_input(f"memory://server{is_away}"), {}, shard_s=0.01)
+
+    def broken(paths):
+        for number, path in enumerate(paths):
+            is_broken = "07.wav" in path or (is_away and number > 7)
+            yield number, OSError(f"{path} cannot be read: ConnectError") if is_broken else transcript(path)
+
+    def state(path):
+        return (-1, None) if is_away or "07.wav" in path else (1000, None)
+
+    def unplug(shard):
+        if shard == 6:
+            monkeypatch.setattr("whisper_nnx.jobs.worker.file_state", state)
+
+    with (
+        pytest.raises(OSError, match=r"07.wav cannot be read: .*; nor are others found; mend that")
+        if is_away
+        else nullcontext()
+    ):
+        work(job, broken, report=unplug)
+    assert (status(job).done, status(job).failed) == ((7, 0) if is_away else (39, 1))

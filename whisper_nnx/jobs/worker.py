@@ -228,7 +228,7 @@ class _Worker:
             problem = _problem(one)  # it may have changed while it was read; one that has vanished since was read
             result = problem if isinstance(problem, ValueError) else result
         if isinstance(result, Exception):
-            if (outside := _outside(one, result, self._job.settings.get("input", ""))) is not None:
+            if (outside := _outside(self._job, one, result)) is not None:
                 raise outside
             row = about | {"error": type(result).__name__, "reason": _reason(result)}
         else:
@@ -289,22 +289,32 @@ def _problem(one: Recording) -> Exception | None:
     )
 
 
-def _outside(one: Recording, error: Exception, source: str) -> Exception | None:
+def _outside(job: Job, one: Recording, error: Exception) -> Exception | None:
     """Why the worker must stop: a recording failed for a reason that is not its own, but that of all beside it."""
     if isinstance(error, ImportError):
         return error
-    if is_remote(one.audio) or one.size < 0:
+    if one.size < 0:
         return None
+    if is_remote(one.audio):
+        again = "nor are others found; mend that, then give the same command again"
+        return OSError(f"{_reason(error)}; {again}") if _is_away(job, one) else None
     try:
         os.stat(one.audio)
     except (FileNotFoundError, NotADirectoryError):
-        return _away(one.audio, source)
+        return _gone(one.audio, job.settings.get("input", ""))
     except (OSError, ValueError) as reason:  # of a mount, say, whose server is away
         return reason if isinstance(reason, OSError) else None
     return None
 
 
-def _away(audio: str, source: str) -> OSError | None:
+def _is_away(job: Job, one: Recording) -> bool:
+    """Whether no server states the size of a recording, nor of others from all over the plan, of which it was known."""
+    first = [job.shard(number)[0] for number in {0, job.shards // 2, job.shards - 1}]
+    others = [other for other in first if is_remote(other.audio) and other.size >= 0 and other.audio != one.audio]
+    return bool(others) and all(file_state(each.audio)[0] < 0 for each in (one, *others))
+
+
+def _gone(audio: str, source: str) -> OSError | None:
     """What is to be said of a file that is gone with all around it, as where its disk is not mounted.
 
     That is: the input is gone, or of the folders above the file, the lowest one that is left is empty or the root.
