@@ -26,6 +26,7 @@ from whisper_nnx.jobs.inputs import Recording
 from whisper_nnx.jobs.job import Job
 from whisper_nnx.jobs.status import suspicions
 from whisper_nnx.jobs.worker import reading_options
+from whisper_nnx.output.writers import ESCAPED
 
 RATE, WINDOW_S = 16_000, 30.0
 
@@ -87,7 +88,7 @@ def texts(segments: list[dict[str, Any]]) -> dict[str, Any]:
 
 def split_of(id_: str, validation: float) -> str:
     """A recording is in the same manifest each time."""
-    return "validation" if zlib.crc32(id_.encode()) < validation * 2**32 else "train"
+    return "validation" if zlib.crc32(id_.encode(errors=ESCAPED)) < validation * 2**32 else "train"
 
 
 def main() -> None:
@@ -100,8 +101,8 @@ def main() -> None:
     clips.mkdir(parents=True, exist_ok=True)
     counts = Counter[str]()
     with (
-        (args.folder / "train.jsonl").open("w", encoding="utf-8") as train,
-        (args.folder / "validation.jsonl").open("w", encoding="utf-8") as validation,
+        (args.folder / "train.jsonl").open("w", encoding="utf-8", errors=ESCAPED) as train,
+        (args.folder / "validation.jsonl").open("w", encoding="utf-8", errors=ESCAPED) as validation,
     ):
         files = {"train": train, "validation": validation}
         reading = reading_options(job := Job.open(args.job))

@@ -4,13 +4,12 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import fsspec
 import jax
-import numpy as np
 import pytest
 
-from tests.audio.test_loading import as_int16, write_wav
 from tests.jobs.echo import transcribe_all, transcript
 from tests.jobs.test_jobs import files, planned, recordings, sounds, undisturbed  # noqa: F401
 from tests.small import small_model
@@ -20,8 +19,7 @@ from whisper_nnx.jobs.journal import Journal, Progress
 from whisper_nnx.jobs.run import run
 from whisper_nnx.jobs.status import status
 from whisper_nnx.jobs.supervise import supervise
-from whisper_nnx.jobs.worker import work
-from whisper_nnx.transcription.stream import iter_transcripts
+from whisper_nnx.jobs.worker import DeviceError, work
 
 
 @pytest.mark.parametrize("mounted_on", ["an empty folder", "nothing"])
@@ -82,11 +80,8 @@ def test_a_package_that_is_missing_on_a_machine_stops_its_worker(sounds, tmp_pat
 
 
 @pytest.fixture
-def noise(tmp_path: Path) -> Path:
-    (tmp_path / "noise").mkdir()
-    for n in range(4):
-        write_wav(tmp_path / "noise" / f"{n}.wav", as_int16(np.random.default_rng(n).normal(size=8000) / 10))
-    return tmp_path / "noise"
+def four(tmp_path: Path) -> Path:
+    return recordings(tmp_path / "four", [f"{n}.wav" for n in range(4)])
 
 
 @pytest.mark.parametrize(
@@ -98,18 +93,35 @@ def noise(tmp_path: Path) -> Path:
     ],
 )
 def test_a_device_that_fails_stops_the_worker_and_leaves_the_rest_undone(
-    noise, tmp_path, monkeypatch, message, after, counts
+    four, tmp_path, monkeypatch, message, after, counts
 ):
-    def broken(*args, **options):
-        for number, found in iter_transcripts(*args, **options):
-            yield number, jax.errors.JaxRuntimeError(message) if number == after else found
+    def broken(model, paths, **options):
+        for number, path in enumerate(paths):
+            yield number, jax.errors.JaxRuntimeError(message) if number == after else transcript(path)
 
     monkeypatch.setattr("whisper_nnx.jobs.run.iter_transcripts", broken)
-    stopped = pytest.raises(RuntimeError, match=f"the device failed: {message}") if sum(counts) < 4 else nullcontext()
+    stopped = pytest.raises(DeviceError, match=f"the device failed: {message}") if sum(counts) < 4 else nullcontext()
     with stopped:
-        run(small_model(), noise, tmp_path / "job", temperature=0, language="en", max_new_tokens=4)
+        run(small_model(), four, tmp_path / "job")
     found = status(Job.open(tmp_path / "job"))
     assert (found.done, found.failed) == counts
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_recording_that_ends_the_device_again_and_again_is_quarantined(four, tmp_path, monkeypatch, batch_size):
+    def broken(model, paths, **options):
+        for number, path in enumerate(paths):
+            if path.endswith("1.wav"):
+                raise jax.errors.JaxRuntimeError("INTERNAL: illegal address")
+            yield number, transcript(path)
+
+    monkeypatch.setattr("whisper_nnx.jobs.run.iter_transcripts", broken)
+    options: Any = {"batch_size": batch_size} if batch_size > 1 else {}
+    for _ in range(3 if batch_size == 1 else 5):  # together, then alone
+        with pytest.raises(DeviceError, match="the device failed: INTERNAL: illegal address"):
+            run(small_model(), four, tmp_path / "job", **options)
+    found = run(small_model(), four, tmp_path / "job", **options)
+    assert (found.done, found.failed) == (3, 1)
 
 
 class Killed:

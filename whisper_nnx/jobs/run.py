@@ -26,7 +26,7 @@ from whisper_nnx.jobs.export import export_settings, exportable
 from whisper_nnx.jobs.inputs import absolute, read_input
 from whisper_nnx.jobs.job import Job, plan, write_once
 from whisper_nnx.jobs.status import Status, status
-from whisper_nnx.jobs.worker import EXPIRES_S, TranscribeAll, work
+from whisper_nnx.jobs.worker import EXPIRES_S, DeviceError, TranscribeAll, work
 from whisper_nnx.model.sharding import mesh_of
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.runtime.console import one_line
@@ -157,7 +157,7 @@ def work_with(
 
 
 def _stopping(transcribe_all: TranscribeAll) -> TranscribeAll:
-    """`transcribe_all` that raises errors of the device: others would fail, too. These are undone, not failed.
+    """`transcribe_all` that raises errors of the device as DeviceError: others would fail, too.
 
     Lack of memory is a recording's own where another one had enough.
     """
@@ -165,11 +165,14 @@ def _stopping(transcribe_all: TranscribeAll) -> TranscribeAll:
 
     def stopping(sources: Iterator[Any]) -> Iterator[tuple[int, Any]]:
         nonlocal worked
-        for number, result in transcribe_all(sources):
-            if isinstance(result, jax.errors.JaxRuntimeError) and not (worked and is_out_of_memory(result)):
-                raise RuntimeError(f"the device failed: {one_line(result)}") from result
-            worked |= not isinstance(result, Exception)
-            yield number, result
+        try:
+            for number, result in transcribe_all(sources):
+                if isinstance(result, jax.errors.JaxRuntimeError) and not (worked and is_out_of_memory(result)):
+                    raise result
+                worked |= not isinstance(result, Exception)
+                yield number, result
+        except jax.errors.JaxRuntimeError as error:
+            raise DeviceError(f"the device failed: {one_line(error)}") from error
 
     return stopping
 

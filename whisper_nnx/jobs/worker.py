@@ -39,6 +39,10 @@ _READING = {
 }
 
 
+class DeviceError(RuntimeError):
+    """The device failed. The worker stops, and what it had in work counts as where a worker died."""
+
+
 def reading_options(job: Job) -> dict[str, Any]:
     """The arguments of `load_audio` with which the recordings of a job are read."""
     return {key: job.settings[name] for name, key in _READING.items() if name in job.settings}
@@ -168,9 +172,13 @@ class _Worker:
         for one in shard.recordings:
             if one.id in suspects:
                 shard.journal.begin(one.id, alone=True)
-                with suppress(Exception):  # reading it once more reports the error
+                try:
                     for _ in transcribe_all(iter([one.read(**self._reading)])):
                         pass  # alone, it may differ in the last digits
+                except DeviceError:
+                    raise
+                except Exception:  # reading it once more reports the error
+                    pass
                 shard.journal.clear(one.id)
 
     def _sources(self, shards: Iterable[_Shard]) -> Iterator[Any]:
