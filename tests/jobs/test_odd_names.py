@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.audio.test_loading import as_int16, write_wav
-from tests.small import small_model
+from tests.small import quick_compilation, small_model  # noqa: F401
 from whisper_nnx.jobs.export import export
 from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan
