@@ -198,3 +198,13 @@ def test_a_model_with_another_tokenizer_or_draft_is_another_one(folder, changed)
     with pytest.raises(ValueError, match="was started with another model"):
         require_model(job, models[1])
     require_model(job, models[2])
+
+
+def test_a_list_of_which_no_recording_is_there_is_not_planned(folder):
+    (folder / "list.txt").write_text("away/a.wav\naway/b.wav\n")
+    message = f"none of the recordings exists, such as {folder}/away/a.wav; check that they are mounted"
+    with pytest.raises(FileNotFoundError, match=message):
+        planned(folder / "list.txt", folder / "job", None, {}, {})
+    assert not (folder / "job").exists()
+    (folder / "list.txt").write_text("away/a.wav\nsounds/a.wav\n")
+    assert planned(folder / "list.txt", folder / "job", None, {}, {}).recordings == 2

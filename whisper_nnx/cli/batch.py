@@ -157,7 +157,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     settings = {"input": inputs.absolute(args.input), **stored_options(args), **written}
 
     def plan(workers: int) -> job.Job:
-        found = export.exportable(inputs.read_input(args.input), settings)
+        found = export.exportable(inputs.some_exist(inputs.read_input(args.input)), settings)
         is_new = not os.path.exists(os.path.join(args.output, "plan"))
         planned = job.plan(args.output, found, settings, args.shard_s, workers)
         if not is_new:

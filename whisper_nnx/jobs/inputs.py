@@ -135,6 +135,16 @@ def read_input(source: str) -> Iterator[Recording]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def some_exist(recordings: Iterable[Recording]) -> Iterator[Recording]:
+    """The recordings. Raises FileNotFoundError after the last one if there are only paths of which none exists."""
+    first, is_any = None, False
+    for one in recordings:
+        first, is_any = first or one, is_any or one.size >= 0 or is_remote(one.audio)
+        yield one
+    if first is not None and not is_any:
+        raise FileNotFoundError(f"none of the recordings exists, such as {first.audio}; check that they are mounted")
+
+
 def _known(one: Recording | Future[Recording]) -> Recording:
     return one if isinstance(one, Recording) else one.result()
 

@@ -23,7 +23,7 @@ from whisper_nnx.audio.options import VadOptions
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.jobs.changes import warn_of_changes
 from whisper_nnx.jobs.export import export_settings, exportable
-from whisper_nnx.jobs.inputs import absolute, read_input
+from whisper_nnx.jobs.inputs import absolute, read_input, some_exist
 from whisper_nnx.jobs.job import Job, plan, write_once
 from whisper_nnx.jobs.status import Status, status
 from whisper_nnx.jobs.worker import EXPIRES_S, DeviceError, TranscribeAll, work
@@ -92,7 +92,9 @@ def planned(
     source = os.fspath(input)
     settings = {"input": absolute(source), "planned_by": "python", **_stored(options), **written}
     is_new = not (Path(output) / "plan").exists()
-    job = plan(os.path.abspath(output), exportable(read_input(source), settings), settings, shard_s, workers)
+    job = plan(
+        os.path.abspath(output), exportable(some_exist(read_input(source)), settings), settings, shard_s, workers
+    )
     if not is_new:
         warn_of_changes(job, source)
     return job
