@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MEMORY = 0.9  # of a GPU, for all the workers that share it
 _ANSWERS_S = 10.0  # in which the address of a cluster must accept a connection
-_ENDS_S = 10.0  # in which an actor that is killed usually ends
+_ENDS_S = 5.0  # in which an actor that is killed usually ends
 
 
 def run_on_cluster(
