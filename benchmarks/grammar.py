@@ -3,7 +3,8 @@
     python benchmarks/grammar.py CHECKPOINT --result benchmarks/results/NAME.grammar_cost.json
 
 Windows of noise that never end, so that all take the same number of tokens: the difference between long and short ones,
-divided by their tokens, without a grammar, with a small one (any text) and with a large one (a thousand states).
+divided by their tokens, without a grammar, with a small one (any text), a large one (a thousand states) and one that is
+parsed on the host (lists of lists).
 """
 
 from __future__ import annotations
@@ -30,6 +31,21 @@ from whisper_nnx.transcription.windows import encode_windows, generate_windows, 
 SHORT = 8  # tokens
 
 
+def large_pattern() -> str:
+    """Words of random letters in any order: about a thousand states."""
+    letters = random.Random(0)
+    words = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(250)]
+    return f"({'|'.join(words)})( ({'|'.join(words)}))*"
+
+
+GRAMMARS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "small": {"regex": ".*"},
+    "large": {"regex": large_pattern()},
+    "on the host": {"grammar": r'root ::= "[" (root | [^\[\]])* "]"'},
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="in any format")
@@ -53,11 +69,11 @@ def measure(model: Any, batch_sizes: Sequence[int], tokens: int, repeats: int) -
         encoded = jax.tree.map(lambda x: jax.numpy.repeat(x, size, axis=0), one)  # noqa: B023
         works: dict[tuple[str, int], Callable[[], Any]] = {}
         sizes = {}
-        for name, pattern in {"none": None, "small": ".*", "large": large_pattern()}.items():
+        for name, grammar in GRAMMARS.items():
             for length in (SHORT, tokens):
                 options = DecodingOptions(
-                    language="en", regex=pattern, suppress_tokens=(tokenizer.special.eot,), sample_len=length,
-                    without_timestamps=True,
+                    language="en", suppress_tokens=(tokenizer.special.eot,), sample_len=length,
+                    without_timestamps=True, **grammar,
                 )  # fmt: skip
                 attempt = Attempt.of(config, tokenizer, options)
                 sizes[name] = attempt.grammar_program
@@ -65,17 +81,10 @@ def measure(model: Any, batch_sizes: Sequence[int], tokens: int, repeats: int) -
         seconds = fastest(works, repeats)
         each = {name: (seconds[name, tokens] - seconds[name, SHORT]) / (tokens - SHORT) for name in sizes}
         for name, table in sizes.items():
-            about = f"{name} ({' x '.join(map(str, table))} states x classes)" if table else name
+            about = f"{name} ({' x '.join(map(str, table))} states x classes)" if len(table) == 2 else name
             found[f"{size} rows, {about}"] = round(1000 * each[name], 3)
             print(f"{size} rows, {about}: {1000 * each[name]:.2f} ms", file=sys.stderr, flush=True)
     return found
-
-
-def large_pattern() -> str:
-    """Words of random letters in any order: about a thousand states."""
-    letters = random.Random(0)
-    words = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(250)]
-    return f"({'|'.join(words)})( ({'|'.join(words)}))*"
 
 
 def fastest(works: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:

@@ -16,6 +16,8 @@ from whisper_nnx.grammar.expressions import complement
 from whisper_nnx.grammar.grammar import Grammar, automaton_of
 from whisper_nnx.grammar.tokens import Vocabulary, token_automaton
 
+NESTED = {"type": "array", "items": {"$ref": "#"}}
+
 
 def matches(automaton: ByteAutomaton, text: str) -> bool:
     state = 0
@@ -102,15 +104,9 @@ def test_another_rule_may_be_the_start():
         ('root ::= "a" ("," root)?', ["a", "a,a", "a" + ",a" * 30], ["a,", ""]),
         ('root ::= root "+" term | term\nterm ::= [0-9]', ["1", "1+2", "1" + "+1" * 30], ["+1", "1+"]),
         ('root ::= a\na ::= "x" b | "x"\nb ::= "y" a', ["x", "xyx", "xy" * 30 + "x"], ["xy", "y"]),
-        ('root ::= "(" root ")" | "x"', ["x", "(x)", "((((x))))"], ["(x", "(((((x)))))", "x)"]),
-        (
-            'root ::= root "+" one | one\none ::= "x" | "(" root ")"',
-            ["x", "x+x+x+x+x+x+x", "(x+x+x+x+x+x+x)+x", "((((x+x))))"],
-            ["(x", "x+", "(((((x)))))"],
-        ),
     ],
 )
-def test_recursion_at_an_end_is_repetition_and_other_recursion_is_nested_to_five_levels(grammar, yes, no):
+def test_recursion_at_an_end_is_repetition(grammar, yes, no):
     automaton = automaton_of(Grammar("grammar", grammar))
     assert [text for text in yes if not matches(automaton, text)] == []
     assert [text for text in no if matches(automaton, text)] == []
@@ -144,6 +140,7 @@ def test_a_json_schema_matches_its_documents():
         (Grammar("grammar", "root ::= [b-a]"), "range b-a is empty"),
         (Grammar("grammar", "root ::= [a]{3,2}"), "ends below its beginning"),
         (Grammar("grammar", "root ::= root"), "matches no text"),
+        (Grammar("grammar", 'root ::= "(" root ")" | one\none ::= "1" [] | "2" one'), "matches no text"),
         (Grammar("grammar", "root ::= " + "(" * 5000), "nested too deeply"),
         (Grammar("regex", "(a"), "not a valid regular expression"),
         (Grammar("regex", r"(a)\1"), "backreferences, which are not supported"),
@@ -162,6 +159,7 @@ def test_a_json_schema_matches_its_documents():
         ),
         (Grammar("regex", f"a{{{MAX_STATES}}}"), f"needs {MAX_STATES + 2} states, more than the limit of {MAX_STATES}"),
         (Grammar("json_schema", "{"), "not a JSON schema"),
+        (Grammar("json_schema", json.dumps(NESTED | {"uniqueItems": True})), "cannot be used: .*Unimplemented keys"),
     ],
     ids=str,
 )

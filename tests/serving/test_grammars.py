@@ -17,6 +17,7 @@ REQUESTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"choices": "two,and"}, {"choices": ["two", "and"]}, "two|and"),
     ({"regex": ENDLESS}, {}, ENDLESS),
     ({"grammar": RULES, "grammar_rule": "other"}, {}, r"the (one|two)+\."),
+    ({"grammar": 'root ::= " a" root? "n" | " a"'}, {}, "a( a)*n*"),  # parsed on the host
     ({"json_schema": '{"type": "boolean"}'}, {}, "true|false"),
     ({"bias[]": ["one, two", "and"], "bias_weight": "6"}, {"bias": ["one, two", "and"], "bias_weight": 6.0}, ".*"),
     ({}, {}, ".*"),

@@ -75,6 +75,21 @@ def test_layers_are_divided_over_model(model: Whisper) -> None:
     assert sum(map(len, words)) > 3
 
 
+NESTED = 'root ::= " "? ("one" | "(" root ")")'  # parsed on the host
+
+
+def test_each_part_of_a_mesh_asks_the_host_about_its_rows(model: Whisper, meshed: Whisper) -> None:
+    def decoded(model: Whisper) -> list[tuple[int, ...]]:
+        return [result.tokens for result in decode(model, small_mel(2), language="de", grammar=NESTED)]
+
+    expected = decoded(model)
+    assert len(set(expected)) == 2
+    assert decoded(shard_model(model, make_mesh(2))) == expected
+    assert decoded(shard_model(model, make_mesh(1, 4))) == expected
+    with pytest.raises(ValueError, match=r"not regular cannot be used on a mesh of 2 x 4 devices \(data x model\)"):
+        decoded(meshed)
+
+
 def test_the_cache_is_moved_up_on_a_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
     begin, moved = row_decoder.begin, []
 

@@ -217,8 +217,8 @@ class DecodingOptions:
             "what the text of each window must match, in GBNF as whisper.cpp reads it: a file or text",
             kind="grammar",
             accepts="str | os.PathLike[str] | None",
-            more="Text, or the path of a file as a `Path`. A rule that contains itself, other than at one end, does so "
-            "up to 5 levels deep.",
+            more="Text, or the path of a file as a `Path`. Rules that contain themselves, other than at one end, need "
+            "llguidance.",
         ),
     )
     grammar_rule: str = field(default="root", metadata=_grammar("the rule of --grammar that a text must match"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
-MAX_NESTING = 5  # how often a rule may occur within itself, other than at one end
 MAX_STEPS = 200_000  # of solving rules
 MAX_CODE_POINT = 0x10FFFF
 
@@ -23,6 +23,9 @@ class Node:
     def references(self) -> frozenset[str]:
         """Names of the rules that it refers to."""
         return frozenset().union(*(part.references for part in self.parts))
+
+    def with_parts(self, parts: Iterable[Node]) -> Self:
+        return replace(self, parts=tuple(parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,10 @@ class Reference(Node):
         return frozenset([self.name])
 
 
+class NotRegularError(ValueError):
+    """No automaton has all texts of the rules."""
+
+
 EMPTY: Node = Sequence()
 NOTHING: Node = Choice()
 
@@ -86,8 +93,7 @@ def complement(intervals: Intervals) -> Intervals:
 class Rules:
     """Rules by name, solved into expressions without references.
 
-    Recursion at the left or right end of a rule is repetition. Other recursion is not regular: there a rule occurs
-    within itself up to `MAX_NESTING` times, and deeper nesting does not match.
+    Recursion at the left or right end of a rule is repetition. Other recursion is not regular: `NotRegularError`.
     """
 
     def __init__(self, rules: Mapping[str, Node]):
@@ -109,64 +115,46 @@ class Rules:
         self._step()
         if isinstance(node, Reference):
             return self.solve(node.name, within)
-        return _with_parts(node, [self._expand(part, within) for part in node.parts]) if node.references else node
+        if not node.references:
+            return node
+        return node.with_parts([self._expand(part, within) for part in node.parts])
 
     def _without(self, body: Node, name: str) -> Node:
-        """The solution of name = body: by Arden's rule at an end of the body, by nesting within it."""
-        inner: Node = NOTHING
-        for _ in range(MAX_NESTING):
-            again, rest = self._split(body, name, inner, at_end=False)
-            if again is NOTHING:
-                again, rest = self._split(body, name, inner, at_end=True)
-                inner = Sequence((Repeat((again,)), rest))
-            else:
-                inner = Sequence((rest, Repeat((again,))))
-        return inner
+        """The solution of name = body, by Arden's rule."""
+        try:
+            again, rest = self._split(body, name, at_end=False)
+            return Sequence((rest, Repeat((again,))))
+        except NotRegularError:
+            again, rest = self._split(body, name, at_end=True)
+            return Sequence((Repeat((again,)), rest))
 
-    def _split(self, node: Node, name: str, inner: Node, *, at_end: bool) -> tuple[Node, Node]:
-        """(a, b) such that the node is b, or a beside `name`; within both, `name` stands for `inner`.
-
-        at_end: a precedes it; else it follows.
-        """
+    def _split(self, node: Node, name: str, *, at_end: bool) -> tuple[Node, Node]:
+        """(a, b) such that the node is b, or a beside `name`. at_end: a precedes it; else it follows."""
         self._step()
         if name not in node.references:
             return NOTHING, node
         if isinstance(node, Reference):
             return EMPTY, NOTHING
         if isinstance(node, Choice):
-            pairs = [self._split(part, name, inner, at_end=at_end) for part in node.parts]
+            pairs = [self._split(part, name, at_end=at_end) for part in node.parts]
             repeated = tuple(a for a, _ in pairs if a is not NOTHING)
             return Choice(repeated) if repeated else NOTHING, Choice(tuple(b for _, b in pairs))
         if isinstance(node, Sequence):
             *others, last = node.parts if at_end else node.parts[::-1]
-            kept = [self._substitute(part, name, inner) for part in others]
+            if not any(name in part.references for part in others):
 
-            def joined(part: Node) -> Node:
-                parts = [*kept, part]
-                return NOTHING if part is NOTHING else Sequence(tuple(parts if at_end else parts[::-1]))
+                def joined(part: Node) -> Node:
+                    parts = [*others, part]
+                    return NOTHING if part is NOTHING else Sequence(tuple(parts if at_end else parts[::-1]))
 
-            again, rest = self._split(last, name, inner, at_end=at_end)
-            return joined(again), joined(rest)
+                again, rest = self._split(last, name, at_end=at_end)
+                return joined(again), joined(rest)
         if isinstance(node, Repeat) and (node.least, node.most) == (0, 1):
-            again, rest = self._split(node.parts[0], name, inner, at_end=at_end)
+            again, rest = self._split(node.parts[0], name, at_end=at_end)
             return again, Choice((rest, EMPTY))
-        return NOTHING, self._substitute(node, name, inner)
-
-    def _substitute(self, node: Node, name: str, value: Node) -> Node:
-        self._step()
-        if name not in node.references:
-            return node
-        if isinstance(node, Reference):
-            return value
-        return _with_parts(node, [self._substitute(part, name, value) for part in node.parts])
+        raise NotRegularError(f"rule {name!r} contains itself other than at one end")
 
     def _step(self) -> None:
         self._steps += 1
         if self._steps > MAX_STEPS:
             raise ValueError("its rules refer to each other in too many ways; simplify them")
-
-
-def _with_parts(node: Node, parts: list[Node]) -> Node:
-    if isinstance(node, Repeat):
-        return Repeat(tuple(parts), node.least, node.most)
-    return type(node)(tuple(parts))

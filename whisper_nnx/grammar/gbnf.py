@@ -12,7 +12,6 @@ from whisper_nnx.grammar.expressions import (
     Node,
     Reference,
     Repeat,
-    Rules,
     Sequence,
     complement,
     literal,
@@ -26,8 +25,8 @@ _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _REPEATS = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 
 
-def read_gbnf(text: str, start: str) -> Node:
-    """The expression of the rule `start`. Raises ValueError, with the line, for what is not GBNF."""
+def read_gbnf(text: str, start: str) -> dict[str, Node]:
+    """The rules by name, of which one is `start`. Raises ValueError, with the line, for what is not GBNF."""
     if "::=" not in text:
         raise ValueError("is neither an existing file nor a grammar (NAME ::= ...); in Python, give a file as a Path")
     rules = _Reader(text).rules()
@@ -37,7 +36,7 @@ def read_gbnf(text: str, start: str) -> Node:
     for name, body in rules.items():
         if missing := sorted(body.references - rules.keys()):
             raise ValueError(f"rule {name!r} refers to {missing[0]!r}, which is not defined")
-    return Rules(rules).solve(start)
+    return rules
 
 
 class _Reader:

@@ -8,7 +8,17 @@ from functools import cache
 from re import _constants, _parser  # type: ignore[attr-defined]  # Python's own parser
 from typing import Any
 
-from whisper_nnx.grammar.expressions import EMPTY, MAX_CODE_POINT, Chars, Choice, Intervals, Node, Repeat, Sequence
+from whisper_nnx.grammar.expressions import (
+    EMPTY,
+    MAX_CODE_POINT,
+    Chars,
+    Choice,
+    Intervals,
+    Node,
+    NotRegularError,
+    Repeat,
+    Sequence,
+)
 from whisper_nnx.grammar.expressions import complement as others
 
 _REFUSED = {
@@ -20,6 +30,8 @@ _REFUSED = {
     "ATOMIC_GROUP": "atomic groups",
     "POSSESSIVE_REPEAT": "possessive repetition",
 }
+_DEPTH = 3  # of definitions in others, to which outlines-core expands them
+_NESTED = "its definitions refer to themselves, or to each other over many levels"
 _CATEGORIES: dict[str, Callable[[str], bool]] = {
     "DIGIT": str.isdecimal,
     "SPACE": str.isspace,
@@ -44,15 +56,19 @@ def read_regex(pattern: str) -> Node:
 
 
 def read_json_schema(schema: str) -> Node:
-    """The expression of the JSON texts of a schema; recursive schemas are nested to a limited depth."""
+    """The expression of the JSON texts of a schema. Raises NotRegularError for a recursive one, among others."""
     try:
         from outlines_core.json_schema import build_regex_from_schema
     except ImportError:
         raise ImportError("json_schema needs outlines-core; pip install 'whisper-nnx[grammar]'") from None
     try:
-        pattern = build_regex_from_schema(schema)
+        pattern, deeper = (build_regex_from_schema(schema, None, depth) for depth in (_DEPTH, _DEPTH + 1))
     except (ValueError, TypeError) as error:
+        if "limit reached" in str(error):
+            raise NotRegularError(_NESTED) from None
         raise ValueError(f"is not a JSON schema that can be used: {error}") from None
+    if pattern != deeper:
+        raise NotRegularError(_NESTED)
     return read_regex(pattern)
 
 

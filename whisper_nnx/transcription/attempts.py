@@ -111,7 +111,7 @@ def loop_inputs(config: WhisperConfig, tokenizer: Tokenizer, attempts: Sequence[
     limits = [_most_tokens(o, i.ids, n_ctx) if o else 0 for o, i in zip(options, initial, strict=True)]
     grammar = None
     if first.constraint is not None:
-        grammar = grammar_rule(tokenizer, config.vocab_size, options, limits)
+        grammar = grammar_rule(tokenizer, config, options, limits)
     return DecodingBatch(
         initial_ids=padded,
         initial_length=np.array([len(i.ids) for i in initial], np.int32),

@@ -11,7 +11,6 @@ import numpy as np
 from whisper_nnx.audio.features import POSITIONS_PER_SECOND
 from whisper_nnx.decoding.bias import BiasRule
 from whisper_nnx.decoding.fusion import FusionRule, check_lm
-from whisper_nnx.decoding.grammar import GrammarRule
 from whisper_nnx.decoding.options import DecodingOptions
 from whisper_nnx.decoding.rules import NO_LIMIT, RepetitionRule, Rule, SuppressRule, TimestampRule
 from whisper_nnx.model.config import WhisperConfig
@@ -32,7 +31,7 @@ def rules_of(
     config: WhisperConfig,
     options: Sequence[DecodingOptions | None],
     prefixes: Sequence[Sequence[int]],
-    grammar: GrammarRule | None = None,
+    grammar: Rule | None = None,
 ) -> tuple[Rule, ...]:
     """The rules for R rows with their options (None: idle) and prefixes, in the order in which they are applied.
 
