@@ -62,9 +62,10 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) .*?\{\n(.*?)^\}", re.M | re.S)
 _LOOP = re.compile(r" while\(.*?condition=%([\w.\-]+), body=%([\w.\-]+)")
 _LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
-_OPERAND = re.compile(r"bf16\[([\d,]+)\]")
+_OPERAND = re.compile(r"(bf16|s8)\[([\d,]+)\]")
 _KERNEL = re.compile(r'backend_config = "(?:[^"])*"')
-_KERNELS = ('custom_call_target="__cudnn$fmha', 'custom_call_target="tpu_custom_call"')  # attention
+_BYTES = {"bf16": 2, "s8": 1}
+_KERNELS = tuple(f'custom_call_target="{name}' for name in ("__cudnn$fmha", "__gpu$xla.gpu.triton", "tpu_custom_call"))
 
 
 @cache
@@ -124,17 +125,18 @@ def figures(program: Any, row: Row) -> dict[str, float]:
 def kernels(text: str, row: Row) -> dict[str, float]:
     """Flops and bytes of the attention kernels of a compiled program, given as text: they read all that they are given.
 
-    Of cuDNN's, the shapes are known: queries, keys, values, a bias; the result is like the queries.
+    Of a GPU's, the shapes are known: queries, keys, values, a bias; the result is like the queries.
     """
     config, found = RELEASED[row.size], {"flops": 0.0, "bytes accessed": 0.0}
     whole = (row.batch, config.max_source_positions, 1, config.d_model)  # the same products as all heads apart
     for call in (line for line in text.splitlines() if any(kernel in line for kernel in _KERNELS)):
-        given = [whole] * 3
+        given = [("bf16", whole)] * 3
         if row.chip not in TPUS:
-            operands = call.split("operand_layout_constraints={")[1]
-            given = [tuple(map(int, shape.split(","))) for shape in _OPERAND.findall(operands)]
-        found["flops"] += 4 * math.prod(given[0]) * given[1][1]
-        found["bytes accessed"] += 2 * sum(map(math.prod, [given[0], *given]))
+            operands = call.split("operand_layout_constraints={")[1].split("}}")[0]
+            given = [(dtype, tuple(map(int, shape.split(",")))) for dtype, shape in _OPERAND.findall(operands)]
+        (_, queries), (_, keys), *_ = given
+        found["flops"] += 4 * math.prod(queries) * keys[1]
+        found["bytes accessed"] += sum(_BYTES[dtype] * math.prod(shape) for dtype, shape in [given[0], *given])
     return found
 
 

@@ -38,7 +38,10 @@ class Row:
 CHECKED = (  # what CI compiles again
     Row("v5e", "base", "step", 64),
     Row("h200", "base", "step", 64),
+    Row("v5e", "base", "advance beam", 16),
+    Row("h200", "base", "encode", 16),
     Row("h200", "base", "beam", 16),
+    Row("h200", "large-v3-turbo", "step", 128, cross="int8"),
 )
 
 
@@ -48,8 +51,8 @@ def plan() -> Iterator[Row]:
         for size in SIZES:
             is_large = size.startswith("large")
             batch = BATCHES[chip] if is_large else SMALL_BATCH
-            for program in ("encode", "prompt", "step", "beam", "align", "begin", "advance"):
-                windows = {"encode": ENCODED, "beam": batch // 4}.get(program, batch)
+            for program in ("encode", "prompt", "step", "beam", "align", "begin", "advance", "advance beam"):
+                windows = {"encode": ENCODED, "beam": batch // 4, "advance beam": batch // 4}.get(program, batch)
                 whole = not is_large or (size == "large-v3-turbo" and program != "encode")
                 row = Row(chip, size, program, windows, (0,) if whole else SCALED[chip])
                 yield row

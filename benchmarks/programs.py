@@ -139,6 +139,7 @@ PROGRAMS: dict[str, Callable[[Whisper, int], Call]] = {
     "align": align,
     "begin": partial(_begin, Sampling()),
     "advance": partial(_continue, Sampling()),
+    "advance beam": partial(_continue, Beam(BEAMS, BEAMS)),
     "move up": partial(_move_up, Sampling()),
     "generate": partial(_decoding, Sampling()),
     "generate beam": partial(_decoding, Beam(BEAMS, BEAMS)),

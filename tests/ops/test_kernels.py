@@ -82,7 +82,7 @@ def test_attention(positions, queries, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("group", "end"), [(1, 1), (1, 70), (3, 1), (3, 100)])
 def test_attention_to_a_cache(group, end, dtype):
-    k, v = normal(2, 3, 100, group, 64, dtype=dtype), normal(2, 3, 100, group, 64, dtype=dtype)
+    k, v = normal(2, 3, 100 * group, 64, dtype=dtype), normal(2, 3, 100 * group, 64, dtype=dtype)
     q = normal(2, 3, group, 64) / (100 if dtype == jnp.int8 else 1)
     for source in (RANDOM.integers(-1, group, (2 * group, 100)), np.zeros((2 * group, 100))):
         source[:, end - 1], source[:, end:] = np.arange(2 * group) % group, -1  # its own, and what is not written

@@ -137,14 +137,14 @@ def test_queries_may_be_finer_than_keys(implementation):
 @pytest.mark.parametrize("group", [1, 3])
 def test_attention_to_a_cache_reads_what_its_rows_name(end, group):
     """By the mask's definition, one place at a time."""
-    q, k, v = normal(2, 2, group, 64), normal(2, 2, 448, group, 64), normal(2, 2, 448, group, 64)
+    q, k, v = normal(2, 2, group, 64), normal(2, 2, 448 * group, 64), normal(2, 2, 448 * group, 64)
     source = np.random.default_rng(end).integers(-1, group, (2 * group, 448)).astype(np.int32)
     source[:, end - 1], source[:, end:] = np.arange(2 * group) % group, -1  # its own, and what is not written
     found = jax.jit(ops.cached_attention)(q, k, v, jnp.asarray(source), jnp.int32(end))
     found, q, k, v = (np.asarray(x) for x in (found, q, k, v))
     for row in range(2 * group):
         window, place, read = row // group, row % group, np.flatnonzero(source[row, :end] >= 0)
-        keys, values = (x[window, :, read, source[row, read]] for x in (k, v))  # [T,H,K]
+        keys, values = (x[window, :, read * group + source[row, read]] for x in (k, v))  # [T,H,K]
         weights = np.exp(np.einsum("hk,thk->ht", q[window, :, place], keys) / 8)
         expected = np.einsum("ht,thk->hk", weights / weights.sum(axis=1, keepdims=True), values)
         np.testing.assert_allclose(found[window, :, place], expected, atol=1e-5)
@@ -152,7 +152,7 @@ def test_attention_to_a_cache_reads_what_its_rows_name(end, group):
 
 @pytest.mark.parametrize("width", [8, 64])  # by XLA, by the kernel
 def test_attention_to_a_cache_does_not_read_the_rest_on_a_cpu(width):
-    q, k = normal(1, 1, 1, width), normal(1, 1, 448, 1, width).at[:, :, 64:].set(jnp.nan)
+    q, k = normal(1, 1, 1, width), normal(1, 1, 448, width).at[:, :, 64:].set(jnp.nan)
     source = jnp.where(jnp.arange(448) < 10, 0, -1)[None]
     with ops.using("cpu"):
         assert jnp.isfinite(ops.cached_attention(q, k, k, source, jnp.int32(10))).all()

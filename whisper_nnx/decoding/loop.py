@@ -286,7 +286,7 @@ def _prefilled_apart(
 
 def _turned(cache: KVCache, by: jax.Array) -> KVCache:
     """The cache with everything that many positions further in the ring."""
-    buffers = jax.tree.map(lambda x: jnp.roll(x, by, x.ndim - 3), cache.self_attention)
+    buffers = jax.tree.map(lambda x: jnp.roll(x, by * cache.group, x.ndim - 2), cache.self_attention)
     return replace(cache, self_attention=buffers, source=jnp.roll(cache.source, by, axis=1))
 
 

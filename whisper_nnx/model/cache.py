@@ -89,8 +89,8 @@ class KVCache:
     All rows write at the same position, and rows that follow others (beams) refer to what those have written: nothing
     is moved. Behind the last position the first is written again; a row must not be longer than the buffers.
 
-    self_attention: one per layer, [B,H,S,G,K] or [B,S,G,D] (`ops.pack`): S text positions, each with a place for every
-      row of the window.
+    self_attention: one per layer, [B,H,S*G,K] or [B,S*G,D] (`ops.pack`): S text positions, each with a place for every
+      row of the window. They share an axis, or a TPU would copy the buffers into the layout of its products.
     cross_attention: one per layer, as `to_cache` stores them; computed once per window.
     source [R,S]: the place, of G, that a row reads at each position; -1: none, a gap or not written yet.
     length [R]: how many positions each row reads: the position of its next token within its text.
@@ -109,7 +109,7 @@ class KVCache:
         stored = to_cache(cross_attention)
         dtype, _ = ops.current().cache_dtypes(cross_attention[0].k.dtype)
         rows, *between, _, width = stored[0].k.shape
-        empty = KeysValues(*[jnp.zeros((rows, *between, size, 1, width), dtype)] * 2)
+        empty = KeysValues(*[jnp.zeros((rows, *between, size, width), dtype)] * 2)
         return cls(
             (empty,) * len(stored),
             stored,
@@ -121,14 +121,15 @@ class KVCache:
     @property
     def group(self) -> int:
         """G, rows per window."""
-        return self.self_attention[0].k.shape[-2]
+        return len(self.source) // len(self.self_attention[0].k)
 
     def append(self, layer: int, new: KeysValues) -> KeysValues:
         """Returns a layer's buffers with `new` [R,H,n,K] written, for which there must be room before the last one."""
 
         def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
             places = ops.pack(new.reshape(len(buffer), self.group, *new.shape[1:])).astype(buffer.dtype)
-            return jax.lax.dynamic_update_slice_in_dim(buffer, places, self.end % buffer.shape[-3], axis=-3)
+            at = self.end % self.source.shape[1] * self.group
+            return jax.lax.dynamic_update_slice_in_dim(buffer, places, at, axis=-2)
 
         return jax.tree.map(write, self.self_attention[layer], new)
 
@@ -171,8 +172,8 @@ class KVCache:
         order = jnp.roll(jnp.argsort(self.source >= 0, axis=1, stable=True), end, axis=1)  # gaps, then what is read
 
         def move(buffer: jax.Array) -> jax.Array:
-            places = jnp.expand_dims(order, [*range(1, buffer.ndim - 3), -1, -2])
-            return jnp.take_along_axis(buffer, places, axis=-3)
+            places = jnp.expand_dims(order, [*range(1, buffer.ndim - 2), -1])
+            return jnp.take_along_axis(buffer, places, axis=-2)
 
         reads = (position >= end - self.length[:, None]) & (position < end)
         return replace(
@@ -188,10 +189,16 @@ class KVCache:
 
     def repeat(self, group: int) -> KVCache:
         """Makes each row of its own window into `group` rows that share the window, and what was written so far."""
-        room = [(0, 0)] * (self.self_attention[0].k.ndim - 2) + [(0, group - 1), (0, 0)]
+
+        def with_room(x: jax.Array) -> jax.Array:
+            """A place for each of the rows at each position, the first one filled."""
+            apart = x[..., None, :]
+            room = [(0, 0)] * (apart.ndim - 2) + [(0, group - 1), (0, 0)]
+            return jax.lax.collapse(jnp.pad(apart, room), x.ndim - 2, x.ndim)
+
         return replace(
             self,
-            self_attention=jax.tree.map(lambda x: jnp.pad(x, room), self.self_attention),
+            self_attention=jax.tree.map(with_room, self.self_attention),
             source=jnp.repeat(self.source, group, axis=0),
             length=jnp.repeat(self.length, group),
         )

@@ -123,8 +123,7 @@ class MultiHeadAttention(Module):
             return self._join(ops.cached_attention(q, kv.k, kv.v, source, end)).reshape(x.shape)
         mask = None
         if source is not None:
-            mask = ops.cache_mask(source, end, x.shape[1], *kv.k.shape[-2:-4:-1])
-            kv = jax.tree.map(lambda buffer: jax.lax.collapse(buffer, buffer.ndim - 3, buffer.ndim - 1), kv)
+            mask = ops.cache_mask(source, end, x.shape[1], len(x) // windows, source.shape[1])
         kv = from_cache(kv, self.heads)
         return self._join(self.attention_fn(q, kv.k, kv.v, mask)).reshape(x.shape)
 

@@ -114,17 +114,17 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
 
 
 def pack(x: jax.Array) -> jax.Array:
-    """Keys or values [B,G,H,T,K] of G rows of each window, in the layout of a cache: [B,H,T,G,K] or [B,T,G,D]."""
+    """Keys or values [B,G,H,T,K] of G rows of each window, in the layout of a cache: [B,H,T*G,K] or [B,T*G,D]."""
     return current().pack(x)
 
 
 def pack_audio(x: jax.Array) -> jax.Array:
-    """Keys or values of the audio [B,H,T,K] in that layout, without the axis of the rows."""
+    """Keys or values of the audio [B,H,T,K] in that layout, with G = 1."""
     return current().pack_audio(x)
 
 
 def unpack(stored: jax.Array | Int8Array, heads: int) -> jax.Array:
-    """Keys or values of a cache, without the axis of the rows: [B,H,T,K] or [B,T,D] -> [B,H,T,K]."""
+    """Keys or values of a cache, [B,H,T,K] or [B,T,D] -> [B,H,T,K]."""
     if isinstance(stored, Int8Array):
         values = unpack(stored.values, heads).astype(stored.dtype)
         return times(values, unpack(stored.scale, heads))
@@ -143,7 +143,7 @@ def cached_attention(
     k and v, laid out by `pack`, have a place for each of the G rows of a window at each of S positions. `end` positions
     were written; the last n of them, up to `(end - 1) % S`, are those of the n queries of each row. source [B*G,S]: the
     place that each row reads at each position; -1: none. A query reads its own position, and no later one. Without
-    source there is no axis of the rows, and the first `end` positions are read; 0: all.
+    source all rows of a window share the places, and read the first `end` of them; 0: all.
 
     k and v in 8 bits, with a scale for each channel: the operands of both matmuls are the integers, converted to q's
     dtype; the scales are applied to the queries and to the result, so that no other copy of k and v is needed.

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from whisper_nnx.ops import fused, reference
+from whisper_nnx.ops import fused, int8_attention, reference
 from whisper_nnx.ops.implementation import Implementation
 from whisper_nnx.ops.reference import precision_of, scale_and_shift
 
@@ -40,9 +40,9 @@ def unembedding(table: jax.Array, scale: jax.Array | None, dtype: Any, rows: int
 
 
 def pack(x: jax.Array) -> jax.Array:
-    """Keys or values [B,G,H,T,K] -> [B,T,G,D]."""
+    """Keys or values [B,G,H,T,K] -> [B,T*G,D]."""
     windows, group, _, positions, _ = x.shape
-    return x.transpose(0, 3, 1, 2, 4).reshape(windows, positions, group, -1)
+    return x.transpose(0, 3, 1, 2, 4).reshape(windows, positions * group, -1)
 
 
 def pack_audio(x: jax.Array) -> jax.Array:
@@ -60,12 +60,11 @@ def unpack(stored: jax.Array, heads: int) -> jax.Array:
 def cached_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int
 ) -> jax.Array:
-    """q [B,H,Q,K], k and v [B,S,G,D], source [B*G,S], Q = G*n; without source k and v [B,T,D] -> [B,H,Q,K]."""
+    """q [B,H,Q,K], k and v [B,S*G,D], source [B*G,S], Q = G*n; without source k and v [B,T,D] -> [B,H,Q,K]."""
     if source is None:
         return fused.cached_attention(q, k, v, None, end or k.shape[1], one_product)
-    size, group = k.shape[1:3]
+    group, size = len(source) // len(q), source.shape[1]
     mask = reference.cache_mask(source, end, q.shape[2] // group, group, size)
-    k, v = (jax.lax.collapse(x, 1, 3) for x in (k, v))
     return fused.cached_attention(q, k, v, mask, jnp.minimum(end, size) * group, one_product)
 
 
@@ -99,10 +98,11 @@ def one_product(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
 
 
 def key() -> str:
-    """Where a kernel of `fused.py` does not work, programs are others; on a CPU they are lowered without."""
+    """Where a kernel of these modules does not work, programs are others; on a CPU they are lowered without."""
     if jax.default_backend() == "cpu":
         return ""
-    return f"{' '.join(fused.usable())}; cache: {' '.join(fused.usable_for_cache())}"
+    usable = fused.usable(), fused.usable_for_cache(), int8_attention.usable()
+    return "; ".join(" ".join(platforms) for platforms in usable)
 
 
 def create() -> Implementation:

@@ -8,7 +8,7 @@ hand gives the result of the formula.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from whisper_nnx.ops import int8_attention as int8
 from whisper_nnx.ops import reference
-from whisper_nnx.ops.trial import working
+from whisper_nnx.ops.trial import most_apart, working
 from whisper_nnx.runtime.programs import register_custom_calls
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -108,10 +109,13 @@ def cached_attention(
 
     By the kernel of the platform that this is lowered for, which reads no others, or by `default` of the same inputs.
     """
-    fits = q.dtype == k.dtype and _fits_cudnn(q) and not is_split(q)
-    kernels = {name: CACHE_KERNELS[name] for name in usable_for_cache() if fits}
-    given = {name: partial(way, mask=mask, length=length) for name, way in {**kernels, "default": default}.items()}
-    return jax.lax.platform_dependent(q, k, v, **given) if kernels else given["default"](q, k, v)
+    kernels: dict[str, CacheKernel] = {}
+    if q.dtype == k.dtype and _fits_cudnn(q) and not is_split(q):
+        kernels = {name: partial(CACHE_KERNELS[name], mask=mask, length=length) for name in usable_for_cache()}
+    elif k.dtype == jnp.int8 and mask is None and isinstance(length, int) and int8.takes(q) and not is_split(q):
+        kernels = {name: partial(int8.KERNELS[name], positions=length) for name in int8.usable()}
+    way = partial(default, mask=mask, length=length)
+    return jax.lax.platform_dependent(q, k, v, **kernels, default=way) if kernels else way(q, k, v)
 
 
 def is_split(q: jax.Array) -> bool:
@@ -223,7 +227,7 @@ def usable_for_cache() -> tuple[str, ...]:
 def _error(kernel: Kernel) -> jax.Array:
     """How much a kernel's result and gradients differ from those of the formula, at most."""
     inputs = _random((1, 2, 2 * _LEAST, 64), (1, 2, 2 * _LEAST, 64), (1, 2, 2 * _LEAST, 64))
-    return _most_apart(*(_with_slopes(way, *inputs) for way in (kernel, reference.attention)))
+    return most_apart(*(_with_slopes(way, *inputs) for way in (kernel, reference.attention)))
 
 
 def _with_slopes(kernel: Kernel, *inputs: jax.Array) -> tuple[jax.Array, ...]:
@@ -241,15 +245,10 @@ def _error_with_cache(kernel: CacheKernel) -> jax.Array:
         mask = jnp.broadcast_to((place % 5 == jnp.arange(queries)[:, None] % 5) & (place < 80), (2, 1, queries, 160))
         found = kernel(q, k, v, None, 160), kernel(q, k, v, mask, jnp.int32(80))
         expected = reference.attention(q, keys, values), reference.attention(q, keys, values, mask)
-        errors.append(_most_apart(found, expected))
+        errors.append(most_apart(found, expected))
     return jnp.stack(errors).max()
 
 
 def _random(*shapes: tuple[int, ...]) -> list[jax.Array]:
     keys = jax.random.split(jax.random.key(0), len(shapes))
     return [jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes, strict=True)]
-
-
-def _most_apart(found: Sequence[jax.Array], expected: Sequence[jax.Array]) -> jax.Array:
-    apart = [jnp.abs(a.astype(jnp.float32) - b).max() for a, b in zip(found, expected, strict=True)]
-    return jnp.stack(apart).max()

@@ -79,8 +79,8 @@ def cache_mask(source: jax.Array, end: jax.Array | int, n: int, group: int, size
 
 
 def pack(x: jax.Array) -> jax.Array:
-    """Keys or values [B,G,H,T,K] -> [B,H,T,G,K]."""
-    return x.transpose(0, 2, 3, 1, 4)
+    """Keys or values [B,G,H,T,K] -> [B,H,T*G,K]."""
+    return jax.lax.collapse(x.transpose(0, 2, 3, 1, 4), 2, 4)
 
 
 def pack_audio(x: jax.Array) -> jax.Array:
@@ -101,13 +101,12 @@ def operands(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.A
 def cached_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array | None, end: jax.Array | int
 ) -> jax.Array:
-    """q [B,H,G*n,K], k and v [B,H,S,G,K], source [B*G,S]; without source k and v [B,H,T,K] -> [B,H,G*n,K]."""
+    """q [B,H,G*n,K], k and v [B,H,S*G,K], source [B*G,S]; without source k and v [B,H,T,K] -> [B,H,G*n,K]."""
     k, v = operands(q, k, v)
     if source is None:
         return attention(q, k, v, None if end in (0, k.shape[2]) else jnp.arange(k.shape[2]) < end)
-    group = k.shape[3]
-    keys, values = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
-    return attention(q, keys, values, cache_mask(source, end, q.shape[2] // group, *k.shape[3:1:-1]))
+    group = len(source) // len(q)
+    return attention(q, k, v, cache_mask(source, end, q.shape[2] // group, group, source.shape[1]))
 
 
 def unembedding(table: jax.Array, scale: jax.Array | None, dtype: Dtype, rows: int) -> Callable[[jax.Array], jax.Array]:

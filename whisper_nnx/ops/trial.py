@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Error = Callable[[Any], jax.Array]
 _MOST_WRONG = 0.05
@@ -50,6 +51,12 @@ def problem(kernel: Any, error: Error, device: jax.Device | None) -> str | None:
             return None if found < _MOST_WRONG else f"its result is wrong by {found:g}"
     except Exception as reason:  # whatever a library or a driver raises: without it, everything still works
         return f"{type(reason).__name__}: {str(reason).strip().splitlines()[0] if str(reason).strip() else ''}"
+
+
+def most_apart(found: Sequence[jax.Array], expected: Sequence[jax.Array]) -> jax.Array:
+    """The largest difference between arrays of two lists, in float32."""
+    apart = [jnp.abs(a.astype(jnp.float32) - b).max() for a, b in zip(found, expected, strict=True)]
+    return jnp.stack(apart).max()
 
 
 def _on(device: jax.Device, function: Callable[[], jax.Array]) -> float:

@@ -353,11 +353,11 @@ ffi::Error Attention(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyB
 
 ffi::Error CachedAttention(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuffer v, Numbers source,
                            Numbers end, ffi::Result<Floats> out) {
-  auto size = k.dimensions();  // [B,H,S,G,K]
+  auto size = q.dimensions();  // [B,H,G,K]
   return by_type(k.element_type(), [&](auto kind) {
     using T = decltype(kind);
     cached_attention(pool, q.typed_data(), (const T*)k.untyped_data(), (const T*)v.untyped_data(), source.typed_data(),
-                     end.typed_data()[0], out->typed_data(), size[0], size[1], size[2], size[3], size[4]);
+                     end.typed_data()[0], out->typed_data(), size[0], size[1], source.dimensions()[1], size[2], size[3]);
   });
 }
 

@@ -124,15 +124,14 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> j
 
 @kernel("CachedAttention")
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array, end: jax.Array) -> jax.Array:
-    """q [B,H,G,K] float32, scaled, attends to k and v [B,H,S,G,K], as `ops.cached_attention` -> [B,H,G,K], float32.
+    """q [B,H,G,K] float32, scaled, attends to k and v [B,H,S*G,K], as `ops.cached_attention` -> [B,H,G,K], float32.
 
     The kernel reads only the places that `source` [B*G,S] names, of the positions that are written.
     """
-    group = k.shape[3]
-    reads = cache_mask(source, end, 1, group, k.shape[2]).reshape(len(q), 1, group, -1, group)
-    scores = jnp.einsum("bhgk,bhsjk->bhgsj", q, k.astype(jnp.float32), precision=_HIGHEST)
-    weights = jax.nn.softmax(jnp.where(reads, scores, -jnp.inf), axis=(-2, -1))
-    return jnp.einsum("bhgsj,bhsjk->bhgk", weights, v.astype(jnp.float32), precision=_HIGHEST)
+    reads = cache_mask(source, end, 1, q.shape[2], source.shape[1])
+    scores = jnp.einsum("bhgk,bhtk->bhgt", q, k.astype(jnp.float32), precision=_HIGHEST)
+    weights = jax.nn.softmax(jnp.where(reads, scores, -jnp.inf))
+    return jnp.einsum("bhgt,bhtk->bhgk", weights, v.astype(jnp.float32), precision=_HIGHEST)
 
 
 first_positions = kernel("FirstPositions")(warp_by_diagonals)  # row by row, with sums of 64 bits

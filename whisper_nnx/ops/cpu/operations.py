@@ -133,7 +133,7 @@ def cached_attention(
     """The kernel reads what each row reads; XLA all places that are written, rounded up."""
     if source is None:
         return attention(q, k, v) if _attends_by_kernel(k, q.shape[2]) else attention(q, *operands(q, k, v))
-    size, group = k.shape[2:4]
+    group, size = len(source) // len(q), source.shape[1]
     n = q.shape[2] // group
     if n == 1 and _attends_by_kernel(k):
         queries = (q * q.shape[-1] ** -0.5).astype(jnp.float32)
@@ -141,7 +141,7 @@ def cached_attention(
     spans = [*(span for span in _SPANS if span < size), size]
 
     def attend(span: int, q: jax.Array, k: jax.Array, v: jax.Array, source: jax.Array, end: jax.Array) -> jax.Array:
-        keys, values = (x[:, :, :span].reshape(*x.shape[:2], -1, x.shape[-1]) for x in (k, v))
+        keys, values = (x[:, :, : span * group] for x in (k, v))
         return attention(q, keys, values, cache_mask(source[:, :span], end, n, group, size))
 
     ways = [partial(attend, span) for span in spans]
