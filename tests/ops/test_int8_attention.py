@@ -38,7 +38,7 @@ def test_its_trial_finds_what_is_wrong():
 
 @pytest.mark.parametrize("beam_size", [pytest.param(None, marks=pytest.mark.slow), 3])
 def test_the_token_loop_reads_the_audio_by_the_kernel_and_writes_the_same(beam_size, monkeypatch):
-    model = small_model(dtype=jnp.bfloat16, kv_cache_dtype="int8", d_model=64)
+    model = small_model(kv_cache_dtype="int8", d_model=64)  # in float32, lest roundings decide
     mel = small_mel(2)
     options = {"language": "en", "beam_size": beam_size, "max_new_tokens": 20}
     calls = []
