@@ -192,7 +192,7 @@ class DecodingOptions:
         ),
     )
     lm_weight: float = field(
-        default=0.3, metadata=_option("weight of the language model's log-probabilities; 0: no effect")
+        default=0.1, metadata=_option("weight of the language model's log-probabilities; 0: no effect")
     )
     n_best: int = field(
         default=1,
