@@ -81,7 +81,7 @@ def load_model(
       ValueError: a dtype or mesh that the model cannot have.
     """
     refuse_after_fork()
-    mesh = None if mesh is None else as_mesh(mesh)
+    mesh = None if mesh is None else as_mesh(mesh, name="mesh")
     dtype = _floating(dtype or default_dtype(mesh))
     int8 = weights in ("int8", jnp.int8, np.dtype("int8"))
     kv_cache_dtype = checked_kv_dtype(kv_cache_dtype)

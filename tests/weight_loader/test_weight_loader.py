@@ -147,6 +147,11 @@ def test_another_dtype_is_rejected(folder, dtype):
         load_model(folder, dtype=dtype)
 
 
+def test_a_mesh_that_cannot_be_is_refused_by_its_name(folder):
+    with pytest.raises(ValueError, match="mesh=0 must be a number of devices"):
+        load_model(folder, mesh=0)
+
+
 def test_shards_equal_the_single_file_and_saving_again_removes_them(folder, tmp_path):
     model = load_model(folder)
     save_pretrained(model, tmp_path / "shards", max_shard_size=4000)

@@ -42,8 +42,8 @@ def make_mesh(data: int | None = None, model: int = 1, devices: Any = None) -> M
     return _mesh(np.array(chosen[: data * model]).reshape(data, model), (DATA, MODEL))
 
 
-def as_mesh(devices: int | str | Mesh, among: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh that an option `devices` means: a number of devices of this process, "all" of them, or a mesh.
+def as_mesh(devices: int | str | Mesh, among: Sequence[jax.Device] | None = None, name: str = "devices") -> Mesh:
+    """The mesh that an option, by `name`, means: a number of devices of this process, "all" of them, or a mesh.
 
     among: those to choose from. Raises ValueError for anything else, and for a mesh with other axes.
     """
@@ -58,9 +58,9 @@ def as_mesh(devices: int | str | Mesh, among: Sequence[jax.Device] | None = None
     if devices == "all":
         return make_mesh(devices=among)
     if isinstance(devices, bool) or not isinstance(devices, int | np.integer) or devices < 1:
-        raise ValueError(f"devices={devices!r} must be a number of devices, 'all', or a mesh")
+        raise ValueError(f"{name}={devices!r} must be a number of devices, 'all', or a mesh")
     if devices > len(among):
-        raise ValueError(f"devices={devices} is more than there are; choose at most {len(among)}")
+        raise ValueError(f"{name}={devices} is more than there are; choose at most {len(among)}")
     return make_mesh(int(devices), devices=among)
 
 

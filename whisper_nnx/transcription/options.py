@@ -277,7 +277,7 @@ class TranscribeOptions:
         sorted_: dict[str, dict[str, Any]] = {"": {}, **{part: {} for part in parts}}
         for name, value in changes.items():
             if name not in part_of:
-                raise TypeError(f"transcribe() has no option {name!r}{_hint(name, list(part_of))}")
+                raise TypeError(f"a recording has no option {name!r}{_hint(name, list(part_of))}")
             sorted_[part_of[name]][name] = value
         own = sorted_.pop("")
         if not own.get("vad_filter", options.vad_filter):
