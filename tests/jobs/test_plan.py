@@ -82,7 +82,7 @@ def test_two_workers_both_have_a_share_of_ten_minutes(source, tmp_path):
         first = next(paths, None)
         if (worker := threading.get_ident()) not in begun:
             begun.add(worker)
-            both.wait(timeout=20)  # each has a shard
+            both.wait(timeout=120)  # each has a shard
         yield from transcribe_all(path for path in [first, *paths] if path)
 
     workers = [threading.Thread(target=work, args=(job, transcribe), kwargs={"name": name}) for name in "ab"]
