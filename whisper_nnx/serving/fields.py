@@ -23,6 +23,7 @@ from whisper_nnx.transcription.other_names import OTHER_KEYWORDS
 T = TypeVar("T")
 INCREMENT = "temperature_increment_on_fallback"
 _VAD = "vad_"
+_NEEDING_EXTRAS = ("vad_filter", "hallucination", "json_schema", "grammar")
 # Of arrays; of the model; its fields are options; an OpenAI field of that name means initial_prompt; the server's file.
 _NO_FIELD = {"sampling_rate", "fp16", "vad_parameters", "prompt", "lm"}
 _TRUE, _FALSE = {"true", "1", "yes", "on", "t", "y"}, {"false", "0", "no", "off", "f", "n", ""}
@@ -208,8 +209,8 @@ def transcribe_options(values: dict[str, Any], settings: ServerSettings) -> Tran
     except ValueError as error:
         named = re.match(r"([a-z]\w*)=", str(error))
         raise bad_request(str(error), named[1] if named else None) from None
-    except ImportError as error:  # of the detector, or of JSON schemas: says what to install
-        needs = next((name for name in ("vad_filter", "hallucination", "json_schema") if changes.get(name)), None)
+    except ImportError as error:  # of the detector, or for a grammar: says what to install
+        needs = next((name for name in _NEEDING_EXTRAS if changes.get(name)), None)
         raise bad_request(str(error), needs, "not_installed") from None
     if sum(end - start for start, end in clips) > 3600 * FRAMES_PER_SECOND * made.max_hours:
         raise bad_request(
