@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from tests.small import quick_compilation, small_model, small_tokenizer  # noqa: F401
-from whisper_nnx import load_model, transcribe, warmup
+from whisper_nnx import transcribe, warmup
 from whisper_nnx.transcription import windows
 from whisper_nnx.transcription.drafts import DraftModel, with_draft
 from whisper_nnx.transcription.options import NGRAM
@@ -87,13 +87,3 @@ def test_a_draft_that_could_not_be_used_is_refused(model, options, message):
     for audio in (NOISES[0], NOISES):
         with pytest.raises(ValueError, match=message):
             transcribe(model, audio, **options)
-
-
-@pytest.mark.real
-@pytest.mark.slow
-@pytest.mark.parametrize("recording", ["en_lj_2s.wav", "en_libri_16s.wav", "en_sonnet_53s.mp3"])
-def test_ngrams_change_no_token_of_a_real_recording(real_tiny_en, real_speech, recording):
-    model, audio = load_model(real_tiny_en), real_speech(recording)
-    plain, drafted = (transcribe(model, audio, temperature=0.0, draft=draft) for draft in (None, NGRAM))
-    assert [s["tokens"] for s in drafted["segments"]] == [s["tokens"] for s in plain["segments"]]
-    assert plain["text"]
