@@ -1,5 +1,6 @@
 """What stops a worker, because it is not the fault of a recording."""
 
+import errno
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,10 +17,12 @@ from tests.small import small_model
 from whisper_nnx.jobs.inputs import Recording, read_input
 from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.journal import Journal, Progress
+from whisper_nnx.jobs.leases import Leases
 from whisper_nnx.jobs.run import run
 from whisper_nnx.jobs.status import status
 from whisper_nnx.jobs.supervise import supervise
 from whisper_nnx.jobs.worker import DeviceError, work
+from whisper_nnx.output.writers import write_whole
 
 
 @pytest.mark.parametrize("mounted_on", ["an empty folder", "nothing"])
@@ -213,3 +216,39 @@ def test_a_server_that_is_away_stops_the_worker_and_one_recording_fails_alone(tm
     ):
         work(job, broken, report=unplug)
     assert (status(job).done, status(job).failed) == ((7, 0) if is_away else (39, 1))
+
+
+def test_a_recording_whose_row_never_fits_on_a_full_disk_is_not_to_blame(tmp_path):
+    """Files of 200 bytes at most have room for what is begun, but not for what is finished."""
+    resource = pytest.importorskip("resource")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    job = planned(recordings(tmp_path / "sounds", ["long.wav"]), tmp_path / "job")
+    for _ in range(4):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, limit[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                work(job, transcribe_all)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    work(job, transcribe_all)
+    assert (status(job).done, status(job).failed) == (1, 0)
+
+
+def test_the_error_of_writing_is_reported_where_nothing_can_be_removed_either(tmp_path, monkeypatch):
+    def away(*paths, **options):
+        raise OSError(errno.ESTALE, "Stale file handle", "hidden")
+
+    monkeypatch.setattr(Path, "unlink", away)
+    with pytest.raises(OSError, match=r"cannot write .*a\.txt: Stale file handle"):
+        write_whole(tmp_path / "a.txt", "a", away)
+
+
+def test_of_a_job_that_is_done_the_next_command_removes_journals_and_leases(sounds, tmp_path, undisturbed, monkeypatch):  # noqa: F811
+    job = planned(sounds, tmp_path / "job")
+    with monkeypatch.context() as away:  # a mount, from the moment at which the last results are written
+        away.setattr("whisper_nnx.jobs.worker.forget", lambda job, shard: None)
+        away.setattr(Leases, "release", lambda self, shard: None)
+        work(job, transcribe_all)
+    assert list((job.folder / "leases").iterdir())
+    assert supervise(job, lambda name, place: pytest.fail("nothing is left to do"), 1, print) == 0
+    assert files(job) == undisturbed

@@ -15,7 +15,8 @@ from typing import Any
 from whisper_nnx.jobs.job import Job, naming, put_lasting
 from whisper_nnx.output.writers import ESCAPED, write_whole
 
-_IDS = ("id", "begun", "released", "cleared")  # the id in a line
+_IDS = ("id", "begun", "freed", "released", "cleared")  # the id in a line
+_BEGUN, _FREED = b'{"begun"', b'{"freed"'  # as long: the one replaces the other
 MOST_DEATHS = 3  # of workers by the same recording
 _MOST_ATTEMPTS = 10  # at a whole shard
 
@@ -51,6 +52,8 @@ class Progress:
                     found.given_up = True
                 elif "begun" in line:
                     begun[line["begun"]] = line["alone"]
+                    together |= not line["alone"]
+                elif "freed" in line:
                     together |= not line["alone"]
                 elif "released" in line:
                     begun.pop(line["released"], None)
@@ -98,16 +101,13 @@ class Journal:
     def __init__(self, job: Job, shard: int, worker: str, keeps_rows: bool = True):
         self.keeps_rows = keeps_rows
         self._path = job.path("work", shard, worker)
-        self._file = self._path.open("a", encoding="utf-8", errors=ESCAPED)
-        self._begun = set[str]()
+        self._file = self._path.open("ab", buffering=0)  # what could not be written is not tried again on closing
 
     def begin(self, id_: str, alone: bool) -> None:
         self._write({"begun": id_, "alone": alone})
-        self._begun.add(id_)
 
     def finish(self, row: dict[str, Any]) -> None:
         self._write(row if self.keeps_rows else {"released": row["id"]})
-        self._begun.discard(row["id"])
 
     def give_up(self) -> None:
         """Notes that the shard is done one recording at a time from now on, whatever is found to have ended workers."""
@@ -116,18 +116,16 @@ class Journal:
     def clear(self, id_: str) -> None:
         """Notes that a recording, transcribed alone, ends no worker."""
         self._write({"cleared": id_})
-        self._begun.discard(id_)
 
     def release(self) -> None:
         """Notes that what was begun and is not finished has not ended the worker."""
-        with suppress(OSError):
-            for id_ in sorted(self._begun):
-                self._write({"released": id_})
+        _free(self._path)
 
     def _write(self, line: dict[str, Any]) -> None:
+        left = _encoded([line])
         with naming(self._path):
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self._file.flush()
+            while left:  # of a nearly full disk, less may be written than was asked for
+                left = left[self._file.write(left) :]
 
     def close(self) -> None:
         with suppress(OSError):  # of what was reported already
@@ -137,9 +135,18 @@ class Journal:
 def release_begun(job: Job, worker: str) -> None:
     """Notes that what a worker had in work has not ended it: it was ended with the command that had started it."""
     for path in (job.folder / "work").glob(f"*.{escape(worker)}.jsonl"):
-        begun = [line["begun"] for line in _lines(path) if "begun" in line]
-        with suppress(OSError), path.open("a", encoding="utf-8", errors=ESCAPED) as file:
-            file.write("\n" + "".join(json.dumps({"released": id_}) + "\n" for id_ in begun))
+        _free(path)
+
+
+def _free(path: Path) -> None:
+    """Notes in place, as a full disk has no room for more, that what was begun has not ended its worker."""
+    with suppress(OSError), path.open("r+b") as file:
+        at = 0
+        for line in file.readlines():
+            if line.startswith(_BEGUN):
+                file.seek(at)
+                file.write(_FREED)
+            at += len(line)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -239,10 +246,13 @@ def _encoded(rows: Iterable[dict[str, Any]]) -> bytes:
 
 
 def forget_done(job: Job) -> None:
-    """Removes the journals of workers that were killed between writing results and removing these."""
+    """Removes the journals and leases of workers that ended between writing results and removing these."""
     begun = {path.name.partition(".")[0] for path in (job.folder / "work").glob("*.jsonl")}
     for shard in filter(job.is_done, map(int, begun)):
         forget(job, shard)
+    for path in (job.folder / "leases").glob("[0-9]*[0-9]"):
+        if job.is_done(int(path.name)):
+            path.unlink(missing_ok=True)
 
 
 def forget(job: Job, shard: int) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from whisper_nnx.jobs.job import Job
-from whisper_nnx.jobs.journal import release_begun
+from whisper_nnx.jobs.journal import forget_done, release_begun
 from whisper_nnx.jobs.leases import release_all
 from whisper_nnx.jobs.worker import worker_name
 
@@ -57,6 +57,7 @@ def supervise(job: Job, start: Callable[[str, int], Worker], workers: int, say: 
       say: called with a line about each worker that died, or if some cannot begin.
     """
     if all(map(job.is_done, range(job.shards))):
+        forget_done(job)
         return 0
     status, idle, waiting = 0, Counter[int](), _Waiting(say)
     running: dict[int, tuple[str, Worker, tuple[int, int]]] = {}  # by place

@@ -12,6 +12,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -321,7 +322,8 @@ def write_whole(path: Path, content: str | bytes, put: Callable[[Path, Path], No
     except OSError as error:
         raise type(error)(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # that of writing is reported
+            unfinished.unlink(missing_ok=True)
 
 
 def _one_line(text: str) -> str:
