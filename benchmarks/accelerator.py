@@ -51,7 +51,7 @@ from benchmarks.programs import PROGRAMS
 from weight_loader.load import abstract_model
 from whisper_nnx import ops
 from whisper_nnx.model.config import RELEASED, WhisperConfig
-from whisper_nnx.ops import fused
+from whisper_nnx.ops import fused, int8_attention
 from whisper_nnx.ops.accelerator import for_gpus
 from whisper_nnx.timing.alignment_heads import alignment_heads
 
@@ -63,7 +63,7 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) .*?\{\n(.*?)^\}", re.M | re.
 _LOOP = re.compile(r" while\(.*?condition=%([\w.\-]+), body=%([\w.\-]+)")
 _LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 _OPERAND = re.compile(r"(bf16|s8)\[([\d,]+)\]")
-_KERNEL = re.compile(r'backend_config = "(?:[^"])*"')
+_KERNEL = re.compile(r'\b(?:backend_config|ir) = "[^"]*"')  # of Pallas for TPUs, and for Triton
 _BYTES = {"bf16": 2, "s8": 1}
 _KERNELS = tuple(f'custom_call_target="{name}' for name in ("__cudnn$fmha", "__gpu$xla.gpu.triton", "tpu_custom_call"))
 
@@ -177,7 +177,8 @@ def compilers(row: Row) -> str:
 def fingerprint(programs: list[Any]) -> str:
     """Identifies traced programs, in any folder: a kernel, in which JAX notes the file, stands for its source."""
     texts = [_KERNEL.sub("", program.as_text()) for program in programs]
-    texts.append(Path(fused.__file__).read_text())
+    sources = [fused, int8_attention] if any("gpu.triton" in text for text in texts) else [fused]
+    texts += [Path(str(source.__file__)).read_text() for source in sources]
     return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
 
 
@@ -214,7 +215,7 @@ def check(table: Path) -> int:
                 f"the table was made with {known['compilers']}, not {now}: fill it again (see CONTRIBUTING.md)"
             )
         problems = worse(measured(row, [lowered(row, layers) for layers in row.layers]), known)
-        name = f"{row.chip}, {row.size}, {row.program}, {row.batch} windows"
+        name = f"{row.chip}, {row.size}, {row.program}, {row.batch} windows{', ' + row.cross if row.cross else ''}"
         print(f"{name}: {'; '.join(problems) or 'no worse than the table'}", flush=True)
         failed += bool(problems)
     return failed

@@ -236,10 +236,10 @@ def test_the_command_divides_its_work(model: Whisper, tmp_path: Path, capsys: py
     options = ["--temperature", "0", "--temperature_increment_on_fallback", "None", "--no_speech_threshold", "None"]
     options += ["--max_new_tokens", "12", "--beam_size", "3", "--patience", "2", "--batch_size", "2", "-f", "json"]
     written = {}
-    for name, devices in {"one": [], "all": ["--devices", "all"]}.items():
+    for name, devices in {"one": [], "all": ["--devices", "all"], "mesh": ["--mesh", "data=4,model=2"]}.items():
         assert main([*common, *options, *devices, "-o", str(tmp_path / name)]) == 0
         written[name] = [json.loads(path.read_text()) for path in sorted((tmp_path / name).glob("*.json"))]
-    assert of_segments(written["all"]) == of_segments(written["one"])
+    assert of_segments(written["all"]) == of_segments(written["mesh"]) == of_segments(written["one"])
     assert len(written["one"]) == len(files)
     capsys.readouterr()
     for devices, line in {

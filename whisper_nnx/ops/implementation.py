@@ -17,7 +17,7 @@ class Implementation:
     """The functions behind `whisper_nnx.ops`, which documents them. `dataclasses.replace` makes another one.
 
     Args:
-      heads_axis: the axis of a cache, with or without that of the rows, along which the heads are.
+      heads_axis: the axis of a cache along which the heads are.
       cache_dtypes: of a model that computes in a dtype, the dtypes in which the token loop's cache stores the keys and
         values of the text, and those of the audio.
       key: what else decides the programs that are traced with it, as text: which kernels the processor has.

@@ -6,7 +6,6 @@ trial on the device at hand gives the result of the formula.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -90,14 +89,14 @@ def usable() -> tuple[str, ...]:
 
 
 def takes(q: jax.Array) -> bool:
-    """Whether the kernels take such queries."""
-    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] in (32, 64, 128)
+    """Whether the kernels take such queries: those of all Whispers in half precision."""
+    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] == 64
 
 
 def error(kernel: Callable[..., jax.Array]) -> jax.Array:
-    """How much a kernel's result for 1, 5 and 32 queries differs from that of the formula, at most."""
+    """How much a kernel's result for 5 and 40 queries differs from that of the formula, at most."""
     errors = []
-    for dtype, queries in itertools.product((jnp.bfloat16, jnp.float16), (1, 5, 32)):
+    for dtype, queries in ((jnp.bfloat16, 5), (jnp.float16, 40)):
         keys = jax.random.split(jax.random.key(queries), 3)
         q = jax.random.normal(keys[0], (2, 2, queries, 64), dtype)
         k, v = (jax.random.randint(key, (2, 300, 128), -127, 128, jnp.int8) for key in keys[1:])

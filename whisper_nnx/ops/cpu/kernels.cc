@@ -264,7 +264,7 @@ void attention(ffi::ThreadPool& pool, const float* q, const T* k, const T* v, co
   });
 }
 
-// q [B,H,G,K] attends to k and v [B,H,S,G,K] -> out [B,H,G,K]: row b * G + g reads the place source [B*G,S] of each
+// q [B,H,G,K] attends to k and v [B,H,S*G,K] -> out [B,H,G,K]: row b * G + g reads the place source [B*G,S] of each
 // position, none where that is negative. `end` positions were written, in a ring: what a row reads is in the order in
 // which it was written, whatever its place in the ring, and is put together where it is not adjacent.
 template <typename T>
