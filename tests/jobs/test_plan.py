@@ -127,10 +127,10 @@ def test_a_plan_outlasts_a_loss_of_power(source, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", rename)
     job = plan(tmp_path / "job", read_input(source), {}, shard_s=300)
-    unfinished = [
-        ".tmp" if name.endswith(".tmp") else ".partial" if name.endswith(".partial") else name for name in synced
-    ]
-    assert unfinished == [".tmp", ".partial"] * (job.shards + 1) + [f"{job.shards + 1} files are the plan", "job"]
+    shards, others = sorted(synced[: job.shards]), synced[job.shards :]
+    assert shards == [f"{n:06d}.jsonl" for n in range(job.shards)]
+    assert [os.path.splitext(name)[1] for name in others[:2]] == [".tmp", ".partial"]
+    assert others[2:] == [f"{job.shards + 1} files are the plan", "job"]
 
 
 # What has changed since.

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ PER_ROW = 4  # recordings in a shard for each row of a batch, which ends with th
 PER_WORKER = 4  # shards of a small job for each of several workers
 _LEAST_S, _WINDOW_S = 60.0, 30.0  # of audio in such a shard; for each row of a batch
 _AHEAD = 50_000  # recordings that are read before the length of shards is chosen
+_SYNCED_AT_ONCE = 16  # shards
 _FORMAT = 1
 _ABOUT = "job.json"
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: a plan has millions of lines
@@ -185,7 +187,7 @@ def plan(
         if not counts:
             raise ValueError("the input holds no recordings; check the path, and the extensions in a folder")
         about = {"format": _FORMAT, "settings": settings, "shards": len(counts), "recordings": sum(counts)}
-        write_whole(unfinished / _ABOUT, json.dumps(about, indent=1, sort_keys=True), put_lasting)
+        write_whole(unfinished / _ABOUT, json.dumps(about, indent=1, sort_keys=True), _put_plan)
         for kind in ("leases", "work", "results", "failed"):
             (root / kind).mkdir(exist_ok=True)
         with suppress(OSError):  # another process was faster
@@ -261,7 +263,14 @@ def _shards(recordings: Iterable[Recording], size: _Size) -> Iterator[list[Recor
         yield rows
 
 
+def _put_plan(unfinished: Path, path: Path) -> None:
+    """As `put_lasting`, after the shards beside it: a file system commits together what is waited for together."""
+    with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:
+        list(threads.map(_sync, path.parent.glob("*.jsonl")))
+    put_lasting(unfinished, path)
+
+
 def _write_shard(folder: Path, number: int, rows: list[Recording]) -> int:
     lines = (_ENCODE(vars(row)) for row in rows)
-    write_whole(folder / f"{number:06d}.jsonl", "".join(f"{line}\n" for line in lines), put_lasting)
+    write_whole(folder / f"{number:06d}.jsonl", "".join(f"{line}\n" for line in lines))
     return len(rows)
