@@ -7,9 +7,11 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -110,6 +112,29 @@ def test_memory_of_what_is_read_ahead_is_bounded() -> None:
     assert reader.begun == [0, 1]  # one alone may be longer
     assert len([*longer]) == 3
     longer.close()
+
+
+def test_urls_are_read_ahead_within_the_memory_that_their_headers_state(tmp_path: Path) -> None:
+    urls = []
+    for n in range(6):
+        urls.append(f"memory://read-ahead/{n}.wav")
+        with fsspec.open(urls[-1], "wb") as file:
+            file.write(write_wav(tmp_path / f"{n}.wav", 1.0).read_bytes())
+    begun: list[tuple[str, str]] = []
+
+    def read(source: Any, options: TranscribeOptions) -> Samples:
+        begun.append((source, threading.current_thread().name))
+        return read_samples(source, options)
+
+    with closing(ReadAhead(((url, OPTIONS) for url in urls), read, 5, threads=2, max_bytes=3 * 4 * SECOND)) as ahead:
+        next(ahead)
+        wait_for(lambda: len(begun) == 4)
+        time.sleep(0.05)
+        assert sorted(begun) == [(url, "read ahead") for url in urls[:4]]
+        lengths = [len(reading.result.samples) for reading in ahead]
+    assert lengths == [SECOND] * 5
+    with closing(ReadAhead(iter([("memory://read-ahead/none.wav", OPTIONS)] * 2), read, 1)) as ahead:
+        assert [type(reading.result) for reading in ahead] == [FileNotFoundError] * 2
 
 
 def test_a_length_that_is_understated_counts_once_it_is_known(tmp_path: Path) -> None:

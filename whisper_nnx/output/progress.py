@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
 from whisper_nnx.audio.constants import SAMPLE_RATE
 from whisper_nnx.audio.files import open_container
+from whisper_nnx.audio.remote import is_remote, open_remote
 
 LINE_EVERY_S = 60.0
 _BAR = "{percentage:3.0f}%|{bar}| {done} / {whole} [{elapsed}<{remaining}, {speed}{postfix}]"
@@ -171,13 +172,16 @@ class AudioProgress:
         return round(self._share * whole_s, 6), round(whole_s, 6)
 
 
-def stated_duration_s(source: Any, sampling_rate: float | None = None, track: int | None = None) -> float | None:
+def stated_duration_s(
+    source: Any, sampling_rate: float | None = None, track: int | None = None, remote: bool = False
+) -> float | None:
     """Returns a recording's duration in s from its header or number of samples, without decoding; None if unknown.
 
     Args:
       source: what `load_audio` takes. A file that cannot be read gives None; loading it reports the error.
       sampling_rate: of an array, in Hz.
       track: index of the file's audio stream.
+      remote: whether to ask the server of a URL.
     """
     source, sampling_rate = unwrapped(source, sampling_rate)
     if hasattr(source, "__array__"):
@@ -185,6 +189,9 @@ def stated_duration_s(source: Any, sampling_rate: float | None = None, track: in
     try:
         if isinstance(source, bytes):
             return _container_s(io.BytesIO(source), track)
+        if remote and is_remote(source):
+            with open_remote(source) as file:
+                return _container_s(file, track)
         if isinstance(source, str | os.PathLike) and source != "-" and stat.S_ISREG(os.stat(source).st_mode):
             with open(source, "rb") as file:
                 return _container_s(file, track)

@@ -16,6 +16,7 @@ import numpy as np
 
 from whisper_nnx.audio.background import Background
 from whisper_nnx.audio.constants import SAMPLE_RATE
+from whisper_nnx.audio.remote import is_remote
 from whisper_nnx.output.progress import stated_duration_s, unwrapped
 from whisper_nnx.runtime.cores import usable_cores
 from whisper_nnx.runtime.forking import refuse_after_fork
@@ -190,11 +191,13 @@ class ReadAhead(Iterator[Reading]):
 
 
 def _may_be_read_ahead(source: Any) -> bool:
-    """Whether a recording is the same at any time and on any thread: a regular file, bytes or an array of numpy.
+    """Whether a recording is the same at any time and on any thread: a regular file, a URL, bytes or an array of numpy.
 
     Not so a file object or standard input, whose position the recording before it may move, and a pipe.
     """
     source, _ = unwrapped(source)
+    if is_remote(source):
+        return True
     if isinstance(source, str | os.PathLike) and source != "-":
         try:
             return stat.S_ISREG(os.stat(source).st_mode)
@@ -208,7 +211,7 @@ def _stated_bytes(source: Source | Exception) -> int | None:
     assert not isinstance(source, Exception)
     audio, options = source
     try:
-        seconds = stated_duration_s(audio, options.sampling_rate, options.audio_track)
+        seconds = stated_duration_s(audio, options.sampling_rate, options.audio_track, remote=True)
     except Exception:  # of an array, say: reading it reports the error
         return None
     per_sample = 4 * (3 if options.diarize else 1)  # float32; speakers need both channels too
