@@ -210,7 +210,7 @@ def test_a_server_that_is_away_stops_the_worker_and_one_recording_fails_alone(tm
             monkeypatch.setattr("whisper_nnx.jobs.worker.file_state", state)
 
     with (
-        pytest.raises(OSError, match=r"07.wav cannot be read: .*; nor are others found; mend that")
+        pytest.raises(OSError, match=r"07.wav cannot be read: .*; other recordings are not reachable either; restore")
         if is_away
         else nullcontext()
     ):

@@ -304,7 +304,7 @@ def _outside(job: Job, one: Recording, error: Exception) -> Exception | None:
     if one.size < 0:
         return None
     if is_remote(one.audio):
-        again = "nor are others found; mend that, then give the same command again"
+        again = "other recordings are not reachable either; restore access, then give the same command again"
         return OSError(f"{_reason(error)}; {again}") if _is_away(job, one) else None
     try:
         os.stat(one.audio)
@@ -323,7 +323,7 @@ def _is_away(job: Job, one: Recording) -> bool:
 
 
 def _gone(audio: str, source: str) -> OSError | None:
-    """What is to be said of a file that is gone with all around it, as where its disk is not mounted.
+    """The error for a file that is gone with all around it, as where its disk is not mounted; None for any other.
 
     That is: the input is gone, or of the folders above the file, the lowest one that is left is empty or the root.
     """
