@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -15,12 +16,14 @@ import pytest
 
 from tests.audio.test_loading import write_wav
 from tests.jobs.echo import transcript
+from tests.small import quick_compilation, small_model  # noqa: F401
 from whisper_nnx import load_audio
 from whisper_nnx.data.manifest import read_manifest
 from whisper_nnx.jobs.changes import warn_of_changes
 from whisper_nnx.jobs.inputs import Recording, absolute, read_input
 from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.parts import read_part
+from whisper_nnx.jobs.run import run
 from whisper_nnx.jobs.status import results
 from whisper_nnx.jobs.worker import work
 
@@ -90,17 +93,27 @@ def test_a_tar_that_was_cut_off_fails_where_it_ends(files, tmp_path):
         list(read_input(str(tmp_path / "no.tar")))
 
 
+def loading(sources):
+    """Transcribes everything that can be loaded as x."""
+    for number, source in enumerate(sources):
+        try:
+            load_audio(source["audio"] if isinstance(source, dict) else source)
+            yield number, transcript("x")
+        except Exception as error:
+            yield number, error
+
+
 def test_results_of_parts_name_them(files, tmp_path):
     job, found = planned(tar_of(files, tmp_path / "a.tar"), tmp_path / "job")
-    sizes: list[Any] = []
+    fetched: list[bytes] = []
 
     def transcribe(sources):
         for number, source in enumerate(sources):
-            sizes.append(len(source))
+            fetched.append(source.fetch())
             yield number, transcript("x")
 
     work(job, transcribe)
-    assert sizes == [file.stat().st_size for file in files]
+    assert fetched == [file.read_bytes() for file in files]
     assert [row["audio"] for row in results(job)] == [one.name for one in found]
 
 
@@ -145,7 +158,7 @@ def test_rows_of_parquet_without_a_recording_fail_by_themselves(files, tmp_path,
     pq.write_table(pa.table({"audio": column}), tmp_path / "a.parquet", row_group_size=2)  # one of them is all null
     job, found = planned(tmp_path / "a.parquet", tmp_path / "job")
     assert levels(found[1:2]) == [LEVELS[1]]
-    work(job, lambda sources: ((n, transcript("x")) for n, _ in enumerate(sources)))
+    work(job, loading)
     assert len(list(results(job))) == 1
     failed = [json.loads(line) for line in job.path("failed", 0).read_text().splitlines()]
     assert [(row["audio"], row["reason"]) for row in failed] == [
@@ -290,10 +303,28 @@ def test_parts_are_read_with_the_options_of_the_job(files, tmp_path, monkeypatch
 
     monkeypatch.setattr("whisper_nnx.audio.loading.load_audio", load)
     job = plan(tmp_path / "job", read_input(str(tmp_path / "nemo.json")), settings)
-    work(job, lambda sources: ((n, transcript("x")) for n, _ in enumerate(sources)))
+    work(job, loading)
     [failed] = job.path("failed", 0).read_text().splitlines()
     assert "max_hours" in json.loads(failed)["reason"]
     assert asked == {"max_hours": 0.5 / 3600, "stream": 0, "follow_timestamps": False}
+
+
+def test_cuts_are_decoded_once_and_ahead(files, tmp_path, monkeypatch):
+    """By the threads that read ahead, of which several may need the same recording."""
+    rows = [{"audio": f"sounds/{n}.wav", "offset": at, "duration": 0.25} for n in (0, 1, 2) for at in (0, 0.25, 0.5)]
+    (tmp_path / "nemo.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    decoded: list[tuple[str, bool]] = []
+
+    def load(path, **options):
+        time.sleep(0.05)
+        decoded.append((os.path.basename(path), threading.current_thread() is threading.main_thread()))
+        return load_audio(path, **options)
+
+    monkeypatch.setattr("whisper_nnx.audio.loading.load_audio", load)
+    monkeypatch.setattr("whisper_nnx.transcription.reading.usable_cores", lambda: 8)
+    found = run(small_model(), tmp_path / "nemo.json", tmp_path / "job", batch_size=4, temperature=0.0, language="en")
+    assert (found.done, found.failed) == (9, 0)
+    assert sorted(decoded) == [(f"{n}.wav", False) for n in (0, 1, 2)]
 
 
 def test_what_chose_the_samples_of_a_part_does_not_choose_again(files, tmp_path):

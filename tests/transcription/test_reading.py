@@ -1,8 +1,10 @@
 """Recordings are read ahead on other threads, in their order and within limits, until they are no longer needed."""
 
+import contextlib
 import io
 import itertools
 import math
+import os
 import threading
 import time
 import warnings
@@ -20,11 +22,12 @@ from tests.output.test_progress import write_wav
 from tests.small import quick_compilation, small_model  # noqa: F401
 from whisper_nnx import iter_transcripts, transcribe
 from whisper_nnx.audio import background
+from whisper_nnx.audio.arrays import Later
 from whisper_nnx.audio.loading import load_audio
 from whisper_nnx.transcription import stream
 from whisper_nnx.transcription.opening import Samples, read_samples
 from whisper_nnx.transcription.options import TranscribeOptions
-from whisper_nnx.transcription.reading import ReadAhead
+from whisper_nnx.transcription.reading import ReadAhead, reader_processes
 
 SECOND = 16_000
 OPTIONS = TranscribeOptions.of(language="en")
@@ -191,7 +194,7 @@ from types import SimpleNamespace
 import numpy as np
 from whisper_nnx.audio.background import check_stopped
 from whisper_nnx.transcription.options import TranscribeOptions
-from whisper_nnx.transcription.reading import ReadAhead
+from whisper_nnx.transcription.reading import ReadAhead, reader_processes
 
 def read(source, options):
     while source != b"0":
@@ -256,8 +259,50 @@ def test_an_iterator_gives_what_a_list_gives_and_its_total_is_known_at_the_end(
     assert str(found[4]) == str(expected[4])
     assert calls[-1] == (5.0, 5.0)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
-    monkeypatch.setattr(stream, "ReadAhead", lambda sources, read, depth: ReadAhead(sources, read, 0))
+    monkeypatch.setattr(stream, "ReadAhead", lambda sources, read, depth, processes: ReadAhead(sources, read, 0))
     assert [str(x) for x in transcribe(model, sources, batch_size=2, **PLAIN)] == [str(x) for x in expected]
+
+
+def test_processes_read_what_threads_read(files: list[Path], tmp_path: Path) -> None:
+    model, cut = small_model(), tmp_path / "cut.wav"
+    cut.write_bytes(files[0].read_bytes()[:40_000])
+    sources = [Later(lambda: files[2], 1.5), files[0], files[1].read_bytes(), load_audio(files[2]), cut, "none.wav"]
+    with pytest.warns(UserWarning, match="cut.wav is damaged"):
+        expected = transcribe(model, sources, batch_size=3, **PLAIN)
+    before = children()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        results = [
+            (*one, children() - before) for one in iter_transcripts(model, sources, batch_size=3, readers=2, **PLAIN)
+        ]
+    found = {number: result for number, result, _ in results}
+    assert [str(one.message).split(" (")[0] for one in warned] == [f"{cut} is damaged"]
+    assert max(processes for *_, processes in results) == 2
+    assert [found[n] for n in range(5)] == expected[:5]
+    assert str(found[5]) == str(expected[5])
+    assert children() == before
+    assert threads() == 0
+
+
+def test_readers_are_processes_where_a_cpu_is_not_busy_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whisper_nnx.transcription.reading.usable_cores", lambda: 12)
+    assert [reader_processes(platform) for platform in ("cpu", "gpu", "tpu")] == [0, 6, 6]
+    with pytest.raises(ValueError, match="readers=-1 must be a whole number"):
+        iter_transcripts(small_model(), [], readers=-1)
+
+
+def children() -> int:
+    """How many processes read files for this one."""
+    return sum(b"reader_process" in command for command in children_of(os.getpid()))
+
+
+def children_of(pid: int) -> list[bytes]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            with contextlib.suppress(OSError):
+                found.append(Path(f"/proc/{child}/cmdline").read_bytes())
+    return found
 
 
 def test_an_error_of_the_iterator_follows_the_recordings_before_it(files: list[Path]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -14,6 +15,19 @@ from whisper_nnx.audio.rules import AudioError, check_duration, check_rate, chec
 
 AUDIO_KEYS = ("array", "raw", "bytes", "audio", "path")  # of a dictionary; the first that is not None is used
 _MAX_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class Later:
+    """A recording that is fetched when it is loaded.
+
+    Attributes:
+      fetch: returns what `load_audio` takes, on any thread and at any time the same.
+      duration_s: of the recording, in s, if known.
+    """
+
+    fetch: Callable[[], Any]
+    duration_s: float | None = None
 
 
 def is_array(source: Any) -> bool:
@@ -32,10 +46,12 @@ def unwrap(source: Any, sampling_rate: Any) -> tuple[Any, Any]:
     """Returns the array or file inside `source`, and an array's rate if known.
 
     Accepts pairs of an array and its rate, dictionaries (from `datasets` and transformers' pipelines), torchcodec's
-    decoders (from `datasets`) and their samples.
+    decoders (from `datasets`), their samples, and `Later`.
     """
     if isinstance(source, Mapping):
         inner, rate = _from_mapping(source)
+    elif isinstance(source, Later):
+        inner, rate = source.fetch(), None
     elif is_pair(source):
         rate, inner = source if isinstance(source[0], Real) else reversed(source)
     elif hasattr(source, "get_all_samples"):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import warnings
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whisper_nnx.audio.reader_process import ReaderProcess
 
 
 class Stopped(Exception):
@@ -17,11 +20,13 @@ class Background:
     Attributes:
       warnings: texts of the warnings so far. Filters of warnings belong to the process, or to the caller's thread.
       stopped: set it from any thread, and reading ends soon, by `Stopped`.
+      process: in which the thread has files read; None: in this one.
     """
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
         self.stopped = False
+        self.process: ReaderProcess | None = None
 
     def __enter__(self) -> Background:
         self._token = _current.set(self)
@@ -40,6 +45,11 @@ def warn(message: str, stacklevel: int = 1) -> None:
         warnings.warn(message, stacklevel=stacklevel + 1)
     else:
         background.warnings.append(message)
+
+
+def reader_process() -> ReaderProcess | None:
+    """The process in which this thread has files read, if there is one."""
+    return None if (background := _current.get()) is None else background.process
 
 
 def check_stopped() -> None:

@@ -123,7 +123,8 @@ class _Track:
         if container.start_time is not None:
             self._zero = Fraction(container.start_time, 1_000_000)
         self._start = Fraction(0)  # of the first frame
-        self._end = Fraction(0)  # of the audio decoded so far
+        # The audio decoded so far ends `_since` samples at `_rate` after `_base`.
+        self._base, self._since, self._rate = Fraction(0), 0, 1
         self._silence = Fraction(0)
         self._n_samples = 0
         self._peak = 0.0
@@ -161,25 +162,43 @@ class _Track:
             yield from frames
 
     def _placed(self, frame: av.AudioFrame, is_last: bool = False) -> Iterator[av.AudioFrame]:
-        check_rate(rate := frame.sample_rate, self._name)
-        gap = round(self._gap(frame) * rate)
-        start = self._end + Fraction(gap, rate)
+        if check_rate(rate := frame.sample_rate, self._name) != self._rate:
+            self._base, self._since, self._rate = self._end, 0, rate
+        gap = 0 if self._is_next(frame) else round(self._gap(frame) * rate)
+        self._since += gap
         if not self._n_samples:
-            self._start = start
+            self._start = self._end
         if is_last and "mp4" in self._container.format.name and self._audio.duration:
             # The edit list states where the audio ends; the rest is padding, which ffmpeg drops since version 9.
-            kept = round((self._start + _seconds(self._audio.duration, self._audio.time_base) - start) * rate)
+            kept = round((self._start + _seconds(self._audio.duration, self._audio.time_base) - self._end) * rate)
             frame = _cut(frame, kept) if 0 < kept < frame.samples else frame
         if self.is_float:
             samples = packed_samples(frame)
             samples = samples if len(samples) > 1 else samples[0]
             self._peak = max(self._peak, check_samples(samples, self._name, self._n_samples))
         self._n_samples += frame.samples
-        self._end = start + Fraction(frame.samples, rate)
-        check_duration(float(self._end), self._max_s, self._name)
+        self._since += frame.samples
+        check_duration(self._end_s, self._max_s, self._name)
         for filled in range(0, gap if self._follow else 0, rate):
             yield silence_like(frame, min(rate, gap - filled))
         yield frame
+
+    @property
+    def _end(self) -> Fraction:
+        return self._base + Fraction(self._since, self._rate)
+
+    @property
+    def _end_s(self) -> float:
+        return float(self._base) + self._since / self._rate
+
+    def _is_next(self, frame: av.AudioFrame) -> bool:
+        """Whether a frame clearly has no gap before it; fractions cost more than decoding."""
+        time_s = frame.time
+        return (
+            time_s is not None
+            and self._zero is not None
+            and abs(time_s - float(self._zero) - self._end_s) < float(_GAP_S) / 2
+        )
 
     def _gap(self, frame: av.AudioFrame) -> Fraction:
         """Returns the gap before a frame in s; 0 if it overlaps earlier frames, since no audio is dropped."""
@@ -207,15 +226,15 @@ class _Track:
         if self._end < 0.95 * (stated_s := self._stated_s()) - 0.5:  # some files' durations are estimates
             damage.append(f"it ends after {float(self._end):.1f} s, but its header states {stated_s:.1f} s")
         if damage:
-            warn(f"{self._name} is damaged ({', '.join(damage)}); the rest is used", stacklevel=5)
+            warn(f"{self._name} is damaged ({', '.join(damage)}); the rest is used", stacklevel=6)
         if self._jumps and self._follow:
             more = f" and {len(self._jumps) - 1} more" if len(self._jumps) > 1 else ""
             warn(
                 f"the timestamps of {self._name} jump by {self._jumps[0]}{more}: too long to fill with silence; "
                 "later times do not include the jump",
-                stacklevel=5,
+                stacklevel=6,
             )
-        warn_if_loud(self._peak, self._name, stacklevel=5)
+        warn_if_loud(self._peak, self._name, stacklevel=6)
 
     def _stated_s(self) -> float:
         """Returns the audio's duration according to the file, or 0 if not stated for this stream alone."""

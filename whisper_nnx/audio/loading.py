@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from whisper_nnx.audio.arrays import is_array, read_array, unwrap
-from whisper_nnx.audio.background import warn
+from whisper_nnx.audio.background import reader_process, warn
 from whisper_nnx.audio.constants import FRAMES_PER_SECOND, MAX_HOURS, SAMPLE_RATE
 from whisper_nnx.audio.files import read_file
 from whisper_nnx.audio.options import check_max_hours
@@ -100,8 +100,11 @@ def _load(
     else:
         if sampling_rate is not None:
             raise AudioError(f"sampling_rate={sampling_rate} applies to arrays; a file states its own; leave it out")
-        with open_binary(source) as (file, name):
-            samples, channels = read_file(file, name, stream, separate, follow_timestamps, max_s)
+        how, process = (stream, separate, follow_timestamps, max_s), reader_process()
+        if process is not None and isinstance(source, str | os.PathLike | bytes) and source != "-":
+            samples, channels, name = process.read(source if isinstance(source, bytes) else os.fspath(source), *how)
+        else:
+            samples, channels, name = read_source(source, *how)
     if not len(samples):
         warn(f"{name} is empty: it has no samples; is it the right recording?", stacklevel=3)
     elif not samples.any():
@@ -110,6 +113,14 @@ def _load(
         duration_ms = 1000 * len(samples) / SAMPLE_RATE
         warn(f"{name} lasts only {duration_ms:.0f} ms; is it the right recording?", stacklevel=3)
     return samples, channels
+
+
+def read_source(
+    source: Any, stream: int | None, separate: bool, follow_timestamps: bool, max_s: float
+) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """`read_file` of a path, bytes, "-" or a file object, and its name for messages."""
+    with open_binary(source) as (file, name):
+        return *read_file(file, name, stream, separate, follow_timestamps, max_s), name
 
 
 def pad_or_trim(waveform: Any, n_samples: int = 30 * SAMPLE_RATE) -> np.ndarray:

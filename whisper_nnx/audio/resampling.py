@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
     import av
 
 
+_TOGETHER = 1 << 14  # samples that are resampled in one call
+
+
 class Resampler:
     """Converts frames to 16 kHz and a channel layout, None for the first frame's, with swresample's defaults.
+
+    Frames lose their timestamps: several are joined, as a call costs more than resampling a frame.
 
     clipped: clips to full scale and rounds to 16 bits. rounded: rounds to 16 bits without clipping.
     """
@@ -26,18 +32,33 @@ class Resampler:
         self._convert: Callable[[av.AudioFrame | None], Iterable[av.AudioFrame]] | None = None
         self._shape: tuple[str, str, int] | None = None
         self._mixable = True
+        self._joined: av.AudioFifo | None = None  # frames that were not resampled yet
+        self._tick = Fraction(1)  # their time base, which must be the same
         self._samples = bytearray()  # float32; grows in place, by an eighth at a time
         self._n_channels = 1
 
     def add(self, frame: av.AudioFrame) -> None:
+        import av
+
         self._layout = self._layout or frame.layout.name
         if self._shape != (shape := (frame.format.name, frame.layout.name, frame.sample_rate)):
             # A stream may change format. Like ffmpeg, drop the millisecond still buffered in the old resampler.
-            self._shape = shape
+            self._resample()
+            self._shape, self._joined, self._tick = shape, av.AudioFifo(), Fraction(1, frame.sample_rate)
             self._mixable = frame.layout.name == self._layout or _is_mixable(frame)
             self._convert = None
+        frame.pts, frame.time_base = None, self._tick
+        assert self._joined is not None
+        self._joined.write(frame)
+        if self._joined.samples >= _TOGETHER:
+            self._resample()
+
+    def _resample(self) -> None:
+        """Resamples the frames so far."""
+        if self._joined is None or (frame := self._joined.read()) is None:
+            return
         frame = frame if self._mixable else _mean_of_channels(frame)
-        self._convert = self._convert or self._conversion(frame, self._layout)
+        self._convert = self._convert or self._conversion(frame, self._layout or "")
         self._take(frame if self._clipped else _copy(frame))
 
     def _conversion(
@@ -63,6 +84,7 @@ class Resampler:
 
     def samples(self) -> np.ndarray:
         """Flushes the resampler and returns all samples, [channels, N]."""
+        self._resample()
         self._take(None)
         return np.frombuffer(self._samples, np.float32).reshape(-1, self._n_channels).T
 

@@ -77,7 +77,7 @@ _LEFT_OUT = {"detect_language", "progress", "fp16"}.union(flag.dest for flag in 
 _LEFT_OUT.remove("audio_track")
 _SHARED = {title: [flag for flag in flags if flag.dest not in _LEFT_OUT] for title, flags in OPTIONS.items()}
 # Options that change no result: each worker may have its own.
-_OF_MACHINES = ("device", "devices", "mesh", "threads", "compilation_cache", "model_dir", "token")
+_OF_MACHINES = ("device", "devices", "mesh", "threads", "readers", "compilation_cache", "model_dir", "token")
 _GPUS = Path("/proc/driver/nvidia/gpus")
 _MODES = {
     "work": "Work on a job that is planned, beside other workers, on this machine or others that share its folder.",

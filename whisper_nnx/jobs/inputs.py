@@ -59,6 +59,11 @@ class Recording:
         return f"{self.audio}#{part['row']}" if "row" in part else self.audio
 
     @property
+    def is_cut(self) -> bool:
+        """Whether it is a part of a recording, which is decoded as a whole."""
+        return self.part is not None and "start" in self.part
+
+    @property
     def n_bytes(self) -> int:
         """About how many bytes it has."""
         return self.size if self.part is None else self.part.get("size", self.size)

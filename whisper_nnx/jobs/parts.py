@@ -1,17 +1,18 @@
 """Recordings inside another file: members of a tar, rows of parquet or of a saved dataset, cuts of Lhotse.
 
 The plan notes where each one is (`Recording.part`), and a worker reads it when its turn comes: of a tar a range of
-bytes, of parquet the row group (the last one is kept), of a recording that is cut the whole (the last one is kept).
+bytes, of parquet the row group, of a recording that is cut the whole. The last two of these are kept.
 """
 
 from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from whisper_nnx.audio.remote import is_remote, open_remote
@@ -192,13 +193,42 @@ def _parquet_file(source: Any, path: str) -> Any:
         raise ValueError(f"{path} cannot be read as parquet ({' '.join(str(error).split())}); copy it again") from None
 
 
-@lru_cache(maxsize=1)
+class _Once:
+    """Calls a function when its result is first asked for; other threads wait for it."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self._function, self._lock, self._found = function, threading.Lock(), None
+
+    def __call__(self) -> Any:
+        with self._lock:
+            if self._found is None:
+                self._found = self._function()
+            return self._found
+
+
+def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator: the last two results are kept, and threads that need the same one get it from one call."""
+    latest, lock = (
+        lru_cache(maxsize=2)(lambda *args, **options: _Once(partial(function, *args, **options))),
+        threading.Lock(),
+    )
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        with lock:
+            once = latest(*args, **options)
+        return once()
+
+    return call
+
+
+@_kept
 def _row_group(path: str, group: int, column: str) -> Any:
     with open_file(path) as source:
         return _parquet_file(source, path).read_row_group(group, columns=[column]).column(0)
 
 
-@lru_cache(maxsize=1)
+@_kept
 def _samples(path: str, channels: tuple[int, ...], **options: Any) -> np.ndarray:
     """A whole recording, or the mean of some of its channels."""
     from whisper_nnx.audio.loading import load_audio, load_channels

@@ -37,7 +37,8 @@ from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
 from whisper_nnx.transcription.stream import iter_transcripts
 from whisper_nnx.transcription.windows import tokenizer_of
 
-_OF_PROCESSES = ("devices", "verbose", "print_colors", "print_special", "progress")  # options that change no result
+# Options that change no result.
+_OF_PROCESSES = ("devices", "readers", "verbose", "print_colors", "print_special", "progress")
 
 
 def run(

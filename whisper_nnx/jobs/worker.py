@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
-
+from whisper_nnx.audio.arrays import Later
 from whisper_nnx.audio.remote import is_remote
 from whisper_nnx.jobs.export import export_planned, origin, split_formats
 from whisper_nnx.jobs.inputs import Recording, file_state
@@ -199,15 +198,14 @@ class _Worker:
                     yield source
 
     def _read(self, shard: _Shard, one: Recording) -> Any:
-        """A recording as `transcribe` takes it; None if it is not the planned one, or a part that cannot be read."""
-        try:
-            if (problem := _problem(one)) is not None:
-                raise problem
-            found = one.read(**self._reading)
-        except Exception as error:  # whatever a format's library raises
-            self._finish(shard, one, error)
+        """A recording as `transcribe` takes it, a part to be fetched ahead; None if it is not the planned one."""
+        if (problem := _problem(one)) is not None:
+            self._finish(shard, one, problem)
             return None
-        return {"audio": found, **self._was_read_by} if self._was_read_by and isinstance(found, np.ndarray) else found
+        if one.part is None:
+            return one.audio
+        later = Later(partial(one.read, **self._reading), one.duration)
+        return {"audio": later, **self._was_read_by} if one.is_cut else later
 
     def _opened(self, number: int) -> _Shard:
         job, recordings = self._job, self._job.shard(number)
@@ -229,7 +227,7 @@ class _Worker:
 
     def _finish(self, shard: _Shard, one: Recording, result: Any) -> None:
         about: dict[str, Any] = {"id": one.id, "audio": one.name}
-        if one.part is not None and "start" in one.part:  # its times count from there
+        if one.part is not None and one.is_cut:  # its times count from there
             about["offset"] = one.part["start"]
             about |= {"channels": one.part["channels"]} if "channels" in one.part else {}
         if not isinstance(result, Exception) and not is_remote(one.audio):

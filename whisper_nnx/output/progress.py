@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, BinaryIO
 
-from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
+from whisper_nnx.audio.arrays import AUDIO_KEYS, Later, is_pair
 from whisper_nnx.audio.constants import SAMPLE_RATE
 from whisper_nnx.audio.files import open_container
 from whisper_nnx.audio.remote import is_remote, open_remote
@@ -184,6 +184,8 @@ def stated_duration_s(
       remote: whether to ask the server of a URL.
     """
     source, sampling_rate = unwrapped(source, sampling_rate)
+    if isinstance(source, Later):
+        return source.duration_s
     if hasattr(source, "__array__"):
         return max(getattr(source, "shape", (0,)), default=0) / (sampling_rate or SAMPLE_RATE)
     try:

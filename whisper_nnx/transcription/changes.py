@@ -129,6 +129,7 @@ class TranscribeChanges(RecordingChanges, total=False):
     audio_ctx: int | None
     masked_heads: str | Sequence[tuple[int, int]] | None
     draft: Whisper | str | None
+    readers: int | None
     verbose: bool | None
     print_colors: bool
     print_special: bool

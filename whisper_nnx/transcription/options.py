@@ -91,6 +91,17 @@ class CallOptions:
             "prompt or in the window. Attempts at temperatures above 0 are decoded without a draft.",
         ),
     )
+    readers: int | None = field(
+        default=None,
+        metadata=_call(
+            "processes that decode files ahead; 0: threads of this process (default: 0 on CPUs, which are busy with "
+            "the model, else one for two cores, at most 8)",
+            group="performance",
+            after="batch_size",
+            more="Of several recordings; those in memory as arrays need none. Threads decode with about two cores "
+            "together, however many there are.",
+        ),
+    )
     verbose: bool | None = field(
         default=None,
         metadata=_call(
@@ -127,6 +138,7 @@ class CallOptions:
     def __post_init__(self):
         object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, 1))
         object.__setattr__(self, "audio_ctx", whole_number("audio_ctx", self.audio_ctx, 0, or_none=True))
+        object.__setattr__(self, "readers", whole_number("readers", self.readers, 0, or_none=True))
         object.__setattr__(self, "masked_heads", as_tuples(self.masked_heads))
         if isinstance(self.draft, str) and self.draft != NGRAM:
             raise ValueError(f"draft={self.draft!r} must be a model (load_model), or {NGRAM!r}")

@@ -1,4 +1,4 @@
-"""Reads recordings on other threads while those before them are transcribed."""
+"""Reads recordings on other threads, or in other processes, while those before them are transcribed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import numpy as np
 
+from whisper_nnx.audio.arrays import Later
 from whisper_nnx.audio.background import Background
 from whisper_nnx.audio.constants import SAMPLE_RATE
+from whisper_nnx.audio.reader_process import ReaderProcess
 from whisper_nnx.audio.remote import is_remote
 from whisper_nnx.output.progress import stated_duration_s, unwrapped
 from whisper_nnx.runtime.cores import usable_cores
@@ -29,7 +33,7 @@ Source = tuple[Any, "TranscribeOptions"]  # a recording and its options
 Read = Callable[[Any, "TranscribeOptions"], "Samples"]
 
 MAX_BYTES = 1 << 30  # of samples that are read ahead: about 4.5 hours
-_MOST_THREADS = 8
+_MOST_THREADS = _MOST_PROCESSES = 8  # by default
 _CLOSE_S = 1.0  # wait for threads, which check between two frames of audio
 
 
@@ -66,13 +70,14 @@ def _close_all() -> None:
 class ReadAhead(Iterator[Reading]):
     """Reads recordings in their order, and the next ones in the background: see `_may_be_read_ahead`.
 
-    Threads end with `close`, or with the process; a single recording takes none.
+    Threads and their processes end with `close`, or with this process; a single recording takes none.
 
     Args:
       sources: drawn on the caller's thread, `depth` ahead.
       read: `read_samples`.
       depth: the most recordings that are read ahead.
       threads: by default at most half of the cores.
+      processes: in which files are read, each for a thread of its own; 0: by the threads.
       max_bytes: of the samples that are read ahead, by their stated lengths; one recording may have more.
     """
 
@@ -83,10 +88,12 @@ class ReadAhead(Iterator[Reading]):
         depth: int,
         *,
         threads: int | None = None,
+        processes: int = 0,
         max_bytes: int = MAX_BYTES,
     ):
         self._sources, self._read, self._depth, self._max_bytes = enumerate(sources), read, depth, max_bytes
-        self._most_threads = min(depth, max(1, usable_cores() // 2), _MOST_THREADS) if threads is None else threads
+        self._most_threads = min(depth, processes or _share(_MOST_THREADS)) if threads is None else threads
+        self._processes = [ReaderProcess() for _ in range(min(self._most_threads, processes))]
         self._process = os.getpid()
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # for all below
@@ -123,6 +130,8 @@ class ReadAhead(Iterator[Reading]):
             for reading in self._queue:
                 if reading.background is not None:
                     reading.background.stopped = True
+            for process in self._processes:
+                process.close()
             self._queue.clear()
             self._waiting.clear()
             self._changed.notify_all()
@@ -143,7 +152,9 @@ class ReadAhead(Iterator[Reading]):
                     self._waiting.append(reading)
                     self._changed.notify_all()
             if self._waiting and len(self._threads) < self._most_threads:
-                self._threads.append(threading.Thread(target=self._work, name="read ahead", daemon=True))
+                process = self._processes[len(self._threads)] if self._processes else None
+                work = partial(self._work, process)
+                self._threads.append(threading.Thread(target=work, name="read ahead", daemon=True))
                 self._threads[-1].start()
 
     def _result(self, reading: Reading) -> Samples | Exception:
@@ -156,7 +167,11 @@ class ReadAhead(Iterator[Reading]):
 
     # On other threads.
 
-    def _work(self) -> None:
+    def _work(self, process: ReaderProcess | None) -> None:
+        with process or nullcontext():
+            self._read_waiting(process)
+
+    def _read_waiting(self, process: ReaderProcess | None) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -164,6 +179,7 @@ class ReadAhead(Iterator[Reading]):
                     return
                 reading = self._waiting.popleft()
             assert reading.background is not None
+            reading.background.process = process
             with reading.background:
                 if not self._reserve(reading, min(_stated_bytes(reading.source) or self._max_bytes, self._max_bytes)):
                     return
@@ -190,8 +206,17 @@ class ReadAhead(Iterator[Reading]):
         return not held or held + n_bytes <= self._max_bytes
 
 
+def reader_processes(platform: str) -> int:
+    """How many processes read files by default, for a model on that platform: a CPU is busy with the model."""
+    return 0 if platform == "cpu" else _share(_MOST_PROCESSES)
+
+
+def _share(most: int) -> int:
+    return min(max(1, usable_cores() // 2), most)
+
+
 def _may_be_read_ahead(source: Any) -> bool:
-    """Whether a recording is the same at any time and on any thread: a regular file, a URL, bytes or an array of numpy.
+    """Whether a recording is the same at any time and on any thread: a file, a URL, bytes, numpy's array, or `Later`.
 
     Not so a file object or standard input, whose position the recording before it may move, and a pipe.
     """
@@ -203,7 +228,7 @@ def _may_be_read_ahead(source: Any) -> bool:
             return stat.S_ISREG(os.stat(source).st_mode)
         except (OSError, ValueError):  # reading it reports the error
             return False
-    return isinstance(source, bytes | np.ndarray)
+    return isinstance(source, bytes | np.ndarray | Later)
 
 
 def _stated_bytes(source: Source | Exception) -> int | None:

@@ -9,6 +9,9 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
+import jax
+from flax import nnx
+
 from whisper_nnx.audio.arrays import AUDIO_KEYS, is_pair
 from whisper_nnx.model.audio_context import with_audio_ctx
 from whisper_nnx.model.masked_heads import with_masked_heads
@@ -20,7 +23,7 @@ from whisper_nnx.transcription.drafts import with_draft
 from whisper_nnx.transcription.language_models import with_lm
 from whisper_nnx.transcription.opening import Opened, open_audio, open_recording, prepare_audio, read_samples
 from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
-from whisper_nnx.transcription.reading import ReadAhead, Reading, Source
+from whisper_nnx.transcription.reading import ReadAhead, Reading, Source, reader_processes
 from whisper_nnx.transcription.report import Report
 from whisper_nnx.transcription.rows import Live
 from whisper_nnx.transcription.windows import tokenizer_of
@@ -113,12 +116,17 @@ def iter_transcripts(
         if not isinstance(only, Exception):
             batch_size = _useful(batch_size, model, only[1])
             _announce_detection(model, only[1], report)
-    return Transcripts(model, sources if known is None else iter(known), batch_size, report, rows_ahead)
+    processes = _default_readers(model) if call.readers is None else call.readers
+    return Transcripts(model, sources if known is None else iter(known), batch_size, report, rows_ahead, processes)
 
 
 def _of_call(model: Whisper, call: CallOptions) -> Whisper:
     model = with_masked_heads(with_audio_ctx(model, call.audio_ctx), call.masked_heads)
     return with_draft(on_devices(model, call.devices), call.draft)
+
+
+def _default_readers(model: Whisper) -> int:
+    return reader_processes(next(iter(jax.tree.leaves(nnx.state(model.decoder))[0].devices())).platform)
 
 
 def iter_segments(
@@ -170,8 +178,8 @@ class SegmentStream(Iterator[Segment]):
 class Transcripts(Iterator[tuple[int, "Transcript | Exception"]]):
     """Yields (position in the list, transcript or exception) of each recording when it is done.
 
-    Recordings are read ahead on other threads, which end with the last transcript, with `close`, or when nothing refers
-    to this iterator any more.
+    Recordings are read ahead by other threads or processes, which end with the last transcript, with `close`, or when
+    nothing refers to this iterator any more.
     """
 
     def __init__(
@@ -181,10 +189,11 @@ class Transcripts(Iterator[tuple[int, "Transcript | Exception"]]):
         batch_size: int,
         report: Report,
         rows_ahead: int,
+        processes: int = 0,
     ):
         self.empty: dict[int, str] = {}  # position -> why a finished recording has no text
         batch = Batch(model, batch_size)
-        self._recordings = _Recordings(model, sources, batch, report, rows_ahead)
+        self._recordings = _Recordings(model, sources, batch, report, rows_ahead, processes)
         self._results = _transcripts(self._recordings, batch, report, self.empty)
 
     def __next__(self) -> tuple[int, Transcript | Exception]:
@@ -303,11 +312,19 @@ class _Recordings(Iterator[Live]):
     If opening one runs out of the device's memory, the next call tries it again.
     """
 
-    def __init__(self, model: Whisper, sources: Iterator[Source | Exception], batch: Batch, report: Report, depth: int):
+    def __init__(
+        self,
+        model: Whisper,
+        sources: Iterator[Source | Exception],
+        batch: Batch,
+        report: Report,
+        depth: int,
+        processes: int,
+    ):
         self._model, self._batch, self._report = model, batch, report
         self._lives: deque[Live] = deque()
         self._reading: Reading | None = None  # read, but not opened
-        self._ahead = ReadAhead(self._draw(sources), read_samples, depth)
+        self._ahead = ReadAhead(self._draw(sources), read_samples, depth, processes=processes)
         self.opened: dict[int, Opened] = {}
         self.failed: dict[int, Exception] = {}
         self.broken: Exception | None = None

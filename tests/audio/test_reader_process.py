@@ -1,0 +1,131 @@
+"""Files are read in another process as in this one: samples, warnings and errors; its death is an error of the file."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.audio.test_loading import write_wav as write_samples
+from tests.output.test_progress import write_wav
+from whisper_nnx.audio import reader_process
+from whisper_nnx.audio.background import Background, Stopped
+from whisper_nnx.audio.loading import AudioError, load_audio, load_channels
+from whisper_nnx.audio.reader_process import ReaderProcess
+
+# The process kills itself for files of that name, as a fault in a codec does.
+POISONED = """
+import os, sys
+sys.path[:] = sys.argv[1:]
+from whisper_nnx.audio import loading, reader_process
+real = loading.read_source
+def read_source(source, *options):
+    if str(source).endswith("poison.wav"):
+        os.kill(os.getpid(), 11)
+    if str(source).endswith("odd.wav"):
+        raise Odd("a", "b")
+    if str(source).endswith("slow.wav"):
+        import time
+        time.sleep(60)
+    print("libraries print")
+    return real(source, *options)
+class Odd(Exception):
+    def __init__(self, a, b):
+        super().__init__(a + b)
+loading.read_source = read_source
+reader_process.serve()
+"""
+
+
+@pytest.fixture
+def process() -> Iterator[ReaderProcess]:
+    with ReaderProcess() as process:
+        yield process
+
+
+def in_process(process: ReaderProcess) -> Background:
+    background = Background()
+    background.process = process
+    return background
+
+
+def test_samples_warnings_and_errors_are_those_of_this_process(process: ReaderProcess, tmp_path: Path) -> None:
+    stereo = np.stack([np.arange(30_000), -np.arange(30_000) // 2], axis=1).astype("<i2")
+    write_samples(tmp_path / "stereo.wav", stereo)
+    short, silent = write_wav(tmp_path / "short.wav", 0.05), tmp_path / "silent.wav"
+    write_samples(silent, np.zeros(16_000, "<i2"))
+    (tmp_path / "text.wav").write_text("no audio")
+    with Background() as here:
+        mixed, (_, channels) = load_audio(tmp_path / "stereo.wav"), load_channels(str(tmp_path / "stereo.wav"))
+        load_audio(short), load_audio(silent)
+    with in_process(process) as there:
+        np.testing.assert_array_equal(load_audio(tmp_path / "stereo.wav"), mixed)
+        np.testing.assert_array_equal(load_audio((tmp_path / "stereo.wav").read_bytes()), mixed)
+        np.testing.assert_array_equal(load_channels(tmp_path / "stereo.wav")[1], channels)
+        load_audio(short), load_audio(silent)
+        for bad in ("text.wav", "none.wav"):
+            with pytest.raises((AudioError, FileNotFoundError)) as error:
+                load_audio(tmp_path / bad)
+            there.process = None
+            with pytest.raises(error.type) as expected:
+                load_audio(tmp_path / bad)
+            assert str(error.value) == str(expected.value)
+            there.process = process
+    assert there.warnings == here.warnings
+    assert len(here.warnings) == 2
+
+
+def test_arrays_and_file_objects_stay_in_this_process(process: ReaderProcess, tmp_path: Path) -> None:
+    with in_process(process), open(write_wav(tmp_path / "a.wav", 0.5), "rb") as file:
+        assert len(load_audio(np.zeros(9_000, np.float32))) == 9_000
+        assert len(load_audio(file)) == 8_000
+    assert process._process is None
+
+
+def test_a_file_that_ends_processes_fails_and_the_next_is_read(
+    process: ReaderProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_process, "_START", POISONED)
+    good = write_wav(tmp_path / "good.wav", 0.5)
+    with in_process(process):
+        with pytest.raises(AudioError, match=r"poison.wav: decoding it ended 2 processes \(signal 11\); is it damaged"):
+            load_audio(tmp_path / "poison.wav")
+        assert len(load_audio(good)) == 8_000
+        with pytest.raises(RuntimeError, match=r"^Odd: ab$"):
+            load_audio(tmp_path / "odd.wav")
+        assert len(load_audio(good)) == 8_000
+
+
+def test_a_process_that_is_killed_between_two_files_is_replaced(process: ReaderProcess, tmp_path: Path) -> None:
+    file = write_wav(tmp_path / "a.wav", 0.5)
+    with in_process(process):
+        first = load_audio(file)
+        assert process._process is not None
+        os.kill(process._process.pid, signal.SIGKILL)
+        np.testing.assert_array_equal(load_audio(file), first)
+
+
+def test_closing_ends_a_file_that_is_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_process, "_START", POISONED)
+    process, raised = ReaderProcess(), []
+
+    def read() -> None:
+        with process, in_process(process):
+            try:
+                load_audio(tmp_path / "slow.wav")
+            except Stopped as error:
+                raised.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    while process._process is None:
+        time.sleep(0.01)
+    process.close()
+    thread.join(20)
+    assert len(raised) == 1
+    with in_process(process), pytest.raises(Stopped):
+        load_audio(tmp_path / "slow.wav")
