@@ -298,6 +298,14 @@ def cost(result: dict[str, Any]) -> str:
     return markdown(["compiled, not measured", "hours of audio an hour", "device hours", "cores"], rows)
 
 
+def reading(result: dict[str, Any]) -> str:
+    """Hours of audio an hour, by file and by way of reading it."""
+    files = result["reading"]
+    header = ["hours of audio an hour", *(f"{one['file']} ({one['about']})" for one in files)]
+    rows = [[name, *(f"{one['rates'][name]:,.0f}" for one in files)] for name in files[0]["rates"]]
+    return markdown(header, rows) + about(result)
+
+
 KINDS: dict[str, Callable[[Any], str]] = {
     "timings": timings,
     "summary": summary,
@@ -307,6 +315,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "contexts": contexts,
     "drafts": drafts,
     "jobs": jobs,
+    "reading": reading,
     "bias": bias,
     "bias_cost": step_cost,
     "grammar_cost": step_cost,

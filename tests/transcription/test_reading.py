@@ -286,7 +286,7 @@ def test_processes_read_what_threads_read(files: list[Path], tmp_path: Path) -> 
 
 def test_readers_are_processes_where_a_cpu_is_not_busy_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whisper_nnx.transcription.reading.usable_cores", lambda: 12)
-    assert [reader_processes(platform) for platform in ("cpu", "gpu", "tpu")] == [0, 6, 6]
+    assert [reader_processes(platform) for platform in ("cpu", "gpu", "tpu")] == [0, 9, 9]
     with pytest.raises(ValueError, match="readers=-1 must be a whole number"):
         iter_transcripts(small_model(), [], readers=-1)
 

@@ -95,11 +95,11 @@ class CallOptions:
         default=None,
         metadata=_call(
             "processes that decode files ahead; 0: threads of this process (default: 0 on CPUs, which are busy with "
-            "the model, else one for two cores, at most 8)",
+            "the model, else three for four cores, at most 16)",
             group="performance",
             after="batch_size",
-            more="Of several recordings; those in memory as arrays need none. Threads decode with about two cores "
-            "together, however many there are.",
+            more="Of several recordings. Threads are hardly faster together than one, as they wait for each other. A "
+            "file that ends its process twice (memory, a fault in a codec) fails by itself.",
         ),
     )
     verbose: bool | None = field(

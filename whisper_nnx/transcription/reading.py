@@ -33,7 +33,7 @@ Source = tuple[Any, "TranscribeOptions"]  # a recording and its options
 Read = Callable[[Any, "TranscribeOptions"], "Samples"]
 
 MAX_BYTES = 1 << 30  # of samples that are read ahead: about 4.5 hours
-_MOST_THREADS = _MOST_PROCESSES = 8  # by default
+_MOST_THREADS, _MOST_PROCESSES = 8, 16  # by default
 _CLOSE_S = 1.0  # wait for threads, which check between two frames of audio
 
 
@@ -92,7 +92,9 @@ class ReadAhead(Iterator[Reading]):
         max_bytes: int = MAX_BYTES,
     ):
         self._sources, self._read, self._depth, self._max_bytes = enumerate(sources), read, depth, max_bytes
-        self._most_threads = min(depth, processes or _share(_MOST_THREADS)) if threads is None else threads
+        if threads is None:
+            threads = min(depth, processes or max(1, min(usable_cores() // 2, _MOST_THREADS)))
+        self._most_threads = threads
         self._processes = [ReaderProcess() for _ in range(min(self._most_threads, processes))]
         self._process = os.getpid()
         self._threads: list[threading.Thread] = []
@@ -208,11 +210,7 @@ class ReadAhead(Iterator[Reading]):
 
 def reader_processes(platform: str) -> int:
     """How many processes read files by default, for a model on that platform: a CPU is busy with the model."""
-    return 0 if platform == "cpu" else _share(_MOST_PROCESSES)
-
-
-def _share(most: int) -> int:
-    return min(max(1, usable_cores() // 2), most)
+    return 0 if platform == "cpu" else max(1, min(3 * usable_cores() // 4, _MOST_PROCESSES))
 
 
 def _may_be_read_ahead(source: Any) -> bool:
