@@ -273,7 +273,7 @@ def estimate(result: dict[str, Any]) -> str:
     header += ["s, all of the sheet's rates", f"s, {memory:.0%} of the memory's, {matrix:.0%} of the matrix rate"]
     header += ["of these", "bound by"]
     assumed = (
-        f"\nAssumed of the host: {host['cores']} cores, {host['decoding_s']:g} core seconds to decode an hour of MP3, "
+        f"\nOf the host: {host['processes']} processes that decode an hour of MP3 in {host['decoding_s']:g} s each, "
         f"{host['program_ms']:g} ms a program, {host['window_ms']:g} ms a window.\n"
     )
     windows = f"\nTokens drawn from {result['versions']['windows']}; {result['date']}.\n"

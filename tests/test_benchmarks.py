@@ -116,7 +116,7 @@ def test_an_estimate_is_what_its_programs_take_at_the_rates_of_the_data_sheet():
         ("h200", "large-v3", "step"): {"arguments_mb": 1.0, "gflop": 1.0, "mb": 48_000.0, "batch": 128},  # 10 ms
         ("h200", "large-v3", "move up"): program | {"mb": 9_600.0, "batch": 128},  # 2 ms
     }
-    host = estimate.Host(decoding_s=1.6, cores=16, program_ms=0.0, window_ms=0.0)
+    host = estimate.Host(decoding_s=1.6, processes=16, program_ms=0.0, window_ms=0.0)
     found = estimate.estimate(estimate.Case("h200", "large-v3"), rows, [100], 28.125, host)  # 128 windows
     assert found["sheet"]["parts"] == {
         "encoder": 0.008,

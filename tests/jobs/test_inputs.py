@@ -8,6 +8,7 @@ import tarfile
 import threading
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from whisper_nnx.jobs.inputs import Recording, absolute, read_input
 from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.parts import read_part
 from whisper_nnx.jobs.run import run
-from whisper_nnx.jobs.status import results
+from whisper_nnx.jobs.status import results, status
 from whisper_nnx.jobs.worker import work
 
 LEVELS = [0.125, 0.25, 0.5]  # of the recordings, which tell them apart
@@ -115,6 +116,23 @@ def test_results_of_parts_name_them(files, tmp_path):
     work(job, transcribe)
     assert fetched == [file.read_bytes() for file in files]
     assert [row["audio"] for row in results(job)] == [one.name for one in found]
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("an unknown type"), ImportError("parquet needs pyarrow")])
+def test_what_a_part_raises_fails_it_alone_but_a_missing_package_stops_the_worker(files, tmp_path, monkeypatch, error):
+    job, _ = planned(tar_of(files, tmp_path / "a.tar"), tmp_path / "job")
+    read = Recording.read
+
+    def broken(self, **options):
+        if self.name.startswith("tar://shard/1.wav"):
+            raise error
+        return read(self, **options)
+
+    monkeypatch.setattr(Recording, "read", broken)
+    stops = isinstance(error, ImportError)
+    with pytest.raises(ImportError, match="needs pyarrow") if stops else nullcontext():
+        work(job, loading)
+    assert (status(job).done, status(job).failed) == ((1, 0) if stops else (2, 1))
 
 
 @pytest.mark.parametrize("held", ["bytes", "paths", "struct", "path in struct"])

@@ -20,7 +20,7 @@ import fsspec
 import pytest
 
 from tests.jobs.echo import transcribe_all, transcribe_together, transcript
-from whisper_nnx.jobs.inputs import Recording, read_input
+from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan, write_once
 from whisper_nnx.jobs.journal import Journal, Progress, note_speed, reopen_failed
 from whisper_nnx.jobs.leases import Leases
@@ -227,21 +227,6 @@ def test_a_url_that_changed_is_not_transcribed_alone_either(tmp_path):
     work(job, transcribe_all)
     [failed] = failures(job)
     assert failed["reason"].endswith("/a.wav: 60 bytes, but 10 when the job was planned; start a new job for it")
-
-
-def test_what_a_part_raises_fails_this_part_alone(sounds, tmp_path, monkeypatch):
-    job = planned(sounds, tmp_path / "job")
-    read = Recording.read
-
-    def broken(self, **options):
-        if self.name.endswith("002.wav"):
-            raise NotImplementedError("a type that the library does not know")
-        return read(self, **options)
-
-    monkeypatch.setattr(Recording, "read", broken)
-    work(job, transcribe_all)
-    assert "a type that the library does not know" in failures(job)[0]["reason"]
-    assert job.is_done(0)
 
 
 def test_a_recording_that_changes_while_it_is_transcribed_fails_also_after_a_worker_died(sounds, tmp_path):
