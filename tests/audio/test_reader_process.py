@@ -1,5 +1,6 @@
 """Files are read in another process as in this one: samples, warnings and errors; its death is an error of the file."""
 
+import io
 import os
 import signal
 import threading
@@ -7,12 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
 from tests.audio.test_loading import write_wav as write_samples
 from tests.output.test_progress import write_wav
-from whisper_nnx.audio import reader_process
+from whisper_nnx.audio import loading, reader_process
 from whisper_nnx.audio.background import Background, Stopped
 from whisper_nnx.audio.loading import AudioError, load_audio, load_channels
 from whisper_nnx.audio.reader_process import ReaderProcess
@@ -21,22 +23,22 @@ from whisper_nnx.audio.reader_process import ReaderProcess
 POISONED = """
 import os, sys
 sys.path[:] = sys.argv[1:]
-from whisper_nnx.audio import loading, reader_process
-real = loading.read_source
-def read_source(source, *options):
-    if str(source).endswith("poison.wav"):
+from whisper_nnx.audio import files, reader_process
+real = files.read_file
+def read_file(file, name, *options):
+    if name.endswith("poison.wav"):
         os.kill(os.getpid(), 11)
-    if str(source).endswith("odd.wav"):
+    if name.endswith("odd.wav"):
         raise Odd("a", "b")
-    if str(source).endswith("slow.wav"):
+    if name.endswith("slow.wav"):
         import time
         time.sleep(60)
     print("libraries print")
-    return real(source, *options)
+    return real(file, name, *options)
 class Odd(Exception):
     def __init__(self, a, b):
         super().__init__(a + b)
-loading.read_source = read_source
+files.read_file = read_file
 reader_process.serve()
 """
 
@@ -79,11 +81,29 @@ def test_samples_warnings_and_errors_are_those_of_this_process(process: ReaderPr
     assert len(here.warnings) == 2
 
 
-def test_arrays_and_file_objects_stay_in_this_process(process: ReaderProcess, tmp_path: Path) -> None:
-    with in_process(process), open(write_wav(tmp_path / "a.wav", 0.5), "rb") as file:
-        assert len(load_audio(np.zeros(9_000, np.float32))) == 9_000
-        assert len(load_audio(file)) == 8_000
-    assert process._process is None
+def test_what_has_no_path_is_sent_and_arrays_and_long_files_stay_in_this_process(
+    process: ReaderProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_wav(tmp_path / "a.wav", 0.5)
+    data = file.read_bytes()
+    fsspec.filesystem("memory").pipe({"/read/a.wav": data, "/read/b.wav": b"no audio"})
+    with in_process(process):
+        monkeypatch.setattr(loading, "_MOST_SENT", len(data) - 1)
+        for long in (
+            np.zeros(8_000, np.float32),
+            data,
+            "memory://read/a.wav",
+            io.BytesIO(data),
+        ):
+            assert len(load_audio(long)) == 8_000
+        assert process._process is None
+        monkeypatch.setattr(loading, "_MOST_SENT", len(data))
+        for short in (data, "memory://read/a.wav", io.BytesIO(data)):
+            assert len(load_audio(short)) == 8_000
+            assert process._process is not None
+            process._end()
+        with pytest.raises(AudioError, match=r"memory://read/b.wav cannot be read as audio"):
+            load_audio("memory://read/b.wav")
 
 
 def test_a_file_that_ends_processes_fails_and_the_next_is_read(
@@ -91,6 +111,8 @@ def test_a_file_that_ends_processes_fails_and_the_next_is_read(
 ) -> None:
     monkeypatch.setattr(reader_process, "_START", POISONED)
     good = write_wav(tmp_path / "good.wav", 0.5)
+    for name in ("poison.wav", "odd.wav"):
+        (tmp_path / name).write_bytes(good.read_bytes())
     with in_process(process):
         with pytest.raises(AudioError, match=r"poison.wav: decoding it ended 2 processes \(signal 11\); is it damaged"):
             load_audio(tmp_path / "poison.wav")
@@ -112,6 +134,7 @@ def test_a_process_that_is_killed_between_two_files_is_replaced(process: ReaderP
 def test_closing_ends_a_file_that_is_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_process, "_START", POISONED)
     process, raised = ReaderProcess(), []
+    write_wav(tmp_path / "slow.wav", 0.5)
 
     def read() -> None:
         with process, in_process(process):

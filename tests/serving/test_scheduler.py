@@ -1,17 +1,21 @@
 """The scheduler: requests that share a model, and that company changes nothing."""
 
 import asyncio
+import io
 import threading
 
 import numpy as np
 import pytest
 
+from tests.output.test_progress import write_wav
 from tests.small import quick_compilation as quick_compilation
 from tests.small import small_model
 from whisper_nnx import transcribe, warmup
+from whisper_nnx.audio.loading import AudioError
 from whisper_nnx.serving.models import ModelSlot, programs_of
 from whisper_nnx.serving.scheduler import Busy, Scheduler, Unavailable, UnknownModel
 from whisper_nnx.serving.spool import Spool
+from whisper_nnx.serving.uploads import Upload
 from whisper_nnx.transcription.drafts import with_draft
 from whisper_nnx.transcription.options import NGRAM, TranscribeOptions
 
@@ -110,6 +114,28 @@ def test_what_a_request_raises_is_its_own(model, tmp_path):
         return await good.result()
 
     assert tokens(run(model, work)) == tokens(transcribe(model, noise(0, 0.5), GREEDY))
+
+
+def test_processes_decode_uploads_and_one_that_dies_is_replaced(model, tmp_path):
+    whole, cut = write_wav(tmp_path / "whole.wav", 0.5).read_bytes(), write_wav(tmp_path / "cut.wav", 2.0).read_bytes()
+
+    async def work(scheduler):
+        results, [process] = [], scheduler._processes
+        for data in (whole, cut[:30_000], whole):
+            upload = Upload(io.BytesIO(data), "an upload.wav")
+            async with scheduler.submit("small", upload, GREEDY) as job:
+                results.append((tokens(await job.result()), job.warnings))
+            process._process.kill()
+        broken = scheduler.submit("small", Upload(io.BytesIO(b"no audio"), "text.wav"), GREEDY)
+        with pytest.raises(AudioError, match=r"text.wav cannot be read as audio"):
+            await broken.result()
+        return results, process
+
+    (first, damaged, last), process = run(model, work, readers=1)
+    alone = tokens(transcribe(model, tmp_path / "whole.wav", GREEDY))
+    assert (first, last) == ((alone, []), (alone, []))
+    assert [warning.split(" (")[0] for warning in damaged[1]] == ["an upload.wav is damaged"]
+    assert process._process is None
 
 
 def test_a_request_whose_context_is_left_is_cancelled(model):

@@ -22,6 +22,7 @@ from whisper_nnx.audio.rules import AudioError
 __all__ = ["FRAMES_PER_SECOND", "MAX_HOURS", "SAMPLE_RATE", "AudioError", "load_audio", "load_channels", "pad_or_trim"]
 
 _SHORT_S = 0.1
+_MOST_SENT = 1 << 26  # bytes of a file without a path that another process is sent; longer ones are decoded here
 OPEN_HINTS = {
     FileNotFoundError: "check the path",
     IsADirectoryError: "name a file in it",
@@ -100,11 +101,7 @@ def _load(
     else:
         if sampling_rate is not None:
             raise AudioError(f"sampling_rate={sampling_rate} applies to arrays; a file states its own; leave it out")
-        how, process = (stream, separate, follow_timestamps, max_s), reader_process()
-        if process is not None and isinstance(source, str | os.PathLike | bytes) and source != "-":
-            samples, channels, name = process.read(source if isinstance(source, bytes) else os.fspath(source), *how)
-        else:
-            samples, channels, name = read_source(source, *how)
+        (samples, channels), name = _read(source, stream, separate, follow_timestamps, max_s)
     if not len(samples):
         warn(f"{name} is empty: it has no samples; is it the right recording?", stacklevel=3)
     elif not samples.any():
@@ -115,12 +112,24 @@ def _load(
     return samples, channels
 
 
-def read_source(
-    source: Any, stream: int | None, separate: bool, follow_timestamps: bool, max_s: float
-) -> tuple[np.ndarray, np.ndarray | None, str]:
-    """`read_file` of a path, bytes, "-" or a file object, and its name for messages."""
+def _read(source: Any, *options: Any) -> tuple[tuple[np.ndarray, np.ndarray | None], str]:
+    """`read_file` of a path, bytes, "-" or a file object, perhaps in another process; and its name for messages."""
+    process = reader_process()
+    if process is not None and isinstance(source, str | os.PathLike) and source != "-" and not is_remote(source):
+        return process.read(path := os.fspath(source), path, *options), path
     with open_binary(source) as (file, name):
-        return *read_file(file, name, stream, separate, follow_timestamps, max_s), name
+        if process is not None and (content := _content(file)) is not None:
+            return process.read(content, name, *options), name
+        return read_file(file, name, *options), name
+
+
+def _content(file: BinaryIO) -> bytes | None:
+    """What is in a file, at whose start it is and stays; None if that is too long to be sent, or its length unknown."""
+    if not file.seekable():
+        return None
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return file.read() if size <= _MOST_SENT else None
 
 
 def pad_or_trim(waveform: Any, n_samples: int = 30 * SAMPLE_RATE) -> np.ndarray:

@@ -18,7 +18,7 @@ from whisper_nnx.audio.rules import AudioError
 _ATTEMPTS = 2  # the system may end a process for reasons that are not the recording's
 _START = "import sys; sys.path[:] = sys.argv[1:]; from whisper_nnx.audio.reader_process import serve; serve()"
 
-Read = tuple["np.ndarray", "np.ndarray | None", str]  # samples, channels, name: see `loading.read_source`
+Read = tuple["np.ndarray", "np.ndarray | None"]  # see `files.read_file`
 
 
 class ReaderProcess:
@@ -32,16 +32,18 @@ class ReaderProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._is_closed = False
 
-    def read(self, source: str | bytes, *options: Any) -> Read:
-        """Like `loading.read_source`. Raises AudioError if it ends two processes, and Stopped after `close`."""
+    def read(self, source: str | bytes, name: str, *options: Any) -> Read:
+        """`files.read_file` of a path, or of the content of a file.
+
+        Raises AudioError if it ends two processes, and Stopped after `close`.
+        """
         ended = ""
         for _ in range(_ATTEMPTS):
             process = self._started()
             try:
-                return _answer(process, (source, *options))
+                return _answer(process, (source, name, *options))
             except (EOFError, BrokenPipeError, pickle.UnpicklingError):
                 ended = self._end()
-        name = source if isinstance(source, str) else "the given data"
         raise AudioError(f"{name}: decoding it ended {_ATTEMPTS} processes ({ended}); is it damaged, or memory short?")
 
     def close(self) -> None:
@@ -84,14 +86,14 @@ def _answer(process: subprocess.Popen[bytes], request: tuple[Any, ...]) -> Read:
     requests, answers = cast("tuple[BinaryIO, BinaryIO]", (process.stdin, process.stdout))
     pickle.dump(request, requests)
     requests.flush()
-    shapes, name, warnings, error = pickle.load(answers)
+    shapes, warnings, error = pickle.load(answers)
     for message in warnings:
         warn(message)
     if error is not None:
         raise error
     samples, channels = (None if shape is None else _received(answers, shape) for shape in shapes)
     assert samples is not None
-    return samples, channels, name
+    return samples, channels
 
 
 def _received(answers: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
@@ -105,23 +107,24 @@ def serve() -> None:
     """What the process does: answers requests from standard input on standard output, until there are no more."""
     import os
 
-    from whisper_nnx.audio.loading import read_source
+    from whisper_nnx.audio.files import read_file
+    from whisper_nnx.audio.loading import open_binary
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; this process ends when its parent does
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # for libraries that print
     with suppress(EOFError, BrokenPipeError), answers:
         while True:
-            request = pickle.load(sys.stdin.buffer)
-            arrays: list[np.ndarray | None] = []
-            name, error, background = "", None, Background()
+            source, name, *options = pickle.load(sys.stdin.buffer)
+            arrays: tuple[np.ndarray | None, ...] = ()
+            error, background = None, Background()
             try:
-                with background:
-                    *arrays, name = read_source(*request)
+                with background, open_binary(source) as (file, _):
+                    arrays = read_file(file, name, *options)
             except Exception as raised:
                 error = _picklable(raised)
             shapes = [None if array is None else array.shape for array in arrays]
-            pickle.dump((shapes, name, background.warnings, error), answers)
+            pickle.dump((shapes, background.warnings, error), answers)
             for array in arrays:
                 if array is not None:
                     answers.write(np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint8).data)

@@ -84,7 +84,7 @@ _SHARED = {
     flag.dest: flag
     for flag in map(flag_of, options_of(CommandOptions).values())
     if flag.dest in (*_OF_MODELS, "compilation_cache")
-} | {name: flag_of(options_of(CallOptions)[name]) for name in ("audio_ctx", "masked_heads", "draft")}
+} | {name: flag_of(options_of(CallOptions)[name]) for name in ("audio_ctx", "masked_heads", "draft", "readers")}
 _SETTINGS = [flag_of(one) for one in options_of(ServerSettings).values()]
 _OWN = [*map(flag_of, options_of(ServeOptions).values()), *_SETTINGS]
 
@@ -193,9 +193,12 @@ def _slot(name: str, source: str, args: argparse.Namespace, settings: ServerSett
 
 
 async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: ServerSettings) -> int:
+    import jax
+
     from whisper_nnx.serving.app import create_app
     from whisper_nnx.serving.request_log import write_log
     from whisper_nnx.serving.scheduler import Scheduler
+    from whisper_nnx.transcription.reading import reader_processes
 
     listening = _listen(args.host, args.port)
     memory = args.model_memory_gb
@@ -204,6 +207,7 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: Ser
         max_requests=args.max_requests,
         memory_bytes=None if memory is None else round(memory * 2**30),
         samples_bytes=round(args.samples_memory_gb * 2**30),
+        readers=reader_processes(jax.default_backend()) if args.readers is None else args.readers,
     )
     app = create_app(scheduler, settings)
     write_log("uvicorn", "asyncio")

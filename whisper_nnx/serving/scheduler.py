@@ -11,10 +11,13 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from whisper_nnx.audio.background import Background
+from whisper_nnx.audio.reader_process import ReaderProcess
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.output.results import Segment
@@ -66,7 +69,7 @@ class Scheduler:
       max_requests: taken at a time, those that wait included.
       memory_bytes: of the parameters of all models; idle models are released for others. None: no limit.
       samples_bytes: of the samples of waiting recordings; more are kept on disk.
-      readers: threads that read audio.
+      readers: processes that decode audio; 0: two threads of this process.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Scheduler:
         max_requests: int = 1000,
         memory_bytes: int | None = None,
         samples_bytes: int = 1 << 30,
-        readers: int = 2,
+        readers: int = 0,
     ):
         self._slots = {slot.name: slot for slot in slots}
         self._max_requests, self._memory_bytes = max_requests, memory_bytes
@@ -89,7 +92,11 @@ class Scheduler:
         self.ready = False  # set by whoever has loaded what is to be there from the start
         self._stopping, self._ended = False, False
         self._steps, self._busy_s, self._window_s = 0, 0.0, 0.5  # seconds since a window was done, and for each
-        self._readers = ThreadPoolExecutor(readers, "read")
+        self._processes = [ReaderProcess() for _ in range(readers)]
+        self._free: SimpleQueue[ReaderProcess | None] = SimpleQueue()  # for a thread each
+        for process in self._processes or (None, None):
+            self._free.put(process)
+        self._readers = ThreadPoolExecutor(self._free.qsize(), "read")
         self._loader = ThreadPoolExecutor(1, "load")
         self._current = threading.local()  # .job: whose warnings they are
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -192,7 +199,10 @@ class Scheduler:
 
         self._do(stop)
         await asyncio.to_thread(self._thread.join, 5)
-        self._readers.shutdown(cancel_futures=True)
+        with ExitStack() as ending:
+            for process in self._processes:
+                ending.enter_context(process).close()  # what is read now is for no one
+            self._readers.shutdown(cancel_futures=True)
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     def _do(self, work: Callable[[], None]) -> None:
@@ -345,7 +355,7 @@ class Scheduler:
         if job.number not in self._jobs:  # cancelled
             return
         try:
-            with self._of(job):
+            with self._of(job), self._reading():
                 audio = read_recording(config, job.audio, job.options)
             audio.mel.waveform, held = self._spool.keep(audio.mel.waveform)
         except Exception as error:
@@ -359,6 +369,19 @@ class Scheduler:
                 self._loader.submit(self._prepare, job, slot, work)
         finally:
             job.audio = None
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Has audio decoded by a process that is free, if there are any, and passes its warnings on."""
+        background = Background()
+        background.process = process = self._free.get()
+        try:
+            with background:
+                yield
+        finally:
+            self._free.put(process)
+            for message in background.warnings:
+                self._warn(message)
 
     def _prepare(self, job: Job, slot: ModelSlot, work: Callable[[], None]) -> None:
         """On the loader's thread: the scheduler's would hold up all requests while it compiles for one."""
