@@ -23,7 +23,7 @@ from whisper_nnx.audio.reader_process import ReaderProcess
 POISONED = """
 import os, sys
 sys.path[:] = sys.argv[1:]
-from whisper_nnx.audio import files, reader_process
+from whisper_nnx.audio import files
 real = files.read_file
 def read_file(file, name, *options):
     if name.endswith("poison.wav"):
@@ -39,6 +39,7 @@ class Odd(Exception):
     def __init__(self, a, b):
         super().__init__(a + b)
 files.read_file = read_file
+from whisper_nnx.audio import reader_process
 reader_process.serve()
 """
 
@@ -89,12 +90,7 @@ def test_what_has_no_path_is_sent_and_arrays_and_long_files_stay_in_this_process
     fsspec.filesystem("memory").pipe({"/read/a.wav": data, "/read/b.wav": b"no audio"})
     with in_process(process):
         monkeypatch.setattr(loading, "_MOST_SENT", len(data) - 1)
-        for long in (
-            np.zeros(8_000, np.float32),
-            data,
-            "memory://read/a.wav",
-            io.BytesIO(data),
-        ):
+        for long in (np.zeros(8_000, np.float32), data, "memory://read/a.wav", io.BytesIO(data)):
             assert len(load_audio(long)) == 8_000
         assert process._process is None
         monkeypatch.setattr(loading, "_MOST_SENT", len(data))
@@ -152,3 +148,32 @@ def test_closing_ends_a_file_that_is_being_read(tmp_path: Path, monkeypatch: pyt
     assert len(raised) == 1
     with in_process(process), pytest.raises(Stopped):
         load_audio(tmp_path / "slow.wav")
+
+
+@pytest.mark.parametrize("executable", ["/none", "/bin/true", None])
+def test_where_no_process_can_be_started_this_one_reads(
+    process: ReaderProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executable: str | None
+) -> None:
+    monkeypatch.setattr(reader_process.sys, "executable", executable)
+    with in_process(process) as background:
+        for _ in range(2):
+            assert len(load_audio(write_wav(tmp_path / "a.wav", 0.5))) == 8_000
+    assert [text.split(": no other")[0] for text in background.warnings] == ["files are decoded in this process"]
+
+
+def test_paths_are_those_of_this_process(
+    process: ReaderProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative ones, also after a change of folder, and descriptors; the package is this one, whatever sys.path has."""
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        write_wav(tmp_path / str(number) / "a.wav", 0.5 + number)
+    monkeypatch.setattr(reader_process.sys, "path", [None, "elsewhere", *reader_process.sys.path])
+    with in_process(process), open(tmp_path / "1" / "a.wav", "rb") as file:
+        for number in range(2):
+            monkeypatch.chdir(tmp_path / str(number))
+            assert len(load_audio("a.wav")) == 8_000 + number * 16_000
+        with pytest.raises(FileNotFoundError, match=r"^b.wav: No such file"):
+            load_audio("b.wav")
+        assert len(load_audio(f"/dev/fd/{file.fileno()}")) == 24_000
+        assert process._process is not None

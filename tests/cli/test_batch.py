@@ -207,7 +207,14 @@ def test_a_planned_job_names_local_files_by_absolute_paths(sounds, tmp_path, mon
 
 def test_workers_share_the_cores_that_the_command_may_use(monkeypatch):
     monkeypatch.setattr(command, "usable_cores", lambda: 6)
-    assert "--threads=2" in command._machine_flags(build_parser().parse_args(["-"]), 3)
+    monkeypatch.setattr("whisper_nnx.runtime.cores.usable_cores", lambda: 12)
+    shared = build_parser().parse_args(["-", "--workers=3"])
+    assert "--threads=2" in command._machine_flags(shared, 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not [flag for flag in command._machine_flags(shared, 3) if "readers" in flag]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert "--readers=3" in command._machine_flags(shared, 3)
+    assert "--readers=0" in command._machine_flags(build_parser().parse_args(["-", "--workers=3", "--readers=0"]), 3)
 
 
 def test_what_failed_again_is_named_and_tried_with_another_flag(sounds, tmp_path, monkeypatch, capsys):

@@ -329,7 +329,7 @@ def test_parts_are_read_with_the_options_of_the_job(files, tmp_path, monkeypatch
 
 def test_cuts_are_decoded_once_and_ahead(files, tmp_path, monkeypatch):
     """By the threads that read ahead, of which several may need the same recording."""
-    rows = [{"audio": f"sounds/{n}.wav", "offset": at, "duration": 0.25} for n in (0, 1, 2) for at in (0, 0.25, 0.5)]
+    rows = [{"audio": f"sounds/{n}.wav", "offset": at, "duration": 0.25} for at in (0.5, 0, 0.25) for n in (0, 1, 2)]
     (tmp_path / "nemo.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     decoded: list[tuple[str, bool]] = []
 

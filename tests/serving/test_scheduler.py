@@ -120,7 +120,7 @@ def test_processes_decode_uploads_and_one_that_dies_is_replaced(model, tmp_path)
     whole, cut = write_wav(tmp_path / "whole.wav", 0.5).read_bytes(), write_wav(tmp_path / "cut.wav", 2.0).read_bytes()
 
     async def work(scheduler):
-        results, [process] = [], scheduler._processes
+        results, [process] = [], scheduler._readers.processes
         for data in (whole, cut[:30_000], whole):
             upload = Upload(io.BytesIO(data), "an upload.wav")
             async with scheduler.submit("small", upload, GREEDY) as job:

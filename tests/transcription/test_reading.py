@@ -24,10 +24,11 @@ from whisper_nnx import iter_transcripts, transcribe
 from whisper_nnx.audio import background
 from whisper_nnx.audio.arrays import Later
 from whisper_nnx.audio.loading import load_audio
+from whisper_nnx.runtime.cores import reader_processes
 from whisper_nnx.transcription import stream
 from whisper_nnx.transcription.opening import Samples, read_samples
 from whisper_nnx.transcription.options import TranscribeOptions
-from whisper_nnx.transcription.reading import ReadAhead, reader_processes
+from whisper_nnx.transcription.reading import ReadAhead
 
 SECOND = 16_000
 OPTIONS = TranscribeOptions.of(language="en")
@@ -194,7 +195,7 @@ from types import SimpleNamespace
 import numpy as np
 from whisper_nnx.audio.background import check_stopped
 from whisper_nnx.transcription.options import TranscribeOptions
-from whisper_nnx.transcription.reading import ReadAhead, reader_processes
+from whisper_nnx.transcription.reading import ReadAhead
 
 def read(source, options):
     while source != b"0":
@@ -285,8 +286,9 @@ def test_processes_read_what_threads_read(files: list[Path], tmp_path: Path) -> 
 
 
 def test_readers_are_processes_where_a_cpu_is_not_busy_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whisper_nnx.transcription.reading.usable_cores", lambda: 12)
+    monkeypatch.setattr("whisper_nnx.runtime.cores.usable_cores", lambda: 12)
     assert [reader_processes(platform) for platform in ("cpu", "gpu", "tpu")] == [0, 9, 9]
+    assert reader_processes("gpu", workers=4) == 2
     with pytest.raises(ValueError, match="readers=-1 must be a whole number"):
         iter_transcripts(small_model(), [], readers=-1)
 

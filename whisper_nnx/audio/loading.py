@@ -115,21 +115,29 @@ def _load(
 def _read(source: Any, *options: Any) -> tuple[tuple[np.ndarray, np.ndarray | None], str]:
     """`read_file` of a path, bytes, "-" or a file object, perhaps in another process; and its name for messages."""
     process = reader_process()
-    if process is not None and isinstance(source, str | os.PathLike) and source != "-" and not is_remote(source):
-        return process.read(path := os.fspath(source), path, *options), path
+    if process is not None and (path := _path(source)) is not None and process.start():
+        return process.read(path, path, *options), path
     with open_binary(source) as (file, name):
-        if process is not None and (content := _content(file)) is not None:
-            return process.read(content, name, *options), name
+        if process is not None and _is_short(file) and process.start():
+            return process.read(file.read(), name, *options), name
         return read_file(file, name, *options), name
 
 
-def _content(file: BinaryIO) -> bytes | None:
-    """What is in a file, at whose start it is and stays; None if that is too long to be sent, or its length unknown."""
-    if not file.seekable():
+def _path(source: Any) -> str | None:
+    """The path of a file that another process finds under it, too; None if `source` is something else."""
+    if not isinstance(source, str | os.PathLike) or source == "-" or is_remote(source):
         return None
+    path = os.fsdecode(os.fsencode(source))  # a plain string
+    return None if os.path.abspath(path).startswith(("/dev/", "/proc/")) else path
+
+
+def _is_short(file: BinaryIO) -> bool:
+    """Whether a file, at whose start it is and stays, is known to be short enough to be sent."""
+    if not file.seekable():
+        return False
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    return file.read() if size <= _MOST_SENT else None
+    return size <= _MOST_SENT
 
 
 def pad_or_trim(waveform: Any, n_samples: int = 30 * SAMPLE_RATE) -> np.ndarray:

@@ -22,7 +22,7 @@ from whisper_nnx.jobs import changes, export, inputs, job, journal, status, supe
 from whisper_nnx.output.progress import clock
 from whisper_nnx.output.writers import WRITERS
 from whisper_nnx.runtime.console import NAME, exit_status, run_command, say
-from whisper_nnx.runtime.cores import usable_cores
+from whisper_nnx.runtime.cores import reader_processes, usable_cores
 from whisper_nnx.runtime.options import option, options_of
 from whisper_nnx.runtime.startup import start
 from whisper_nnx.transcription.options import NGRAM
@@ -262,6 +262,8 @@ def _machine_flags(args: argparse.Namespace, workers: int) -> list[str]:
     values = {flag.dest: getattr(args, flag.dest) for flag in flags}
     if workers > 1:
         values["threads"] = values["threads"] or max(1, usable_cores() // workers)
+        if values["readers"] is None and _own_gpu(args, 0):
+            values["readers"] = reader_processes("gpu", workers)
     if values["device"] is not None:
         values["device"] = ":".join(map(str, values["device"]))
     if isinstance(values["mesh"], dict):

@@ -20,6 +20,7 @@ from whisper_nnx.cli.options import CommandOptions, Flag, add_option, as_flags, 
 from whisper_nnx.cli.parser import Help, Parser, parse_spelled
 from whisper_nnx.cli.transcribe import check_devices, load_named_model
 from whisper_nnx.runtime.console import NAME, one_line, run_command, say
+from whisper_nnx.runtime.cores import reader_processes
 from whisper_nnx.runtime.options import option, options_of
 from whisper_nnx.runtime.packages import require_packages
 from whisper_nnx.runtime.startup import start
@@ -198,7 +199,6 @@ async def _serve(slots: list[ModelSlot], args: argparse.Namespace, settings: Ser
     from whisper_nnx.serving.app import create_app
     from whisper_nnx.serving.request_log import write_log
     from whisper_nnx.serving.scheduler import Scheduler
-    from whisper_nnx.transcription.reading import reader_processes
 
     listening = _listen(args.host, args.port)
     memory = args.model_memory_gb

@@ -1,7 +1,7 @@
 """Recordings inside another file: members of a tar, rows of parquet or of a saved dataset, cuts of Lhotse.
 
 The plan notes where each one is (`Recording.part`), and a worker reads it when its turn comes: of a tar a range of
-bytes, of parquet the row group, of a recording that is cut the whole. The last two of these are kept.
+bytes, of parquet the row group, of a recording that is cut the whole. Two row groups and two recordings are kept.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from whisper_nnx.audio.suffixes import SUFFIXES
 if TYPE_CHECKING:
     import numpy as np
 
+_WHOLES = 4  # recordings of cuts that are decoded at once: each is in memory as a whole
 AUDIO_KEYS = ("audio", "audio_filepath", "file_name", "path")  # columns; the first one found is used
 PARQUET, TAR = ".parquet", ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -193,6 +194,9 @@ def _parquet_file(source: Any, path: str) -> Any:
         raise ValueError(f"{path} cannot be read as parquet ({' '.join(str(error).split())}); copy it again") from None
 
 
+_wholes = threading.Semaphore(_WHOLES)
+
+
 class _Once:
     """Calls a function when its result is first asked for; other threads wait for it."""
 
@@ -233,9 +237,10 @@ def _samples(path: str, channels: tuple[int, ...], **options: Any) -> np.ndarray
     """A whole recording, or the mean of some of its channels."""
     from whisper_nnx.audio.loading import load_audio, load_channels
 
-    if not channels:
-        return load_audio(path, **options)
-    return load_channels(path, **options)[1][list(channels)].mean(axis=0)
+    with _wholes:
+        if not channels:
+            return load_audio(path, **options)
+        return load_channels(path, **options)[1][list(channels)].mean(axis=0)
 
 
 def _dataset(path: str) -> Any:

@@ -183,12 +183,13 @@ class _Worker:
     def _sources(self, shards: Iterable[_Shard]) -> Iterator[Any]:
         """The recordings to transcribe, shard after shard: a shard is leased when its first recording is asked for.
 
-        Where a batch ends with its shard, the longest come first, so that its last rows are not empty for long.
+        Where a batch ends with its shard, the longest come first, so that its last rows are not empty for long; but
+        cuts of one recording one after the other, so that it is decoded once.
         """
         count = itertools.count()
         for shard in shards:
             alone = {one.id for one in shard.alone}
-            order = sorted(shard.recordings, key=lambda one: -one.about_s) if self._batched else shard.recordings
+            order = sorted(shard.recordings, key=_company) if self._batched else shard.recordings
             for one in order:
                 if one.id not in shard.missing or one.id in alone:
                     continue
@@ -275,6 +276,11 @@ class _Worker:
             check()
             path.unlink(missing_ok=True)
         write_once(self._job.path("results", shard.number), _lines(done), check)
+
+
+def _company(one: Recording) -> tuple[str, float]:
+    """The order of a shard whose recordings share batches."""
+    return (one.audio, one.part["start"]) if one.part is not None and one.is_cut else ("", -one.about_s)
 
 
 def _problem(one: Recording) -> Exception | None:

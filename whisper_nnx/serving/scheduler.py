@@ -11,18 +11,16 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from whisper_nnx.audio.background import Background
-from whisper_nnx.audio.reader_process import ReaderProcess
 from whisper_nnx.model.config import WhisperConfig
 from whisper_nnx.model.whisper import Whisper
 from whisper_nnx.output.results import Segment
 from whisper_nnx.serving.job import Job
 from whisper_nnx.serving.models import ModelSlot
+from whisper_nnx.serving.readers import Readers
 from whisper_nnx.serving.spool import Spool
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.transcription.batch import is_out_of_memory
@@ -69,7 +67,7 @@ class Scheduler:
       max_requests: taken at a time, those that wait included.
       memory_bytes: of the parameters of all models; idle models are released for others. None: no limit.
       samples_bytes: of the samples of waiting recordings; more are kept on disk.
-      readers: processes that decode audio; 0: two threads of this process.
+      readers: processes that decode audio; 0: threads of this process.
     """
 
     def __init__(
@@ -92,11 +90,7 @@ class Scheduler:
         self.ready = False  # set by whoever has loaded what is to be there from the start
         self._stopping, self._ended = False, False
         self._steps, self._busy_s, self._window_s = 0, 0.0, 0.5  # seconds since a window was done, and for each
-        self._processes = [ReaderProcess() for _ in range(readers)]
-        self._free: SimpleQueue[ReaderProcess | None] = SimpleQueue()  # for a thread each
-        for process in self._processes or (None, None):
-            self._free.put(process)
-        self._readers = ThreadPoolExecutor(self._free.qsize(), "read")
+        self._readers = Readers(readers)
         self._loader = ThreadPoolExecutor(1, "load")
         self._current = threading.local()  # .job: whose warnings they are
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -199,10 +193,7 @@ class Scheduler:
 
         self._do(stop)
         await asyncio.to_thread(self._thread.join, 5)
-        with ExitStack() as ending:
-            for process in self._processes:
-                ending.enter_context(process).close()  # what is read now is for no one
-            self._readers.shutdown(cancel_futures=True)
+        self._readers.close()
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     def _do(self, work: Callable[[], None]) -> None:
@@ -355,7 +346,7 @@ class Scheduler:
         if job.number not in self._jobs:  # cancelled
             return
         try:
-            with self._of(job), self._reading():
+            with self._of(job), self._readers.reading(self._warn):
                 audio = read_recording(config, job.audio, job.options)
             audio.mel.waveform, held = self._spool.keep(audio.mel.waveform)
         except Exception as error:
@@ -369,19 +360,6 @@ class Scheduler:
                 self._loader.submit(self._prepare, job, slot, work)
         finally:
             job.audio = None
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Has audio decoded by a process that is free, if there are any, and passes its warnings on."""
-        background = Background()
-        background.process = process = self._free.get()
-        try:
-            with background:
-                yield
-        finally:
-            self._free.put(process)
-            for message in background.warnings:
-                self._warn(message)
 
     def _prepare(self, job: Job, slot: ModelSlot, work: Callable[[], None]) -> None:
         """On the loader's thread: the scheduler's would hold up all requests while it compiles for one."""
@@ -401,8 +379,7 @@ class Scheduler:
             self._current.job = None
 
     def _warn(self, message: str) -> None:
-        job = getattr(self._current, "job", None)
-        if job is not None:
+        if (job := getattr(self._current, "job", None)) is not None:
             job.warnings.append(message)
 
 

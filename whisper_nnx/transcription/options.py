@@ -95,11 +95,12 @@ class CallOptions:
         default=None,
         metadata=_call(
             "processes that decode files ahead; 0: threads of this process (default: 0 on CPUs, which are busy with "
-            "the model, else three for four cores, at most 16)",
+            "the model, else three for every four cores, at most 16)",
             group="performance",
             after="batch_size",
-            more="Of several recordings. Threads are hardly faster together than one, as they wait for each other. A "
-            "file that ends its process twice (memory, a fault in a codec) fails by itself.",
+            more="Of several recordings, at most one for each row of the batch. Threads decode no faster together than "
+            "one, as they wait for each other. A file that ends its process twice (memory, a fault in a codec) fails "
+            "by itself.",
         ),
     )
     verbose: bool | None = field(

@@ -33,7 +33,7 @@ Source = tuple[Any, "TranscribeOptions"]  # a recording and its options
 Read = Callable[[Any, "TranscribeOptions"], "Samples"]
 
 MAX_BYTES = 1 << 30  # of samples that are read ahead: about 4.5 hours
-_MOST_THREADS, _MOST_PROCESSES = 8, 16  # by default
+_MOST_THREADS = 8  # by default
 _CLOSE_S = 1.0  # wait for threads, which check between two frames of audio
 
 
@@ -206,11 +206,6 @@ class ReadAhead(Iterator[Reading]):
                 return False
             held += other.n_bytes
         return not held or held + n_bytes <= self._max_bytes
-
-
-def reader_processes(platform: str) -> int:
-    """How many processes read files by default, for a model on that platform: a CPU is busy with the model."""
-    return 0 if platform == "cpu" else max(1, min(3 * usable_cores() // 4, _MOST_PROCESSES))
 
 
 def _may_be_read_ahead(source: Any) -> bool:

@@ -17,13 +17,14 @@ from whisper_nnx.model.audio_context import with_audio_ctx
 from whisper_nnx.model.masked_heads import with_masked_heads
 from whisper_nnx.model.sharding import mesh_of, on_devices
 from whisper_nnx.output.results import Segment, Transcript
+from whisper_nnx.runtime.cores import reader_processes
 from whisper_nnx.runtime.devices import rounded_up
 from whisper_nnx.transcription.batch import Batch, is_out_of_memory
 from whisper_nnx.transcription.drafts import with_draft
 from whisper_nnx.transcription.language_models import with_lm
 from whisper_nnx.transcription.opening import Opened, open_audio, open_recording, prepare_audio, read_samples
 from whisper_nnx.transcription.options import CallOptions, TranscribeOptions
-from whisper_nnx.transcription.reading import ReadAhead, Reading, Source, reader_processes
+from whisper_nnx.transcription.reading import ReadAhead, Reading, Source
 from whisper_nnx.transcription.report import Report
 from whisper_nnx.transcription.rows import Live
 from whisper_nnx.transcription.windows import tokenizer_of
