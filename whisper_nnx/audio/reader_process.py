@@ -130,7 +130,8 @@ class ReaderProcess:
 
 
 def _started() -> subprocess.Popen[bytes]:
-    paths = [_ROOT, *(os.path.abspath(path) for path in sys.path if isinstance(path, str))]
+    paths = [os.path.abspath(path) for path in sys.path if isinstance(path, str)]
+    paths = paths if _ROOT in paths else [_ROOT, *paths]
     return subprocess.Popen([sys.executable, "-c", _START, *paths], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 

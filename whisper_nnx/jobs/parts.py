@@ -21,10 +21,10 @@ from whisper_nnx.audio.suffixes import SUFFIXES
 if TYPE_CHECKING:
     import numpy as np
 
-_WHOLES = 4  # recordings of cuts that are decoded at once: each is in memory as a whole
 AUDIO_KEYS = ("audio", "audio_filepath", "file_name", "path")  # columns; the first one found is used
 PARQUET, TAR = ".parquet", ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_wholes = threading.Semaphore(4)  # recordings of cuts that are decoded at once: each is in memory as a whole
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd start
 
 
@@ -194,9 +194,6 @@ def _parquet_file(source: Any, path: str) -> Any:
         raise ValueError(f"{path} cannot be read as parquet ({' '.join(str(error).split())}); copy it again") from None
 
 
-_wholes = threading.Semaphore(_WHOLES)
-
-
 class _Once:
     """Calls a function when its result is first asked for; other threads wait for it."""
 
@@ -212,10 +209,8 @@ class _Once:
 
 def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
     """A decorator: the last two results are kept, and threads that need the same one get it from one call."""
-    latest, lock = (
-        lru_cache(maxsize=2)(lambda *args, **options: _Once(partial(function, *args, **options))),
-        threading.Lock(),
-    )
+    lock = threading.Lock()
+    latest = lru_cache(maxsize=2)(lambda *args, **options: _Once(partial(function, *args, **options)))
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:

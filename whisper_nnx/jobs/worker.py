@@ -189,7 +189,7 @@ class _Worker:
         count = itertools.count()
         for shard in shards:
             alone = {one.id for one in shard.alone}
-            order = sorted(shard.recordings, key=_company) if self._batched else shard.recordings
+            order = sorted(shard.recordings, key=_batch_order) if self._batched else shard.recordings
             for one in order:
                 if one.id not in shard.missing or one.id in alone:
                     continue
@@ -278,8 +278,8 @@ class _Worker:
         write_once(self._job.path("results", shard.number), _lines(done), check)
 
 
-def _company(one: Recording) -> tuple[str, float]:
-    """The order of a shard whose recordings share batches."""
+def _batch_order(one: Recording) -> tuple[str, float]:
+    """Sorts the recordings of a shard that share batches."""
     return (one.audio, one.part["start"]) if one.part is not None and one.is_cut else ("", -one.about_s)
 
 
