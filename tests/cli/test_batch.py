@@ -16,9 +16,9 @@ from whisper_nnx import transcribe
 from whisper_nnx.cli import batch as command
 from whisper_nnx.cli.batch import build_parser, restored_options, stored_options
 from whisper_nnx.cli.transcribe import transcribe_options
+from whisper_nnx.jobs.in_process import planned, run
 from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan
-from whisper_nnx.jobs.run import planned, run
 from whisper_nnx.jobs.status import results
 from whisper_nnx.jobs.worker import work
 from whisper_nnx.runtime.console import Terminated

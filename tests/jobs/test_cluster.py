@@ -19,8 +19,8 @@ from tests.jobs.test_jobs import failures, files, planned, recordings, sounds, u
 from tests.small import quick_environment, small_model
 from weight_loader import load_model, save_pretrained
 from whisper_nnx.jobs.cluster import Actor, connected, run_on_cluster, slots
+from whisper_nnx.jobs.in_process import run
 from whisper_nnx.jobs.job import Job
-from whisper_nnx.jobs.run import run
 from whisper_nnx.jobs.status import results, status
 from whisper_nnx.jobs.supervise import supervise
 from whisper_nnx.jobs.worker import work

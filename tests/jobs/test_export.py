@@ -85,6 +85,8 @@ def test_parquet_holds_the_same_rows_and_how_they_were_made(job, tmp_path):
     for row, expected in zip(found.to_pylist(), results(job), strict=True):
         assert row["segments"][0]["words"] == expected["segments"][0]["words"]
         assert dict(row["retries"]) == expected.get("retries", {})
+        assert (row["version"], row["model"]) == (expected.get("version"), expected.get("model"))
+        assert json.loads(row["options"]) == expected["options"] == {"language": "en", "word_timestamps": True}
         assert {key: row[key] for key in ("id", "audio", "text", "language", "duration")} == {
             key: expected[key] for key in ("id", "audio", "text", "language", "duration")
         }

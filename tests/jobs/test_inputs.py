@@ -21,10 +21,10 @@ from tests.small import quick_compilation, small_model  # noqa: F401
 from whisper_nnx import load_audio
 from whisper_nnx.data.manifest import read_manifest
 from whisper_nnx.jobs.changes import warn_of_changes
+from whisper_nnx.jobs.in_process import run
 from whisper_nnx.jobs.inputs import Recording, absolute, read_input
 from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.parts import read_part
-from whisper_nnx.jobs.run import run
 from whisper_nnx.jobs.status import results, status
 from whisper_nnx.jobs.worker import work
 

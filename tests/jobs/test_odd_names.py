@@ -13,9 +13,9 @@ import pytest
 from tests.audio.test_loading import as_int16, write_wav
 from tests.small import quick_compilation, small_model  # noqa: F401
 from whisper_nnx.jobs.export import export
+from whisper_nnx.jobs.in_process import run
 from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan
-from whisper_nnx.jobs.run import run
 from whisper_nnx.jobs.status import results, status
 
 ODD = os.fsdecode(b"caf\xe9.wav")

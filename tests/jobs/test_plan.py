@@ -18,10 +18,10 @@ import pytest
 from tests.jobs.echo import transcribe_all
 from tests.jobs.test_jobs import files, recordings
 from whisper_nnx.jobs.changes import warn_of_changes
+from whisper_nnx.jobs.in_process import planned
 from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.journal import speeds
-from whisper_nnx.jobs.run import planned
 from whisper_nnx.jobs.status import results
 from whisper_nnx.jobs.worker import work
 

@@ -17,11 +17,11 @@ from flax import nnx
 from tests.audio.test_loading import as_int16, write_wav
 from tests.decoding.test_word_ngram import FOLDER as LM_FOLDER
 from tests.small import small_model
-from whisper_nnx import __version__
+from whisper_nnx import __version__, jobs
 from whisper_nnx.audio.options import VadOptions
 from whisper_nnx.decoding.ngram import NgramModel
+from whisper_nnx.jobs.in_process import digest, planned, require_model, run
 from whisper_nnx.jobs.job import Job
-from whisper_nnx.jobs.run import digest, planned, require_model, run
 from whisper_nnx.jobs.status import results
 from whisper_nnx.text.tokenizer import Tokenizer
 from whisper_nnx.transcription.drafts import with_draft
@@ -54,6 +54,12 @@ def folder(tmp_path: Path) -> Path:
 
 def plan_with(folder: Path, name: str, **options) -> Job:
     return planned(folder / "sounds", folder / name, 60.0, options, {})
+
+
+def test_run_is_a_function_of_the_package() -> None:
+    assert jobs.run is run
+    with pytest.raises(AttributeError, match=r"no attribute 'walk'"):
+        jobs.walk  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -112,7 +118,7 @@ def test_a_shard_that_is_interrupted_has_the_same_bytes_however_long_reading_tak
 
     monkeypatch.setattr("whisper_nnx.transcription.stream.read_samples", slowly)
     with monkeypatch.context() as patch:
-        patch.setattr("whisper_nnx.jobs.run.iter_transcripts", interrupted)
+        patch.setattr("whisper_nnx.jobs.in_process.iter_transcripts", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(model, tmp_path / "sounds", tmp_path / "job", **options)
     assert run(model, tmp_path / "sounds", tmp_path / "job", **options).done == 7
@@ -126,7 +132,7 @@ def test_a_shard_that_is_interrupted_has_the_same_bytes_however_long_reading_tak
 )
 def test_a_shard_is_done_as_a_whole_where_recordings_share_batches(folder, monkeypatch, options, expected):
     found = list[bool]()
-    monkeypatch.setattr("whisper_nnx.jobs.run.work", lambda *_, batched, **more: found.append(batched))
+    monkeypatch.setattr("whisper_nnx.jobs.in_process.work", lambda *_, batched, **more: found.append(batched))
     run(small_model(), folder / "sounds", folder / "job", **options)
     assert found == [expected]
 
@@ -177,7 +183,7 @@ def test_a_language_model_that_changed_at_its_path_is_refused_and_read_once_by_a
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("whisper_nnx.jobs.run.iter_transcripts", interrupted)
+        patch.setattr("whisper_nnx.jobs.in_process.iter_transcripts", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(small_model(), folder / "sounds", folder / "job", **options)
     path.write_text(path.read_text().replace("-1.", "-1.5", 1))

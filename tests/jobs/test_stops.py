@@ -14,11 +14,11 @@ import pytest
 from tests.jobs.echo import transcribe_all, transcript
 from tests.jobs.test_jobs import files, planned, recordings, sounds, undisturbed  # noqa: F401
 from tests.small import small_model
+from whisper_nnx.jobs.in_process import run
 from whisper_nnx.jobs.inputs import read_input
 from whisper_nnx.jobs.job import Job, plan
 from whisper_nnx.jobs.journal import Journal, Progress
 from whisper_nnx.jobs.leases import Leases
-from whisper_nnx.jobs.run import run
 from whisper_nnx.jobs.status import status
 from whisper_nnx.jobs.supervise import supervise
 from whisper_nnx.jobs.worker import DeviceError, work
@@ -90,7 +90,7 @@ def test_a_device_that_fails_stops_the_worker_and_leaves_the_rest_undone(
         for number, path in enumerate(paths):
             yield number, jax.errors.JaxRuntimeError(message) if number == after else transcript(path)
 
-    monkeypatch.setattr("whisper_nnx.jobs.run.iter_transcripts", broken)
+    monkeypatch.setattr("whisper_nnx.jobs.in_process.iter_transcripts", broken)
     stopped = pytest.raises(DeviceError, match=f"the device failed: {message}") if sum(counts) < 4 else nullcontext()
     with stopped:
         run(small_model(), four, tmp_path / "job")
@@ -106,7 +106,7 @@ def test_a_recording_that_ends_the_device_again_and_again_is_quarantined(four, t
                 raise jax.errors.JaxRuntimeError("INTERNAL: illegal address")
             yield number, transcript(path)
 
-    monkeypatch.setattr("whisper_nnx.jobs.run.iter_transcripts", broken)
+    monkeypatch.setattr("whisper_nnx.jobs.in_process.iter_transcripts", broken)
     options: Any = {"batch_size": batch_size} if batch_size > 1 else {}
     for _ in range(3 if batch_size == 1 else 5):  # together, then alone
         with pytest.raises(DeviceError, match="the device failed: INTERNAL: illegal address"):

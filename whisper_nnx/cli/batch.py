@@ -297,7 +297,7 @@ def _as_worker(planned: job.Job, parser: argparse.ArgumentParser, args: argparse
     device = start(args.threads, args.compilation_cache, args.device)
     import jax
 
-    from whisper_nnx.jobs.run import work_with
+    from whisper_nnx.jobs.in_process import work_with
 
     with jax.default_device(device):
         model = load_named_model(full.model, full, device)

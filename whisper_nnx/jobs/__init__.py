@@ -1,4 +1,4 @@
-"""Transcribes millions of recordings, in any number of processes that may die: see `run.run`, and `whisper-nnx batch`.
+"""Transcribes millions of recordings, in any number of processes that may die: see `run`, and `whisper-nnx batch`.
 
 A job is a folder, and all that is known of it is in files:
 
@@ -15,3 +15,16 @@ A job is a folder, and all that is known of it is in files:
 
 A worker whose lease has expired writes no results. Where two workers have had the same shard, the first results stay.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whisper_nnx.jobs.in_process import run as run
+
+
+def __getattr__(name: str) -> Any:
+    if name != "run":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from whisper_nnx.jobs.in_process import run  # needs JAX, which the command's own process does not
+
+    return run

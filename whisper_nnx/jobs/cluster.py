@@ -40,7 +40,7 @@ def run_on_cluster(
     subtitles: Mapping[str, Any] | None = None,
     **options: Unpack[TranscribeChanges],
 ) -> Status:
-    """Like `jobs.run.run`, by all devices of a Ray cluster, whose machines have input and output under the same paths.
+    """Like `jobs.run`, by all devices of a Ray cluster, whose machines have input and output under the same paths.
 
     Args:
       load: loads the model; called in each actor.
@@ -48,9 +48,9 @@ def run_on_cluster(
       workers: how many actors; None: one for each device.
       gpus_per_worker: see `slots`.
 
-    Raises what `jobs.run.run` raises; ConnectionError, see `connected`; RuntimeError if workers failed.
+    Raises what `jobs.run` raises; ConnectionError, see `connected`; RuntimeError if workers failed.
     """
-    from whisper_nnx.jobs.run import planned, work_with
+    from whisper_nnx.jobs.in_process import planned, work_with
 
     written = export_settings(output_format, subtitles or {}, options)
     with connected(address) as machines:

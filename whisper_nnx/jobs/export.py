@@ -164,19 +164,23 @@ def _stem(row: dict[str, Any]) -> str:
 
 
 def _parquet(job: Job, rows: list[dict[str, Any]]) -> bytes:
-    """The rows with the types of `Transcript`; the settings of the job and the model's digest are in the metadata."""
+    """The rows with the types of `Transcript`, and how they were made, with options as JSON.
+
+    The settings of the job and the model's digest are also in the metadata.
+    """
     import pyarrow as pa
     import pyarrow.parquet
 
     columns = {"id": str, "audio": str, "offset": float, **get_type_hints(Transcript)}
+    columns |= dict.fromkeys(("version", "model", "options"), str)
     settings = {name: value for name, value in job.settings.items() if name not in _SETTINGS}
     about = {"settings": json.dumps(settings), "model": origin(job).get("model", "")}
     schema = pa.schema([(name, _arrow_type(hint)) for name, hint in columns.items()], about)
     names = [{key: row[key].encode(errors=ESCAPED).decode() for key in ("id", "audio")} for row in rows]
-    retries = [{"retries": list(row.get("retries", {}).items())} for row in rows]
-    table = pa.Table.from_pylist(
-        [row | own | more for row, own, more in zip(rows, names, retries, strict=True)], schema
-    )
+    others = [
+        {"retries": list(row.get("retries", {}).items()), "options": json.dumps(row.get("options", {}))} for row in rows
+    ]
+    table = pa.Table.from_pylist([row | own | more for row, own, more in zip(rows, names, others, strict=True)], schema)
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink)
     return sink.getvalue().to_pybytes()
