@@ -172,7 +172,7 @@ class _Worker:
             if one.id in suspects:
                 shard.journal.begin(one.id, alone=True)
                 try:
-                    for _ in transcribe_all(iter([one.read(**self._reading)])):
+                    for _ in transcribe_all(iter([self._source(one)])):
                         pass  # alone, it may differ in the last digits
                 except DeviceError:
                     raise
@@ -199,10 +199,14 @@ class _Worker:
                     yield source
 
     def _read(self, shard: _Shard, one: Recording) -> Any:
-        """A recording as `transcribe` takes it, a part to be fetched ahead; None if it is not the planned one."""
+        """A recording as `transcribe` takes it; None if it is not the planned one."""
         if (problem := _problem(one)) is not None:
             self._finish(shard, one, problem)
             return None
+        return self._source(one)
+
+    def _source(self, one: Recording) -> Any:
+        """A recording as `transcribe` takes it; a part is fetched ahead."""
         if one.part is None:
             return one.audio
         later = Later(partial(one.read, **self._reading), one.duration)
